@@ -1,0 +1,3 @@
+"""kdr: distils object detectors, searches the settings of the distillation on Ray, and answers questions from the log."""
+
+__version__ = "0.1.0"

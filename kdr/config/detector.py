@@ -1,0 +1,65 @@
+"""Settings of a detector, and the facts about detectors that must be known without torch: levels and strides."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from kdr.config.settings import Positive, Settings, Share
+
+DetectorName = Literal["retinanet", "fcos"]
+BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v3_small", "mobilenet_v3_large"]
+
+FEATURE_STRIDES: dict[str, tuple[int, ...]] = {"retinanet": (8, 16, 32, 64, 128), "fcos": (8, 16, 32, 64, 128)}
+"""Strides in pixels of a detector's FPN outputs, finest first. The detector itself is measured when it is built."""
+
+
+def level_name(stride: float) -> str:
+    """The usual name of a feature level: P3 for stride 8, P7 for stride 128."""
+    return f"P{round(stride).bit_length() - 1}"
+
+
+def level_names(detector: str) -> tuple[str, ...]:
+    """Names of a detector's feature levels, finest first: ('P3', ..., 'P7') for RetinaNet and FCOS."""
+    return tuple(level_name(stride) for stride in FEATURE_STRIDES[detector])
+
+
+def review_links(detector: str) -> tuple[str, ...]:
+    """Every review link of a detector, finest first: ('P4->P3', ..., 'P7->P6')."""
+    names = level_names(detector)
+    return tuple(f"{coarse}->{fine}" for fine, coarse in zip(names, names[1:], strict=False))
+
+
+class DetectorConfig(Settings):
+    """A detector out of torchvision's classes: RetinaNet or FCOS over a resnet or mobilenet_v3 backbone with an FPN."""
+
+    detector: DetectorName = "retinanet"
+    """Kind of detector."""
+    backbone: BackboneName = "resnet50"
+    """Network under the FPN."""
+    fpn_channels: Annotated[int, Field(ge=8, multiple_of=8)] = 256
+    """Channels of the FPN and of the head."""
+    norm: Literal["batch", "frozen"] = "batch"
+    """Batch normalisation of the backbone: `batch` trains it, `frozen` keeps statistics and affine parameters fixed."""
+    head_norm: Literal["none", "group"] | None = None
+    """Normalisation in the head. Unset: as torchvision has it, none in RetinaNet and group norm in FCOS."""
+    anchor_scale: Positive | None = None
+    """Side of the smallest anchor divided by the stride, for RetinaNet; unset: 4, torchvision's 32 px at stride 8."""
+    weights: str | None = None
+    """Weights of the whole detector: a torchvision enum name such as `RetinaNet_ResNet50_FPN_Weights.COCO_V1`, or a file."""
+    backbone_weights: str | None = None
+    """Weights of the backbone alone: a torchvision enum name such as `ResNet50_Weights.IMAGENET1K_V1`, or a file."""
+    trainable_stages: Annotated[int, Field(ge=0, le=5)] = 5
+    """Backbone stages that are trained, counted from the last; 5 trains all, torchvision's usual fine-tuning is 3."""
+    min_loaded_share: Share = 0.9
+    """Smallest share of keys that `weights` must fill in backbone and neck each (`backbone_weights`: in the backbone)."""
+
+    @model_validator(mode="after")
+    def _fits_the_detector(self) -> "DetectorConfig":
+        if self.detector == "fcos":
+            if self.head_norm == "none":
+                raise ValueError("head_norm: torchvision's FCOS head always has group norm, got none. Leave it out")
+            if self.anchor_scale is not None:
+                raise ValueError("anchor_scale: FCOS has no anchors. Leave it out")
+        if "group" in (self.head_norm, "group" if self.detector == "fcos" else None) and self.fpn_channels % 32:
+            raise ValueError(f"fpn_channels: group norm of 32 groups needs a multiple of 32, got {self.fpn_channels}")
+        return self

@@ -1,0 +1,113 @@
+"""Settings of the distillation methods, one class each. The methods themselves are in `kdr/distill/`."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from kdr.config.settings import NonNegative, Settings, Share, defaulted
+
+Scale = Literal["full"] | Annotated[int, Field(ge=1)]
+"""A pooling scale: `full` for the feature map itself, k for a k x k grid."""
+
+_KDR_PAPER: dict[str, Any] = {
+    "attention": "both",
+    "fusion": "gated",
+    "gates": "sigmoid",
+    "adapter_norm": "batch",
+    "init": "kaiming",
+    "padding": "counted",
+    "scales_below": "height",
+    "normalisation": "none",
+}
+_PAPER_WEIGHT = {"retinanet": 3.0, "fcos": 4.8}
+
+
+class KdrConfig(Settings):
+    """Knowledge review, foreground/background decoupling and pyramid pooling (Zhang and Pan, 2023)."""
+
+    preset: Literal["kdr", "kdr-paper"] = "kdr"
+    """Where the other settings get their defaults: `kdr` has the safer numerics, `kdr-paper` stays closest to the abstract."""
+    weight: NonNegative = 3.0
+    """Weight lambda of the method, in units of mean squared feature error."""
+    foreground_share: Share = 2 / 3
+    """Balance b: the loss is b x foreground + (1 - b) x background. Not used without masks."""
+    review_links: Literal["all"] | tuple[str, ...] = "all"
+    """Links `P5->P4` that pass a reviewed coarse level down to the next finer one; [] switches the review off."""
+    attention: Literal["none", "spatial", "channel", "both"] = "both"
+    """What the gates of a link look at."""
+    fusion: Literal["residual", "gated"] = "residual"
+    """`residual` adds the gated coarse level with a scale that starts at 0; `gated` mixes both levels."""
+    gates: Literal["softmax", "sigmoid"] = "softmax"
+    """`softmax` gates are convex over the two branches; `sigmoid` gates are independent, as in ReviewKD."""
+    masks: Literal["boxes", "none"] = "boxes"
+    """Decoupling: foreground cells from the ground-truth boxes, or no decoupling."""
+    mask_values: Literal["area", "binary"] = "area"
+    """Weight of a foreground cell: 1 over the cells of its box, or 1."""
+    pyramid_scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = ("full", 4, 2, 1)
+    """Scales at which similarity is measured: `full`, and k for a k x k grid of means."""
+    scales_below: Literal["side", "height"] = "side"
+    """A scale k is used where k is smaller than the shorter side of the map, or than its height (as ReviewKD does)."""
+    normalisation: Literal["teacher_std", "none"] = "teacher_std"
+    """Divide both features by the teacher's standard deviation of that level, so that one weight serves every detector."""
+    align: Literal["conv1x1", "conv3x3", "identity"] = "conv1x1"
+    """Adapter from the student's channels to the review's."""
+    project: Literal["conv3x3", "conv1x1", "identity"] = "conv3x3"
+    """Adapter from the review to the teacher's channels."""
+    adapter_norm: Literal["none", "batch", "group"] = "none"
+    """Normalisation in the adapters."""
+    init: Literal["dirac", "kaiming"] = "dirac"
+    """Initial weights of adapters with equal channels in and out: identity, or random."""
+    upsample: Literal["nearest", "bilinear"] = "nearest"
+    """How a coarse level is brought to the size of the finer one."""
+    padding: Literal["ignored", "counted"] = "ignored"
+    """Whether cells that only see padding count."""
+    ramp: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    """Steps over which the weight rises from 0; `auto`: 500, or 5 % of all steps if that is less."""
+
+    @model_validator(mode="after")
+    def _in_canonical_order(self) -> Self:
+        # Sets in one order, and preset defaults filled in without marking them as set by the user.
+        scales = tuple(sorted(set(self.pyramid_scales), key=lambda scale: -scale if isinstance(scale, int) else float("-inf")))
+        update: dict[str, Any] = {"pyramid_scales": scales}
+        if self.review_links != "all":
+            if len(set(self.review_links)) < len(self.review_links):
+                raise ValueError(f"review_links: each link once, got {list(self.review_links)}")
+            update["review_links"] = tuple(sorted(self.review_links))
+        if self.preset == "kdr-paper":
+            update |= defaulted(self, _KDR_PAPER)
+        for name, value in update.items():
+            object.__setattr__(self, name, value)
+        return self
+
+    def resolved(self, *, student: str, links: tuple[str, ...]) -> "KdrConfig":
+        """The settings for one kind of student: `all` links spelled out, the preset's weight for that detector.
+
+        Args:
+            student: kind of detector, such as "retinanet".
+            links: the links that this detector has.
+        """
+        update: dict[str, Any] = {"review_links": links} if self.review_links == "all" else {}
+        if self.preset == "kdr-paper":
+            update |= defaulted(self, {"weight": _PAPER_WEIGHT.get(student, 3.0)})
+        return self.with_changes(**update)
+
+    def canonical(self) -> dict[str, Any]:
+        """What decides the numbers: settings that have no effect beside the others are left out, as is the preset's name."""
+        settings = self.model_dump(mode="json", exclude={"preset"})
+        if not self.review_links:
+            for name in ("attention", "fusion", "gates", "upsample"):
+                del settings[name]
+        if self.masks == "none":
+            del settings["foreground_share"], settings["mask_values"]
+        return settings
+
+
+class DistillConfig(Settings):
+    """Methods by name; their losses add up. Empty: plain training."""
+
+    kdr: KdrConfig | None = None
+    """Knowledge review, decoupling and pyramid pooling."""
+
+    def methods(self) -> dict[str, KdrConfig]:
+        """The methods that are on, by name."""
+        return {name: method for name in type(self).model_fields if (method := getattr(self, name)) is not None}

@@ -1,0 +1,113 @@
+"""Turns pydantic's findings into lines that a user can act on: path, rule, value, way out."""
+
+import difflib
+import json
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from kdr.errors import ConfigError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(model: type[Model], content: Mapping[str, Any], *, prefix: str = "") -> Model:
+    """Checks plain values against a settings class, strictly: no text is taken for a number, no number for a truth value.
+
+    Args:
+        model: the settings class.
+        content: the values as they were read from YAML or JSON.
+        prefix: path of these settings in the whole, put before the paths in errors.
+
+    Raises:
+        ConfigError: with one line per problem.
+    """
+    try:
+        return model.model_validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        raise ConfigError(_lines(error, model, content, prefix)) from None
+
+
+def _lines(error: ValidationError, model: type[BaseModel], content: Mapping[str, Any], prefix: str) -> list[str]:
+    rules: dict[str, list[str]] = {}
+    values: dict[str, str] = {}
+    for found in error.errors(include_url=False):
+        location, kind = found["loc"], found["type"]
+        path = ".".join([*([prefix] if prefix else []), *map(str, _present(location, content, kind))])
+        if kind == "extra_forbidden":
+            rule = "no such setting. " + _suggestion(model, location)
+        elif kind == "missing":
+            rule = "must be given"
+        elif kind == "value_error":
+            inner, rule = _inner_path(str(found["ctx"]["error"]), found["input"])
+            path = ".".join(part for part in (path, inner) if part)
+        else:
+            rule = found["msg"].replace("Input should be", "must be", 1)
+            values[path] = f", got {_shown(found['input'])}"
+        rules.setdefault(path, [])
+        if rule not in rules[path]:
+            rules[path].append(rule)
+    return [
+        f"{path}: {' or '.join(found)}{values.get(path, '')}" if path else " or ".join(found) for path, found in rules.items()
+    ]
+
+
+def _present(location: tuple[int | str, ...], content: Any, kind: str) -> list[int | str]:
+    """The parts of a location that are in the content; pydantic also names the union members that it tried."""
+    parts: list[int | str] = []
+    for index, part in enumerate(location):
+        in_mapping = isinstance(content, Mapping) and part in content
+        in_sequence = isinstance(content, list) and isinstance(part, int) and part < len(content)
+        if in_mapping or in_sequence:
+            parts.append(part)
+            content = content[part]
+        elif kind == "missing" and index == len(location) - 1:
+            parts.append(part)
+    return parts
+
+
+def _inner_path(message: str, content: Any) -> tuple[str, str]:
+    """Splits `setting.path: rule` as our own validators write it; the path is empty where the message has none."""
+    head, colon, rule = message.partition(": ")
+    if colon and head and all(part.isidentifier() for part in head.split(".")):
+        return head, rule
+    return "", message
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value) if not isinstance(value, str) else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _suggestion(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    names = sorted(_names_at(model, location[:-1]))
+    close = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
+    hint = f"Did you mean '{close[0]}'? " if close else ""
+    return f"{hint}Settings: {', '.join(names)}" if names else "It takes no settings"
+
+
+def _names_at(model: type[BaseModel], location: tuple[int | str, ...]) -> set[str]:
+    """Names of the settings that the group at a location takes."""
+    models = {model}
+    for part in location:
+        inner: set[type[BaseModel]] = set()
+        for candidate in models:
+            for name, field in candidate.model_fields.items():
+                if part in (name, field.alias):
+                    inner |= _models_in(field.annotation)
+        # a part that names no field is the tag of a union member, or a key of a mapping of groups
+        tagged = {candidate for candidate in models if part in _tags(candidate)}
+        models = inner or tagged or models
+    return {field.alias or name for candidate in models for name, field in candidate.model_fields.items()}
+
+
+def _models_in(annotation: Any) -> set[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {annotation}
+    return {model for part in typing.get_args(annotation) for model in _models_in(part)}
+
+
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    return tuple(tag for field in model.model_fields.values() for tag in typing.get_args(field.annotation))

@@ -1,0 +1,137 @@
+"""A study: one question, one YAML file. Reading it, with every problem found at once."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, JsonValue, PrivateAttr
+
+from kdr.config.overrides import changed, parse_override
+from kdr.config.problems import validated
+from kdr.config.search import Search
+from kdr.config.settings import Count, NonNegative, Settings
+from kdr.config.strict_yaml import read_yaml
+from kdr.config.trial import TrialConfig
+from kdr.errors import ConfigError
+
+_PATH_SETTINGS = (
+    "data.train_images",
+    "data.train_annotations",
+    "data.val_images",
+    "data.val_annotations",
+    *(f"{who}.{what}" for who in ("student", "teacher") for what in ("weights", "backbone_weights")),
+)
+
+
+class Resources(Settings):
+    """What one trial may use. Nothing here changes its numbers, but for `workers`, which is in its key."""
+
+    workers: Count = 1
+    """Processes that train one trial together."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    """CPU cores of each worker."""
+    gpus_per_worker: Literal["auto"] | NonNegative = "auto"
+    """GPUs of each worker, fractions allowed; `auto`: 1 where there are GPUs, else 0."""
+    loader_workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that load images for each worker; 0 loads in the worker itself."""
+    max_concurrent: Count | None = None
+    """Most trials at a time; unset: as many as fit."""
+
+
+class Study(Settings):
+    """One question and the trials that answer it."""
+
+    study: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the study: the name of its folder in the log."""
+    trial: dict[str, JsonValue]
+    """The trial that every trial of the study starts from, as it is written; `base` is the checked form."""
+    search: Search | None = None
+    """What is searched; without it the study is the one trial."""
+    resources: Resources = Resources()
+    """What one trial may use."""
+    keep_weights: Literal["all", "none"] | Count = 1
+    """Whose students' weights are kept: of the study's best k, `all`, or `none`."""
+
+    _base: TrialConfig = PrivateAttr()
+
+    @property
+    def base(self) -> TrialConfig:
+        """The trial that every trial of the study starts from, checked."""
+        return self._base
+
+    def trial_with(self, changes: Mapping[str, Any]) -> TrialConfig:
+        """The trial with some settings changed, by path such as `distill.kdr.weight`.
+
+        Raises:
+            ConfigError: if the changed settings cannot be used; every problem is named.
+        """
+        return validated(TrialConfig, changed(self.trial, changes), prefix="trial")
+
+
+def read_study(path: str | Path, overrides: Iterable[str] = ()) -> Study:
+    """Reads and checks a study file.
+
+    Args:
+        path: the YAML file.
+        overrides: `path=value` settings that replace those of the file, as given to `--set`; a path that does not begin
+            with a setting of the study is one of the trial's.
+
+    Raises:
+        ConfigError: naming every problem of the file, one line each.
+    """
+    path = Path(path)
+    content = read_yaml(path)
+    content = changed(content, dict(_study_path(*parse_override(text)) for text in overrides))
+    return study_from(content, folder=path.absolute().parent)
+
+
+def study_from(content: Mapping[str, Any], *, folder: Path) -> Study:
+    """Checks a study that has been read; relative paths in it are relative to `folder`.
+
+    Raises:
+        ConfigError: naming every problem, one line each.
+    """
+    content = dict(content)
+    if isinstance(content.get("trial"), dict):
+        content["trial"] = _with_absolute_paths(content["trial"], folder)
+    problems: list[str] = []
+    study, base = None, None
+    try:
+        study = validated(Study, content)
+    except ConfigError as error:
+        problems += error.problems
+    if isinstance(content.get("trial"), dict):
+        try:
+            base = validated(TrialConfig, content["trial"], prefix="trial")
+        except ConfigError as error:
+            problems += error.problems
+    if problems or study is None or base is None:
+        raise ConfigError(problems)
+    study._base = base
+    return study
+
+
+def study_yaml(study: Study) -> dict[str, Any]:
+    """The study as plain values that `read_study` reads again to an equal study."""
+    content: dict[str, Any] = json.loads(study.model_dump_json(exclude_unset=True, by_alias=True))
+    return content
+
+
+def _study_path(path: str, value: Any) -> tuple[str, Any]:
+    return (path if path.split(".")[0] in Study.model_fields else f"trial.{path}"), value
+
+
+def _with_absolute_paths(trial: dict[str, Any], folder: Path) -> dict[str, Any]:
+    changes = {}
+    for setting in _PATH_SETTINGS:
+        group, name = setting.split(".")
+        value = trial.get(group, {}).get(name) if isinstance(trial.get(group), dict) else None
+        if isinstance(value, str) and not is_weights_enum(value):
+            changes[setting] = str(folder / Path(value).expanduser())
+    return changed(trial, changes)
+
+
+def is_weights_enum(name: str) -> bool:
+    """Whether `name` is a torchvision weights enum such as `ResNet50_Weights.IMAGENET1K_V1`, rather than a file."""
+    return "_Weights." in name and "/" not in name

@@ -1,0 +1,111 @@
+"""Settings of one trial: a student, its teacher, the data, the distillation, the training and a seed."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from pydantic import model_validator
+
+from kdr.config.data import DataConfig
+from kdr.config.detector import DetectorConfig, review_links
+from kdr.config.distill import DistillConfig
+from kdr.config.settings import Settings
+from kdr.config.training import TrainingConfig
+
+
+class StudentConfig(DetectorConfig):
+    """The detector that is trained."""
+
+    inherit: bool = False
+    """Start neck and head from the teacher's, where shapes match."""
+
+
+class TeacherConfig(DetectorConfig):
+    """The frozen detector that is learned from: it has `weights`, or the study trains it with `training` and keeps it."""
+
+    training: TrainingConfig | None = None
+    """How the study trains the teacher, once, before anything else."""
+    seed: int = 0
+    """Seed of the teacher's training; students of every seed learn from the same teacher."""
+    labels: dict[str, str] | None = None
+    """Category names of the teacher -> category names of the data set, where they differ."""
+
+
+class TrialConfig(Settings):
+    """Everything that changes the numbers of a trial. Placement and logging are not in it."""
+
+    data: DataConfig
+    """Images and boxes."""
+    student: StudentConfig = StudentConfig()
+    """The detector that is trained."""
+    teacher: TeacherConfig | None = None
+    """The detector that is learned from; not needed without distillation."""
+    distill: DistillConfig = DistillConfig()
+    """Distillation methods and their settings; {} is plain training."""
+    training: TrainingConfig = TrainingConfig()
+    """How the student is trained."""
+    seed: int = 0
+    """Seed of initial weights, order and augmentation."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a teacher changes the numbers of this trial."""
+        return self.student.inherit or bool(self.distill.methods())
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.needs_teacher:
+            reason = "student.inherit" if self.student.inherit else f"distill.{next(iter(self.distill.methods()))}"
+            if self.teacher is None:
+                raise ValueError(f"teacher: {reason} needs a teacher, got none. Add one, or switch {reason} off")
+            if (self.teacher.weights is None) == (self.teacher.training is None):
+                raise ValueError(
+                    "teacher: needs weights or training, one of them, "
+                    f"got {'neither' if self.teacher.weights is None else 'both'}. "
+                    "Name a weights file or torchvision enum in teacher.weights, or say in teacher.training how to train it"
+                )
+        kdr = self.distill.kdr
+        if kdr is not None:
+            links = review_links(self.student.detector)
+            unknown = [] if kdr.review_links == "all" else [link for link in kdr.review_links if link not in links]
+            if unknown:
+                raise ValueError(
+                    f"distill.kdr.review_links: {self.student.detector} has the links {', '.join(links)}, got {', '.join(unknown)}"
+                )
+            # fine before coarse, so that two spellings of one set of links are one trial
+            chosen = kdr.resolved(student=self.student.detector, links=links)
+            ordered = tuple(link for link in links if link in chosen.review_links)
+            chosen = chosen.with_changes(review_links=ordered)
+            object.__setattr__(self, "distill", self.distill.with_changes(kdr=chosen))
+            if kdr.align == "identity" and self.teacher and self.student.fpn_channels != self.teacher.fpn_channels:
+                raise ValueError(
+                    "distill.kdr.align: identity needs equal FPN channels of student and teacher, got "
+                    f"{self.student.fpn_channels} and {self.teacher.fpn_channels}. Use conv1x1"
+                )
+        return self
+
+    def teacher_trial(self) -> "TrialConfig | None":
+        """The trial that trains this trial's teacher: plain training on the same data; None if the teacher has weights."""
+        if not self.needs_teacher or self.teacher is None or self.teacher.training is None:
+            return None
+        detector = self.teacher.model_dump(mode="json", exclude={"training", "seed", "labels"})
+        return TrialConfig(
+            data=self.data, student=StudentConfig(**detector), training=self.teacher.training, seed=self.teacher.seed
+        )
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial with its identity. Two trials with equal keys have equal numbers, and only one of them is ever run."""
+
+    key: str
+    """Hash of everything that changes the numbers (`kdr.plan.keys`)."""
+    config: TrialConfig
+    data_id: str
+    """Fingerprint of the data set."""
+    teacher_id: str | None = None
+    """Key of the teacher's trial, or the identity of its weights; None without a teacher."""
+
+    @property
+    def trained_teacher_key(self) -> str | None:
+        """Key of the trial that trains this trial's teacher; None where the teacher comes with weights."""
+        return self.teacher_id if self.config.teacher_trial() is not None else None

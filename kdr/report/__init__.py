@@ -1,0 +1,1 @@
+"""What it means: rankings and tables out of the log."""

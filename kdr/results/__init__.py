@@ -1,0 +1,1 @@
+"""What happened: the Parquet trial log, its schema, writer and reader, and SQL over it."""

@@ -1,0 +1,91 @@
+"""Where everything lies under a storage folder. The one owner of paths, and of the way files are written: aside, then renamed."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdr.errors import StorageError
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The folders of one storage root.
+
+    Args:
+        root: an absolute folder; `Storage.at` makes it absolute, since Ray changes the working directory of trials.
+    """
+
+    root: Path
+
+    @classmethod
+    def at(cls, root: str | Path) -> "Storage":
+        """The storage at `root`, `~` expanded and made absolute."""
+        return cls(Path(root).expanduser().absolute())
+
+    @property
+    def log(self) -> Path:
+        """The Parquet trial log: `{trials,epochs,arms}/study=<name>/part-*.parquet`."""
+        return self.root / "log" / "v1"
+
+    @property
+    def data(self) -> Path:
+        """Generated data sets and cached fingerprints."""
+        return self.root / "data"
+
+    @property
+    def ray(self) -> Path:
+        """Ray Tune's own files of a sweep; never read back by kdr."""
+        return self.root / "ray"
+
+    def trial(self, key: str) -> Path:
+        """The folder of one trial: its checkpoint, and its student's weights if they are kept."""
+        return self.root / "trials" / key
+
+    def teacher(self, teacher_id: str) -> Path:
+        """What was measured of one teacher: feature statistics per data set."""
+        return self.root / "teachers" / teacher_id
+
+    def search(self, study: str) -> Path:
+        """The Optuna journal of one study's search, which `optuna-dashboard` opens."""
+        return self.root / "searches" / f"{study}.journal"
+
+    def check_writable(self) -> None:
+        """Raises StorageError unless a file can be written under the root; makes the root if it is missing."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root) as probe:
+                probe.write(b"kdr")
+        except OSError as error:
+            raise StorageError(
+                f"--storage: needs a folder that can be written, got {self.root} ({error.strerror}). "
+                "Name another folder with --storage, or change its permissions"
+            ) from error
+
+
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`, which takes its place once the block has ended without an error.
+
+    The file reaches the disk before it is renamed, so a reader sees the old content or the new, never a part of it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    aside = Path(name)
+    try:
+        yield aside
+        with aside.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(aside, 0o666 & ~_umask())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,1 @@
+"""One trial, on torch alone: fit(), evaluation, checkpoints."""
