@@ -43,7 +43,7 @@ class ShapeMismatchError(KdrError):
     """Two tensors that had to agree in shape and do not."""
 
 
-class TrialFailure(KdrError):
+class TrialFailure(KdrError):  # noqa: N818 - a trial's end, not a mistake of the input
     """A trial that cannot go on; the study does.
 
     Args:

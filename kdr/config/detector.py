@@ -1,5 +1,6 @@
 """Settings of a detector, and the facts about detectors that must be known without torch: levels and strides."""
 
+import itertools
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -26,7 +27,7 @@ def level_names(detector: str) -> tuple[str, ...]:
 def review_links(detector: str) -> tuple[str, ...]:
     """Every review link of a detector, finest first: ('P4->P3', ..., 'P7->P6')."""
     names = level_names(detector)
-    return tuple(f"{coarse}->{fine}" for fine, coarse in zip(names, names[1:], strict=False))
+    return tuple(f"{coarse}->{fine}" for fine, coarse in itertools.pairwise(names))
 
 
 class DetectorConfig(Settings):

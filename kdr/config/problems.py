@@ -41,7 +41,7 @@ def _lines(error: ValidationError, model: type[BaseModel], content: Mapping[str,
         elif kind == "missing":
             rule = "must be given"
         elif kind == "value_error":
-            inner, rule = _inner_path(str(found["ctx"]["error"]), found["input"])
+            inner, rule = _inner_path(str(found["ctx"]["error"]))
             path = ".".join(part for part in (path, inner) if part)
         else:
             rule = found["msg"].replace("Input should be", "must be", 1)
@@ -68,7 +68,7 @@ def _present(location: tuple[int | str, ...], content: Any, kind: str) -> list[i
     return parts
 
 
-def _inner_path(message: str, content: Any) -> tuple[str, str]:
+def _inner_path(message: str) -> tuple[str, str]:
     """Splits `setting.path: rule` as our own validators write it; the path is empty where the message has none."""
     head, colon, rule = message.partition(": ")
     if colon and head and all(part.isidentifier() for part in head.split(".")):

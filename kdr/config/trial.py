@@ -69,7 +69,8 @@ class TrialConfig(Settings):
             unknown = [] if kdr.review_links == "all" else [link for link in kdr.review_links if link not in links]
             if unknown:
                 raise ValueError(
-                    f"distill.kdr.review_links: {self.student.detector} has the links {', '.join(links)}, got {', '.join(unknown)}"
+                    f"distill.kdr.review_links: {self.student.detector} has the links {', '.join(links)}, "
+                    f"got {', '.join(unknown)}"
                 )
             # fine before coarse, so that two spellings of one set of links are one trial
             chosen = kdr.resolved(student=self.student.detector, links=links)
