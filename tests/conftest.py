@@ -1,6 +1,121 @@
 """Fixtures and settings that every test shares."""
 
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
 from hypothesis import settings
+
+import kdr
+from kdr.config.study import study_from, study_yaml
+from kdr.results.schema import ArmRow, EpochRow, TrialEvent
+from kdr.results.writer import LogWriter
+from kdr.storage import Storage
 
 settings.register_profile("kdr", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("kdr")
+
+
+@dataclass
+class ExampleLog:
+    """A trial log on disk, written by the real writer: a search over the weight and the links of KDR."""
+
+    storage: Storage
+    study: str = "example"
+    sampler: str = "tpe"
+    time: datetime = datetime(2026, 1, 1, tzinfo=UTC)
+    content: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.content = {
+            "study": self.study,
+            "trial": {
+                "data": {"dataset": "shapes", "search_split": 64},
+                "teacher": {"detector": "retinanet", "backbone": "resnet18", "training": {"epochs": 2}},
+                "student": {"detector": "retinanet", "backbone": "mobilenet_v3_small", "fpn_channels": 64},
+                "distill": {"kdr": {"weight": 3.0}},
+                "training": {"epochs": 4, "batch_size": 16},
+            },
+            "search": {
+                "trials": 8,
+                "sampler": self.sampler,
+                "parameters": {
+                    "distill.kdr.weight": {"choice": [1.0, 2.0, 5.0]},
+                    "distill.kdr.review_links": {"subset": ["P4->P3", "P5->P4"]},
+                },
+            },
+        }
+
+    def tick(self) -> datetime:
+        """The next second of the log's time."""
+        self.time += timedelta(seconds=1)
+        return self.time
+
+    def trial(
+        self,
+        key: str,
+        *,
+        parameters: Mapping[str, Any] | None = None,
+        changes: Mapping[str, Any] | None = None,
+        event: str = "completed",
+        epoch: int = 4,
+        AP: float | None = 0.2,
+        arm: str | None = None,
+        seconds_per_epoch: float = 10.0,
+        **columns: Any,
+    ) -> None:
+        """One trial from its arm to its last event, with a row per epoch."""
+        study = study_from(self.content, folder=Path("/"))
+        parameters = {"distill.kdr.weight": 2.0} if parameters is None else parameters
+        config = study.trial_with({**parameters, **(changes or {})})
+        row = {"study": self.study, "key": key, "seed": config.seed}
+        drawn = json.dumps(parameters)
+        with LogWriter(self.storage, self.study) as writer:
+            writer.arms(
+                [ArmRow(**row, arm=arm or key, parameters=drawn, study_config=json.dumps(study_yaml(study)), time=self.tick())]
+            )
+            common = {**row, "config": config.model_dump_json(), "parameters": drawn, **columns}
+            writer.event(TrialEvent(**common, event="started", time=self.tick()))
+            for number in range(1, epoch + 1):
+                metric = AP if AP is None or epoch == 0 else AP * number / epoch
+                writer.epoch(
+                    EpochRow(
+                        **{name: value for name, value in row.items() if name != "seed"},
+                        attempt=columns.get("attempt", 1),
+                        epoch=number,
+                        step=number * 10,
+                        AP=metric,
+                        losses={"classification": 1.0 / number, "kdr": 2.0},
+                        seconds=seconds_per_epoch,
+                        eval_seconds=1.0,
+                        time=self.tick(),
+                    )
+                )
+            if event not in ("started", "resumed"):
+                ended = {**common, "AP": AP, "epoch": epoch, "seconds": epoch * (seconds_per_epoch + 1)}
+                writer.event(TrialEvent(**ended, event=event, time=self.tick()))
+
+
+def start_python(code: str, *arguments: object) -> subprocess.Popen[bytes]:
+    """Starts another Python process that runs `code`, with `arguments` in its `sys.argv[1:]`."""
+    root = Path(kdr.__file__).parents[1]
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], env={**os.environ, "PYTHONPATH": str(root)})
+
+
+@pytest.fixture
+def python_process() -> Callable[..., subprocess.Popen[bytes]]:
+    """Starts Python processes beside the test: real ones, to be killed or to write at the same time."""
+    return start_python
+
+
+@pytest.fixture
+def example_log(tmp_path: Path) -> ExampleLog:
+    """An empty log in a folder of its own, to be filled trial by trial."""
+    return ExampleLog(Storage.at(tmp_path / "runs"))

@@ -1,0 +1,99 @@
+"""Appends to the trial log: one small Parquet file per flush, never rewritten, so any number of processes may append at once."""
+
+import os
+import platform
+import re
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kdr.errors import StorageError
+from kdr.results.schema import ArmRow, EpochRow, Row, TableName, TrialEvent, to_table, utc_now
+from kdr.storage import Storage, written_aside
+
+
+class LogWriter:
+    """Appends the rows of one study to the log. As a context manager, it flushes at the end.
+
+    Args:
+        storage: where the log lies.
+        study: the study's name.
+        flush_every_s: longest time that an epoch row waits while further rows come; each flush is a file.
+    """
+
+    def __init__(self, storage: Storage, study: str, *, flush_every_s: float = 5.0) -> None:
+        self.storage, self.study, self.flush_every_s = storage, study, flush_every_s
+        self._waiting: list[EpochRow] = []
+        self._flushed_at = time.monotonic()
+
+    def event(self, event: TrialEvent) -> None:
+        """Writes an event at once, after the epochs that came before it.
+
+        Raises:
+            StorageError: if the file cannot be written.
+        """
+        self.flush()
+        self._append("trials", [event])
+
+    def epoch(self, row: EpochRow) -> None:
+        """Takes an epoch's row, and writes all that wait if the last flush was long enough ago.
+
+        Raises:
+            StorageError: if the file cannot be written; the rows then wait for the next flush.
+        """
+        self._waiting.append(row)
+        if time.monotonic() - self._flushed_at >= self.flush_every_s:
+            self.flush()
+
+    def arms(self, rows: Iterable[ArmRow]) -> None:
+        """Writes at once which keys the study uses.
+
+        Raises:
+            StorageError: if the file cannot be written.
+        """
+        self._append("arms", list(rows))
+
+    def flush(self) -> None:
+        """Writes the epoch rows that wait.
+
+        Raises:
+            StorageError: if the file cannot be written; the rows then go on waiting.
+        """
+        self._append("epochs", self._waiting)
+        self._waiting = []
+        self._flushed_at = time.monotonic()
+
+    def __enter__(self) -> "LogWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.flush()
+
+    def _append(self, name: TableName, rows: Sequence[Row]) -> None:
+        if not rows:
+            return
+        assert all(row.study == self.study for row in rows), f"this writer is for rows of {self.study}"
+        path = self.storage.log / name / f"study={self.study}" / fragment_name()
+        try:
+            with written_aside(path) as aside:
+                write_fragment(to_table(rows), os.fspath(aside))
+        except OSError as error:
+            raise StorageError(
+                f"{path.parent}: the trial log must be writable, got {error.strerror or error}. "
+                "Free space or change its permissions, then run the same command again: what is logged is kept"
+            ) from error
+
+
+def fragment_name() -> str:
+    """A name that no other process takes, and that sorts by time."""
+    host = re.sub(r"[^A-Za-z0-9]+", "-", platform.node()) or "host"
+    return f"part-{utc_now():%Y%m%dT%H%M%S.%fZ}-{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}.parquet"
+
+
+def write_fragment(table: pa.Table, path: str) -> None:
+    """Writes one Parquet file of the log; the schema's metadata, by which readers know it, goes with it."""
+    pq.write_table(table, path, compression="zstd")

@@ -1,0 +1,234 @@
+import dataclasses
+import random
+import time
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdr.results.reader import Log, known_keys, read_log
+from kdr.results.schema import EVENTS, SCHEMAS, ArmRow, EpochRow, TrialEvent, to_table
+from kdr.results.writer import LogWriter
+from kdr.storage import Storage
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def event(name, *, key="k", study="s", at=0, **columns):
+    return TrialEvent(study=study, key=key, event=name, config="{}", time=START + timedelta(seconds=at), **columns)
+
+
+def epoch(number, *, attempt=1, key="k", at=0, **columns):
+    when = START + timedelta(seconds=at)
+    return EpochRow(study="s", key=key, attempt=attempt, epoch=number, step=number, time=when, **columns)
+
+
+def log_of(events=(), epochs=(), arms=()):
+    rows = {"trials": events, "epochs": epochs, "arms": arms}
+    return Log(**{name: to_table(list(found)) if found else SCHEMAS[name].empty_table() for name, found in rows.items()})
+
+
+def fragment(storage, name="trials", study="s"):
+    [path] = (storage.log / name / f"study={study}").glob("part-*.parquet")
+    return path
+
+
+def test_a_log_that_does_not_exist_is_empty(tmp_path):
+    log = read_log(Storage.at(tmp_path / "nowhere"))
+    assert (log.trials.num_rows, log.epochs.num_rows, log.arms.num_rows, log.damaged) == (0, 0, 0, ())
+    assert log.states() == {} and known_keys(log) == frozenset() and log.studies() == ()
+    assert log.epochs_of("k").num_rows == 0
+
+
+def test_the_last_attempt_decides_whatever_the_clocks_say():
+    log = log_of([event("completed", attempt=1, at=100, AP=0.3), event("failed", attempt=2, at=50, reason="why")])
+    assert log.states()["k"].state == "failed"
+    assert known_keys(log) == frozenset()
+
+
+def test_a_late_plan_of_another_study_does_not_hide_a_result():
+    log = log_of([event("started", at=1), event("completed", at=2, AP=0.3), event("planned", study="other", at=3)])
+    assert log.states()["k"].state == "completed" and known_keys(log) == {"k"}
+
+
+def test_events_of_one_instant_follow_the_life_of_a_trial():
+    names = ["completed", "planned", "started"]
+    assert log_of([event(name, at=1) for name in names]).states()["k"].state == "completed"
+
+
+def test_events_of_a_newer_version_are_passed_over():
+    table = log_of([event("started", at=1), event("completed", at=2)]).trials
+    strange = table.set_column(table.schema.names.index("event"), table.schema.field("event"), pa.array(["started", "excluded"]))
+    log = Log(strange, SCHEMAS["epochs"].empty_table(), SCHEMAS["arms"].empty_table())
+    assert log.states()["k"].state == "running"
+
+
+def test_a_running_trial_shows_its_last_epoch_and_its_last_evaluation():
+    log = log_of([event("started")], [epoch(1, AP=0.1), epoch(2, AP=0.2), epoch(3)])
+    state = log.states()["k"]
+    assert (state.state, state.epoch, state.metrics["AP"]) == ("running", 3, 0.2)
+
+
+def test_a_trial_begun_anew_does_not_show_what_came_before():
+    before = [event("completed", at=1, epoch=2, AP=0.5), event("started", attempt=2, at=2)]
+    epochs = [epoch(1, AP=0.1), epoch(2, AP=0.5)]
+    assert log_of(before, epochs).states()["k"].epoch == 0
+    state = log_of(before, [*epochs, epoch(1, attempt=2, AP=0.2)]).states()["k"]
+    assert (state.epoch, state.metrics["AP"]) == (1, 0.2)
+
+
+def test_the_draw_of_a_search_outlives_a_later_run_without_one():
+    log = log_of([event("started", at=1, parameters='{"a": 1}'), event("completed", at=2, attempt=2)])
+    assert log.states()["k"].parameters == '{"a": 1}'
+
+
+def test_a_resumed_trial_keeps_its_epochs_before_the_resume_point():
+    rows = [epoch(number, AP=0.1) for number in (1, 2, 3)] + [epoch(number, attempt=2, AP=0.2) for number in (3, 4)]
+    epochs = log_of([], rows).epochs_of("k")
+    assert epochs["epoch"].to_pylist() == [1, 2, 3, 4]
+    assert epochs["attempt"].to_pylist() == [1, 1, 2, 2]
+
+
+def test_a_repeated_trial_shows_no_epoch_of_the_longer_run_before():
+    rows = [epoch(number) for number in (1, 2, 3, 4)] + [epoch(1, attempt=2)]
+    assert log_of([], rows).epochs_of("k")["attempt"].to_pylist() == [2]
+
+
+def test_a_row_that_is_there_twice_counts_once():
+    rows = [epoch(1, at=1, AP=0.1), epoch(1, at=2, AP=0.2)]
+    assert log_of([], rows).epochs_of("k")["AP"].to_pylist() == [0.2]
+
+
+def test_a_study_may_use_trials_that_another_one_ran(tmp_path):
+    storage = Storage.at(tmp_path)
+    with LogWriter(storage, "s") as first:
+        first.event(event("completed", key="shared", AP=0.4))
+        first.event(event("completed", key="own"))
+        first.epoch(epoch(1, key="shared"))
+        first.epoch(epoch(1, key="own"))
+    LogWriter(storage, "second").arms([ArmRow(study="second", key="shared", arm="a"), ArmRow(study="second", key="new", arm="b")])
+    log = read_log(storage, "second")
+    assert log.keys_of("second") == ("shared", "new")
+    assert list(log.states_of("second")) == ["shared"] and log.states()["shared"].study == "s"
+    assert log.epochs["key"].to_pylist() == ["shared"]
+    assert read_log(storage).studies() == ("s", "second")
+
+
+def test_a_study_name_is_no_path(tmp_path):
+    storage = Storage.at(tmp_path)
+    LogWriter(storage, "s").event(event("completed"))
+    assert read_log(storage, "../study=s").trials.num_rows == 0
+    assert read_log(storage, "*").trials.num_rows == 0
+
+
+def test_a_truncated_fragment_is_named_and_the_rest_is_read(tmp_path):
+    storage = Storage.at(tmp_path)
+    LogWriter(storage, "s").event(event("completed", key="torn"))
+    torn = fragment(storage)
+    content = torn.read_bytes()
+    LogWriter(storage, "s").event(event("completed", key="whole"))
+    for length in (0, 3, len(content) // 2, len(content) - 1):
+        torn.write_bytes(content[:length])
+        log = read_log(storage)
+        assert list(log.states()) == ["whole"] and log.damaged == (torn,)
+
+
+def test_foreign_files_are_passed_over(tmp_path):
+    storage = Storage.at(tmp_path)
+    LogWriter(storage, "s").event(event("completed"))
+    folder = fragment(storage).parent
+    (folder / ".part-x.parquet-abc.tmp").write_bytes(b"half a file")
+    (folder / "notes.txt").write_text("hello")
+    (folder.parent / "README").write_text("hello")
+    assert read_log(storage).damaged == ()
+    foreign, wrong_table = folder / "part-foreign.parquet", folder / "part-wrong.parquet"
+    pq.write_table(pa.table({"key": ["x"]}), foreign)
+    pq.write_table(to_table([ArmRow(study="s", key="x", arm="a")]), wrong_table)
+    log = read_log(storage)
+    assert list(log.states()) == ["k"] and set(log.damaged) == {foreign, wrong_table}
+
+
+def test_a_newer_version_with_more_columns_is_readable(tmp_path):
+    storage = Storage.at(tmp_path)
+    LogWriter(storage, "s").event(event("completed", AP=0.3))
+    path = fragment(storage)
+    table = pq.read_table(path, partitioning=None)
+    newer = table.append_column("mood", pa.array(["good"])).replace_schema_metadata(
+        {**table.schema.metadata, b"kdr.schema_version": b"2"}
+    )
+    pq.write_table(newer, path)
+    log = read_log(storage)
+    assert log.damaged == () and log.states()["k"].metrics["AP"] == 0.3
+    assert "mood" not in log.trials.schema.names
+
+
+def test_an_older_version_without_optional_columns_is_readable(tmp_path):
+    storage = Storage.at(tmp_path)
+    LogWriter(storage, "s").event(event("completed", AP=0.3, device="a GPU"))
+    path = fragment(storage)
+    pq.write_table(pq.read_table(path, partitioning=None).drop_columns(["device", "versions"]), path)
+    state = read_log(storage).states()["k"]
+    assert (state.metrics["AP"], state.last.device, state.last.versions) == (0.3, None, None)
+
+
+def test_a_file_without_a_required_column_is_damaged(tmp_path):
+    storage = Storage.at(tmp_path)
+    LogWriter(storage, "s").event(event("completed"))
+    path = fragment(storage)
+    pq.write_table(pq.read_table(path, partitioning=None).drop_columns(["key"]), path)
+    assert read_log(storage).damaged == (path,)
+
+
+EVENT = st.builds(
+    event,
+    st.sampled_from(EVENTS),
+    key=st.sampled_from(["a", "b", "c"]),
+    at=st.integers(0, 6),
+    attempt=st.integers(1, 3),
+    parameters=st.sampled_from([None, '{"x": 1}', '{"x": 2}']),
+)
+EPOCH = st.builds(epoch, st.integers(1, 5), key=st.sampled_from(["a", "b", "c"]), attempt=st.integers(1, 3), AP=st.just(0.5))
+
+
+def distinct(row):
+    return (row.key, row.attempt, row.time, getattr(row, "event", None), getattr(row, "epoch", None))
+
+
+@given(st.lists(EVENT, unique_by=distinct, min_size=1), st.lists(EPOCH, unique_by=distinct), st.randoms(use_true_random=False))
+def test_the_order_of_rows_and_fragments_does_not_matter(events, epochs, shuffler: random.Random):
+    straight = log_of(events, epochs)
+    mixed_events, mixed_epochs = list(events), list(epochs)
+    shuffler.shuffle(mixed_events)
+    shuffler.shuffle(mixed_epochs)
+    mixed = log_of(mixed_events, mixed_epochs)
+    assert mixed.states() == straight.states()
+    assert mixed.current_epochs.equals(straight.current_epochs)
+
+
+@given(st.lists(EVENT, min_size=1))
+def test_the_state_is_that_of_the_last_attempt(events):
+    for key, state in log_of(events).states().items():
+        own = [row for row in events if row.key == key]
+        assert state.attempt == max(row.attempt for row in own)
+        assert state.last in [dataclasses.replace(row) for row in own if row.attempt == state.attempt]
+
+
+@given(st.lists(EPOCH, unique_by=distinct, min_size=1))
+def test_epochs_rise_and_attempts_never_fall(epochs):
+    log = log_of([], epochs)
+    for key in {row.key for row in epochs}:
+        found = log.epochs_of(key)
+        numbers, attempts = found["epoch"].to_pylist(), found["attempt"].to_pylist()
+        assert numbers == sorted(set(numbers)) and attempts == sorted(attempts)
+        last = max(row.attempt for row in epochs if row.key == key)
+        assert {row.epoch for row in epochs if row.key == key and row.attempt == last} <= set(numbers)
+
+
+def test_ten_thousand_rows_are_resolved_in_a_moment():
+    rows = [epoch(number, key=f"k{trial}", AP=0.1) for trial in range(500) for number in range(1, 21)]
+    log = log_of([event("completed", key=f"k{trial}") for trial in range(500)], rows)
+    begin = time.perf_counter()
+    assert len(log.states()) == 500
+    assert time.perf_counter() - begin < 2

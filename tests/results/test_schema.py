@@ -1,0 +1,55 @@
+import math
+from datetime import datetime
+
+import pyarrow as pa
+import pytest
+
+from kdr.results.schema import SCHEMA_VERSION, SCHEMAS, EpochRow, TrialEvent, to_events, to_table
+
+
+def test_an_event_comes_back_as_it_was():
+    event = TrialEvent(
+        study="s", key="k", event="failed", config="{}", attempt=2, AP=math.pi, versions={"torch": "2"}, dirty=False, reason="ü"
+    )
+    assert to_events(to_table([event])) == [event]
+
+
+def test_columns_are_typed_although_all_values_are_null():
+    table = to_table([TrialEvent(study="s", key="k", event="planned", config="{}")])
+    assert table.schema.equals(SCHEMAS["trials"], check_metadata=True)
+    assert table["AP"].type == pa.float64() and table["versions"].type == pa.map_(pa.string(), pa.string())
+
+
+def test_a_time_without_zone_is_refused():
+    with pytest.raises(AssertionError, match="times of the log are UTC"):
+        TrialEvent(study="s", key="k", event="planned", config="{}", time=datetime(2026, 1, 1))
+
+
+def test_maps_of_losses_keep_their_order_and_values():
+    row = EpochRow(study="s", key="k", attempt=1, epoch=1, step=1, losses={"b": 1.0, "a": 2.0})
+    assert to_table([row])["losses"].to_pylist() == [[("b", 1.0), ("a", 2.0)]]
+
+
+def test_the_format_changes_only_with_its_version():
+    """A log of today is read for years: whoever changes a column must raise SCHEMA_VERSION and this list with it."""
+    text = {
+        name: " ".join(f"{column.name}:{column.type}{'' if column.nullable else '!'}" for column in schema)
+        for name, schema in SCHEMAS.items()
+    }
+    metrics = "AP:double AP50:double AP75:double APs:double APm:double APl:double"
+    number_map = "map<string, double>"
+    assert SCHEMA_VERSION == 1
+    assert text["arms"] == (
+        "study:string! key:string! arm:string! seed:int64! parameters:string study_config:string time:timestamp[us, tz=UTC]!"
+    )
+    assert text["epochs"] == (
+        f"study:string! key:string! attempt:int64! epoch:int64! step:int64! time:timestamp[us, tz=UTC]! {metrics} "
+        f"ap_per_class:{number_map} losses:{number_map} weighted_losses:{number_map} gradient_norms:{number_map} lr:double "
+        "seconds:double eval_seconds:double images_per_s:double images_seen:int64 peak_memory_bytes:int64 first_batch_hash:string"
+    )
+    assert text["trials"] == (
+        "study:string! key:string! event:string! config:string! attempt:int64! time:timestamp[us, tz=UTC]! role:string! "
+        f"seed:int64! epoch:int64 {metrics} best_epoch:int64 best_AP:double seconds:double parameters:string trials_known:int64 "
+        "data_id:string teacher_id:string failure_kind:string reason:string traceback:string weights:string commit:string "
+        "dirty:bool versions:map<string, string> host:string device:string schema_version:int64!"
+    )
