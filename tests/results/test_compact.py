@@ -40,7 +40,8 @@ def test_compaction_leaves_the_rows_and_one_file_to_read(tmp_path):
     before = read_log(storage)
     compact(storage, "s")
     after = read_log(storage)
-    assert after.states() == before.states() and after.trials.num_rows == 3
+    assert after.states() == before.states()
+    assert after.trials.num_rows == 3
     for part in folder(storage).glob("part-*"):
         part.unlink()
     assert keys(storage) == ["a", "b", "c"]
@@ -102,7 +103,8 @@ def test_a_crash_between_any_two_steps_is_harmless(tmp_path, monkeypatch, surviv
     compact(storage, "s")
     assert keys(storage) == list("abcdefg")
     merged, manifests = (sorted(path.stem for path in folder(storage).glob(f"c-*.{kind}")) for kind in ("parquet", "json"))
-    assert merged == manifests and len(merged) == 2, "what a crash left behind is cleared away in the end"
+    assert merged == manifests, "what a crash left behind is cleared away in the end"
+    assert len(merged) == 2
 
 
 def test_rows_that_come_during_a_compaction_are_kept(tmp_path, monkeypatch):

@@ -38,7 +38,9 @@ def fragment(storage, name="trials", study="s"):
 def test_a_log_that_does_not_exist_is_empty(tmp_path):
     log = read_log(Storage.at(tmp_path / "nowhere"))
     assert (log.trials.num_rows, log.epochs.num_rows, log.arms.num_rows, log.damaged) == (0, 0, 0, ())
-    assert log.states() == {} and known_keys(log) == frozenset() and log.studies() == ()
+    assert log.states() == {}
+    assert known_keys(log) == frozenset()
+    assert log.studies() == ()
     assert log.epochs_of("k").num_rows == 0
 
 
@@ -50,7 +52,8 @@ def test_the_last_attempt_decides_whatever_the_clocks_say():
 
 def test_a_late_plan_of_another_study_does_not_hide_a_result():
     log = log_of([event("started", at=1), event("completed", at=2, AP=0.3), event("planned", study="other", at=3)])
-    assert log.states()["k"].state == "completed" and known_keys(log) == {"k"}
+    assert log.states()["k"].state == "completed"
+    assert known_keys(log) == {"k"}
 
 
 def test_events_of_one_instant_follow_the_life_of_a_trial():
@@ -111,7 +114,8 @@ def test_a_study_may_use_trials_that_another_one_ran(tmp_path):
     LogWriter(storage, "second").arms([ArmRow(study="second", key="shared", arm="a"), ArmRow(study="second", key="new", arm="b")])
     log = read_log(storage, "second")
     assert log.keys_of("second") == ("shared", "new")
-    assert list(log.states_of("second")) == ["shared"] and log.states()["shared"].study == "s"
+    assert list(log.states_of("second")) == ["shared"]
+    assert log.states()["shared"].study == "s"
     assert log.epochs["key"].to_pylist() == ["shared"]
     assert read_log(storage).studies() == ("s", "second")
 
@@ -132,7 +136,8 @@ def test_a_truncated_fragment_is_named_and_the_rest_is_read(tmp_path):
     for length in (0, 3, len(content) // 2, len(content) - 1):
         torn.write_bytes(content[:length])
         log = read_log(storage)
-        assert list(log.states()) == ["whole"] and log.damaged == (torn,)
+        assert list(log.states()) == ["whole"]
+        assert log.damaged == (torn,)
 
 
 def test_foreign_files_are_passed_over(tmp_path):
@@ -147,7 +152,8 @@ def test_foreign_files_are_passed_over(tmp_path):
     pq.write_table(pa.table({"key": ["x"]}), foreign)
     pq.write_table(to_table([ArmRow(study="s", key="x", arm="a")]), wrong_table)
     log = read_log(storage)
-    assert list(log.states()) == ["k"] and set(log.damaged) == {foreign, wrong_table}
+    assert list(log.states()) == ["k"]
+    assert set(log.damaged) == {foreign, wrong_table}
 
 
 def test_a_newer_version_with_more_columns_is_readable(tmp_path):
@@ -160,7 +166,8 @@ def test_a_newer_version_with_more_columns_is_readable(tmp_path):
     )
     pq.write_table(newer, path)
     log = read_log(storage)
-    assert log.damaged == () and log.states()["k"].metrics["AP"] == 0.3
+    assert log.damaged == ()
+    assert log.states()["k"].metrics["AP"] == 0.3
     assert "mood" not in log.trials.schema.names
 
 
@@ -221,7 +228,8 @@ def test_epochs_rise_and_attempts_never_fall(epochs):
     for key in {row.key for row in epochs}:
         found = log.epochs_of(key)
         numbers, attempts = found["epoch"].to_pylist(), found["attempt"].to_pylist()
-        assert numbers == sorted(set(numbers)) and attempts == sorted(attempts)
+        assert numbers == sorted(set(numbers))
+        assert attempts == sorted(attempts)
         last = max(row.attempt for row in epochs if row.key == key)
         assert {row.epoch for row in epochs if row.key == key and row.attempt == last} <= set(numbers)
 

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import stat
@@ -43,7 +44,7 @@ def test_epoch_rows_share_a_file_until_the_time_is_up(tmp_path):
 
 def test_leaving_the_writer_writes_what_waits(tmp_path):
     storage = Storage.at(tmp_path)
-    with pytest.raises(KeyboardInterrupt), LogWriter(storage, "s", flush_every_s=1000) as writer:
+    with contextlib.suppress(KeyboardInterrupt), LogWriter(storage, "s", flush_every_s=1000) as writer:
         writer.epoch(epoch(1))
         raise KeyboardInterrupt
     assert read_log(storage).epochs.num_rows == 1
@@ -74,7 +75,8 @@ def test_a_kill_between_writing_and_renaming_leaves_no_row(tmp_path, python_proc
     assert len(list((storage.log / "trials" / "study=s").iterdir())) == 2, "the temporary file should have been left behind"
     LogWriter(storage, "s").event(event("after"))
     log = read_log(storage)
-    assert sorted(log.states()) == ["after", "before"] and log.damaged == ()
+    assert sorted(log.states()) == ["after", "before"]
+    assert log.damaged == ()
 
 
 APPEND = """
