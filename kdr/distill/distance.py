@@ -1,0 +1,122 @@
+"""How far two feature maps are apart, as a weighted mean of squares at several pooling scales.
+
+Section F.4 of the method page, always in float32 (float64 stays float64), whatever autocast is around it.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdr.config.distill import Scale
+from kdr.errors import ShapeMismatchError
+
+ScalesBelow = Literal["side", "height"]
+
+
+def masked_pyramid_distance(
+    student: Tensor, teacher: Tensor, weight: Tensor, *, scales: Sequence[Scale], scales_below: ScalesBelow = "side"
+) -> Tensor:
+    """Measures how far student features are from the teacher's, averaged over several pooling scales.
+
+    Section F.4 of the method page; with weight 1 everywhere and `scales_below="height"` it is ReviewKD's hierarchical
+    context loss (Chen et al., CVPR 2021).
+
+    Args:
+        student: (N, C, H, W) student features, already projected to the teacher's channels.
+        teacher: (N, C, H, W) teacher features; no gradient flows into them.
+        weight: (N, H, W) non-negative weights; an image whose weights are all 0 contributes 0.
+        scales: "full" or the side k of a k x k grid; scales that do not fit are skipped, "full" is used if none fits.
+        scales_below: a scale k fits if k is smaller than the shorter side, or than the height.
+
+    Returns:
+        Scalar, mean over images, in units of squared feature.
+
+    Raises:
+        ShapeMismatchError: if the two feature maps differ in shape, or the weight in its cells.
+    """
+    return masked_pyramid_distances(student, teacher, weight[None], scales=scales, scales_below=scales_below)[0]
+
+
+def masked_pyramid_distances(
+    student: Tensor, teacher: Tensor, weights: Tensor, *, scales: Sequence[Scale], scales_below: ScalesBelow = "side"
+) -> Tensor:
+    """Measures the same two feature maps under J weightings at once: `masked_pyramid_distance` for each, (J,).
+
+    Masked pooling is one matrix product of the difference with the pooling matrices times the weights: the difference is
+    read once for all regions and scales, and its gradient, unlike that of adaptive pooling on a GPU, is deterministic.
+
+    Args:
+        student: (N, C, H, W), see `masked_pyramid_distance`.
+        teacher: (N, C, H, W).
+        weights: (J, N, H, W) non-negative.
+        scales: see `masked_pyramid_distance`.
+        scales_below: see `masked_pyramid_distance`.
+
+    Raises:
+        ShapeMismatchError: see `masked_pyramid_distance`.
+    """
+    num_images, _, height, width = student.shape
+    if student.shape != teacher.shape or weights.shape[1:] != (num_images, height, width):
+        raise ShapeMismatchError(
+            "distill: student features, teacher features and weights must agree in images and cells, and features in channels, "
+            f"got {tuple(student.shape)}, {tuple(teacher.shape)} and {tuple(weights.shape)}. Project and resize first"
+        )
+    used = used_scales(scales, (height, width), below=scales_below)
+    halves = [0.5**i for i in range(len(used))]
+    omegas = [half / sum(halves) for half in halves]
+    with torch.autocast(student.device.type, enabled=False):
+        dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+        difference = student.to(dtype) - teacher.detach()
+        weights = weights.detach().to(dtype)
+        total = difference.new_zeros(len(weights))
+        if used[0] == "full":
+            total = total + omegas[0] * _cell_distances(difference, weights)
+        pooled = [(k, omega) for k, omega in zip(used, omegas, strict=True) if k != "full"]
+        if pooled:
+            total = total + _pooled_distances(difference, weights, pooled)
+    return total
+
+
+def used_scales(scales: Sequence[Scale], grid: tuple[int, int], *, below: ScalesBelow) -> list[Scale]:
+    """The scales that fit a feature map of (H, W) cells, largest first; `full` if no other does."""
+    limit = min(grid) if below == "side" else grid[0]
+    numbers = sorted({k for k in scales if k != "full" and k < limit}, reverse=True)
+    return ["full", *numbers] if "full" in scales or not numbers else [*numbers]
+
+
+def _cell_distances(difference: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean over cells, mean over channels and images, of the squared difference: (J,)."""
+    energy = difference.square().mean(1)  # (N, H, W)
+    mass = weights.sum((2, 3))  # (J, N)
+    coefficient = weights * (_reciprocal(mass) / len(difference))[:, :, None, None]
+    return (coefficient * energy).sum((1, 2, 3))
+
+
+def _pooled_distances(difference: Tensor, weights: Tensor, scales: Sequence[tuple[int, float]]) -> Tensor:
+    """Sum over (scale k, omega) of omega d_k, with d_k the distance of masked means in the bins of a k x k grid: (J,)."""
+    num_images, _, height, width = difference.shape
+    pooling = torch.cat([_pooling_matrix(height, width, k, like=difference) for k, _ in scales], 1)  # (H W, Q)
+    weighted = weights.permute(1, 2, 3, 0).flatten(1, 2)[..., None] * pooling[:, None, :]  # (N, H W, J, Q)
+    mass = weighted.sum(1)  # (N, J, Q)
+    sums = difference.flatten(2) @ weighted.flatten(2)  # (N, C, J Q)
+    energy = (sums * _reciprocal(mass).flatten(1)[:, None]).square().mean(1).view_as(mass)
+    shares = [
+        omega * part * _reciprocal(part.sum(-1, keepdim=True))
+        for (_, omega), part in zip(scales, torch.split(mass, [k * k for k, _ in scales], -1), strict=True)
+    ]
+    return (torch.cat(shares, -1) * energy).sum((0, 2)) / num_images
+
+
+def _pooling_matrix(height: int, width: int, k: int, *, like: Tensor) -> Tensor:
+    """Adaptive average pooling to k x k as a matrix (H W, k k): it is linear, so the matrix is what it makes of unit maps."""
+    rows, columns = (
+        F.adaptive_avg_pool1d(torch.eye(size, dtype=like.dtype, device=like.device), k) for size in (height, width)
+    )  # (H, k), (W, k)
+    return (rows[:, None, :, None] * columns[None, :, None, :]).reshape(height * width, k * k)
+
+
+def _reciprocal(mass: Tensor) -> Tensor:
+    return torch.where(mass > 0, 1 / mass, 0)

@@ -1,0 +1,114 @@
+"""Region weights: which cells of a feature map see the image, its foreground, its background.
+
+Section F.3 of the method page. Everything is built on the device of the boxes, without waiting for it.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+MaskValues = Literal["area", "binary"]
+
+_CHUNK_ELEMENTS = 2**22  # 16 MiB of float32 while the boxes of a level are painted
+
+
+def valid_cells(
+    image_sizes: Sequence[tuple[int, int]], batch_size: tuple[int, int], grid: tuple[int, int], *, device: torch.device | str
+) -> Tensor:
+    """Marks the cells that touch the unpadded image: the first ceil(h H / H_b) rows and ceil(w W / W_b) columns.
+
+    Args:
+        image_sizes: (height, width) of each image in pixels, before padding.
+        batch_size: (height, width) of the padded batch in pixels.
+        grid: (H, W) of the feature map in cells.
+        device: where the result is wanted.
+
+    Returns:
+        (N, H, W) bool.
+    """
+    if not is_padded(image_sizes, batch_size):
+        return torch.ones((len(image_sizes), *grid), dtype=torch.bool, device=device)
+    # whole numbers: a ceiling of a rounded product would sometimes be one cell too many
+    counts = [
+        [-(-extent * cells // pixels) for extent, cells, pixels in zip(size, grid, batch_size, strict=True)]
+        for size in image_sizes
+    ]
+    rows, columns = _sent(counts, device).unbind(1)
+    in_rows = torch.arange(grid[0], device=device) < rows[:, None]
+    in_columns = torch.arange(grid[1], device=device) < columns[:, None]
+    return in_rows[:, :, None] & in_columns[:, None, :]
+
+
+def is_padded(image_sizes: Sequence[tuple[int, int]], batch_size: tuple[int, int]) -> bool:
+    """Whether any image is smaller than its batch, so that some cell may see nothing but padding."""
+    return any(tuple(size) != tuple(batch_size) for size in image_sizes)
+
+
+def padded_boxes(boxes_xyxy: Sequence[Tensor]) -> Tensor:
+    """Stacks the boxes of N images into (N, M, 4); the boxes that fill up lie outside of every image and cover no cell."""
+    return pad_sequence(list(boxes_xyxy), batch_first=True, padding_value=-1.0)
+
+
+@torch.no_grad()
+def foreground_mask(
+    boxes_xyxy: Tensor,
+    valid: Tensor,
+    batch_size: tuple[int, int],
+    *,
+    values: MaskValues = "area",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Weighs the cells under boxes: with 1, or with 1 / (cells of the box), where boxes overlap by the largest.
+
+    A box covers columns [floor(x1 W/W_b), ceil(x2 W/W_b)) and rows likewise, and at least one cell, as long as it is not
+    outside of the batch. Boxes are measured against the padded batch, so narrow images in wide batches are not stretched.
+
+    Args:
+        boxes_xyxy: (N, M, 4) in pixels of the padded batch, see `padded_boxes`.
+        valid: (N, H, W) bool, cells that count.
+        batch_size: (height, width) of the padded batch in pixels.
+        values: `area` or `binary`.
+        dtype: of the result.
+
+    Returns:
+        (N, H, W) non-negative weights, 0 outside of boxes and where `valid` is False.
+    """
+    height, width = valid.shape[-2:]
+    x1, y1, x2, y2 = boxes_xyxy.unbind(-1)
+    rows = _covered(y1, y2, cells=height, pixels=batch_size[0])
+    columns = _covered(x1, x2, cells=width, pixels=batch_size[1])
+    painted = columns.to(dtype)  # (N, M, W)
+    if values == "area":
+        num_cells = rows.sum(-1) * columns.sum(-1)
+        painted = painted / num_cells.clamp(min=1)[..., None]
+    mask = torch.zeros(valid.shape, dtype=dtype, device=valid.device)
+    chunk = max(1, _CHUNK_ELEMENTS // valid.numel())
+    for some_rows, some_painted in zip(torch.split(rows, chunk, 1), torch.split(painted, chunk, 1), strict=True):
+        if some_rows.shape[1]:
+            mask = torch.maximum(mask, (some_rows[..., None] * some_painted[:, :, None, :]).amax(1))
+    return mask * valid
+
+
+def background_mask(foreground: Tensor, valid: Tensor) -> Tensor:
+    """Weighs with 1 the cells that count and lie under no box: (N, H, W), in the type of the foreground."""
+    return ((foreground == 0) & valid).to(foreground.dtype)
+
+
+def _covered(low: Tensor, high: Tensor, *, cells: int, pixels: int) -> Tensor:
+    """The cells along one axis that each box covers: (N, M, cells) bool, at least one unless the box is outside."""
+    # double precision: the product is exact and the quotient correctly rounded, so that edges on a cell border stay there
+    first = torch.floor(low.double() * cells / pixels)
+    last = torch.maximum(torch.ceil(high.double() * cells / pixels), first + 1)
+    index = torch.arange(cells, device=low.device)
+    return (index >= first[..., None]) & (index < last[..., None])
+
+
+def _sent(values: list[list[int]], device: torch.device | str) -> Tensor:
+    """Sends small host values to the device; pinned, since a copy from pageable memory would wait for the GPU."""
+    tensor = torch.tensor(values)
+    if torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -1,0 +1,260 @@
+"""Knowledge review: the student's coarse levels are aligned with its finer ones, attended to and fused.
+
+Section F.2 of the method page. Used in training only; the detector goes on with its own features.
+"""
+
+import itertools
+import math
+from collections.abc import Collection, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdr.errors import ConfigError
+from kdr.randomness import address
+
+Attention = Literal["none", "spatial", "channel", "both"]
+Fusion = Literal["residual", "gated"]
+Gates = Literal["softmax", "sigmoid"]
+AdapterKind = Literal["conv1x1", "conv3x3", "identity"]
+AdapterNorm = Literal["none", "batch", "group"]
+AdapterInit = Literal["dirac", "kaiming"]
+Upsample = Literal["nearest", "bilinear"]
+
+_REDUCTION = 16
+
+
+class ReviewChain(nn.Module):
+    """Reviews a student's feature pyramid from coarse to fine: R_L = X_L, then R_l = fuse(X_l, Up(R_{l+1})) where linked.
+
+    X_l = V a_l(S_l) with adapters a_l into M channels (the most that the teacher has at a level), and the reviewed
+    features G_l = V o_l(R_l) with projections o_l into the teacher's channels; V is 1 where a cell sees the image. See
+    `Link` for the fusion. What is handed down is R, before the projection, as in ReviewKD (Chen et al., CVPR 2021).
+
+    Every module draws its initial weights from a generator of its own, addressed by the seed and the module's name: a
+    link more or less shifts no other draw.
+
+    Args:
+        level_names: L names such as P3, finest first.
+        student_channels: C of the student, per level.
+        teacher_channels: C of the teacher, per level.
+        links: the active links, such as `P5->P4`; only between neighbours in `level_names`.
+        seed: seed of the initial weights.
+        attention: what the gates of a link look at.
+        fusion: `residual` or `gated`.
+        gates: `softmax` or `sigmoid`.
+        align: kind of the adapters a_l.
+        project: kind of the adapters o_l.
+        norm: normalisation at the end of an adapter; identity adapters have none.
+        init: `dirac` starts convolutions with equal channels in and out as the identity.
+        upsample: how a coarse level is brought to the size of the finer one.
+
+    Raises:
+        ConfigError: if an identity adapter would have to change the number of channels.
+    """
+
+    def __init__(
+        self,
+        level_names: Sequence[str],
+        student_channels: Sequence[int],
+        teacher_channels: Sequence[int],
+        *,
+        links: Collection[str],
+        seed: int,
+        attention: Attention,
+        fusion: Fusion,
+        gates: Gates,
+        align: AdapterKind,
+        project: AdapterKind,
+        norm: AdapterNorm,
+        init: AdapterInit,
+        upsample: Upsample,
+    ) -> None:
+        super().__init__()
+        width = max(teacher_channels)
+        self.level_names = tuple(level_names)
+        self.align, self.project, self.links = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        for name, of_student, of_teacher in zip(level_names, student_channels, teacher_channels, strict=True):
+            _refuse_identity("align", align, name, of_student, width)
+            _refuse_identity("project", project, name, width, of_teacher)
+            self.align[name] = Adapter(of_student, width, kind=align, norm=norm, init=init, seed=address(seed, "align", name))
+            self.project[name] = Adapter(
+                width, of_teacher, kind=project, norm=norm, init=init, seed=address(seed, "project", name)
+            )
+        for fine, coarse in itertools.pairwise(level_names):
+            link = f"{coarse}->{fine}"
+            if link in links:
+                self.links[link] = Link(
+                    width, attention=attention, fusion=fusion, gates=gates, upsample=upsample, seed=address(seed, "link", link)
+                )
+
+    def forward(self, student: Sequence[Tensor], padding: Sequence[Tensor | None]) -> list[Tensor]:
+        """Returns the reviewed features.
+
+        Args:
+            student: (N, C, H, W) per level, finest first.
+            padding: (N, 1, H, W) bool per level, True in cells that do not count; None where all do.
+
+        Returns:
+            (N, C of the teacher, H, W) per level.
+        """
+        aligned = [_filled(self.align[name](x), p) for name, x, p in zip(self.level_names, student, padding, strict=True)]
+        reviewed = aligned[-1:]
+        for level in reversed(range(len(aligned) - 1)):
+            link = f"{self.level_names[level + 1]}->{self.level_names[level]}"
+            x = aligned[level]
+            reviewed.insert(0, self.links[link](x, reviewed[0], padding[level]) if link in self.links else x)
+        return [_filled(self.project[name](r), p) for name, r, p in zip(self.level_names, reviewed, padding, strict=True)]
+
+    def zetas(self) -> dict[str, nn.Parameter]:
+        """The scale of each link under residual fusion, by link; {} under gated fusion."""
+        scales = {name: link.zeta for name, link in self.links.items()}
+        return {name: zeta for name, zeta in scales.items() if isinstance(zeta, nn.Parameter)}
+
+
+class Link(nn.Module):
+    """Passes the reviewed coarse level u down to the next finer level x.
+
+    With u brought to the size of x, spatial logits p = conv1x1([x; u]) (N, 2, H, W) and channel logits
+    q = W2 ReLU(W1 GAP([x; u])) (N, 2, M), reduction 16, the mean taken over cells that count:
+
+    - `softmax` gates: (g^x, g^u) = softmax over the two branches of p + q (`both`), p (`spatial`), q (`channel`) or 0
+      (`none`); always convex, so that kinds of attention differ in attention and not in scale.
+    - `sigmoid` gates: sigmoid of p, of q, their product, or 1/2; ReviewKD has p alone.
+    - `gated` fusion: g^x x + g^u u. `residual` fusion: x + zeta g^u u with a scalar zeta, 0 at the start.
+
+    Args:
+        channels: M.
+        attention: `none`, `spatial`, `channel` or `both`.
+        fusion: `residual` or `gated`.
+        gates: `softmax` or `sigmoid`.
+        upsample: `nearest` or `bilinear`.
+        seed: seed of the initial weights.
+    """
+
+    def __init__(
+        self, channels: int, *, attention: Attention, fusion: Fusion, gates: Gates, upsample: Upsample, seed: int
+    ) -> None:
+        super().__init__()
+        self.gates, self.upsample = gates, upsample
+        hidden = max(1, 2 * channels // _REDUCTION)
+        self.spatial = _gate_conv(2 * channels, 2, address(seed, "spatial")) if attention in ("spatial", "both") else None
+        self.squeeze = _gate_conv(2 * channels, hidden, address(seed, "squeeze")) if attention in ("channel", "both") else None
+        self.excite = _gate_conv(hidden, 2 * channels, address(seed, "excite")) if attention in ("channel", "both") else None
+        # without dimensions, so that weight decay leaves it alone: it would pull every link towards being off
+        self.zeta = nn.Parameter(torch.zeros(())) if fusion == "residual" else None
+
+    def forward(self, x: Tensor, coarse: Tensor, padding: Tensor | None) -> Tensor:
+        """Returns the fused level (N, M, H, W) of the fine level x and a coarse one of any size."""
+        u = _filled(_resized(coarse, x, self.upsample), padding)
+        gate_x, gate_u = self._gates_of(x, u, padding)
+        return gate_x * x + gate_u * u if self.zeta is None else x + self.zeta * gate_u * u
+
+    def _gates_of(self, x: Tensor, u: Tensor, padding: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
+        logits = [*self._spatial_logits(x, u), *self._channel_logits(x, u, padding)]
+        if not logits:
+            return 0.5, 0.5
+        if self.gates == "softmax":  # over two branches: the sigmoid of their difference
+            gate_u = sum((of_u - of_x for of_x, of_u in logits[1:]), logits[0][1] - logits[0][0]).sigmoid()
+            return 1 - gate_u, gate_u
+        return math.prod(of_x.sigmoid() for of_x, _ in logits), math.prod(of_u.sigmoid() for _, of_u in logits)
+
+    def _spatial_logits(self, x: Tensor, u: Tensor) -> list[tuple[Tensor, Tensor]]:
+        if self.spatial is None:
+            return []
+        # the convolution of [x; u] without writing [x; u] to memory
+        of_x, of_u = self.spatial.weight.chunk(2, 1)
+        both = F.conv2d(x, of_x, self.spatial.bias) + F.conv2d(u, of_u)
+        return [(both[:, :1], both[:, 1:])]
+
+    def _channel_logits(self, x: Tensor, u: Tensor, padding: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+        if self.squeeze is None or self.excite is None:
+            return []
+        means = torch.cat([_mean_over_cells(x, padding), _mean_over_cells(u, padding)], 1).to(x.dtype)
+        of_x, of_u = self.excite(self.squeeze(means).relu()).chunk(2, 1)
+        return [(of_x, of_u)]
+
+
+class Adapter(nn.Sequential):
+    """A convolution from one number of channels to another, with a normalisation or a bias; or nothing at all.
+
+    Args:
+        num_in: channels in.
+        num_out: channels out.
+        kind: `conv1x1`, `conv3x3` or `identity`.
+        norm: `none`, `batch` (of this process alone, as in ReviewKD) or `group`.
+        init: `dirac` where channels in = out, else kaiming uniform with a=1 as in ReviewKD; or always `kaiming`.
+        seed: seed of the initial weights.
+    """
+
+    def __init__(self, num_in: int, num_out: int, *, kind: AdapterKind, norm: AdapterNorm, init: AdapterInit, seed: int) -> None:
+        super().__init__()
+        if kind == "identity":
+            return
+        side = {"conv1x1": 1, "conv3x3": 3}[kind]
+        conv = _blank_conv(num_in, num_out, side, bias=norm == "none")
+        if init == "dirac" and num_in == num_out:
+            nn.init.dirac_(conv.weight)
+        else:
+            nn.init.kaiming_uniform_(conv.weight, a=1, generator=torch.Generator().manual_seed(seed))
+        self.add_module("conv", conv)
+        if norm == "batch":
+            self.add_module("norm", BatchNormOfAnySize(num_out))
+        elif norm == "group":
+            self.add_module("norm", nn.GroupNorm(_num_groups(num_out), num_out))
+
+
+class BatchNormOfAnySize(nn.BatchNorm2d):
+    """Batch norm that uses its running statistics where a channel has one value: one image at a level of one cell."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises (N, C, H, W)."""
+        if x.numel() > x.shape[1]:
+            return super().forward(x)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps)
+
+
+def _gate_conv(num_in: int, num_out: int, seed: int) -> nn.Conv2d:
+    """A 1x1 convolution with the weights that torch would draw by default, and no bias at the start."""
+    conv = _blank_conv(num_in, num_out, 1, bias=True)
+    nn.init.kaiming_uniform_(conv.weight, a=math.sqrt(5), generator=torch.Generator().manual_seed(seed))
+    return conv
+
+
+def _blank_conv(num_in: int, num_out: int, side: int, *, bias: bool) -> nn.Conv2d:
+    """A convolution whose weights are still to be set; torch's global generator is not touched."""
+    conv = nn.Conv2d(num_in, num_out, side, padding=side // 2, bias=bias, device="meta").to_empty(device="cpu")
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
+
+
+def _num_groups(channels: int) -> int:
+    """At most 32 groups, of at least 8 channels each if there are as many."""
+    return max(groups for groups in range(1, max(1, min(32, channels // 8)) + 1) if channels % groups == 0)
+
+
+def _mean_over_cells(x: Tensor, padding: Tensor | None) -> Tensor:
+    """Mean over the cells that count of features that are 0 elsewhere: (N, C, 1, 1), in float32 or better."""
+    total = x.sum((2, 3), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    num_cells = x.shape[2] * x.shape[3] if padding is None else (~padding).sum((2, 3), keepdim=True)
+    return total / num_cells
+
+
+def _filled(x: Tensor, padding: Tensor | None) -> Tensor:
+    return x if padding is None else x.masked_fill(padding, 0)
+
+
+def _resized(x: Tensor, like: Tensor, mode: Upsample) -> Tensor:
+    if x.shape[-2:] == like.shape[-2:]:
+        return x
+    return F.interpolate(x, size=like.shape[-2:], mode=mode, align_corners=False if mode == "bilinear" else None)
+
+
+def _refuse_identity(setting: str, kind: AdapterKind, level: str, num_in: int, num_out: int) -> None:
+    if kind == "identity" and num_in != num_out:
+        raise ConfigError(
+            f"distill.kdr.{setting}: identity needs equal channels in and out, got {num_in} and {num_out} at {level}. Use conv1x1"
+        )

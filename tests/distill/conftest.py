@@ -1,0 +1,107 @@
+"""A small scene with padding, odd sizes and unequal channels, and KDR built from settings, in double precision."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kdr.config.distill import KdrConfig
+from kdr.distill.kdr import Kdr, build_kdr
+from kdr.distill.method import FeatureLevels, weighted_sum
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything that a method is called with."""
+
+    student: list[Tensor]
+    teacher: list[Tensor]
+    boxes: list[Tensor]
+    image_sizes: list[tuple[int, int]]
+    batch_size: tuple[int, int]
+
+    def terms(self, method: nn.Module, step: int = 10**6) -> Any:
+        return method(
+            self.student,
+            self.teacher,
+            boxes=self.boxes,
+            image_sizes=self.image_sizes,
+            batch_size=self.batch_size,
+            step=step,
+        )
+
+    def loss(self, method: nn.Module, step: int = 10**6) -> Tensor:
+        return weighted_sum(self.terms(method, step))
+
+    def of(self, images: Sequence[int]) -> "Scene":
+        """The same scene with some images, in any order, also more than once."""
+        return replace(
+            self,
+            student=[x[list(images)] for x in self.student],
+            teacher=[x[list(images)] for x in self.teacher],
+            boxes=[self.boxes[i] for i in images],
+            image_sizes=[self.image_sizes[i] for i in images],
+        )
+
+    def learning(self) -> "Scene":
+        """The same scene with student features that ask for a gradient."""
+        return replace(self, student=[x.detach().clone().requires_grad_() for x in self.student])
+
+
+def drawn_scene(
+    *,
+    seed: int = 0,
+    channels: tuple[int, int] = (6, 8),
+    grids: Sequence[tuple[int, int]] = ((13, 17), (7, 9), (4, 5), (2, 3), (1, 2)),
+    teacher_grids: Sequence[tuple[int, int]] | None = None,
+    image_sizes: Sequence[tuple[int, int]] = ((100, 136), (71, 136), (100, 50)),
+    dtype: torch.dtype = torch.float64,
+) -> Scene:
+    generator = torch.Generator().manual_seed(seed)
+
+    def features(num_channels: int, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        shapes = [(len(image_sizes), num_channels, *grid) for grid in sizes]
+        return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+
+    boxes = [[[10.0, 20.0, 60.0, 70.0], [50.0, 50.0, 135.0, 99.0]], [[3.0, 3.0, 3.8, 3.5]], [[41.0, 0.0, 50.0, 40.0]]]
+    return Scene(
+        student=features(channels[0], grids),
+        teacher=features(channels[1], teacher_grids or grids),
+        boxes=[torch.tensor(boxes[i % 3]) for i in range(len(image_sizes))],
+        image_sizes=list(image_sizes),
+        batch_size=(100, 136),
+    )
+
+
+def built_kdr(
+    *, channels: tuple[int, int] = (6, 8), num_levels: int = 5, seed: int = 0, stirred: bool = False, **settings: Any
+) -> Kdr:
+    """KDR as the settings say; without `normalisation` features are not divided. Stirred: no parameter at its start."""
+    strides = (8.0, 16.0, 32.0, 64.0, 128.0)[:num_levels]
+    kdr = build_kdr(
+        KdrConfig(**{"normalisation": "none", **settings}),
+        student=FeatureLevels(strides, (channels[0],) * num_levels),
+        teacher=FeatureLevels(strides, (channels[1],) * num_levels),
+        seed=seed,
+        total_steps=1000,
+        level_std={level: 0.5 + level for level in range(num_levels)},
+    ).double()
+    if stirred:
+        generator = torch.Generator().manual_seed(7)
+        with torch.no_grad():
+            for parameter in kdr.parameters():
+                parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    return kdr
+
+
+@pytest.fixture
+def make_scene() -> Callable[..., Scene]:
+    return drawn_scene
+
+
+@pytest.fixture
+def make_kdr() -> Callable[..., Kdr]:
+    return built_kdr

@@ -1,0 +1,475 @@
+import itertools
+import logging
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from kdr.config.distill import KdrConfig
+from kdr.distill.distance import masked_pyramid_distance
+from kdr.distill.kdr import build_kdr
+from kdr.distill.method import FeatureLevels, weighted_sum
+from kdr.errors import ConfigError
+
+LINKS = ("P4->P3", "P5->P4", "P6->P5", "P7->P6")
+PLAIN = {"review_links": (), "masks": "none", "padding": "counted"}
+FULL = ("full",)
+
+
+# --- what arms reduce to (section F.6 of the method page) ---
+
+
+def test_without_links_masks_and_pyramid_it_is_fitnet(make_scene, make_kdr):
+    kdr = make_kdr(**PLAIN, project="identity", pyramid_scales=FULL, weight=1.0, stirred=True)
+    scene = make_scene()
+    adapters = [kdr.review.align[name].conv for name in kdr.review.level_names]
+    expected = sum(F.mse_loss(a(s), t) for a, s, t in zip(adapters, scene.student, scene.teacher, strict=True))
+    torch.testing.assert_close(scene.loss(kdr), expected)
+
+
+def test_with_identity_adapters_too_it_is_the_mean_squared_error(make_scene, make_kdr):
+    kdr = make_kdr(**PLAIN, channels=(5, 5), align="identity", project="identity", pyramid_scales=FULL, weight=2.0)
+    scene = make_scene(channels=(5, 5))
+    expected = 2 * sum(F.mse_loss(s, t) for s, t in zip(scene.student, scene.teacher, strict=True))
+    torch.testing.assert_close(scene.loss(kdr), expected)
+
+
+def context_loss(student, teacher):
+    """ReviewKD's hierarchical context loss from its formula."""
+    weights, losses = [1.0], [F.mse_loss(student, teacher)]
+    for k in (4, 2, 1):
+        if k < student.shape[2]:
+            weights.append(weights[-1] / 2)
+            losses.append(F.mse_loss(F.adaptive_avg_pool2d(student, k), F.adaptive_avg_pool2d(teacher, k)))
+    return sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
+
+
+def test_pyramid_alone_is_the_same_level_context_loss(make_scene, make_kdr):
+    kdr = make_kdr(**PLAIN, channels=(5, 5), align="identity", project="identity", scales_below="height", weight=1.0)
+    scene = make_scene(channels=(5, 5))
+    expected = sum(context_loss(s, t) for s, t in zip(scene.student, scene.teacher, strict=True))
+    torch.testing.assert_close(scene.loss(kdr), expected)
+
+
+def test_review_alone_is_a_residual_review_under_the_mean_squared_error(make_scene, make_kdr):
+    kdr = make_kdr(
+        channels=(5, 5), attention="none", masks="none", padding="counted", pyramid_scales=FULL, weight=1.0,
+        align="identity", project="identity", stirred=True,
+    )  # fmt: skip
+    scene = make_scene(channels=(5, 5))
+    reviewed, expected = scene.student[-1], F.mse_loss(scene.student[-1], scene.teacher[-1])
+    for level in (3, 2, 1, 0):
+        x = scene.student[level]
+        reviewed = x + kdr.zetas()[LINKS[level]] * 0.5 * F.interpolate(reviewed, size=x.shape[-2:])
+        expected = expected + F.mse_loss(reviewed, scene.teacher[level])
+    torch.testing.assert_close(scene.loss(kdr), expected)
+
+
+def reviewkd_loss(kdr, scene):
+    """ReviewKD from its formulas (section A.1 of the method page): attention-based fusion, then the context loss."""
+
+    def adapted(adapter, x):
+        side = adapter.conv.kernel_size[0]
+        x = F.conv2d(x, adapter.conv.weight, padding=side // 2)
+        mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), keepdim=True, correction=0)
+        return (x - mean) / (var + 1e-5).sqrt() * adapter.norm.weight.view(1, -1, 1, 1) + adapter.norm.bias.view(1, -1, 1, 1)
+
+    total, residual = 0.0, None
+    for level in (4, 3, 2, 1, 0):
+        name = kdr.review.level_names[level]
+        fused = adapted(kdr.review.align[name], scene.student[level])
+        if residual is not None:
+            conv = kdr.review.links[LINKS[level]].spatial
+            upsampled = F.interpolate(residual, size=fused.shape[-2:], mode="nearest")
+            maps = F.conv2d(torch.cat([fused, upsampled], 1), conv.weight, conv.bias).sigmoid()
+            fused = fused * maps[:, 0, None] + upsampled * maps[:, 1, None]
+        residual = fused
+        total = total + context_loss(adapted(kdr.review.project[name], fused), scene.teacher[level])
+    return total
+
+
+def test_preset_kdr_paper_with_spatial_attention_and_no_masks_is_reviewkd(make_scene, make_kdr):
+    kdr = make_kdr(preset="kdr-paper", attention="spatial", masks="none", weight=1.0, stirred=True)
+    grids = ((25, 34), (13, 17), (7, 9), (4, 5), (2, 3))
+    scene = make_scene(grids=grids).learning()
+    found, expected = scene.loss(kdr), reviewkd_loss(kdr, scene)
+    torch.testing.assert_close(found, expected)
+    for of_kdr, of_reference in zip(
+        torch.autograd.grad(found, scene.student), torch.autograd.grad(expected, scene.student), strict=True
+    ):
+        torch.testing.assert_close(of_kdr, of_reference)
+
+
+@pytest.mark.parametrize("attention", ["none", "spatial", "channel", "both"])
+@pytest.mark.parametrize("links", [("P4->P3",), LINKS])
+def test_every_residual_review_starts_at_the_loss_and_gradients_of_its_arm_without_links(make_scene, make_kdr, attention, links):
+    scene = make_scene().learning()
+    with_links, without = make_kdr(review_links=links, attention=attention), make_kdr(review_links=())
+    losses = [scene.loss(kdr) for kdr in (with_links, without)]
+    torch.testing.assert_close(*losses, rtol=0, atol=0)
+    gradients = [torch.autograd.grad(loss, scene.student, retain_graph=True) for loss in losses]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+    for loss in losses:
+        loss.backward()
+    shared = dict(with_links.named_parameters())
+    for name, parameter in without.named_parameters():
+        torch.testing.assert_close(shared[name].grad, parameter.grad)
+
+
+def test_switching_decoupling_off_does_not_change_the_total_weight(make_kdr):
+    for settings in ({"masks": "boxes"}, {"masks": "none"}):
+        kdr = make_kdr(weight=2.5, foreground_share=0.3, **settings)
+        assert kdr.weight_at(10**6) == 2.5
+    assert make_kdr().weight_at(0) == 0
+
+
+# --- terms, weights, ramp ---
+
+
+def test_terms_are_named_unweighted_and_weighted_by_the_balance(make_scene, make_kdr):
+    scene = make_scene()
+    foreground, background = scene.terms(make_kdr(weight=3.0, foreground_share=0.25))
+    assert (foreground.name, background.name) == ("kdr.foreground", "kdr.background")
+    assert (foreground.coefficient, background.coefficient) == (0.75, 2.25)
+    (feature,) = scene.terms(make_kdr(weight=3.0, masks="none"))
+    assert (feature.name, feature.coefficient) == ("kdr.feature", 3.0)
+    other = scene.terms(make_kdr(weight=9.0, foreground_share=0.9))
+    assert [term.value for term in other] == [foreground.value, background.value]
+    expected = 0.75 * foreground.value + 2.25 * background.value
+    torch.testing.assert_close(weighted_sum([foreground, background]), expected)
+
+
+def test_regions_are_those_of_the_boxes_on_every_level(make_scene, make_kdr):
+    kdr = make_kdr(**(PLAIN | {"masks": "boxes"}), channels=(5, 5), align="identity", project="identity", mask_values="binary")
+    scene = make_scene(channels=(5, 5), image_sizes=[(100, 136)])  # boxes (10, 20, 60, 70), (50, 50, 135, 99)
+    grid = scene.student[0].shape[-2:]  # (13, 17): cells of 7.69 x 8 px
+    mask = torch.zeros(1, *grid, dtype=torch.float64)
+    mask[0, 2:10, 1:8] = 1
+    mask[0, 6:13, 6:17] = 1
+    measured = [
+        masked_pyramid_distance(scene.student[0], scene.teacher[0], m, scales=("full", 4, 2, 1)) for m in (mask, 1 - mask)
+    ]
+    call = {"boxes": scene.boxes, "image_sizes": scene.image_sizes, "batch_size": scene.batch_size}
+    distances = kdr.level_distances(scene.student, scene.teacher, **call)
+    torch.testing.assert_close(distances[:, 0], torch.stack(measured))
+    torch.testing.assert_close(distances.sum(1), torch.stack([term.value for term in scene.terms(kdr)]))
+
+
+@pytest.mark.parametrize(
+    ("ramp", "total_steps", "weights"),
+    [
+        ("auto", 1000, {0: 0.0, 25: 1.5, 50: 3.0, 51: 3.0}),
+        ("auto", 90_000, {0: 0.0, 250: 1.5, 500: 3.0}),
+        (10, 1000, {0: 0.0, 5: 1.5, 10: 3.0, 999: 3.0}),
+        (0, 1000, {0: 3.0, 7: 3.0}),
+    ],
+)
+def test_weight_rises_along_the_ramp(ramp, total_steps, weights):
+    levels = FeatureLevels((8.0,), (4,))
+    kdr = build_kdr(
+        KdrConfig(ramp=ramp, review_links=(), normalisation="none", weight=3.0),
+        student=levels, teacher=levels, seed=0, total_steps=total_steps, level_std=None,
+    )  # fmt: skip
+    assert {step: kdr.weight_at(step) for step in weights} == pytest.approx(weights)
+
+
+# Every setting of KdrConfig with a change that must be seen, and what else has to be set for it.
+EFFECTS = {
+    "preset": ("kdr-paper", {}),
+    "weight": (4.0, {}),
+    "foreground_share": (0.1, {}),
+    "review_links": (("P4->P3",), {}),
+    "attention": ("spatial", {}),
+    "fusion": ("gated", {}),
+    "gates": ("sigmoid", {}),
+    "masks": ("none", {}),
+    "mask_values": ("binary", {}),
+    "pyramid_scales": (("full", 2), {}),
+    "scales_below": ("height", {}),
+    "normalisation": ("teacher_std", {}),
+    "align": ("conv3x3", {}),
+    "project": ("conv1x1", {}),
+    "adapter_norm": ("batch", {}),
+    "init": ("kaiming", {"channels": (8, 8), "stirred": False}),
+    "upsample": ("bilinear", {}),
+    "padding": ("counted", {}),
+    "ramp": (2000, {}),
+}
+
+
+@pytest.mark.parametrize("setting", KdrConfig.model_fields)
+def test_every_setting_has_its_effect(make_scene, make_kdr, setting):
+    value, needed = EFFECTS[setting]
+    build = {"channels": (6, 8), "stirred": True} | needed
+    scene = make_scene(channels=build["channels"], grids=((17, 13), (9, 4), (5, 3), (3, 2), (2, 1)))
+    before, after = (scene.loss(make_kdr(**build, **change), step=1000) for change in ({}, {setting: value}))
+    assert before.isfinite()
+    assert after.isfinite()
+    assert abs(after - before) > 1e-6 * abs(before)
+
+
+def test_normalisation_divides_both_features_by_the_teachers_std(make_scene, make_kdr):
+    same = {"channels": (5, 5), "align": "identity", "project": "identity", "review_links": ()}
+    scene = make_scene(channels=(5, 5))
+    found = scene.loss(make_kdr(**same, normalisation="teacher_std"))
+    stds = [0.5 + level for level in range(5)]  # as the fixture gives them
+    for features in (scene.student, scene.teacher):
+        features[:] = [x / std for x, std in zip(features, stds, strict=True)]
+    torch.testing.assert_close(found, scene.loss(make_kdr(**same)))
+
+
+# --- gradients ---
+
+ARMS = {
+    f"{attention}, {fusion}, {gates}": {"attention": attention, "fusion": fusion, "gates": gates}
+    for attention, fusion, gates in itertools.product(
+        ("none", "spatial", "channel", "both"), ("residual", "gated"), ("softmax", "sigmoid")
+    )
+} | {
+    "no links": {"review_links": ()},
+    "one link": {"review_links": LINKS[1:2]},
+    "no masks": {"masks": "none"},
+    "full scale": {"pyramid_scales": FULL},
+    "one bin": {"pyramid_scales": (1,)},
+    "paper": {"preset": "kdr-paper"},
+    "group norm": {"adapter_norm": "group"},
+    "identity projection": {"project": "identity"},
+    "foreground only": {"foreground_share": 1.0},
+    "background only": {"foreground_share": 0.0},
+    "weight 0": {"weight": 0.0},
+    "first step of a ramp": {"ramp": 10**7},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def process_group():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_parameter_takes_part_in_every_step_of_every_arm(make_scene, make_kdr, arm):
+    # DDP stops at the second step if a parameter got no gradient in the first
+    kdr = torch.nn.parallel.DistributedDataParallel(make_kdr(**ARMS[arm]))
+    scene = make_scene()
+    for _ in range(2):
+        kdr.zero_grad()
+        scene.loss(kdr).backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in kdr.parameters())
+
+
+@pytest.mark.parametrize("preset", ["kdr", "kdr-paper"])
+def test_gradient_of_the_whole_is_its_derivative(make_scene, make_kdr, preset):
+    kdr = make_kdr(preset=preset, channels=(2, 3), num_levels=3, stirred=True)
+    scene = make_scene(channels=(2, 3), grids=((5, 6), (3, 3), (2, 1)), image_sizes=[(100, 136), (70, 90)]).learning()
+    parameters = list(kdr.parameters())
+    torch.autograd.gradcheck(lambda *_: scene.loss(kdr), (*scene.student, *parameters), fast_mode=True)
+
+
+def test_no_gradient_reaches_the_teacher_and_a_finite_one_every_level_of_the_student(make_scene, make_kdr):
+    scene = make_scene().learning()
+    for x in scene.teacher:
+        x.requires_grad_()
+    scene.loss(make_kdr()).backward()
+    assert all(x.grad is None for x in scene.teacher)
+    assert all(x.grad.isfinite().all() and (x.grad != 0).any() for x in scene.student)
+
+
+def test_a_level_is_measured_on_what_its_active_links_reach(make_scene, make_kdr):
+    scene = make_scene().learning()
+    kdr = make_kdr(review_links=("P4->P3", "P6->P5"), stirred=True)
+    call = {"boxes": scene.boxes, "image_sizes": scene.image_sizes, "batch_size": scene.batch_size}
+    distances = kdr.level_distances(scene.student, scene.teacher, **call).sum(0)
+    reached = [
+        [
+            g is not None and bool((g != 0).any())
+            for g in torch.autograd.grad(d, scene.student, retain_graph=True, allow_unused=True)
+        ]
+        for d in distances
+    ]
+    T, o = True, False
+    assert reached == [[T, T, o, o, o], [o, T, o, o, o], [o, o, T, T, o], [o, o, o, T, o], [o, o, o, o, T]]
+
+
+# --- invariances ---
+
+
+def test_equal_features_cost_nothing_where_adapters_are_identities(make_scene, make_kdr):
+    scene = make_scene(channels=(5, 5))
+    scene.teacher[:] = scene.student
+    assert scene.loss(make_kdr(channels=(5, 5))) == 0  # Dirac adapters, links at 0
+    assert scene.loss(make_kdr(channels=(5, 5), init="kaiming")) > 0
+
+
+@pytest.mark.parametrize("settings", [{}, {"attention": "channel", "fusion": "gated"}, {"masks": "none", "project": "conv1x1"}])
+def test_what_lies_in_the_padding_has_no_effect_under_preset_kdr(make_scene, make_kdr, settings):
+    scene, dirty = make_scene(), make_scene()
+    for x in (*dirty.student, *dirty.teacher):
+        height, width = x.shape[-2:]
+        x[1, :, -(-71 * height // 100) :] += 1e3
+        x[2, :, :, -(-50 * width // 136) :] -= 1e3
+    for kdr in (make_kdr(stirred=True, **settings), make_kdr(stirred=True, upsample="bilinear", **settings)):
+        assert torch.equal(scene.loss(kdr), dirty.loss(kdr))
+    counted = make_kdr(stirred=True, padding="counted", **settings)
+    assert not torch.isclose(scene.loss(counted), dirty.loss(counted))
+
+
+@pytest.mark.parametrize("images", [(2, 0, 1), (0, 1, 2, 0, 1, 2)])
+@pytest.mark.parametrize("preset", ["kdr", "kdr-paper"])
+def test_order_and_copies_of_images_have_no_effect(make_scene, make_kdr, preset, images):
+    scene, kdr = make_scene(), make_kdr(preset=preset, stirred=True)
+    torch.testing.assert_close(scene.of(images).loss(kdr), scene.loss(kdr))
+
+
+def test_a_batch_counts_each_image_alike(make_scene, make_kdr):
+    scene, kdr = make_scene(), make_kdr(stirred=True)
+    alone = [scene.of([i]).loss(kdr) for i in range(3)]
+    torch.testing.assert_close(scene.loss(kdr), torch.stack(alone).mean())
+
+
+# --- corners ---
+
+
+def test_without_boxes_all_is_background(make_scene, make_kdr):
+    scene = make_scene()
+    scene.boxes[:] = [torch.zeros(0, 4)] * 3
+    foreground, background = scene.terms(make_kdr(stirred=True))
+    (whole,) = scene.terms(make_kdr(stirred=True, masks="none"))
+    assert foreground.value == 0
+    torch.testing.assert_close(background.value, whole.value)
+
+
+def test_where_boxes_fill_the_images_nothing_is_background(make_scene, make_kdr):
+    scene = make_scene()
+    scene.boxes[:] = [torch.tensor([[0.0, 0.0, float(w), float(h)]]) for h, w in scene.image_sizes]
+    foreground, background = scene.terms(make_kdr(stirred=True))
+    (whole,) = scene.terms(make_kdr(stirred=True, masks="none"))
+    assert background.value == 0
+    torch.testing.assert_close(foreground.value, whole.value)  # one box: the same weight in all its cells
+
+
+@pytest.mark.parametrize("preset", ["kdr", "kdr-paper"])
+def test_one_image_with_one_cell_levels_is_finite(make_scene, make_kdr, preset):
+    grids = ((4, 4), (2, 2), (1, 1), (1, 1), (1, 1))
+    scene = make_scene(grids=grids, image_sizes=[(100, 136)]).learning()
+    loss = scene.loss(make_kdr(preset=preset))
+    loss.backward()
+    assert loss.isfinite()
+    assert all(x.grad.isfinite().all() for x in scene.student)
+
+
+def test_levels_of_another_size_are_resized_to_the_teachers_and_said_once(make_scene, make_kdr, caplog):
+    teacher_grids = ((13, 17), (7, 9), (4, 6), (2, 3), (1, 2))
+    scene = make_scene(teacher_grids=teacher_grids)
+    kdr = make_kdr(**PLAIN, project="conv1x1", pyramid_scales=FULL, weight=1.0, stirred=True)
+    with caplog.at_level(logging.INFO, logger="kdr.distill.kdr"):
+        found = scene.loss(kdr)
+        scene.loss(kdr)
+    expected = 0.0
+    for name, s, t in zip(kdr.review.level_names, scene.student, scene.teacher, strict=True):
+        projected = kdr.review.project[name](kdr.review.align[name](s))
+        expected += F.mse_loss(F.interpolate(projected, size=t.shape[-2:], mode="bilinear", align_corners=False), t)
+    torch.testing.assert_close(found, expected)
+    assert [record.getMessage() for record in caplog.records] == [
+        "kdr: P5 of the student, (4, 5) cells, is resized to the teacher's (4, 6)"
+    ]
+
+
+def test_levels_without_a_partner_learn_nothing_and_lose_their_links(make_scene, caplog):
+    with caplog.at_level(logging.WARNING, logger="kdr.distill.kdr"):
+        kdr = build_kdr(
+            KdrConfig(review_links=LINKS, normalisation="none"),
+            student=FeatureLevels((8, 16, 32, 64, 128), (6,) * 5), teacher=FeatureLevels((4, 8, 16, 32, 64), (8,) * 5),
+            seed=0, total_steps=10, level_std=None,
+        ).double()  # fmt: skip
+    assert kdr.pairs == ((0, 1), (1, 2), (2, 3), (3, 4))
+    assert list(kdr.zetas()) == list(LINKS[:3])
+    assert "levels P7 of the student learn nothing" in caplog.text
+    assert "review links P7->P6 are dropped" in caplog.text
+    scene = make_scene()
+    scene.teacher.insert(0, torch.zeros(3, 8, 26, 34, dtype=torch.float64))
+    assert scene.loss(kdr).isfinite()
+
+
+@pytest.mark.parametrize("link", ["P5->P3", "P3->P4", "P9->P8"])
+def test_a_link_that_does_not_exist_is_refused_with_those_that_do(make_kdr, link):
+    with pytest.raises(ConfigError, match=rf"review_links: each must be one of P4->P3, .*, got {link}\. A link joins"):
+        make_kdr(review_links=("P4->P3", link))
+
+
+@pytest.mark.parametrize(("level_std", "shown"), [(None, "None"), ({0: 0.0}, "0.0"), ({0: float("nan")}, "nan")])
+def test_a_std_that_cannot_be_divided_by_is_refused(level_std, shown):
+    levels = FeatureLevels((8.0,), (4,))
+    with pytest.raises(ConfigError, match=rf"distill\.kdr\.normalisation: .*got {shown} at P3.*use none"):
+        build_kdr(KdrConfig(), student=levels, teacher=levels, seed=0, total_steps=10, level_std=level_std)
+
+
+# --- precision, devices, state ---
+
+
+@pytest.mark.parametrize("preset", ["kdr", "kdr-paper"])
+def test_loss_under_bfloat16_autocast_is_close_to_that_in_float32(make_scene, make_kdr, preset):
+    kdr = make_kdr(preset=preset, channels=(16, 16), stirred=True).float()
+    scene = make_scene(channels=(16, 16), dtype=torch.float32)
+    exact = scene.loss(kdr)
+    rounded = make_scene(channels=(16, 16), dtype=torch.bfloat16).learning()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = rounded.loss(kdr)
+    found.backward()
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(exact.item(), rel=2e-2)
+    assert all(x.grad.dtype == torch.bfloat16 and x.grad.isfinite().all() for x in rounded.student)
+
+
+@pytest.mark.parametrize("preset", ["kdr", "kdr-paper"])
+def test_a_step_never_waits_for_the_device(make_scene, make_kdr, preset):
+    # a fake tensor has no values: whatever needs one on the host raises
+    kdr = make_kdr(preset=preset)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        scene = make_scene(teacher_grids=((14, 17), (7, 9), (4, 5), (2, 3), (1, 2))).learning()
+        gradients = torch.autograd.grad(scene.loss(kdr), scene.student)
+        assert [g.shape for g in gradients] == [x.shape for x in scene.student]
+        with pytest.raises(DataDependentOutputException):
+            float(gradients[0].sum())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("preset", ["kdr", "kdr-paper"])
+def test_on_a_gpu_a_step_gives_the_same_loss_without_synchronising(make_scene, make_kdr, preset):
+    scene, kdr = make_scene(), make_kdr(preset=preset, stirred=True)
+    expected = scene.loss(kdr)
+    for tensors in (scene.student, scene.teacher, scene.boxes):
+        tensors[:] = [x.cuda() for x in tensors]
+    kdr = make_kdr(preset=preset, stirred=True).cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = scene.loss(kdr)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(found.cpu(), expected)
+
+
+@pytest.mark.parametrize("preset", ["kdr", "kdr-paper"])
+def test_a_saved_state_gives_the_same_loss_again(make_scene, make_kdr, preset):
+    scene, trained = make_scene(), make_kdr(preset=preset, stirred=True)
+    scene.loss(trained)  # moves running statistics
+    restored = make_kdr(preset=preset, seed=1)
+    restored.load_state_dict(trained.state_dict())
+    for step in (0, 7, 1000):
+        assert torch.equal(scene.loss(restored, step), scene.loss(trained, step))
+
+
+def test_zetas_are_read_by_link_and_are_spared_by_a_rule_of_dimensions(make_kdr):
+    kdr = make_kdr(review_links=("P4->P3", "P6->P5"))
+    assert {link: zeta.item() for link, zeta in kdr.zetas().items()} == {"P4->P3": 0.0, "P6->P5": 0.0}
+    assert [name for name, parameter in kdr.named_parameters() if parameter.ndim == 0] == [
+        "review.links.P4->P3.zeta",
+        "review.links.P6->P5.zeta",
+    ]
+    assert make_kdr(fusion="gated").zetas() == {}

@@ -1,0 +1,240 @@
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kdr.distill.review import Adapter, BatchNormOfAnySize, Link, ReviewChain
+from kdr.errors import ConfigError
+
+NAMES = ["P3", "P4", "P5", "P6"]
+LINKS = ["P4->P3", "P5->P4", "P6->P5"]
+GRIDS = [(9, 11), (5, 6), (3, 3), (1, 2)]
+
+
+def drawn(seed, *shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def pyramid(seed=0, channels=4, images=2):
+    return [drawn(seed + level, images, channels, *grid) for level, grid in enumerate(GRIDS)]
+
+
+def chain(*, channels=(4, 4), stirred=True, seed=0, **settings):
+    defaults = {
+        "links": LINKS, "attention": "both", "fusion": "residual", "gates": "softmax", "align": "conv1x1",
+        "project": "conv3x3", "norm": "none", "init": "dirac", "upsample": "nearest",
+    }  # fmt: skip
+    review = ReviewChain(NAMES, [channels[0]] * 4, [channels[1]] * 4, seed=seed, **(defaults | settings)).double()
+    if stirred:
+        stir(review)
+    return review
+
+
+def stir(module):
+    """Moves every parameter off its start, so that nothing is hidden behind a 0."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+
+
+def nowhere():
+    return [None] * 4
+
+
+def right_half():
+    """Padding in the right half of the second image."""
+    masks = [torch.zeros(2, 1, *grid, dtype=torch.bool) for grid in GRIDS]
+    for mask in masks:
+        mask[1, :, :, (mask.shape[-1] + 1) // 2 :] = True
+    return masks
+
+
+def fused_by_formula(link, x, coarse, valid, *, attention, gates, fusion, upsample):
+    """F.2 with the concatenation, the five-dimensional softmax and the masked mean written out."""
+    corners = None if upsample == "nearest" else False
+    u = valid * F.interpolate(coarse, size=x.shape[-2:], mode=upsample, align_corners=corners)
+    z = torch.cat([x, u], 1)
+    n, m, height, width = x.shape
+    p, q = x.new_zeros(n, 2, 1, height, width), x.new_zeros(n, 2, m, 1, 1)
+    if attention in ("spatial", "both"):
+        p = F.conv2d(z, link.spatial.weight, link.spatial.bias)[:, :, None]
+    if attention in ("channel", "both"):
+        mean = (z * valid).sum((2, 3)) / valid.sum((2, 3))
+        hidden = (mean @ link.squeeze.weight[:, :, 0, 0].T + link.squeeze.bias).relu()
+        q = (hidden @ link.excite.weight[:, :, 0, 0].T + link.excite.bias).view(n, 2, m, 1, 1)
+    if gates == "softmax":
+        gate = (p + q).softmax(1)
+    else:
+        gate = {
+            "none": torch.full_like(p, 0.5), "spatial": p.sigmoid(), "channel": q.sigmoid(), "both": p.sigmoid() * q.sigmoid()
+        }[attention]  # fmt: skip
+    if fusion == "gated":
+        return gate[:, 0] * x + gate[:, 1] * u
+    return x + link.zeta * gate[:, 1] * u
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("upsample", ["nearest", "bilinear"])
+@pytest.mark.parametrize("fusion", ["residual", "gated"])
+@pytest.mark.parametrize("gates", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("attention", ["none", "spatial", "channel", "both"])
+def test_a_link_fuses_as_the_formula_says(attention, gates, fusion, upsample, padded):
+    settings = {"attention": attention, "gates": gates, "fusion": fusion, "upsample": upsample}
+    link = Link(4, seed=0, **settings).double()
+    stir(link)
+    padding = right_half()[0] if padded else None
+    valid = torch.ones(2, 1, *GRIDS[0], dtype=torch.float64) if padding is None else (~padding).double()
+    x, coarse = drawn(0, 2, 4, *GRIDS[0]) * valid, drawn(1, 2, 4, *GRIDS[1])
+    expected = fused_by_formula(link, x, coarse, valid, **settings)
+    torch.testing.assert_close(link(x, coarse, padding), expected)
+
+
+def test_softmax_gates_are_convex_whatever_they_look_at():
+    x = drawn(0, 2, 4, 5, 6)
+    for attention in ("none", "spatial", "channel", "both"):
+        link = Link(4, attention=attention, fusion="gated", gates="softmax", upsample="nearest", seed=0).double()
+        stir(link)
+        torch.testing.assert_close(link(x, x, None), x)
+
+
+def reviewkd_features(review, student):
+    """ReviewKD's attention-based fusion from its formulas (section A.1 of the method page), coarsest level first."""
+
+    def adapted(adapter, x):
+        return F.batch_norm(
+            F.conv2d(x, adapter.conv.weight, padding=adapter.conv.kernel_size[0] // 2),
+            None, None, adapter.norm.weight, adapter.norm.bias, training=True,
+        )  # fmt: skip
+
+    outputs, residual = [], None
+    for level in (3, 2, 1, 0):
+        fused = adapted(review.align[NAMES[level]], student[level])
+        if residual is not None:
+            attention = review.links[f"{NAMES[level + 1]}->{NAMES[level]}"].spatial
+            upsampled = F.interpolate(residual, size=fused.shape[-2:], mode="nearest")
+            maps = F.conv2d(torch.cat([fused, upsampled], 1), attention.weight, attention.bias).sigmoid()
+            fused = fused * maps[:, :1] + upsampled * maps[:, 1:]
+        residual = fused
+        outputs.insert(0, adapted(review.project[NAMES[level]], fused))
+    return outputs
+
+
+def test_with_the_papers_pieces_and_spatial_attention_it_is_reviewkds_fusion():
+    review = chain(attention="spatial", fusion="gated", gates="sigmoid", norm="batch", init="kaiming", channels=(3, 4))
+    assert review.align["P3"].conv.bias is None  # as in ReviewKD; so the copied weights above are all there is
+    student = pyramid(channels=3)
+    for found, expected in zip(review(student, nowhere()), reviewkd_features(review, student), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("links", [s for n in range(4) for s in itertools.combinations(LINKS, n)])
+def test_a_level_learns_from_itself_and_coarser_ones_that_its_active_links_reach(links):
+    review = chain(links=links)
+    student = [x.requires_grad_() for x in pyramid()]
+    outputs = review(student, nowhere())
+    for fine, coarse in itertools.product(range(4), repeat=2):
+        (gradient,) = torch.autograd.grad(outputs[fine].square().sum(), student[coarse], retain_graph=True, allow_unused=True)
+        reached = fine <= coarse and all(f"{NAMES[l + 1]}->{NAMES[l]}" in links for l in range(fine, coarse))  # noqa: E741
+        assert (gradient is not None and bool((gradient != 0).any())) == reached
+
+
+@pytest.mark.parametrize("links", [(), ("P5->P4",), tuple(LINKS)])
+@pytest.mark.parametrize("attention", ["none", "spatial", "channel", "both"])
+def test_residual_chain_of_equal_channels_starts_as_the_identity(links, attention):
+    student = pyramid()
+    for found, x in zip(chain(stirred=False, links=links, attention=attention)(student, nowhere()), student, strict=True):
+        assert torch.equal(found, x)
+
+
+def test_a_link_switched_off_shifts_no_other_weight_and_has_none_of_its_own():
+    whole, part = chain(stirred=False, fusion="gated"), chain(stirred=False, fusion="gated", links=["P5->P4"])
+    weights = whole.state_dict()
+    for name, weight in part.state_dict().items():
+        assert torch.equal(weight, weights[name])
+    gone = {name for name in weights if name not in part.state_dict()}
+    assert gone == {name for name in weights if name.startswith(("links.P4->P3.", "links.P6->P5."))}
+
+
+def test_modules_of_different_names_and_seeds_draw_different_weights():
+    first, second = (chain(stirred=False, seed=seed, init="kaiming", channels=(4, 6)) for seed in (0, 1))
+    drawn_weights = [w for c in (first, second) for name, w in c.state_dict().items() if name.endswith("weight")]
+    assert all(a.shape != b.shape or not torch.equal(a, b) for a, b in itertools.combinations(drawn_weights, 2))
+    assert torch.equal(
+        first.align["P3"].conv.weight, chain(stirred=False, init="kaiming", channels=(4, 6)).align["P3"].conv.weight
+    )
+
+
+def test_building_a_chain_leaves_torchs_own_generator_alone():
+    before = torch.get_rng_state()
+    chain(stirred=False, init="kaiming", norm="group")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_kaiming_weights_have_the_bound_of_a_equal_1():
+    weight = Adapter(64, 64, kind="conv3x3", norm="none", init="kaiming", seed=0).conv.weight
+    bound = (3 / (64 * 9)) ** 0.5  # gain 1, uniform
+    assert 0.99 * bound < weight.abs().max().item() <= bound
+
+
+def test_cells_that_see_only_padding_change_nothing_that_counts():
+    review, padding = chain(), right_half()
+    student = pyramid()
+    other = [x + 1e6 * drawn(9, *x.shape) * mask for x, mask in zip(student, padding, strict=True)]
+    for found, expected, mask in zip(review(other, padding), review(student, padding), padding, strict=True):
+        assert torch.equal(found, expected)
+        assert (found[mask.expand_as(found)] == 0).all()
+
+
+def test_coarse_features_arrive_through_the_scale_of_their_link():
+    review = chain(stirred=False)
+    student = pyramid()
+    with torch.no_grad():
+        review.zetas()["P4->P3"].fill_(2.0)
+    fused, expected = review(student, nowhere())[0], student[0] + 2 * 0.5 * F.interpolate(student[1], size=GRIDS[0])
+    for name in ("spatial", "squeeze", "excite"):
+        torch.nn.init.zeros_(getattr(review.links["P4->P3"], name).weight)
+    torch.testing.assert_close(review(student, nowhere())[0], expected)
+    assert not torch.allclose(fused, expected)
+
+
+@pytest.mark.parametrize("adapter", ["align", "project"])
+def test_an_identity_adapter_between_unequal_channels_is_refused(adapter):
+    kinds = {"align": "conv1x1", "project": "conv1x1"} | {adapter: "identity"}
+    with pytest.raises(ConfigError, match=rf"distill\.kdr\.{adapter}: identity needs .* got \d+ and \d+ at P3\. Use conv1x1"):
+        ReviewChain(
+            ["P3", "P4"], [8, 8], [4, 6], links=[], seed=0, attention="none", fusion="gated", gates="softmax",
+            norm="none", init="dirac", upsample="nearest", **kinds,
+        )  # fmt: skip
+
+
+def test_identity_adapters_have_no_parameters():
+    assert not list(chain(align="identity", project="identity", links=[], norm="batch").parameters())
+
+
+def test_one_value_per_channel_is_normalised_by_the_running_statistics():
+    norm = BatchNormOfAnySize(3).double()
+    for seed in range(5):
+        norm(drawn(seed, 2, 3, 4, 4) + 5)
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    found = norm(torch.full((1, 3, 1, 1), 7.0, dtype=torch.float64))
+    expected = (7 - before["running_mean"]) / (before["running_var"] + norm.eps).sqrt()
+    torch.testing.assert_close(found.flatten(), expected)
+    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "group"])
+def test_one_image_with_a_level_of_one_cell_passes_under_every_norm(norm):
+    review = ReviewChain(
+        ["P6", "P7"], [8, 8], [8, 8], links=["P7->P6"], seed=0, attention="both", fusion="gated", gates="sigmoid",
+        align="conv1x1", project="conv3x3", norm=norm, init="kaiming", upsample="nearest",
+    )  # fmt: skip
+    outputs = review([torch.randn(1, 8, 2, 2), torch.randn(1, 8, 1, 1)], [None, None])
+    sum(output.square().sum() for output in outputs).backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in review.parameters())
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(256, 32), (64, 8), (8, 1), (24, 3), (20, 2), (7, 1)])
+def test_group_norm_has_groups_of_at_least_eight_channels(channels, groups):
+    assert Adapter(4, channels, kind="conv1x1", norm="group", init="kaiming", seed=0).norm.num_groups == groups
