@@ -72,7 +72,7 @@ class ShapesData(_Data):
     def _split_leaves_images(self) -> "ShapesData":
         held_out = self.search_split if self.search_split >= 1 else self.search_split * self.num_train
         if held_out >= self.num_train:
-            raise ValueError(f"search_split must leave training images: {self.search_split} of num_train={self.num_train}")
+            raise ValueError(f"search_split: must leave training images, got {self.search_split:g} of num_train={self.num_train}")
         return self
 
 

@@ -1,0 +1,112 @@
+"""A trial is its key: a hash of everything that changes its numbers, and of nothing else.
+
+In the key: the settings in one canonical form, the data's fingerprint, the teacher, the contents of weights, the number of
+workers, and the results versions of the parts that the trial uses. Not in it: file paths, and limits that only refuse.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from kdr.config.detector import DetectorConfig
+from kdr.config.trial import TeacherConfig, Trial, TrialConfig
+from kdr.config.versions import RESULTS_VERSION
+
+_DATA_PATHS = {"train_images", "train_annotations", "val_images", "val_annotations"}
+_FROZEN = {"training", "labels", "trainable_stages"}
+"""Settings of a teacher with weights that change nothing in it; labels change the trial, not the teacher."""
+
+
+def make_trial(config: TrialConfig, *, data_id: str, weights_id: Callable[[str], str], workers: int = 1) -> Trial:
+    """The trial with its identity.
+
+    Args:
+        config: the checked settings.
+        data_id: fingerprint of the data set.
+        weights_id: gives the identity of a `weights` setting: the hash of a file's content, or a torchvision enum's name.
+        workers: processes that train one trial together; they train its teacher, too.
+    """
+    teacher_id = _teacher_id(config, data_id=data_id, weights_id=weights_id, workers=workers)
+    weights_ids = {source: weights_id(source) for source in _sources(config.student)}
+    key = trial_key(config, data_id=data_id, teacher_id=teacher_id, weights_ids=weights_ids, workers=workers)
+    return Trial(key=key, config=config, data_id=data_id, teacher_id=teacher_id)
+
+
+def trial_key(config: TrialConfig, *, data_id: str, teacher_id: str | None, weights_ids: Mapping[str, str], workers: int) -> str:
+    """The key of a trial: 20 hexadecimal characters, equal on every machine for equal numbers.
+
+    Args:
+        config: the checked settings.
+        data_id: fingerprint of the data set.
+        teacher_id: key of the teacher's trial, or identity of a teacher with weights; not looked at where none is needed.
+        weights_ids: the student's `weights` settings -> identities of what they name.
+        workers: processes that train the trial together.
+    """
+    methods = config.distill.methods()
+    teacher = None
+    if config.needs_teacher and config.teacher is not None:
+        teacher = {"id": teacher_id, "labels": config.teacher.labels}
+    return key_of(
+        {
+            "data": {"id": data_id, **config.data.model_dump(mode="json", exclude=_DATA_PATHS)},
+            "student": _detector(config.student, weights_ids),
+            "teacher": teacher,
+            "distill": {name: method.canonical() for name, method in methods.items()},
+            "training": config.training.model_dump(mode="json"),
+            "seed": config.seed,
+            "workers": workers,
+            "versions": _versions(["trainer", "data", config.student.detector, *methods]),
+        }
+    )
+
+
+def key_of(content: Any) -> str:
+    """20 hexadecimal characters that stand for plain values; the order of a mapping and 1 or 1.0 make no difference."""
+    return hashlib.blake2b(canonical_json(content).encode(), digest_size=10).hexdigest()
+
+
+def canonical_json(content: Any) -> str:
+    """The one JSON text of plain values: sorted names, no spaces, whole numbers without a decimal point.
+
+    Raises:
+        ValueError: if a number is infinite or NaN.
+    """
+    return json.dumps(_canonical(content), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _canonical(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _teacher_id(config: TrialConfig, *, data_id: str, weights_id: Callable[[str], str], workers: int) -> str | None:
+    trained = config.teacher_trial()
+    if trained is not None:
+        return make_trial(trained, data_id=data_id, weights_id=weights_id, workers=workers).key
+    if not config.needs_teacher or config.teacher is None:
+        return None
+    weights_ids = {source: weights_id(source) for source in _sources(config.teacher)}
+    return key_of(
+        {"teacher": _detector(config.teacher, weights_ids), "versions": _versions(["trainer", config.teacher.detector])}
+    )
+
+
+def _detector(config: DetectorConfig, weights_ids: Mapping[str, str]) -> dict[str, Any]:
+    """What decides a detector's numbers: its settings, with what its weights are in place of where they lie."""
+    ignored = {"min_loaded_share", *(_FROZEN if isinstance(config, TeacherConfig) else ())}
+    settings = config.model_dump(mode="json", exclude=ignored)
+    return settings | {
+        name: weights_ids[settings[name]] for name in ("weights", "backbone_weights") if settings[name] is not None
+    }
+
+
+def _sources(config: DetectorConfig) -> set[str]:
+    return {source for source in (config.weights, config.backbone_weights) if source is not None}
+
+
+def _versions(parts: Iterable[str]) -> dict[str, int]:
+    return {part: RESULTS_VERSION[part] for part in parts}

@@ -1,0 +1,154 @@
+"""The points of a search space: drawn one question at a time, or listed; conditions are decided on the way.
+
+A point is a mapping from the paths of the parameters that are drawn to their values. A parameter whose `when` does not hold is
+not drawn and not in the point: the setting keeps the value that the trial gives it.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kdr.config.overrides import value_at
+from kdr.config.search import Parameter
+from kdr.config.study import Study
+from kdr.plan.keys import canonical_json
+
+Point = dict[str, Any]
+Suggest = Callable[[str, Parameter], Any]
+"""Path and parameter -> a value for it; of a subset, the members that are in."""
+MAX_CELLS = 10_000
+"""Most cells of a grid, and the number up to which cells are counted."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """The parameters of a search with their conditions."""
+
+    parameters: Mapping[str, Parameter]
+    """By path, each one after those that its conditions name."""
+    settings: Mapping[str, Any]
+    """The base trial as plain values; conditions look here for what is not drawn."""
+    unordered: tuple[str, ...] = ()
+    """Parameters whose conditions wait for each other; `kdr.plan.space` refuses them."""
+
+    def draws(self, path: str, drawn: Mapping[str, Any]) -> bool:
+        """Whether the conditions of a parameter hold, given what has been drawn before it."""
+        return all(
+            holds(wanted, drawn[other] if other in drawn else value_at(self.settings, other))
+            for other, wanted in self.parameters[path].when.items()
+        )
+
+
+def space_of(study: Study) -> Space:
+    """The search space of a study; empty without a search."""
+    waiting = dict(study.search.parameters) if study.search else {}
+    placed: dict[str, Parameter] = {}
+    while ready := [path for path, parameter in waiting.items() if not any(other in waiting for other in parameter.when)]:
+        placed[ready[0]] = waiting.pop(ready[0])
+    return Space(placed | waiting, study.base.model_dump(mode="json"), tuple(waiting))
+
+
+def holds(wanted: Any, value: Any) -> bool:
+    """Whether a setting meets a condition: a value, a list of values, `empty` or `not empty`."""
+    if wanted in ("empty", "not empty"):
+        return isinstance(value, list | tuple) and (len(value) == 0) == (wanted == "empty")
+    return any(same(one, value) for one in (wanted if isinstance(wanted, list) else [wanted]))
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two plain values are one setting: 1 and 1.0 are, 1 and true are not."""
+    return canonical_json(one) == canonical_json(other)
+
+
+def draw(space: Space, suggest: Suggest) -> Point:
+    """Draws one point, asking only for the parameters whose conditions hold.
+
+    A subset that comes out smaller than its `at_least` is filled up with the missing members in the order in which they are
+    written, so that the same answers always give the same point.
+    """
+
+    def value(path: str, parameter: Parameter) -> Iterator[Any]:
+        answer = suggest(path, parameter)
+        yield answer if parameter.subset is None else mended(parameter, answer)
+
+    return next(_points(space, value))
+
+
+def grid(space: Space) -> Iterator[Point]:
+    """Every combination once: all whole numbers, all members, all subsets, and `points` values of a float range.
+
+    Raises:
+        ValueError: if a float range has no `points`.
+    """
+    return _points(space, lambda _, parameter: _grid_values(parameter))
+
+
+def corners(space: Space) -> Iterator[Point]:
+    """Every combination of extremes: both ends of a range, each member; of a subset the smallest, the largest, each member."""
+    return _points(space, lambda _, parameter: iter(extremes(parameter)))
+
+
+def num_cells(space: Space) -> int | None:
+    """The number of points of a finite space; None where it is infinite or above `MAX_CELLS`."""
+    if any(parameter.kind == "float" and parameter.points is None for parameter in space.parameters.values()):
+        return None
+    count = sum(1 for _ in itertools.islice(grid(space), MAX_CELLS + 1))
+    return count if count <= MAX_CELLS else None
+
+
+def extremes(parameter: Parameter) -> list[Any]:
+    """The values of a parameter at its corners."""
+    values = parameter.drawn_from(parameter.kind) or ()
+    if parameter.kind != "subset":
+        return list(values)
+    chosen = [mended(parameter, few) for few in ([], *([member] for member in values), list(values))]
+    return [subset for index, subset in enumerate(chosen) if subset not in chosen[:index]]
+
+
+def mended(parameter: Parameter, subset: Sequence[Any]) -> list[Any]:
+    """The subset in the order in which its members are written, filled up from the first one on to `at_least` members."""
+    members = parameter.subset or ()
+    absent = [member for member in members if member not in subset]
+    added = absent[: max(0, parameter.at_least - len(subset))]
+    return [member for member in members if member in subset or member in added]
+
+
+def _points(space: Space, values: Callable[[str, Parameter], Iterator[Any]]) -> Iterator[Point]:
+    """Every point whose parameters take the given values, with conditions decided on the way."""
+
+    def extend(drawn: Point, paths: Sequence[str]) -> Iterator[Point]:
+        if not paths:
+            yield drawn
+            return
+        path, *later = paths
+        if not space.draws(path, drawn):
+            yield from extend(drawn, later)
+            return
+        for value in values(path, space.parameters[path]):
+            yield from extend(drawn | {path: value}, later)
+
+    return extend({}, list(space.parameters))
+
+
+def _grid_values(parameter: Parameter) -> Iterator[Any]:
+    if parameter.float_ is not None:
+        yield from _spread(*parameter.float_, parameter.points, log=parameter.log)
+    elif parameter.int_ is not None:
+        yield from range(parameter.int_[0], parameter.int_[1] + 1)
+    elif parameter.choice is not None:
+        yield from parameter.choice
+    else:
+        members = parameter.subset or ()
+        for size in range(parameter.at_least, len(members) + 1):
+            yield from map(list, itertools.combinations(members, size))
+
+
+def _spread(low: float, high: float, points: int | None, *, log: bool) -> Iterator[float]:
+    """Evenly spread values, on a log scale by factors; both ends are met exactly."""
+    if points is None:
+        raise ValueError("a float range without points has no grid")
+    for index in range(points):
+        share = index / (points - 1)
+        inner = low * (high / low) ** share if log else low + (high - low) * share
+        yield low if index == 0 else high if index == points - 1 else min(max(inner, low), high)
