@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kdr.config.settings import Positive, Settings, Share
+from kdr.config.settings import Settings, Share
 
 DetectorName = Literal["retinanet", "fcos"]
 BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v3_small", "mobilenet_v3_large"]
@@ -43,8 +43,9 @@ class DetectorConfig(Settings):
     """Batch normalisation of the backbone: `batch` trains it, `frozen` keeps statistics and affine parameters fixed."""
     head_norm: Literal["none", "group"] | None = None
     """Normalisation in the head. Unset: as torchvision has it, none in RetinaNet and group norm in FCOS."""
-    anchor_scale: Positive | None = None
-    """Side of the smallest anchor divided by the stride, for RetinaNet; unset: 4, torchvision's 32 px at stride 8."""
+    anchor_scale: Annotated[float, Field(ge=0.25)] | None = None
+    """Side of the smallest anchor divided by the stride, for RetinaNet; unset: 4, torchvision's 32 px at stride 8.
+    Below 0.25, 2 px at stride 8, anchors would round to no area."""
     weights: str | None = None
     """Weights of the whole detector: a torchvision enum name such as `RetinaNet_ResNet50_FPN_Weights.COCO_V1`, or a file."""
     backbone_weights: str | None = None

@@ -1,0 +1,69 @@
+"""Backbones with a feature pyramid, P3 to P7: torchvision's resnets and mobilenets, with an FPN of any width."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Literal
+
+from torch import nn
+from torchvision.models import mobilenetv3, resnet
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+NormLayer = Callable[..., nn.Module]
+
+_RESNET_STAGES = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
+# first block of each of the strides 2, 4, 8, 16 and 32 in `features`
+_MOBILENET_STAGES = {"mobilenet_v3_small": (0, 1, 2, 4, 9), "mobilenet_v3_large": (0, 2, 4, 7, 13)}
+_MOBILENET_BN_EPS = 1e-3
+
+
+def fpn_backbone(
+    name: str, *, channels: int, norm: Literal["batch", "frozen"], trainable_stages: int, p6_from: Literal["P5", "C5"] = "P5"
+) -> BackboneWithFPN:
+    """Builds a backbone with an FPN over strides 8, 16, 32 and two extra levels of strides 64 and 128.
+
+    The modules and the order of their random draws are those of torchvision's builders of RetinaNet and FCOS, with
+    `returned_layers=[2, 3, 4]`; those know no other width than 256. Of a mobilenet the last block of each stride is taken.
+
+    Args:
+        name: a name of torchvision's, such as `resnet18` or `mobilenet_v3_small`.
+        channels: channels of every FPN output.
+        norm: `frozen` fixes statistics and affine parameters, which makes sense only with weights that are loaded later.
+        trainable_stages: how many of the five stages are trained, counted from the last.
+        p6_from: what P6 is computed from; C5 in torchvision's second RetinaNet only.
+
+    Returns:
+        A module whose outputs are named "0", "1", "2", "p6", "p7", finest first.
+    """
+    build = _resnet_body if name.startswith("resnet") else _mobilenet_body
+    body, return_layers, in_channels = build(name, norm, trainable_stages)
+    extra = LastLevelP6P7(channels if p6_from == "P5" else in_channels[-1], channels)
+    return BackboneWithFPN(body, return_layers, in_channels, channels, extra_blocks=extra)
+
+
+Body = tuple[nn.Module, dict[str, str], list[int]]
+"""A body, its layers that feed the FPN with their output names, and the channels of those layers."""
+
+
+def _resnet_body(name: str, norm: str, trainable_stages: int) -> Body:
+    body = getattr(resnet, name)(weights=None, norm_layer=FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d)
+    stages = [[getattr(body, part) for part in stage] for stage in _RESNET_STAGES]
+    _freeze(part for stage in stages[: 5 - trainable_stages] for part in stage)
+    return body, {"layer2": "0", "layer3": "1", "layer4": "2"}, [body.inplanes // 4, body.inplanes // 2, body.inplanes]
+
+
+def _mobilenet_body(name: str, norm: str, trainable_stages: int) -> Body:
+    # torchvision's own eps of this network; its frozen layers would otherwise compute something else than the trained ones did
+    frozen = partial(FrozenBatchNorm2d, eps=_MOBILENET_BN_EPS)
+    features = getattr(mobilenetv3, name)(weights=None, norm_layer=frozen if norm == "frozen" else None).features
+    starts = (*_MOBILENET_STAGES[name], len(features))
+    _freeze(features[: starts[5 - trainable_stages]])
+    last_blocks = [start - 1 for start in starts[3:]]
+    names = {str(block): str(level) for level, block in enumerate(last_blocks)}
+    return features, names, [features[block].out_channels for block in last_blocks]
+
+
+def _freeze(modules: Iterable[nn.Module]) -> None:
+    for module in modules:
+        module.requires_grad_(False)

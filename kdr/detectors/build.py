@@ -1,0 +1,61 @@
+"""From settings to a detector with its initial weights. A new kind of detector is one line in the table here."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdr.config.detector import DetectorConfig
+from kdr.detectors.detector import Detector, Kind
+from kdr.detectors.fcos import FCOS
+from kdr.detectors.retinanet import RETINANET
+from kdr.detectors.sidecar import weights_categories
+from kdr.errors import ConfigError
+from kdr.randomness import address
+
+KINDS: dict[str, Kind] = {"retinanet": RETINANET, "fcos": FCOS}
+
+
+def build_detector(config: DetectorConfig, categories: Sequence[str], *, seed: int, new_classes: bool = False) -> Detector:
+    """Builds a detector with its initial weights; nothing is loaded or downloaded (`kdr.detectors.weights` does).
+
+    The draws are those that torchvision's model makes after `torch.manual_seed(address(seed, "detector"))`; the
+    global generators are left as they were.
+
+    Args:
+        config: the detector's settings.
+        categories: names of the classes that the data labels 0..K-1.
+        seed: the trial's seed.
+        new_classes: keep `categories` where `config.weights` come with names of their own, as a student that is tuned on
+            other classes must; its class layer then keeps its initial weights. Otherwise the names of the weights count.
+
+    Raises:
+        ConfigError: for frozen batch norm without weights.
+    """
+    if config.norm == "frozen" and config.weights is None and config.backbone_weights is None:
+        raise ConfigError(
+            "norm: frozen batch norm needs weights whose statistics it can keep, got neither weights nor backbone_weights. "
+            "Name one of them, or use norm: batch"
+        )
+    if config.weights is not None and not new_classes:
+        categories = weights_categories(config.weights) or categories
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would reseed the GPUs as well, which the fork does not give back
+        torch.default_generator.manual_seed(address(seed, "detector"))
+        model = torchvision_model(config, len(categories))
+    return Detector(config, model, categories, KINDS[config.detector])
+
+
+def torchvision_model(config: DetectorConfig, num_classes: int, **options: Any) -> nn.Module:
+    """Builds the plain torchvision model, randomly initialised, into which an exported state_dict loads strictly.
+
+    Args:
+        config: the detector's settings; its weights are not loaded, only the architecture that belongs to them is built.
+        num_classes: K.
+        options: arguments of torchvision's class, such as `min_size`, `score_thresh` or `detections_per_img`.
+
+    Returns:
+        `torchvision.models.detection.RetinaNet` or `FCOS`.
+    """
+    return KINDS[config.detector].build(config, num_classes, **options)

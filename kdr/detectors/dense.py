@@ -1,0 +1,46 @@
+"""What RetinaNet and FCOS share: a head over every cell of every level, anchors, and detections level by level."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.image_list import ImageList
+
+
+def head_outputs(model: Any, features: list[Tensor], images: ImageList) -> dict[str, Tensor]:
+    """Returns the head's outputs by name, (N, anchors of all levels, values) each, in the pixels' type.
+
+    Under autocast the head computes in 16 bits; what follows it, sums over 1e5 anchors and box coordinates, must not.
+    """
+    return {name: output.to(images.tensors.dtype) for name, output in model.head(features).items()}
+
+
+def anchors(model: Any, features: list[Tensor], images: ImageList) -> list[Tensor]:
+    """Returns the anchors of each image, (anchors of all levels, 4) xyxy in pixels of the batch, in the pixels' type."""
+    # torchvision's generator takes the features' type, and bfloat16 holds no odd pixel position above 256
+    stand_in = images.tensors.new_empty(())
+    found: list[Tensor] = model.anchor_generator(images, [stand_in.expand(level.shape) for level in features])
+    return found
+
+
+def cells_per_level(features: list[Tensor]) -> list[int]:
+    """Returns H x W of each level."""
+    return [level.shape[-2] * level.shape[-1] for level in features]
+
+
+def full_precision(images: ImageList) -> torch.autocast:
+    """A context without autocast on the images' device."""
+    return torch.autocast(images.tensors.device.type, enabled=False)
+
+
+def detections(model: Any, features: list[Tensor], images: ImageList) -> list[dict[str, Tensor]]:
+    """Returns boxes, scores and labels per image, by torchvision's own post-processing."""
+    outputs, of_images = head_outputs(model, features, images), anchors(model, features, images)
+    cells = cells_per_level(features)
+    anchors_per_cell = of_images[0].shape[0] // sum(cells)
+    counts = [count * anchors_per_cell for count in cells]
+    by_level = {name: list(output.split_with_sizes(counts, dim=1)) for name, output in outputs.items()}
+    anchors_by_level = [list(all_levels.split_with_sizes(counts)) for all_levels in of_images]
+    with full_precision(images):
+        found: list[dict[str, Tensor]] = model.postprocess_detections(by_level, anchors_by_level, images.image_sizes)
+    return found

@@ -1,0 +1,68 @@
+"""RetinaNet (Lin et al. 2017, Focal Loss for Dense Object Detection), torchvision's class in both of its versions."""
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
+from torchvision.ops import FrozenBatchNorm2d
+
+from kdr.config.detector import FEATURE_STRIDES, DetectorConfig
+from kdr.detectors import dense
+from kdr.detectors.backbones import fpn_backbone
+from kdr.detectors.detector import Kind
+
+_TORCHVISION_ANCHOR_SCALE = 4.0
+_FIRST_VERSION = "RetinaNet_ResNet50_FPN_Weights.COCO_V1"
+_SECOND_VERSION = "RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1"
+
+
+def _build(config: DetectorConfig, num_classes: int, **options: Any) -> RetinaNet:
+    """The model as torchvision builds it. With weights of its second version P6 comes from C5, boxes learn by GIoU."""
+    second = config.weights == _SECOND_VERSION
+    backbone = fpn_backbone(
+        config.backbone,
+        channels=config.fpn_channels,
+        norm=config.norm,
+        trainable_stages=config.trainable_stages,
+        p6_from="C5" if second else "P5",
+    )
+    generator = anchor_generator(_TORCHVISION_ANCHOR_SCALE if config.anchor_scale is None else config.anchor_scale)
+    norm = partial(nn.GroupNorm, 32) if config.head_norm == "group" else None
+    head = RetinaNetHead(config.fpn_channels, generator.num_anchors_per_location()[0], num_classes, norm_layer=norm)
+    if second:
+        head.regression_head._loss_type = "giou"
+    model = RetinaNet(backbone, num_classes, anchor_generator=generator, head=head, **options)
+    if config.weights == _FIRST_VERSION:
+        _overwrite_frozen_eps(model, 0.0)
+    return model
+
+
+def anchor_generator(scale: float) -> AnchorGenerator:
+    """Returns nine anchors per cell: three sizes in thirds of an octave, cut to whole pixels as in torchvision, by three ratios.
+
+    Args:
+        scale: side of the smallest anchor divided by the stride; 4 gives torchvision's own anchors.
+    """
+    bases = [scale * stride for stride in FEATURE_STRIDES["retinanet"]]
+    sizes = tuple(tuple(int(base * 2 ** (third / 3)) for third in range(3)) for base in bases)
+    return AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
+
+
+def _overwrite_frozen_eps(model: nn.Module, eps: float) -> None:
+    """The first COCO weights were trained when torchvision's frozen batch norm had no eps (pytorch/vision#2933)."""
+    for module in model.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.eps = eps
+
+
+def _losses(model: RetinaNet, features: list[Tensor], images: ImageList, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    outputs, anchors = dense.head_outputs(model, features, images), dense.anchors(model, features, images)
+    with dense.full_precision(images):
+        losses: dict[str, Tensor] = model.compute_loss(targets, outputs, anchors)
+    return losses
+
+
+RETINANET = Kind(build=_build, losses=_losses, detections=dense.detections)

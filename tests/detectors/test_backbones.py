@@ -1,0 +1,86 @@
+import pytest
+import torch
+from torch import nn
+from torchvision.models import mobilenet_v3_small
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from kdr.detectors.backbones import fpn_backbone
+
+ALL = ("resnet18", "resnet34", "resnet50", "mobilenet_v3_small", "mobilenet_v3_large")
+
+
+def trained_parts(backbone: nn.Module) -> set[str]:
+    """First names of the body's trained parameters, such as `layer4` or `12`."""
+    return {name.split(".")[0] for name, parameter in backbone.body.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_levels_lie_at_strides_8_to_128_in_the_width_asked_for(name):
+    backbone = fpn_backbone(name, channels=24, norm="batch", trainable_stages=5).eval()
+    levels = backbone(torch.zeros(1, 3, 128, 128))
+    assert {key: tuple(level.shape[1:]) for key, level in levels.items()} == {
+        "0": (24, 16, 16),
+        "1": (24, 8, 8),
+        "2": (24, 4, 4),
+        "p6": (24, 2, 2),
+        "p7": (24, 1, 1),
+    }
+
+
+@pytest.mark.parametrize("trainable_stages", [0, 2, 4, 5])
+def test_resnet_has_torchvisions_keys_and_frozen_stages(trainable_stages):
+    ours = fpn_backbone("resnet18", channels=256, norm="batch", trainable_stages=trainable_stages)
+    theirs = resnet_fpn_backbone(
+        backbone_name="resnet18",
+        weights=None,
+        norm_layer=nn.BatchNorm2d,
+        trainable_layers=trainable_stages,
+        returned_layers=[2, 3, 4],
+        extra_blocks=LastLevelP6P7(256, 256),
+    )
+    assert trained_parts(ours) == trained_parts(theirs)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("trainable_stages", "trained"),
+    [(0, range(0)), (1, range(9, 13)), (2, range(4, 13)), (3, range(2, 13)), (4, range(1, 13)), (5, range(13))],
+)
+def test_mobilenet_stages_are_counted_from_the_last(trainable_stages, trained):
+    backbone = fpn_backbone("mobilenet_v3_small", channels=8, norm="batch", trainable_stages=trainable_stages)
+    assert trained_parts(backbone) == {str(block) for block in trained}
+
+
+def test_mobilenet_feeds_the_fpn_from_the_last_block_of_each_stride():
+    features = mobilenet_v3_small(weights=None).features
+    sizes, x = [], torch.zeros(1, 3, 128, 128)
+    for block in features.eval():
+        x = block(x)
+        sizes.append(x.shape[-1])
+    last_blocks = [max(index for index, size in enumerate(sizes) if size == 128 // stride) for stride in (8, 16, 32)]
+    backbone = fpn_backbone("mobilenet_v3_small", channels=8, norm="batch", trainable_stages=5)
+    assert list(backbone.body.return_layers) == [str(block) for block in last_blocks]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
+def test_frozen_norm_computes_what_batch_norm_computes_in_evaluation(name):
+    batch = fpn_backbone(name, channels=8, norm="batch", trainable_stages=5)
+    frozen = fpn_backbone(name, channels=8, norm="frozen", trainable_stages=5)
+    images = torch.randn(2, 3, 64, 64)
+    for _ in range(3):  # statistics away from 0 and 1
+        batch(images)
+    frozen.load_state_dict(batch.state_dict())
+    assert any(isinstance(module, FrozenBatchNorm2d) for module in frozen.modules())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in frozen.modules())
+    batch.eval()
+    for level, other in zip(batch(images).values(), frozen(images).values(), strict=True):
+        torch.testing.assert_close(level, other, rtol=1e-4, atol=1e-5)
+
+
+def test_p6_comes_from_p5_unless_c5_is_asked_for():
+    assert fpn_backbone("resnet18", channels=8, norm="batch", trainable_stages=5).fpn.extra_blocks.p6.in_channels == 8
+    second = fpn_backbone("resnet18", channels=8, norm="batch", trainable_stages=5, p6_from="C5")
+    assert second.fpn.extra_blocks.p6.in_channels == 512
+    assert second.eval()(torch.zeros(1, 3, 64, 64))["p6"].shape == (1, 8, 1, 1)

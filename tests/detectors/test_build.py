@@ -1,0 +1,71 @@
+import pytest
+import torch
+from torchvision.models.detection import fcos_resnet50_fpn, retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2
+
+from kdr.config.detector import DetectorConfig
+from kdr.config.trial import StudentConfig
+from kdr.detectors.build import build_detector, torchvision_model
+from kdr.errors import ConfigError
+from kdr.randomness import address
+
+SMALL = {"backbone": "mobilenet_v3_small", "fpn_channels": 32}
+
+
+@pytest.mark.parametrize(
+    ("settings", "theirs"),
+    [
+        pytest.param({"detector": "retinanet"}, retinanet_resnet50_fpn, id="retinanet"),
+        pytest.param({"detector": "fcos"}, fcos_resnet50_fpn, id="fcos"),
+        pytest.param(
+            {"head_norm": "group", "weights": "RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1"}, retinanet_resnet50_fpn_v2, id="v2"
+        ),
+    ],
+)
+def test_initial_weights_are_those_of_torchvisions_builder_under_the_same_seed(settings, theirs):
+    detector = build_detector(DetectorConfig(**settings), ("a", "b"), seed=11, new_classes=True)
+    torch.manual_seed(address(11, "detector"))
+    expected = theirs(weights=None, weights_backbone=None, num_classes=2)
+    state = detector.model.state_dict()
+    assert list(state) == list(expected.state_dict())
+    assert all(torch.equal(state[name], value) for name, value in expected.state_dict().items())
+    trained = {name for name, parameter in detector.model.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, parameter in expected.named_parameters() if parameter.requires_grad}
+    assert getattr(detector.model.head.regression_head, "_loss_type", None) == getattr(
+        expected.head.regression_head, "_loss_type", None
+    )
+
+
+def test_building_leaves_the_global_generator_as_it_was():
+    torch.manual_seed(2)
+    expected = torch.rand(4)
+    torch.manual_seed(2)
+    build_detector(DetectorConfig(**SMALL), ("a",), seed=0)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_frozen_norm_without_weights_is_refused():
+    with pytest.raises(ConfigError, match=r"^norm: frozen .* got neither weights nor backbone_weights\. Name one .* norm: batch"):
+        build_detector(DetectorConfig(**SMALL, norm="frozen"), ("a",), seed=0)
+
+
+def test_frozen_norm_is_built_where_backbone_weights_are_named():
+    config = DetectorConfig(**SMALL, norm="frozen", backbone_weights="MobileNet_V3_Small_Weights.IMAGENET1K_V1")
+    assert build_detector(config, ("a",), seed=0).categories == ("a",)
+
+
+def test_class_names_come_from_torchvisions_coco_weights():
+    config = DetectorConfig(**SMALL, weights="RetinaNet_ResNet50_FPN_Weights.COCO_V1")
+    detector = build_detector(config, ("circle",), seed=0)
+    assert len(detector.categories) == 91
+    assert detector.categories[1] == "person"
+    assert detector.model.head.classification_head.num_classes == 91
+    assert build_detector(config, ("circle",), seed=0, new_classes=True).categories == ("circle",)
+
+
+def test_students_are_built_from_their_settings_too():
+    assert build_detector(StudentConfig(**SMALL, inherit=True), ("a",), seed=0).categories == ("a",)
+
+
+def test_options_reach_torchvisions_class():
+    model = torchvision_model(DetectorConfig(**SMALL), 2, min_size=320, detections_per_img=7)
+    assert (model.transform.min_size, model.detections_per_img) == ((320,), 7)

@@ -1,0 +1,134 @@
+"""What every detector holds, whatever its kind, backbone or head."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdr.config.detector import FEATURE_STRIDES, DetectorConfig, level_names
+from kdr.detectors.build import build_detector, torchvision_model
+from kdr.detectors.detector import Detector
+
+CATEGORIES = ("circle", "square", "star")
+
+CONFIGS = [
+    DetectorConfig(detector=kind, backbone=backbone, fpn_channels=channels, head_norm=head_norm)
+    for backbone in ("resnet18", "mobilenet_v3_small")
+    for kind, channels, head_norm in (("retinanet", 32, None), ("retinanet", 64, "group"), ("fcos", 64, None))
+]
+
+
+@pytest.fixture(scope="module", params=CONFIGS, ids=lambda config: f"{config.detector}-{config.backbone}-{config.head_norm}")
+def built(request) -> Detector:
+    return build_detector(request.param, CATEGORIES, seed=3)
+
+
+@pytest.fixture
+def detector(built) -> Detector:
+    return copy.deepcopy(built)
+
+
+def losses_of(detector, batch) -> dict[str, Tensor]:
+    pixels = detector.pixels(batch.images, batch.image_sizes)
+    return detector.losses(detector.features(pixels), pixels, batch.image_sizes, batch.boxes, batch.labels)
+
+
+def detections_of(detector, batch) -> list[dict[str, Tensor]]:
+    pixels = detector.pixels(batch.images, batch.image_sizes)
+    return detector.detections(detector.features(pixels), pixels, batch.image_sizes)
+
+
+def test_gradients_reach_every_parameter(detector, random_batch):
+    batch = random_batch([(96, 96), (64, 90)], num_boxes=[4, 2])
+    sum(losses_of(detector, batch).values()).backward()
+    starved = [
+        name for name, parameter in detector.named_parameters() if parameter.grad is None or not parameter.grad.abs().sum() > 0
+    ]
+    assert starved == []
+
+
+@pytest.mark.parametrize(
+    ("image_sizes", "num_boxes"),
+    [
+        pytest.param([(65, 49)], [2], id="one image of odd sides"),
+        pytest.param([(64, 64), (64, 64)], [0, 0], id="no boxes at all"),
+        pytest.param([(64, 64), (64, 64)], [0, 3], id="one image without boxes"),
+        pytest.param([(33, 96), (96, 33)], [1, 2], id="landscape and portrait"),
+    ],
+)
+def test_every_batch_gives_finite_losses_gradients_and_detections(detector, random_batch, image_sizes, num_boxes):
+    batch = random_batch(image_sizes, num_boxes=num_boxes)
+    losses = losses_of(detector, batch)
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() and loss.ndim == 0 for loss in losses.values())
+    assert all(parameter.grad.isfinite().all() for parameter in detector.parameters())
+    detector.eval()
+    detector.model.score_thresh = 0.0
+    for found, (height, width) in zip(detections_of(detector, batch), image_sizes, strict=True):
+        assert len(found["boxes"]) == len(found["scores"]) == len(found["labels"]) > 0
+        assert (found["boxes"] >= 0).all()
+        assert (found["boxes"] <= torch.tensor([width, height, width, height])).all()
+        assert set(found["labels"].tolist()) <= {0, 1, 2}
+
+
+def test_the_first_and_the_last_label_are_classes_and_not_background(detector, random_batch):
+    batch = random_batch([(64, 64)], num_boxes=[1])
+    pixels = detector.pixels(batch.images, batch.image_sizes)
+    features = detector.features(pixels)
+    bias = detector.model.head.classification_head.cls_logits.bias
+    for label in (0, len(CATEGORIES) - 1):
+        losses = detector.losses(features, pixels, batch.image_sizes, batch.boxes, [torch.tensor([label])])
+        (gradient,) = torch.autograd.grad(losses["classification"], bias, retain_graph=True)
+        # only the labelled class is pulled up; the others are pushed down everywhere
+        pulled_up = (gradient.view(-1, len(CATEGORIES)).sum(0) < 0).tolist()
+        assert pulled_up == [index == label for index in range(len(CATEGORIES))]
+
+
+def test_levels_are_where_the_settings_say(detector):
+    assert detector.strides == FEATURE_STRIDES[detector.config.detector]
+    assert detector.level_names == level_names(detector.config.detector)
+    assert detector.channels == (detector.config.fpn_channels,) * len(detector.strides)
+
+
+def test_features_have_the_size_that_their_stride_says(detector, random_batch):
+    batch = random_batch([(128, 96)], num_boxes=[1])
+    features = detector.features(detector.pixels(batch.images, batch.image_sizes))
+    expected = [(1, C, -(-128 // s), -(-96 // s)) for C, s in zip(detector.channels, detector.strides, strict=True)]
+    assert [tuple(level.shape) for level in features] == expected
+
+
+def test_measuring_the_levels_leaves_batch_norm_untouched(detector):
+    buffers = dict(detector.model.named_buffers())
+    assert all((value == 0).all() for name, value in buffers.items() if name.endswith(("running_mean", "num_batches_tracked")))
+    assert all((value == 1).all() for name, value in buffers.items() if name.endswith("running_var"))
+    assert all(module.training for module in detector.modules())
+
+
+def test_equal_seeds_give_equal_weights_and_others_do_not(detector):
+    again, other = (build_detector(detector.config, CATEGORIES, seed=seed).state_dict() for seed in (3, 4))
+    assert all(torch.equal(value, again[name]) for name, value in detector.state_dict().items())
+    assert any(not torch.equal(value, other[name]) for name, value in detector.state_dict().items())
+
+
+def test_the_state_dict_is_torchvisions_and_loads_strictly(detector):
+    plain = torchvision_model(detector.config, len(CATEGORIES))
+    assert type(plain).__module__.startswith("torchvision.models.detection")
+    plain.load_state_dict(detector.model.state_dict(), strict=True)
+
+
+def test_a_deep_copy_gives_the_same_losses_and_shares_nothing(detector, random_batch):
+    batch = random_batch([(64, 64)], num_boxes=[2])
+    twin = copy.deepcopy(detector)
+    assert all(torch.equal(loss, losses_of(twin, batch)[name]) for name, loss in losses_of(detector, batch).items())
+    assert not {p.data_ptr() for p in detector.parameters()} & {p.data_ptr() for p in twin.parameters()}
+
+
+def test_switching_to_evaluation_and_back_changes_no_loss(detector, random_batch):
+    batch = random_batch([(64, 64)], num_boxes=[2])
+    before = losses_of(detector, batch)
+    detector.eval()
+    in_between = detections_of(detector, batch)
+    assert all(torch.equal(a[key], b[key]) for a, b in zip(in_between, detections_of(detector, batch), strict=True) for key in a)
+    detector.train()
+    assert all(torch.equal(loss, before[name]) for name, loss in losses_of(detector, batch).items())

@@ -1,0 +1,116 @@
+import pytest
+import torch
+
+from kdr.config.detector import DetectorConfig
+from kdr.detectors import dense
+from kdr.detectors.build import build_detector, torchvision_model
+from kdr.errors import ShapeMismatchError
+
+CATEGORIES = ("circle", "square", "star")
+# thresholds below the prior of an untrained head, so that there are detections to compare
+LOW_SCORE = 0.005
+
+
+@pytest.fixture(params=["retinanet", "fcos"])
+def detector(request):
+    detector = build_detector(
+        DetectorConfig(detector=request.param, backbone="mobilenet_v3_small", fpn_channels=64), CATEGORIES, seed=1
+    )
+    detector.model.score_thresh = LOW_SCORE
+    return detector
+
+
+@pytest.fixture
+def torchvisions(detector):
+    model = torchvision_model(detector.config, len(CATEGORIES), _skip_resize=True, score_thresh=LOW_SCORE)
+    model.load_state_dict(detector.model.state_dict())
+    return model
+
+
+@pytest.fixture
+def batch(random_batch):
+    return random_batch([(128, 101), (70, 128), (64, 64)], num_boxes=[3, 0, 2])
+
+
+def test_losses_gradients_and_statistics_are_torchvisions_bit_for_bit(detector, torchvisions, batch):
+    pixels = detector.pixels(batch.images, batch.image_sizes)
+    losses = detector.losses(detector.features(pixels), pixels, batch.image_sizes, batch.boxes, batch.labels)
+    expected = torchvisions(*batch.as_torchvision_takes_it())
+    assert {name: loss.item() for name, loss in losses.items()} == {name: loss.item() for name, loss in expected.items()}
+    sum(losses.values()).backward()
+    sum(expected.values()).backward()
+    ours = dict(detector.model.named_parameters())
+    assert all(torch.equal(ours[name].grad, value.grad) for name, value in torchvisions.named_parameters())
+    buffers = dict(detector.model.named_buffers())
+    assert all(torch.equal(buffers[name], value) for name, value in torchvisions.named_buffers())
+
+
+def test_detections_are_torchvisions_bit_for_bit(detector, torchvisions, batch):
+    detector.eval()
+    torchvisions.eval()
+    torchvisions.transform.train()  # in evaluation the transform resizes, whatever it was told
+    pixels = detector.pixels(batch.images, batch.image_sizes)
+    found = detector.detections(detector.features(pixels), pixels, batch.image_sizes)
+    expected = torchvisions(batch.as_torchvision_takes_it()[0])
+    assert [len(image["boxes"]) for image in expected] == [detector.model.detections_per_img] * 3
+    assert all(torch.equal(image[key], other[key]) for image, other in zip(found, expected, strict=True) for key in other)
+
+
+def test_pixels_are_normalised_and_padded_with_zeros(detector, torchvisions, batch):
+    pixels = detector.pixels(batch.images, batch.image_sizes)
+    expected, _ = torchvisions.transform(batch.as_torchvision_takes_it()[0])
+    assert pixels.dtype == torch.float32
+    assert torch.equal(pixels, expected.tensors)
+    assert not pixels[2, :, 64:].any()
+    assert not pixels[2, :, :, 64:].any()
+
+
+def test_pixels_keep_the_images_and_their_memory_format(detector, batch):
+    images = batch.images.to(memory_format=torch.channels_last)
+    before = images.clone()
+    assert detector.pixels(images, batch.image_sizes).is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(images, before)
+
+
+def test_pixels_and_features_read_no_value_back_from_the_device(detector, batch):
+    detector.to("meta")  # tensors without values: reading one back is an error
+    features = detector.features(detector.pixels(batch.images.to("meta"), batch.image_sizes))
+    assert {level.device.type for level in features} == {"meta"}
+
+
+def test_a_batch_that_torchvision_would_pad_further_is_refused(detector):
+    with pytest.raises(ShapeMismatchError, match=r"multiples of 32, got 64 x 65\. Pad"):
+        detector.pixels(torch.zeros(1, 3, 64, 65, dtype=torch.uint8), [(64, 65)])
+
+
+def test_under_bfloat16_anchors_stay_exact_and_losses_stay_near(detector, random_batch):
+    batch = random_batch([(96, 320)], num_boxes=[3])
+    detector.eval()  # batch statistics of three cells would drown the rounding that is measured
+    pixels = detector.pixels(batch.images, batch.image_sizes)
+    exact = detector.losses(detector.features(pixels), pixels, batch.image_sizes, batch.boxes, batch.labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = detector.features(pixels)
+        rounded = detector.losses(features, pixels, batch.image_sizes, batch.boxes, batch.labels)
+        images = dense.ImageList(pixels, batch.image_sizes)
+        anchors = dense.anchors(detector.model, features, images)[0]
+    assert features[0].dtype == torch.bfloat16
+    assert {loss.dtype for loss in rounded.values()} == {torch.float32}
+    for name, loss in exact.items():
+        torch.testing.assert_close(rounded[name], loss, rtol=0.02, atol=1e-3)
+    assert torch.equal(anchors, dense.anchors(detector.model, [level.float() for level in features], images)[0])
+    centers = (anchors[:, 0] + anchors[:, 2]) / 2
+    assert centers.max() == 312  # the last cell of P3; bfloat16 would have the odd ones rounded
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_pixels_and_features_do_not_wait_for_the_gpu(detector, batch):
+    detector.cuda()
+    images = batch.images.cuda()
+    detector.features(detector.pixels(images, batch.image_sizes))
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        detector.features(detector.pixels(images, batch.image_sizes))
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)

@@ -1,0 +1,62 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torchvision.models.detection.retinanet import _default_anchorgen
+from torchvision.ops import FrozenBatchNorm2d
+
+from kdr.config.detector import DetectorConfig
+from kdr.config.problems import validated
+from kdr.detectors.build import torchvision_model
+from kdr.detectors.retinanet import anchor_generator
+from kdr.errors import ConfigError
+
+SMALL = {"backbone": "mobilenet_v3_small", "fpn_channels": 32}
+
+
+@pytest.mark.parametrize("scale", [None, 4.0])
+def test_default_anchors_are_torchvisions(scale):
+    model = torchvision_model(DetectorConfig(**SMALL, anchor_scale=scale), 3)
+    assert model.anchor_generator.sizes == _default_anchorgen().sizes
+    assert model.anchor_generator.aspect_ratios == _default_anchorgen().aspect_ratios
+
+
+def test_smaller_anchors_start_at_their_scale_times_the_stride():
+    assert anchor_generator(2.0).sizes[0] == (16, 20, 25)
+    assert anchor_generator(2.0).sizes[-1] == (256, 322, 406)
+
+
+@given(st.floats(0.25, 64))
+def test_every_anchor_has_an_area_at_every_scale_that_can_be_set(scale):
+    for cells in anchor_generator(scale).cell_anchors:
+        assert (cells[:, 2:] > cells[:, :2]).all()
+
+
+def test_a_scale_that_rounds_anchors_away_is_refused():
+    with pytest.raises(ConfigError, match=r"^anchor_scale: must be greater than or equal to 0\.25, got 0\.2"):
+        validated(DetectorConfig, {"anchor_scale": 0.2})
+
+
+def test_group_norm_has_32_groups_after_each_head_convolution():
+    model = torchvision_model(DetectorConfig(backbone="mobilenet_v3_small", fpn_channels=64, head_norm="group"), 3)
+    norms = [module for module in model.head.modules() if isinstance(module, nn.GroupNorm)]
+    assert [norm.num_groups for norm in norms] == [32] * 8
+    plain = torchvision_model(DetectorConfig(**SMALL, head_norm="none"), 3)
+    assert not any(isinstance(module, nn.GroupNorm) for module in plain.modules())
+
+
+@pytest.mark.parametrize(
+    ("weights", "eps"),
+    [("RetinaNet_ResNet50_FPN_Weights.COCO_V1", 0.0), ("RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1", 1e-5), ("some.pt", 1e-5)],
+)
+def test_frozen_norm_has_no_eps_under_torchvisions_first_coco_weights_only(weights, eps):
+    model = torchvision_model(DetectorConfig(backbone="resnet18", fpn_channels=32, norm="frozen", weights=weights), 3)
+    frozen = [module for module in model.modules() if isinstance(module, FrozenBatchNorm2d)]
+    assert {module.eps for module in frozen} == {eps}
+
+
+def test_labels_are_as_many_as_the_classes():
+    model = torchvision_model(DetectorConfig(**SMALL), 7)
+    assert model.head.classification_head.cls_logits.out_channels == 9 * 7
+    assert torch.allclose(model.head.classification_head.cls_logits.bias.sigmoid(), torch.tensor(0.01))
