@@ -1,0 +1,100 @@
+"""The identity of a data set: a hash that two share only if their images and boxes do. Free of torch, numpy and pycocotools."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from kdr.data.annotation_file import raise_problems, read_annotation_file
+from kdr.errors import DataError
+from kdr.storage import Storage, written_aside
+
+if TYPE_CHECKING:
+    from kdr.config.data import CocoData, ShapesData
+
+# it lives here and not in shapes.py, so that a plan can be made without numpy
+SHAPES_VERSION = 1
+"""Raised by hand when `kdr.data.shapes` draws other images from the same settings."""
+
+
+def data_fingerprint(data: "ShapesData | CocoData", storage: Storage) -> str:
+    """The fingerprint of a data set: 20 hexadecimal digits.
+
+    Generated shapes: a hash of the generator's settings and version; no file is needed. COCO: a hash of the annotation files'
+    content and of the names and sizes of the image files they refer to. Where the files lie is not in it, nor how they are
+    resized, augmented or split.
+
+    A COCO fingerprint is cached in the storage, if that can be written, and taken from there while neither the annotation file
+    (time and size) nor the folders of the images (time) have changed; an image overwritten in place goes unnoticed until then.
+
+    Raises:
+        DataError: if an annotation file is missing or broken, or an image file is missing.
+    """
+    if data.dataset == "shapes":
+        names = ("image_size_px", "num_train", "num_val", "num_classes", "seed")
+        return _digest({"shapes": SHAPES_VERSION, **{name: getattr(data, name) for name in names}})
+    train = _half_fingerprint(Path(data.train_images), Path(data.train_annotations), storage)
+    val = _half_fingerprint(Path(data.val_images), Path(data.val_annotations), storage)
+    return _digest({"coco": [train, val]})
+
+
+def _half_fingerprint(images: Path, annotations: Path, storage: Storage) -> str:
+    try:
+        stat = annotations.stat()
+    except OSError as error:
+        raise DataError(
+            f"{annotations}: needs an annotation file in COCO format, got none ({error.strerror}). Check the path"
+        ) from error
+    identity = [str(annotations.absolute()), stat.st_mtime_ns, stat.st_size, str(images.absolute())]
+    cache = storage.data / "fingerprints" / f"{_digest(identity)}.json"
+    known = _cached(cache)
+    if known is not None:
+        return known
+    with annotations.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    sizes, folders = _file_sizes(images, annotations)
+    fingerprint = _digest([content, sorted(sizes.items())])
+    with contextlib.suppress(OSError), written_aside(cache) as aside:
+        aside.write_text(json.dumps({"fingerprint": fingerprint, "folders": folders}))
+    return fingerprint
+
+
+def _cached(cache: Path) -> str | None:
+    try:
+        known = json.loads(cache.read_bytes())
+        unchanged = all(Path(folder).stat().st_mtime_ns == time for folder, time in known["folders"].items())
+        return str(known["fingerprint"]) if unchanged else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no cache, or one that cannot be used, is only slower
+        return None
+
+
+def _file_sizes(images: Path, annotations: Path) -> tuple[dict[str, int], Mapping[str, int]]:
+    """Size in bytes of each image that is referred to, by its name, and the time of each folder that holds one."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for image in read_annotation_file(annotations)["images"]:
+        name = image.get("file_name")
+        if not isinstance(name, str):
+            raise DataError(f"{annotations}: image {image.get('id', 'without id')} needs 'file_name' (str), got {name!r}")
+        names[str(PurePosixPath(name).parent)].append(name)
+    sizes, folders, missing = {}, {}, []
+    for parent, inside in names.items():
+        folder = images / parent
+        found = {}
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+            folders[str(folder.absolute())] = folder.stat().st_mtime_ns
+            found = {entry.name: entry for entry in entries}
+        for name in inside:
+            try:
+                sizes[name] = found[PurePosixPath(name).name].stat().st_size
+            except (KeyError, FileNotFoundError):
+                missing.append(f"{images / name}: must exist, as {annotations} refers to it, got no such file")
+    raise_problems(missing)
+    return sizes, folders
+
+
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=10).hexdigest()

@@ -1,0 +1,323 @@
+"""Batches of images with their boxes, the same for any number of loader workers, any world size, and after any resume.
+
+The samplers yield (epoch, position), so a data set has no state and worker processes live for all epochs.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from kdr.config.data import CocoData, ShapesData
+from kdr.data.coco import CocoIndex
+from kdr.data.decoding import decode_rgb
+from kdr.data.transforms import EvalTransform, TrainTransform
+from kdr.errors import ConfigError, TrialFailure
+from kdr.randomness import address
+
+_STRIDE = 32
+_CACHE_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """N images with their boxes. Images lie at the top left of a tensor that is zero to their right and below.
+
+    Args:
+        images: (N, 3, H, W) uint8 RGB; H and W are multiples of 32.
+        image_sizes: N pairs (height, width) in pixels after resizing, without padding.
+        original_sizes: N pairs (height, width) in pixels of the annotation file.
+        image_ids: N ids of the annotation file.
+        boxes: N tensors (M, 4) float32 xyxy, in pixels of the resized image.
+        labels: N tensors (M,) int64, 0..K-1.
+    """
+
+    images: Tensor
+    image_sizes: tuple[tuple[int, int], ...]
+    original_sizes: tuple[tuple[int, int], ...]
+    image_ids: tuple[int, ...]
+    boxes: tuple[Tensor, ...]
+    labels: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch on a device, without waiting for the copy where the memory is pinned."""
+        # one copy for all boxes: dozens of tiny ones would each wait for the device
+        counts = [len(boxes) for boxes in self.boxes]
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=True),
+            boxes=torch.split(torch.cat(self.boxes).to(device, non_blocking=True), counts),
+            labels=torch.split(torch.cat(self.labels).to(device, non_blocking=True), counts),
+        )
+
+
+class TrainingBatches:
+    """Augmented batches in an order drawn per epoch. Every rank gets its share of the same global batches.
+
+    Args:
+        index: the training images.
+        data: resizing, augmentation, grouping by aspect ratio.
+        seed: the trial's seed.
+        batch_size: images of a global batch, over all ranks. The incomplete last batch is dropped, unless it is the only one.
+        num_workers: processes that load; 0 loads in this one.
+        rank: of this process.
+        num_ranks: processes that train together; every one gets `batch_size / num_ranks` images of each batch.
+
+    Raises:
+        ConfigError: if a batch cannot be shared out evenly over the ranks.
+    """
+
+    def __init__(
+        self,
+        index: CocoIndex,
+        data: ShapesData | CocoData,
+        *,
+        seed: int,
+        batch_size: int,
+        num_workers: int = 0,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> None:
+        if min(batch_size, len(index)) % num_ranks:
+            raise ConfigError(
+                f"training.batch_size: a batch must be a multiple of the {num_ranks} workers that share it, got "
+                f"{min(batch_size, len(index))} images (batch_size {batch_size}, {len(index)} training images). "
+                "Change batch_size or resources.workers"
+            )
+        portrait = (index.sizes[:, 0] > index.sizes[:, 1]).tolist() if data.aspect_ratio_grouping else None
+        self._order = _TrainingOrder(len(index), batch_size, seed, portrait, rank, num_ranks)
+        transform = TrainTransform(data.resize, data.augment, seed)
+        self._batches = _Batches(_Samples(index, transform, num_workers), self._order, data, num_workers)
+
+    def __len__(self) -> int:
+        """Steps per epoch, the same in every epoch and on every rank."""
+        return self._order.num_batches
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of one epoch, counted as the trial counts them; any epoch can be asked for at any time.
+
+        Raises:
+            TrialFailure: of kind `bad_data`, if an image cannot be decoded, with its file and id.
+        """
+        self._order.epoch = number
+        yield from self._batches
+
+    def close(self) -> None:
+        """Ends the worker processes; the next epoch would start new ones."""
+        self._batches.close()
+
+
+class EvaluationBatches:
+    """Batches without augmentation, in the order of the index, the incomplete last one included.
+
+    Iterating raises TrialFailure of kind `bad_data` if an image cannot be decoded.
+
+    Args:
+        index: the images.
+        data: resizing.
+        batch_size: images of a batch.
+        num_workers: processes that load; 0 loads in this one.
+    """
+
+    def __init__(self, index: CocoIndex, data: ShapesData | CocoData, *, batch_size: int, num_workers: int = 0) -> None:
+        positions = [(0, position) for position in range(len(index))]
+        self._order = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
+        self._batches = _Batches(_Samples(index, EvalTransform(data.resize), num_workers), self._order, data, num_workers)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield from self._batches
+
+    def close(self) -> None:
+        """Ends the worker processes; the next iteration would start new ones."""
+        self._batches.close()
+
+
+def first_batches(index: CocoIndex, data: ShapesData | CocoData, *, count: int, batch_size: int) -> Iterator[Batch]:
+    """At most `count` batches without augmentation, of the first images of the index: the same for every trial."""
+    first = index.subset(range(min(count * batch_size, len(index))))
+    yield from EvaluationBatches(first, data, batch_size=batch_size)
+
+
+def first_batch_hash(batch: Batch) -> str:
+    """16 hexadecimal digits of a batch's pixels, boxes and labels: equal in arms that are paired."""
+    content = hashlib.blake2b(digest_size=8)
+    for tensor in (batch.images, *batch.boxes, *batch.labels):
+        content.update(str(tuple(tensor.shape)).encode())
+        content.update(tensor.cpu().contiguous().numpy().tobytes())
+    return content.hexdigest()
+
+
+def training_order(
+    num_images: int, batch_size: int, *, seed: int, epoch: int, portrait: Sequence[bool] | None = None
+) -> list[list[int]]:
+    """The positions of each global batch of an epoch: `num_images // batch_size` batches, or one if there are fewer images.
+
+    Args:
+        num_images: images of the training set.
+        batch_size: images of a global batch.
+        seed: the trial's seed.
+        epoch: the epoch.
+        portrait: which images are higher than wide. With it, a batch holds images of one kind; only the last batch may mix what
+            both kinds leave over, so that grouping changes neither the number of steps nor how many images are seen.
+    """
+    generator = torch.Generator().manual_seed(address(seed, "order", epoch))
+    shuffled = torch.randperm(num_images, generator=generator).tolist()
+    batches: list[list[int]] = []
+    groups: dict[bool, list[int]] = {False: [], True: []}
+    for position in shuffled:
+        group = groups[portrait is not None and portrait[position]]
+        group.append(position)
+        if len(group) == batch_size:
+            batches.append(group.copy())
+            group.clear()
+    left = [*groups[False], *groups[True]]
+    if len(left) >= batch_size or not batches:
+        batches.append(left[:batch_size])
+    return batches
+
+
+class _TrainingOrder:
+    """A batch sampler that yields this rank's (epoch, position) pairs of each global batch of its current epoch."""
+
+    def __init__(
+        self, num_images: int, batch_size: int, seed: int, portrait: Sequence[bool] | None, rank: int, num_ranks: int
+    ) -> None:
+        self.epoch = 0
+        self.num_batches = max(num_images // batch_size, 1)
+        self._batches = partial(training_order, num_images, batch_size, seed=seed, portrait=portrait)
+        self._share = slice(rank, None, num_ranks)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch = self.epoch
+        for batch in self._batches(epoch=epoch):
+            yield [(epoch, position) for position in batch[self._share]]
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A transformed sample. Boxes and labels are numpy arrays: tensors would cost a file handle each between processes."""
+
+    image: Tensor
+    boxes: np.ndarray[Any, Any]
+    labels: np.ndarray[Any, Any]
+    original_size: tuple[int, int]
+    image_id: int
+
+
+class _Samples(Dataset[_Loaded | TrialFailure]):
+    """Decodes and transforms the image at (epoch, position). Small data sets are decoded once and kept, per process."""
+
+    def __init__(self, index: CocoIndex, transform: TrainTransform | EvalTransform, num_workers: int) -> None:
+        self._index, self._transform = index, transform
+        decoded_bytes = 3 * int(index.sizes.prod(axis=1).sum())
+        self._keep = decoded_bytes <= _CACHE_BYTES // max(1, num_workers)
+        self._kept: dict[int, Tensor] = {}
+
+    def __getitem__(self, address: tuple[int, int]) -> "_Loaded | TrialFailure":
+        """The sample at (epoch, position); a failure is a value here, since torch cannot raise it from a worker as it is."""
+        epoch, position = address
+        index = self._index
+        image_id = index.image_ids[position]
+        try:
+            image = self._image(position)
+        except TrialFailure as failure:
+            return failure
+        boxes, labels = torch.from_numpy(index.boxes[position]), torch.from_numpy(index.labels[position])
+        image, boxes, labels = self._transform(image, boxes, labels, epoch=epoch, image_id=image_id)
+        return _Loaded(image, boxes.numpy(), labels.numpy(), _pair(index.sizes[position]), image_id)
+
+    def _image(self, position: int) -> Tensor:
+        if position in self._kept:
+            return self._kept[position]
+        path, size = self._index.paths[position], _pair(self._index.sizes[position])
+        name = f"{path}: image {self._index.image_ids[position]}"
+        try:
+            image = decode_rgb(path, orient=bool(self._index.orient[position]))
+        except Exception as error:  # decoders raise RuntimeError, OSError, SyntaxError and more on damaged files
+            raise TrialFailure("bad_data", f"{name} must be a readable image, got {type(error).__name__}: {error}") from error
+        if image.shape[-2:] != size:
+            raise TrialFailure("bad_data", f"{name} must have (height, width) {size}, got {tuple(image.shape[-2:])}")
+        if self._keep:
+            self._kept[position] = image
+        return image
+
+
+def _pair(size: np.ndarray[Any, Any]) -> tuple[int, int]:
+    return int(size[0]), int(size[1])
+
+
+class _Batches:
+    """Iterates over batches as often as asked; its worker processes live from the first time until `close`, or a failure."""
+
+    def __init__(self, samples: _Samples, order: Any, data: ShapesData | CocoData, num_workers: int) -> None:
+        self._samples, self._order, self._num_workers = samples, order, num_workers
+        self._square_px = data.resize.square_px if data.resize else None
+        self._loader: DataLoader[Any] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._loader is None:
+            self._loader = self._new_loader()
+        failure = None
+        for packed in self._loader:
+            if isinstance(packed, TrialFailure):
+                failure = packed
+                break
+            yield _unpacked(packed)
+        if failure is not None:
+            # torch waits 5 s for workers whose loader is garbage in a cycle, as with a traceback: let go of it before raising
+            self.close()
+            raise failure
+
+    def close(self) -> None:
+        self._loader = None
+
+    def _new_loader(self) -> DataLoader[Any]:
+        return DataLoader(
+            self._samples,
+            batch_sampler=self._order,
+            collate_fn=partial(_packed, square_px=self._square_px),
+            num_workers=self._num_workers,
+            persistent_workers=self._num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # otherwise each epoch draws a number from torch's global generator
+        )
+
+
+def _packed(samples: Sequence[_Loaded | TrialFailure], *, square_px: int | None) -> dict[str, Any] | TrialFailure:
+    """The fields of a Batch, as they travel between processes; a failure instead if one of the samples is one."""
+    loaded = []
+    for sample in samples:
+        if isinstance(sample, TrialFailure):
+            return sample
+        loaded.append(sample)
+    sizes = [(sample.image.shape[-2], sample.image.shape[-1]) for sample in loaded]
+    height, width = (math.ceil(max(side, square_px or 1) / _STRIDE) * _STRIDE for side in map(max, zip(*sizes, strict=True)))
+    images = torch.zeros((len(loaded), 3, height, width), dtype=torch.uint8)
+    for image, sample, (h, w) in zip(images, loaded, sizes, strict=True):
+        image[:, :h, :w] = sample.image
+    return {
+        "images": images,
+        "image_sizes": tuple(sizes),
+        "original_sizes": tuple(sample.original_size for sample in loaded),
+        "image_ids": tuple(sample.image_id for sample in loaded),
+        "boxes": [sample.boxes for sample in loaded],
+        "labels": [sample.labels for sample in loaded],
+    }
+
+
+def _unpacked(packed: dict[str, Any]) -> Batch:
+    arrays = {name: tuple(torch.from_numpy(array) for array in packed[name]) for name in ("boxes", "labels")}
+    return Batch(**(packed | arrays))

@@ -1,0 +1,51 @@
+import re
+
+import pytest
+
+from kdr.data.labels import match_labels
+from kdr.errors import ConfigError
+
+_COCO = ("__background__", "person", "bicycle", "N/A", "car", "N/A", "traffic light")
+
+
+def test_labels_are_matched_by_name_whatever_the_order() -> None:
+    assert match_labels(("cat", "dog", "car"), ("car", "cat")) == (2, 0)
+
+
+def test_fillers_of_torchvision_are_no_classes_but_keep_their_index() -> None:
+    assert match_labels(_COCO, ("car", "traffic light", "person")) == (4, 6, 1)
+    with pytest.raises(ConfigError, match="got none for 'N/A'"):
+        match_labels(_COCO, ("N/A",))
+
+
+def test_a_mapping_renames_the_teachers_classes() -> None:
+    assert match_labels(_COCO, ("vehicle", "person"), {"car": "vehicle"}) == (4, 1)
+
+
+def test_a_mapping_wins_over_an_equal_name() -> None:
+    assert match_labels(("cat", "kitten"), ("cat",), {"kitten": "cat"}) == (1,)
+
+
+@pytest.mark.parametrize(
+    ("student", "mapping", "message"),
+    [
+        (
+            ("person", "cars"),
+            None,
+            "teacher.labels: every category of the data set needs one of the teacher, got none for 'cars'. Did you mean 'car'?",
+        ),
+        (("car",), {"lorry": "car"}, "teacher.labels: must name categories of the teacher, got 'lorry'"),
+        (("car",), {"__background__": "car"}, "must name categories of the teacher, got '__background__'"),
+        (("car",), {"bicycle": "cart"}, "labels.bicycle: must be a category of the data set, got 'cart'. Did you mean 'car'?"),
+        (("vehicle",), {"car": "vehicle", "bicycle": "vehicle"}, "must be 'vehicle', got bicycle, car"),
+    ],
+)
+def test_label_spaces_that_do_not_agree_are_refused(student: tuple[str], mapping: dict[str, str] | None, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        match_labels(_COCO, student, mapping)
+
+
+def test_every_missing_class_is_named_at_once() -> None:
+    with pytest.raises(ConfigError, match="'zebra'") as caught:
+        match_labels(_COCO, ("person", "zebra", "giraffe"))
+    assert len(caught.value.problems) == 2
