@@ -81,7 +81,7 @@ class ExampleLog:
             writer.arms(
                 [ArmRow(**row, arm=arm or key, parameters=drawn, study_config=json.dumps(study_yaml(study)), time=self.tick())]
             )
-            common = {**row, "config": config.model_dump_json(), "parameters": drawn, **columns}
+            common = {"config": config.model_dump_json(), **row, "parameters": drawn, **columns}
             writer.event(TrialEvent(**common, event="started", time=self.tick()))
             for number in range(1, epoch + 1):
                 metric = AP if AP is None or epoch == 0 else AP * number / epoch

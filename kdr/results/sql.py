@@ -57,13 +57,13 @@ _LOCKS = (
 )
 
 
-def query(storage: Storage, sql: str) -> pa.Table:
+def query(source: Storage | Log, sql: str) -> pa.Table:
     """The answer of one SQL statement over the log. Nothing outside memory can be read or changed by it.
 
     Raises:
         QueryError: if DuckDB refuses the statement, or it answers with no rows and columns at all.
     """
-    with connect(storage) as connection:
+    with connect(source) as connection:
         try:
             answer = connection.sql(sql)
             if answer is None:
@@ -73,9 +73,9 @@ def query(storage: Storage, sql: str) -> pa.Table:
             raise QueryError(_explained(str(error), sql, connection)) from error
 
 
-def connect(storage: Storage) -> duckdb.DuckDBPyConnection:
+def connect(source: Storage | Log) -> duckdb.DuckDBPyConnection:
     """A DuckDB connection with the log's tables as they are now, its access to files shut and its settings locked."""
-    log = read_log(storage)
+    log = source if isinstance(source, Log) else read_log(source)
     connection = duckdb.connect(":memory:")
     contents = {"trials": trials_table(log), "epochs": log.current_epochs, "arms": log.arms, "events": log.trials}
     for name in TABLES:

@@ -1,0 +1,126 @@
+"""How far a study is: its trials with their epochs, and a guess at the time that is left."""
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kdr.report.ranking import value_of
+from kdr.results.flat_settings import flat_settings
+from kdr.results.reader import Log
+
+_UNFINISHED = ("planned", "running", "interrupted")
+_ACTIVE_S = 600.0  # a trial without a row for longer than this, and than three of its epochs, is not counted as at work
+
+
+@dataclass(frozen=True)
+class TrialProgress:
+    """One trial of a study."""
+
+    name: str
+    """Name of its arm; `teacher` for the teacher."""
+    key: str
+    state: str
+    epoch: int
+    """Last finished epoch."""
+    epochs: int
+    """Epochs of the whole trial."""
+    value: float | None
+    """The metric at the last evaluation."""
+    age_s: float
+    """Seconds since its last row in the log."""
+    reason: str | None
+    """Why it failed or was stopped."""
+
+
+@dataclass(frozen=True)
+class StudyProgress:
+    """All trials of a study."""
+
+    study: str
+    metric: str
+    trials: tuple[TrialProgress, ...]
+    total: int | None
+    """Trials that the study will have; None where a budget in hours decides."""
+    seconds_left: float | None
+    """A guess from the seconds per epoch so far; None while there is no ground for one."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of students in each state that occurs."""
+        return dict(Counter(trial.state for trial in self.students))
+
+    @property
+    def students(self) -> tuple[TrialProgress, ...]:
+        """The trials without the teacher."""
+        return tuple(trial for trial in self.trials if trial.name != "teacher")
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every trial that the study will have has ended."""
+        ended = sum(trial.state not in _UNFINISHED for trial in self.students)
+        return self.total is not None and 0 < self.total <= ended
+
+
+def study_progress(log: Log, study: str, *, now: datetime, metric: str = "AP") -> StudyProgress:
+    """How far a study is, from its log alone.
+
+    Args:
+        log: the trial log.
+        study: name of the study.
+        now: the time from which the ages of rows are counted, UTC.
+        metric: the metric that is shown.
+    """
+    names = {row["key"]: row["arm"] for row in log.arms_of(study)}
+    last_rows = _last_rows(log)
+    trials = []
+    for key, state in log.states_of(study).items():
+        name = "teacher" if state.role == "teacher" else names.get(key, key[:8])
+        age = (now - max(state.last.time, last_rows.get(key, state.last.time))).total_seconds()
+        epochs = int(flat_settings(state.config).get("training.epochs", 0))
+        value = value_of(state, metric)
+        trials.append(TrialProgress(name, key, state.state, state.epoch, epochs, value, max(age, 0.0), state.last.reason))
+    total = _total(log, study, sum(trial.name != "teacher" for trial in trials))
+    return StudyProgress(study, metric, tuple(trials), total, _seconds_left(log, trials, total))
+
+
+def _last_rows(log: Log) -> dict[str, datetime]:
+    last = log.epochs.group_by("key").aggregate([("time", "max")])
+    return dict(zip(last["key"].to_pylist(), last["time_max"].to_pylist(), strict=True))
+
+
+def _total(log: Log, study: str, known: int) -> int | None:
+    """Trials in the end: a search's budget, or the arms that are in the log."""
+    rows = log.arms_of(study)
+    content = json.loads(rows[-1]["study_config"] or "{}") if rows else {}
+    search = content.get("search")
+    if search:
+        budget = search.get("trials")
+        return max(int(budget), known) if budget else None
+    teachers = {key for key, state in log.states_of(study).items() if state.role == "teacher"}
+    return max(len({row["key"] for row in rows} - teachers), known) or None
+
+
+def _seconds_left(log: Log, trials: Iterable[TrialProgress], total: int | None) -> float | None:
+    students = [trial for trial in trials if trial.name != "teacher"]
+    cost = _epoch_seconds(log, [trial.key for trial in students])
+    if total is None or cost is None:
+        return None
+    ended = [trial for trial in students if trial.state not in _UNFINISHED]
+    # trials to come are stopped early as often as those before them were
+    usual = statistics.fmean(trial.epoch for trial in ended) if ended else max((trial.epochs for trial in students), default=0)
+    to_come = max(0, total - len(students)) * usual
+    begun = sum((usual if trial.epoch < usual else trial.epochs) - trial.epoch for trial in students if trial not in ended)
+    at_work = [trial for trial in students if trial.state == "running" and trial.age_s < max(_ACTIVE_S, 3 * cost)]
+    return (to_come + begun) * cost / max(1, len(at_work))
+
+
+def _epoch_seconds(log: Log, keys: list[str]) -> float | None:
+    rows = log.current_epochs.filter(pc.is_in(log.current_epochs["key"], value_set=pa.array(keys, pa.string())))
+    training, evaluation = pc.mean(rows["seconds"]).as_py(), pc.sum(rows["eval_seconds"]).as_py()
+    return None if training is None else float(training) + float(evaluation or 0.0) / len(rows)

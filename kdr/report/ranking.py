@@ -1,0 +1,110 @@
+"""The trials of a study, best first. A trial's result is its last epoch's, and only completed trials have a rank."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kdr.errors import ConfigError
+from kdr.results.flat_settings import canonical
+from kdr.results.reader import Log, State, TrialState
+from kdr.results.schema import METRICS
+
+_ORDER: tuple[State, ...] = ("completed", "stopped_early", "running", "interrupted", "failed", "planned")
+
+
+@dataclass(frozen=True)
+class RankedTrial:
+    """One student of a study."""
+
+    rank: int | None
+    """From 1; None unless the trial is completed and was evaluated."""
+    name: str
+    """Name of its arm in the study."""
+    value: float | None
+    """The metric at the last epoch."""
+    parameters: Mapping[str, Any]
+    """The settings that the study chose for it, by path; lists as JSON text."""
+    state: TrialState
+
+    @property
+    def key(self) -> str:
+        """The trial's key."""
+        return self.state.key
+
+
+def ranking(log: Log, study: str, metric: str = "AP") -> tuple[RankedTrial, ...]:
+    """The students of a study: completed ones by the metric, then those stopped early, running, interrupted, failed.
+
+    The value of a trial that was stopped early is that of fewer epochs, so it is shown apart and has no rank.
+
+    Raises:
+        ConfigError: if there is no such metric.
+    """
+    arms = {row["key"]: row for row in log.arms_of(study)}
+    students = [state for state in log.states_of(study).values() if state.role == "student"]
+    values = {state.key: value_of(state, metric) for state in students}
+    students.sort(key=lambda state: (_ORDER.index(state.state), -_or(values[state.key], -math.inf), state.key))
+    trials = []
+    for position, state in enumerate(students, start=1):
+        arm = arms.get(state.key, {})
+        drawn = json.loads(arm.get("parameters") or state.parameters or "{}")
+        rank = position if state.state == "completed" and values[state.key] is not None else None
+        parameters = {path: canonical(value) for path, value in drawn.items()}
+        trials.append(RankedTrial(rank, arm.get("arm") or state.key[:8], values[state.key], parameters, state))
+    return tuple(trials)
+
+
+def best_trial(log: Log, study: str, metric: str = "AP") -> RankedTrial:
+    """The completed trial with the highest metric.
+
+    Raises:
+        ConfigError: if no trial is completed, or there is no such metric.
+    """
+    trials = ranking(log, study, metric)
+    if trials and trials[0].rank == 1:
+        return trials[0]
+    states = ", ".join(f"{count} {name}" for name, count in count_states(trials).items()) or "no trials at all"
+    raise ConfigError(f"{study}: needs a completed trial with a value of {metric}, got {states}. Run the study first")
+
+
+def count_states(trials: Sequence[RankedTrial]) -> dict[str, int]:
+    """How many trials are in each state that occurs, in words, completed first."""
+    counts = {state.replace("_", " "): sum(trial.state.state == state for trial in trials) for state in _ORDER}
+    return {name: count for name, count in counts.items() if count}
+
+
+def searched_metric(log: Log, study: str) -> str:
+    """The metric that a study maximises; AP for a study without a search."""
+    configs = [row["study_config"] for row in log.arms_of(study) if row["study_config"]]
+    search = json.loads(configs[-1]).get("search") if configs else None
+    return str((search or {}).get("metric", "AP"))
+
+
+def value_of(state: TrialState, metric: str) -> float | None:
+    """The metric of a trial's last evaluated epoch; None where there is none.
+
+    Raises:
+        ConfigError: if there is no such metric.
+    """
+    if metric not in METRICS:
+        raise ConfigError(f"--metric: must be one of {', '.join(METRICS)}, got {metric!r}")
+    value = state.metrics[metric]
+    return None if value is None or math.isnan(value) else value
+
+
+def ranking_rows(trials: Sequence[RankedTrial], metric: str) -> tuple[list[str], list[list[Any]]]:
+    """Column names and rows of a ranking, as a table shows them: settings that were searched are columns of their own."""
+    paths = list(dict.fromkeys(path for trial in trials for path in trial.parameters))
+    columns = ["rank", "trial", "state", metric, "epochs", "seconds", *paths, "key"]
+    rows = []
+    for trial in trials:
+        state = trial.state
+        searched = [trial.parameters.get(path) for path in paths]
+        rows.append([trial.rank, trial.name, state.state, trial.value, state.epoch, state.seconds, *searched, trial.key])
+    return columns, rows
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
