@@ -57,6 +57,11 @@ class DetectorConfig(Settings):
 
     @model_validator(mode="after")
     def _fits_the_detector(self) -> "DetectorConfig":
+        if self.norm == "frozen" and self.weights is None and self.backbone_weights is None:
+            raise ValueError(
+                "norm: frozen batch norm needs weights whose statistics it can keep, got neither weights nor backbone_weights. "
+                "Name one of them, or use norm: batch"
+            )
         if self.detector == "fcos":
             if self.head_norm == "none":
                 raise ValueError("head_norm: torchvision's FCOS head always has group norm, got none. Leave it out")

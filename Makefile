@@ -1,0 +1,35 @@
+# Two commands: `make demo` runs a real sweep from nothing, `make test` checks everything.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test quick lint clean
+
+demo: .venv/installed
+	$(BIN)/python orchestrate.py run search_spaces/quickstart.yaml
+
+test: .venv/installed-dev lint
+	$(BIN)/python -m pytest
+
+quick: .venv/installed-dev
+	$(BIN)/python -m pytest -m "not ray and not slow"
+
+lint: .venv/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kdr needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing torch and the rest, about 5.5 GB; some minutes ..."
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

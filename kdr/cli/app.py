@@ -1,0 +1,59 @@
+"""The command line: registers the commands, prints errors that users can act on, sets exit codes.
+
+Exit codes: 0 done, 1 some trials failed, 2 wrong input, 130 interrupted.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+import kdr
+from kdr.cli import best, evaluate, plan, query, run, status, table, train
+from kdr.errors import KdrError, TrialFailure
+
+app = typer.Typer(
+    name="orchestrate.py",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=(
+        "Distils object detectors: searches and ablations on Ray, every trial in a Parquet log.\n\n"
+        "A first look: [bold]python orchestrate.py run search_spaces/quickstart.yaml[/]"
+    ),
+)
+for module in (plan, run, status, table, query, best, train, evaluate):
+    app.command(module.__name__.rpartition(".")[2], no_args_is_help=True)(module.command)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"kdr {kdr.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Runs the command line; errors that a user can fix are printed without a traceback."""
+    try:
+        app(standalone_mode=True)
+    except TrialFailure as failure:
+        _fail(str(failure), code=1)
+    except KdrError as error:
+        _fail(str(error), code=2)
+    except KeyboardInterrupt:
+        _fail("Interrupted. What was finished is in the log; the same command continues.", code=130)
+
+
+def _fail(message: str, *, code: int) -> None:
+    for line in message.splitlines():
+        print(line, file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,115 @@
+"""What a user sees while trials run: a table that updates itself on a terminal, plain lines elsewhere."""
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from kdr.run.study_run import TrialProgress
+
+MAX_ROWS = 20
+_STYLES = {"running": "cyan", "completed": "green", "stopped_early": "yellow", "failed": "red", "interrupted": "magenta"}
+
+
+class LiveView:
+    """Shows a study while it runs; an `Observer`.
+
+    Args:
+        console: where to print; the table is drawn only if it is a terminal.
+        metric: name of the searched metric.
+        log: where the log lies, told under the table.
+    """
+
+    def __init__(self, console: Console, *, metric: str, log: str) -> None:
+        self._console, self._metric, self._log = console, metric, log
+        self._trials: dict[str, TrialProgress] = {}
+        self._phase, self._num_trials, self._num_before, self._concurrent = "", None, 0, 1
+        self._trials_begin = self._begin = time.monotonic()
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4) if console.is_terminal else None
+
+    def __enter__(self) -> "LiveView":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live:
+            self._live.stop()
+
+    def phase(self, text: str) -> None:
+        """A new part of the run has begun."""
+        self._phase, self._trials_begin = text, time.monotonic()
+        self._line(f"{text} ...")
+
+    def plan(self, num_trials: int | None, num_done: int, concurrent: int) -> None:
+        """Says how many trials there are, how many are done before this run, how many run at a time."""
+        self._num_trials, self._num_before, self._concurrent = num_trials, num_done, concurrent
+        total = "as many trials as the budget allows" if num_trials is None else f"{num_trials} trials"
+        self._line(f"{total}, {num_done} of them known, {concurrent} at a time")
+
+    def update(self, progress: TrialProgress) -> None:
+        """One trial has come further."""
+        before = self._trials.get(progress.key)
+        self._trials[progress.key] = progress
+        if before is None or (before.epoch, before.state) != (progress.epoch, progress.state):
+            value = "" if progress.value is None else f"  {self._metric} {progress.value:.3f}"
+            reason = f"  {progress.reason.splitlines()[0]}" if progress.reason else ""
+            self._line(f"{progress.name:>8}  epoch {progress.epoch}/{progress.epochs}  {progress.state}{value}{reason}")
+
+    def _line(self, text: str) -> None:
+        if self._live is None:
+            self._console.print(f"[{_clock(time.monotonic() - self._begin)}] {text}", markup=False, highlight=False)
+
+    def _render(self) -> Group:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name, justify in (("trial", "right"), ("state", "left"), ("progress", "left"), ("epoch", "right")):
+            table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        table.add_column(self._metric, justify="right", no_wrap=True)
+        table.add_column("settings", overflow="ellipsis", no_wrap=True)
+        shown = sorted(self._trials.values(), key=lambda trial: trial.state != "running")[:MAX_ROWS]
+        for trial in sorted(shown, key=lambda trial: list(self._trials).index(trial.key)):
+            table.add_row(
+                trial.name,
+                Text(trial.state.replace("_", " "), style=_STYLES.get(trial.state, "")),
+                ProgressBar(total=trial.epochs, completed=trial.epoch, width=16),
+                f"{trial.epoch}/{trial.epochs}",
+                "" if trial.value is None else f"{trial.value:.3f}",
+                escape(trial.reason.splitlines()[0]) if trial.reason else escape(short_settings(trial.parameters)),
+            )
+        hidden = len(self._trials) - len(shown)
+        more = [Text(f"and {hidden} more that have ended", style="dim")] if hidden else []
+        return Group(Text(f"{self._phase}  {_clock(time.monotonic() - self._begin)}{self._left()}", style="bold"), table, *more,
+                     Text(f"log: {self._log}    Ctrl-C ends cleanly; the same command continues", style="dim"))  # fmt: skip
+
+    def _left(self) -> str:
+        students = [trial for trial in self._trials.values() if trial.name != "teacher"]
+        done = sum(trial.epoch / trial.epochs if trial.state == "running" else 1.0 for trial in students)
+        if self._num_trials is None or done == 0:
+            return ""
+        seconds = (time.monotonic() - self._trials_begin) / done * max(0.0, self._num_trials - self._num_before - done)
+        return f", about {_clock(seconds)} left"
+
+
+def short_settings(parameters: dict[str, Any]) -> str:
+    """Settings by the last part of their path, on one line: `weight=3.2  attention=both`."""
+    return "  ".join(f"{path.rpartition('.')[2]}={_short(value)}" for path, value in parameters.items())
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, list | tuple):
+        return "+".join(str(item) for item in value) or "none"
+    return str(value)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,18 @@
+"""Options that several commands share, so that they read the same everywhere."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+StudyFile = Annotated[Path, typer.Argument(help="Study file, such as search_spaces/quickstart.yaml.", show_default=False)]
+StorageOption = Annotated[
+    Path, typer.Option("--storage", envvar="KDR_STORAGE", help="Folder of the log, checkpoints, weights and generated data.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Override a setting, such as --set training.epochs=24. May be repeated."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+DEFAULT_STORAGE = Path("runs")

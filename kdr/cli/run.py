@@ -1,0 +1,46 @@
+"""`run`: what is missing of a study, on Ray; then its ranking."""
+
+from typing import Annotated
+
+import typer
+
+from kdr.cli.options import DEFAULT_STORAGE, SetOption, StorageOption, StudyFile
+
+
+def command(
+    study: StudyFile,
+    storage: StorageOption = DEFAULT_STORAGE,
+    set_: SetOption = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="Ray cluster to join, or `auto`; without it Ray starts on this machine.")
+    ] = None,
+    rerun: Annotated[bool, typer.Option("--rerun", help="Run trials again whose results are in the log.")] = False,
+) -> None:
+    """Run what is missing of a study, then print its ranking.
+
+    Finished trials are never run twice. Ctrl-C ends cleanly and keeps what is done; the same command continues.
+
+    Example: python orchestrate.py run search_spaces/quickstart.yaml
+    """
+    from rich.console import Console
+
+    from kdr.cli.live import LiveView
+    from kdr.cli.table import print_ranking
+    from kdr.config.study import read_study
+    from kdr.run.study_run import run_study
+    from kdr.storage import Storage
+
+    chosen = read_study(study, set_ or ())
+    place = Storage.at(storage)
+    console = Console()
+    metric = chosen.search.metric if chosen.search else "AP"
+    with LiveView(console, metric=metric, log=str(place.log)) as view:
+        outcome = run_study(chosen, storage=place, observer=view, address=address, rerun=rerun)
+    console.print()
+    print_ranking(console, place, chosen, metric)
+    console.print(f"\n{outcome.num_run} trials run in {outcome.seconds:.0f} s. The log: {place.log}", highlight=False)
+    if outcome.interrupted:
+        console.print("Interrupted: what was finished is kept. The same command continues.", style="magenta")
+        raise typer.Exit(130)
+    if outcome.num_failed:
+        raise typer.Exit(1)

@@ -1,0 +1,116 @@
+"""What the log knows of a search: which trials have ended and how, which were interrupted, how much of the budget is used."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from kdr.config.study import Study
+from kdr.config.trial import TrialConfig
+from kdr.plan.known import KnownTrial
+from kdr.results.reader import Log, TrialState
+from kdr.run.observer import TrialProgress
+
+_ENDED = ("completed", "stopped_early", "failed")
+
+
+@dataclass(frozen=True)
+class History:
+    """The past of one study's search, out of the log.
+
+    A completed trial of any study is known. Trials that were stopped early or failed count where this study ran them: another
+    study's rule says nothing here.
+    """
+
+    known: dict[str, KnownTrial]
+    """Ended trials by key."""
+    interrupted: tuple[dict[str, Any], ...]
+    """Searched settings of this study's trials that were begun and not ended; they continue from their checkpoints."""
+    num_used: int
+    """Trials charged to the budget, the interrupted ones included; a trial that another study ran costs nothing."""
+    seconds_used: float
+    """Wall-clock seconds in which earlier runs of this study trained."""
+    reached: dict[str, dict[int, float]]
+    """Key -> {epoch: metric} of this study's trials, the interrupted ones included, for early stopping to go on from."""
+    states: dict[str, TrialState]
+    """State of every trial of this study."""
+    numbers: dict[str, int]
+    """Number of each of this study's trials, from 1, in the order in which they were first planned."""
+
+    @classmethod
+    def of(cls, log: Log, study: Study, *, forget: bool = False) -> "History":
+        """Reads the past of a study's search.
+
+        Args:
+            log: the whole log, all studies.
+            study: the study that is to run.
+            forget: take nothing as known, so that everything runs again.
+        """
+        assert study.search is not None
+        mine = {key: state for key, state in log.states_of(study.study).items() if state.role == "student"}
+        parameters = {row["key"]: json.loads(row["parameters"] or "{}") for row in log.arms_of(study.study)}
+        if forget:
+            return cls({}, (), 0, 0.0, {}, {}, {})
+        known = {
+            state.key: _known(state, log, study.search.metric, parameters.get(state.key))
+            for state in log.states().values()
+            if state.role == "student" and (state.state == "completed" or (state.key in mine and state.state in _ENDED))
+        }
+        own = {key: state for key, state in mine.items() if state.study == study.study}
+        return cls(
+            known=known,
+            interrupted=tuple(parameters[key] for key, state in own.items() if state.state not in _ENDED and key in parameters),
+            num_used=len(own),
+            seconds_used=_seconds_used(log, study.study),
+            reached={key: _by_epoch(log, key, study.search.metric) for key in mine},
+            states=mine,
+            numbers={key: number for number, key in enumerate(mine, start=1)},
+        )
+
+    def progress(self, metric: str) -> Iterator[TrialProgress]:
+        """This study's ended trials, as whoever watches a run sees them."""
+        for key, state in self.states.items():
+            if state.state in _ENDED:
+                yield TrialProgress(
+                    name=str(self.numbers[key]),
+                    key=key,
+                    state=state.state,
+                    epoch=state.epoch,
+                    epochs=TrialConfig.model_validate_json(state.config).training.epochs,
+                    value=state.metrics.get(metric),
+                    parameters=dict(self.known[key].parameters or {}),
+                    reason=state.last.reason or "",
+                )
+
+
+def _known(state: TrialState, log: Log, metric: str, parameters: dict[str, Any] | None) -> KnownTrial:
+    assert state.state in _ENDED
+    return KnownTrial(
+        key=state.key,
+        end=state.state,  # type: ignore[arg-type]
+        value=state.metrics.get(metric) if state.state == "completed" else None,
+        intermediate=_by_epoch(log, state.key, metric),
+        parameters=parameters,
+    )
+
+
+def _by_epoch(log: Log, key: str, metric: str) -> dict[int, float]:
+    rows = log.epochs_of(key).select(["epoch", metric]).to_pylist()
+    return {row["epoch"]: row[metric] for row in rows if row[metric] is not None}
+
+
+def _seconds_used(log: Log, study: str) -> float:
+    """Length of the union of the times from each attempt's first row to its last."""
+    spans: dict[tuple[str, int], tuple[datetime, datetime]] = {}
+    for table in (log.trials, log.epochs):
+        for row in table.select(["study", "key", "attempt", "time"]).to_pylist():
+            if row["study"] == study and row["attempt"] > 0:
+                name, time = (row["key"], row["attempt"]), row["time"]
+                first, last = spans.get(name, (time, time))
+                spans[name] = (min(first, time), max(last, time))
+    seconds, end = 0.0, datetime.min.replace(tzinfo=UTC)
+    for first, last in sorted(spans.values()):
+        seconds += max(0.0, (last - max(first, end)).total_seconds())
+        end = max(end, last)
+    return seconds

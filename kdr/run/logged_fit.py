@@ -1,0 +1,177 @@
+"""A trial that leaves its rows in the log: the same for a sweep's actor, a teacher, and the command `train`."""
+
+import contextlib
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from kdr.config.trial import Trial
+from kdr.errors import KdrError, TrialFailure
+from kdr.results.schema import METRICS, EpochRow, Role, TrialEvent
+from kdr.results.writer import LogWriter
+from kdr.run.provenance import provenance
+from kdr.storage import Storage, written_aside
+from kdr.training.fit import Track, fit, untracked
+from kdr.training.metrics import EpochMetrics
+from kdr.training.shared_parts import SharedParts
+
+
+@dataclass
+class LoggedTrial:
+    """One trial of one study on its way through `fit()`, with its rows in the log.
+
+    Args:
+        trial: what to train.
+        log: writer of the study that runs it.
+        storage: where everything lies.
+        role: "teacher" for a trial that trains a study's teacher.
+        parameters: what the search drew, as JSON.
+        trials_known: how many ended trials the sampler knew at that draw.
+    """
+
+    trial: Trial
+    log: LogWriter
+    storage: Storage
+    role: Role = "student"
+    parameters: str | None = None
+    trials_known: int | None = None
+    attempt: int = 0
+    """Counts from 1, over all runs of this key."""
+    reached: dict[str, Any] = field(default_factory=dict)
+    """Columns of the trial's next event: last epoch, its metrics, the best epoch, seconds so far."""
+
+    def epochs(
+        self,
+        shared: SharedParts,
+        *,
+        device: torch.device | None = None,
+        loader_workers: int = 0,
+        track: Track = untracked,
+    ) -> Iterator[EpochMetrics]:
+        """Iterates over the trial's epochs, each of which is in the log before it is yielded.
+
+        A teacher that the study trains and that nobody has trained yet is trained first.
+
+        Raises:
+            TrialFailure: when the trial cannot go on; its event is in the log by then.
+        """
+        folder = self.storage.trial(self.trial.key)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.attempt = _next_attempt(self.storage, self.trial.key)
+        self.event("resumed" if (folder / "checkpoint.pt").exists() else "started")
+        with self._failures_logged():
+            train_missing_teacher(self.trial, self.log, shared, device=device, loader_workers=loader_workers)
+            for metrics in fit(
+                self.trial, storage=self.storage, shared=shared, device=device, loader_workers=loader_workers, track=track
+            ):
+                self._note(metrics)
+                if metrics.is_last:
+                    self.event("completed", weights=str((folder / "student.pt").relative_to(self.storage.root)))
+                yield metrics
+
+    def event(self, event: Any, **columns: Any) -> None:
+        """Writes one event of this trial, with what it has reached."""
+        self.log.event(
+            TrialEvent(
+                study=self.log.study,
+                key=self.trial.key,
+                event=event,
+                config=self.trial.config.model_dump_json(),
+                attempt=self.attempt,
+                role=self.role,
+                seed=self.trial.config.seed,
+                parameters=self.parameters,
+                trials_known=self.trials_known,
+                data_id=self.trial.data_id,
+                teacher_id=self.trial.teacher_id,
+                **{**self.reached, **columns, **provenance()},
+            )
+        )
+
+    def _note(self, metrics: EpochMetrics) -> None:
+        found = metrics.evaluation.metrics if metrics.evaluation else None
+        values: dict[str, Any] = {} if found is None else {name: found.get(name) for name in METRICS}
+        self.log.epoch(
+            EpochRow(
+                **values,
+                study=self.log.study,
+                key=self.trial.key,
+                attempt=self.attempt,
+                ap_per_class=metrics.evaluation.ap_per_class if metrics.evaluation else None,
+                epoch=metrics.epoch,
+                step=metrics.step,
+                losses=metrics.losses,
+                weighted_losses=metrics.weighted_losses,
+                gradient_norms=metrics.gradient_norms,
+                lr=metrics.lr,
+                seconds=metrics.seconds,
+                eval_seconds=metrics.eval_seconds,
+                images_per_s=metrics.images_per_s,
+                images_seen=metrics.images_seen,
+                peak_memory_bytes=metrics.peak_memory_bytes,
+                first_batch_hash=metrics.first_batch_hash,
+            )
+        )
+        self.reached |= {"epoch": metrics.epoch, **values}
+        self.reached["seconds"] = self.reached.get("seconds", 0.0) + metrics.seconds + metrics.eval_seconds
+        ap = values.get("AP")
+        if ap is not None and ap > self.reached.get("best_AP", -1.0):
+            self.reached |= {"best_epoch": metrics.epoch, "best_AP": ap}
+
+    @contextlib.contextmanager
+    def _failures_logged(self) -> Iterator[None]:
+        try:
+            yield
+        except TrialFailure as failure:
+            self.event("failed", failure_kind=failure.kind, reason=failure.reason, traceback=traceback.format_exc())
+            raise
+        except Exception as error:
+            kind = "bad_input" if isinstance(error, KdrError) else "error"
+            self.event("failed", failure_kind=kind, reason=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+            raise
+
+
+def train_missing_teacher(
+    trial: Trial, log: LogWriter, shared: SharedParts, *, device: torch.device | None, loader_workers: int
+) -> None:
+    """Trains the teacher of a trial if the study is to train it and nobody has. Processes that need the same one wait."""
+    teacher = teacher_of(trial)
+    if teacher is None or has_weights(teacher, shared.storage):
+        return
+    import fcntl
+
+    lock = shared.storage.trial(teacher.key) / "lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if not has_weights(teacher, shared.storage):
+            for _ in LoggedTrial(teacher, log, shared.storage, role="teacher").epochs(
+                shared, device=device, loader_workers=loader_workers
+            ):
+                pass
+
+
+def teacher_of(trial: Trial) -> Trial | None:
+    """The trial that trains a trial's teacher; None where the teacher has weights or is not needed."""
+    config = trial.config.teacher_trial()
+    if config is None:
+        return None
+    assert trial.teacher_id is not None
+    return Trial(key=trial.teacher_id, config=config, data_id=trial.data_id)
+
+
+def has_weights(trial: Trial, storage: Storage) -> bool:
+    """Whether a trial's student has been trained and kept."""
+    return (storage.trial(trial.key) / "student.pt").exists()
+
+
+def _next_attempt(storage: Storage, key: str) -> int:
+    """Counts the attempts at a trial in its folder, since a crashed one can be repeated before the log is read again."""
+    path = storage.trial(key) / "attempts"
+    attempt = int(path.read_text()) + 1 if path.exists() else 1
+    with written_aside(path) as aside:
+        aside.write_text(str(attempt))
+    return attempt

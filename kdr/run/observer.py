@@ -1,0 +1,35 @@
+"""What a run tells whoever watches it. The command line draws it; the engine does not know how."""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class TrialProgress:
+    """How far one trial has come."""
+
+    name: str
+    """Short name for people: `teacher`, or the trial's number in the study."""
+    key: str
+    state: str
+    """running, completed, stopped_early, failed or interrupted."""
+    epoch: int
+    epochs: int
+    value: float | None = None
+    """The searched metric at the last evaluated epoch."""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    """Why it failed."""
+
+
+class Observer(Protocol):
+    """Watches a study run."""
+
+    def phase(self, text: str) -> None:
+        """A new part of the run has begun."""
+
+    def plan(self, num_trials: int | None, num_done: int, num_concurrent: int) -> None:
+        """Says how many trials the study has, how many of them are done, and how many run at a time."""
+
+    def update(self, progress: TrialProgress) -> None:
+        """One trial has come further."""

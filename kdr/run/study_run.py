@@ -1,0 +1,125 @@
+"""A whole study on Ray: its teacher first, then its trials. Run again, it does what is missing."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kdr.config.study import Resources, Study
+from kdr.config.trial import Trial, TrialConfig
+from kdr.data.fingerprint import data_fingerprint
+from kdr.data.splits import open_splits
+from kdr.detectors.identity import content_id
+from kdr.errors import ResourcesError, TrialFailure
+from kdr.plan.keys import make_trial
+from kdr.plan.space import check_space
+from kdr.results.compact import compact
+from kdr.results.reader import known_keys, read_log
+from kdr.run.logged_fit import has_weights, teacher_of
+from kdr.run.observer import Observer
+from kdr.run.ray_session import TrialResources, num_concurrent, ray_session, trial_resources
+from kdr.storage import Storage
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run of a study ended."""
+
+    num_run: int
+    """Trials that this run trained, to their end or until they were stopped early."""
+    num_failed: int
+    interrupted: bool
+    """Whether Ctrl-C ended it."""
+    seconds: float
+
+
+def trial_maker(study: Study, storage: Storage) -> Callable[[TrialConfig], Trial]:
+    """Gives trials their identity; fingerprints of data and weights are taken once."""
+    data_ids: dict[str, str] = {}
+    weights_ids: dict[str, str] = {}
+
+    def weights_id(source: str) -> str:
+        if source not in weights_ids:
+            weights_ids[source] = content_id(source)
+        return weights_ids[source]
+
+    def make(config: TrialConfig) -> Trial:
+        name = config.data.model_dump_json()
+        if name not in data_ids:
+            data_ids[name] = data_fingerprint(config.data, storage)
+        return make_trial(config, data_id=data_ids[name], weights_id=weights_id, workers=study.resources.workers)
+
+    return make
+
+
+def run_study(study: Study, *, storage: Storage, observer: Observer, address: str | None = None, rerun: bool = False) -> Outcome:
+    """Runs what is missing of a study.
+
+    Args:
+        study: what to run.
+        storage: where log, checkpoints and weights go.
+        observer: is told what happens.
+        address: a Ray cluster to join; None starts Ray on this machine.
+        rerun: run trials again whose results are known.
+
+    Raises:
+        KdrError: for anything wrong with the study, the data, the storage or the machine, before training begins.
+        TrialFailure: if the teacher cannot be trained.
+    """
+    begin = time.monotonic()
+    storage.check_writable()
+    if study.search is not None:
+        check_space(study)
+    if address is None:
+        _check_fits_here(study.resources)
+    observer.phase("Opening the data")
+    open_splits(study.base.data, storage)
+    make = trial_maker(study, storage)
+    base = make(study.base)
+    teacher = teacher_of(base)
+    needs_teacher = teacher is not None and (rerun or not has_weights(teacher, storage))
+    if study.search is None and not rerun and not needs_teacher and base.key in known_keys(read_log(storage)):
+        return Outcome(0, 0, False, time.monotonic() - begin)
+    observer.phase("Starting Ray")
+    with ray_session(address):
+        from kdr.run.sweep import Sweep
+
+        needed = trial_resources(study.resources)
+        concurrent = num_concurrent(needed, study.resources)
+        sweep = Sweep(study, storage, observer)
+        try:
+            if teacher is not None and needs_teacher:
+                observer.phase("Training the teacher")
+                sweep.run_trials([teacher], _alone(needed, local=address is None), 1, role="teacher")
+                if sweep.num_failed:
+                    raise TrialFailure("error", f"the teacher could not be trained. See the log: trial {teacher.key}")
+            if not sweep.interrupted:
+                observer.phase("Running trials")
+                if study.search is not None:
+                    sweep.run_search(make, needed, concurrent, rerun=rerun)
+                else:
+                    sweep.run_trials([base], needed, concurrent)
+        finally:
+            shutil.rmtree(storage.ray / study.study, ignore_errors=True)
+            compact(storage, study.study)
+    return Outcome(sweep.num_run, sweep.num_failed, sweep.interrupted, time.monotonic() - begin)
+
+
+def _alone(needed: TrialResources, *, local: bool) -> TrialResources:
+    """What the teacher takes: nothing else runs beside it, so on this machine it gets every CPU."""
+    return TrialResources(cpus=float(_num_cpus_here()), gpus=needed.gpus) if local and not needed.gpus else needed
+
+
+def _num_cpus_here() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_fits_here(resources: Resources) -> None:
+    """Refuses a trial that needs more CPUs than this machine has, before Ray starts."""
+    needed = resources.workers * resources.cpus_per_worker
+    if needed > _num_cpus_here():
+        raise ResourcesError(
+            f"resources: one trial needs {needed:g} CPUs, got {_num_cpus_here()} on this machine. "
+            "Lower resources.cpus_per_worker or resources.workers, or name a cluster with --address"
+        )

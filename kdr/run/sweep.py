@@ -1,0 +1,151 @@
+"""Trials of one study through Ray Tune, from a list or from a search, with every change of state in the log."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ray import tune
+
+from kdr.config.study import Study, study_yaml
+from kdr.config.trial import Trial, TrialConfig
+from kdr.results.reader import read_log
+from kdr.results.schema import ArmRow, Role
+from kdr.results.writer import LogWriter
+from kdr.run.early_stopping import make_scheduler
+from kdr.run.history import History
+from kdr.run.observer import Observer
+from kdr.run.ray_session import TrialResources
+from kdr.run.searcher import StudySearcher
+from kdr.run.trial_actor import ActorSettings, TrialActor, tune_config
+from kdr.run.trial_events import TrialEvents
+from kdr.storage import Storage
+
+MAX_CRASHES = 2
+"""How often a trial whose process died is started again, from its checkpoint."""
+
+
+class Sweep:
+    """Runs trials of one study, one list or search after another, on the Ray that is running.
+
+    Args:
+        study: the study that the trials belong to.
+        storage: where everything lies.
+        observer: is told how each trial comes on.
+    """
+
+    def __init__(self, study: Study, storage: Storage, observer: Observer) -> None:
+        self.study, self.storage, self.observer = study, storage, observer
+        self.metric = study.search.metric if study.search else "AP"
+        self.num_run = self.num_failed = 0
+        self.interrupted = False
+        self._log = LogWriter(storage, study.study)
+        self._numbers: dict[str, int] = {}
+
+    def run_search(
+        self, make_trial: Callable[[TrialConfig], Trial], resources: TrialResources, num_concurrent: int, *, rerun: bool = False
+    ) -> None:
+        """Runs the study's search until its budget is used up, feeding the sampler with what the log knows."""
+        search = self.study.search
+        assert search is not None
+        history = History.of(read_log(self.storage), self.study, forget=rerun)
+        self._numbers = dict(history.numbers)
+        searcher = StudySearcher(
+            self.study,
+            journal=self.storage.search(self.study.study),
+            config_of=self._config_of,
+            make_trial=make_trial,
+            known=history.known,
+            interrupted=history.interrupted,
+            num_used=history.num_used,
+            hours_used=history.seconds_used / 3600,
+        )
+        self.observer.plan(search.trials, history.num_used, num_concurrent)
+        for past in history.progress(self.metric):
+            self.observer.update(past)
+        scheduler = make_scheduler(
+            search.stop_early,
+            metric=self.metric,
+            max_epochs=self.study.base.training.epochs,
+            past=history.reached.items(),
+        )
+        self._tune({}, resources, num_concurrent, searcher=searcher, scheduler=scheduler)
+
+    def run_trials(
+        self, trials: Sequence[Trial], resources: TrialResources, num_concurrent: int, *, role: Role = "student"
+    ) -> None:
+        """Runs a list of trials to their full length."""
+        if role == "student":
+            for trial in trials:
+                self._plan(trial, {})
+            self.observer.plan(len(trials), 0, num_concurrent)
+        self._tune(
+            {"trial": tune.grid_search([tune_config(trial)["trial"] for trial in trials])}, resources, num_concurrent, role=role
+        )
+
+    def _tune(
+        self,
+        space: dict[str, Any],
+        resources: TrialResources,
+        num_concurrent: int,
+        *,
+        role: Role = "student",
+        searcher: StudySearcher | None = None,
+        scheduler: Any = None,
+    ) -> None:
+        settings = ActorSettings(
+            storage=self.storage,
+            study=self.study.study,
+            threads=max(1, math.floor(resources.cpus)),
+            loader_workers=self.study.resources.loader_workers,
+            role=role,
+        )
+        actor = tune.with_resources(
+            tune.with_parameters(TrialActor, settings=settings),
+            tune.PlacementGroupFactory([{"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}]),
+        )
+        events = TrialEvents(
+            self.study, self.storage, self.observer, role=role, metric=self.metric, numbers=self._numbers, max_crashes=MAX_CRASHES
+        )
+        tune.Tuner(
+            actor,
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=scheduler,
+                num_samples=-1 if searcher else 1,
+                max_concurrent_trials=num_concurrent,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name=f"{role}-{os.getpid()}",
+                storage_path=str(self.storage.ray / self.study.study),
+                verbose=0,
+                callbacks=[events],
+                failure_config=tune.FailureConfig(max_failures=MAX_CRASHES),
+            ),
+        ).fit()
+        events.close()
+        self.num_run, self.num_failed = self.num_run + events.num_run, self.num_failed + events.num_failed
+        self.interrupted |= events.interrupted
+
+    def _config_of(self, trial: Trial, *, parameters: dict[str, Any], trials_known: int) -> dict[str, Any]:
+        self._plan(trial, parameters)
+        return tune_config(trial, parameters=parameters, trials_known=trials_known)
+
+    def _plan(self, trial: Trial, parameters: dict[str, Any]) -> None:
+        """Writes that the study uses a trial, before it is launched."""
+        number = self._numbers.setdefault(trial.key, len(self._numbers) + 1)
+        self._log.arms(
+            [
+                ArmRow(
+                    study=self.study.study,
+                    key=trial.key,
+                    arm=f"trial-{number:04}",
+                    seed=trial.config.seed,
+                    parameters=json.dumps(parameters),
+                    study_config=json.dumps(study_yaml(self.study)),
+                )
+            ]
+        )

@@ -1,0 +1,128 @@
+"""The Ray Tune trainable of a study: one actor trains one trial after another and keeps what they share."""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ray import tune
+
+from kdr.config.trial import Trial, TrialConfig
+from kdr.errors import TrialFailure
+from kdr.results.schema import Role
+from kdr.results.writer import LogWriter
+from kdr.storage import Storage
+
+
+@dataclass(frozen=True)
+class ActorSettings:
+    """What every trial of one study's actors shares."""
+
+    storage: Storage
+    study: str
+    threads: int
+    """CPU threads of torch."""
+    loader_workers: int
+    """Processes that load images."""
+    role: Role = "student"
+    """"teacher" for the actor that trains the study's teacher."""
+
+
+def tune_config(trial: Trial, *, parameters: dict[str, Any] | None = None, trials_known: int | None = None) -> dict[str, Any]:
+    """One trial as plain values, for Tune's `config`; the actor reads it with `trial_from`."""
+    return {
+        "trial": {
+            "key": trial.key,
+            "config": trial.config.model_dump_json(),
+            "data_id": trial.data_id,
+            "teacher_id": trial.teacher_id,
+            "parameters": None if parameters is None else json.dumps(parameters),
+            "trials_known": trials_known,
+        }
+    }
+
+
+def trial_from(config: dict[str, Any]) -> Trial:
+    """The trial that `tune_config` wrote."""
+    given = config["trial"]
+    return Trial(
+        key=given["key"],
+        config=TrialConfig.model_validate_json(given["config"]),
+        data_id=given["data_id"],
+        teacher_id=given["teacher_id"],
+    )
+
+
+class TrialActor(tune.Trainable):
+    """Trains trials one after another in this process; data set and teacher stay open between them.
+
+    A trial that fails by itself (NaN, out of memory, bad data) ends as done, with `failed` in its result: the actor lives on.
+    A process that dies is started again by Tune, and the trial goes on from its checkpoint.
+    """
+
+    # `tune.with_parameters` hands over the settings
+    def setup(self, config: dict[str, Any], *, settings: ActorSettings) -> None:  # type: ignore[override]
+        """Opens what trials share, in a process of its own."""
+        import torch
+
+        from kdr.training.shared_parts import SharedParts
+
+        torch.set_num_threads(settings.threads)
+        self._settings = settings
+        self._log = LogWriter(settings.storage, settings.study)
+        self._shared = SharedParts(settings.storage)
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Takes the next trial. The one before has ended or was stopped; its checkpoint was written before its last report."""
+        self.cleanup()
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Trains to the next evaluated epoch."""
+        try:
+            metrics = next(metrics for metrics in self._epochs if metrics.evaluation is not None)
+        except Exception as error:
+            failure = error.kind if isinstance(error, TrialFailure) else "error"
+            return {**self._reached(), "done": True, "failed": failure, "reason": str(error), **_no_metrics()}
+        assert metrics.evaluation is not None
+        values = {name: metrics.evaluation.metrics.get(name, math.nan) for name in _no_metrics()}
+        return {**self._reached(), "done": metrics.is_last, **values}
+
+    def cleanup(self) -> None:
+        """Lets go of the trial, and writes the rows that are still waiting."""
+        self._epochs.close()
+        self._log.flush()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: checkpoints are the trial's own, under its key."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: `fit()` continues from the trial's own checkpoint."""
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        from kdr.run.logged_fit import LoggedTrial
+
+        given = config["trial"]
+        self._trial = LoggedTrial(
+            trial_from(config),
+            self._log,
+            self._settings.storage,
+            role=self._settings.role,
+            parameters=given["parameters"],
+            trials_known=given["trials_known"],
+        )
+        self._epochs: Any = self._trial.epochs(self._shared, loader_workers=self._settings.loader_workers)
+
+    def _reached(self) -> dict[str, Any]:
+        # under a name of its own, since Tune adds columns to a result
+        return {
+            "epoch": self._trial.reached.get("epoch", 0),
+            "attempt": self._trial.attempt,
+            "reached": dict(self._trial.reached),
+        }
+
+
+def _no_metrics() -> dict[str, float]:
+    return dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl"), math.nan)

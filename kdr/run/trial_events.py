@@ -1,0 +1,128 @@
+"""What Tune's driver sees of the trials: it alone knows why one ended before its last epoch. Log and observer are told here."""
+
+import json
+import math
+from typing import Any
+
+from ray import tune
+
+from kdr.config.study import Study
+from kdr.results.schema import Event, Role
+from kdr.results.writer import LogWriter
+from kdr.run.kept_weights import drop_weights
+from kdr.run.logged_fit import LoggedTrial
+from kdr.run.observer import Observer, TrialProgress
+from kdr.run.trial_actor import trial_from
+from kdr.storage import Storage
+
+
+class TrialEvents(tune.Callback):
+    """Writes the events that the trials' own processes cannot know, and keeps the observer up to date.
+
+    Args:
+        study: the study that runs.
+        storage: where everything lies.
+        observer: is told how each trial comes on.
+        role: of the trials that are run.
+        metric: the searched metric.
+        numbers: key -> number of the trial in the study.
+        max_crashes: how often a trial is started again whose process died.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        storage: Storage,
+        observer: Observer,
+        *,
+        role: Role,
+        metric: str,
+        numbers: dict[str, int],
+        max_crashes: int,
+    ) -> None:
+        self.num_run = self.num_failed = 0
+        self.interrupted = False
+        self._study, self._storage, self._observer = study, storage, observer
+        self._role, self._metric, self._numbers, self._max_crashes = role, metric, numbers, max_crashes
+        self._log = LogWriter(storage, study.study)
+        self._running: dict[str, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks to restore an experiment, which a study never does."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has been given its actor."""
+        self._running[trial.trial_id] = trial
+        self._tell(trial, "running")
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        """An evaluated epoch has ended."""
+        if not result.get("done"):
+            self._tell(trial, "running", result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has reached its last epoch, has failed by itself, or was stopped early."""
+        result = trial.last_result
+        self.num_run += 1
+        if result.get("failed"):
+            self.num_failed += 1
+            self._tell(trial, "failed")
+        elif result["epoch"] < trial_from(trial.config).config.training.epochs:
+            self._write(trial, "stopped_early", reason=f"behind other trials at epoch {result['epoch']}")
+            self._tell(trial, "stopped_early")
+        else:
+            self._tell(trial, "completed")
+        self._ended(trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The process of a trial has died more often than it is started again."""
+        self.num_run, self.num_failed = self.num_run + 1, self.num_failed + 1
+        lines = str(trial.get_error() or "").strip().splitlines()
+        reason = f"its process died {self._max_crashes + 1} times" + (f", the last time with: {lines[-1]}" if lines else "")
+        self._write(trial, "failed", failure_kind="crash", reason=reason)
+        self._tell(trial, "failed", reason=reason)
+        self._ended(trial)
+
+    def close(self) -> None:
+        """Writes what was interrupted: everything that has begun and not ended when Tune returns."""
+        for trial in list(self._running.values()):
+            self.interrupted = True
+            self._write(trial, "interrupted", reason="the study was interrupted")
+            self._tell(trial, "interrupted")
+
+    def _ended(self, trial: Any) -> None:
+        self._running.pop(trial.trial_id, None)
+        if self._role == "student":
+            drop_weights(self._storage, self._study)
+
+    def _write(self, trial: Any, event: Event, **columns: Any) -> None:
+        given, result = trial.config["trial"], trial.last_result or {}
+        LoggedTrial(
+            trial_from(trial.config),
+            self._log,
+            self._storage,
+            role=self._role,
+            parameters=given["parameters"],
+            trials_known=given["trials_known"],
+            attempt=result.get("attempt", 1),
+            reached=result.get("reached", {}),
+        ).event(event, **columns)
+
+    def _tell(self, trial: Any, state: str, result: dict[str, Any] | None = None, *, reason: str = "") -> None:
+        result = result or trial.last_result or {}
+        known = trial_from(trial.config)
+        parameters = trial.config["trial"]["parameters"]
+        value = result.get(self._metric)
+        self._observer.update(
+            TrialProgress(
+                name=self._role if self._role == "teacher" else str(self._numbers.get(known.key, "")),
+                key=known.key,
+                state=state,
+                epoch=result.get("epoch", 0),
+                epochs=known.config.training.epochs,
+                value=None if value is None or math.isnan(value) else value,
+                parameters=json.loads(parameters) if parameters else {},
+                reason=reason or result.get("reason", ""),
+            )
+        )

@@ -1,0 +1,66 @@
+"""A trial's state at the end of an epoch, written aside and renamed; restored exactly, or refused."""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from kdr.errors import StorageError
+from kdr.storage import written_aside
+
+CHECKPOINT_VERSION = 1
+
+
+class Stateful(Protocol):
+    """Anything whose state can be saved and restored: a module, an optimiser, a schedule, a scaler."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
+        """Restores the state."""
+        ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a trial has come."""
+
+    epoch: int = 0
+    """Epochs finished."""
+    step: int = 0
+    """Optimisation steps finished."""
+    images_seen: int = 0
+    """Training images since the first epoch."""
+
+
+def save_checkpoint(path: Path, progress: Progress, parts: dict[str, Stateful]) -> None:
+    """Writes the state of every part (anything with `state_dict`) together with the progress."""
+    state = {"version": CHECKPOINT_VERSION, "progress": vars(progress), "parts": {n: p.state_dict() for n, p in parts.items()}}
+    with written_aside(path) as aside:
+        torch.save(state, aside)
+
+
+def load_checkpoint(path: Path, parts: dict[str, Stateful]) -> Progress:
+    """Restores every part and returns the progress; no file: the beginning.
+
+    Raises:
+        StorageError: if the file is damaged or of another version.
+    """
+    if not path.exists():
+        return Progress()
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
+        raise StorageError(f"{path}: is no readable checkpoint ({error}). Remove it, and the trial starts again") from error
+    if state.get("version") != CHECKPOINT_VERSION:
+        raise StorageError(
+            f"{path}: must be a checkpoint of version {CHECKPOINT_VERSION}, got {state.get('version')}. "
+            "Remove it, and the trial starts again"
+        )
+    for name, part in parts.items():
+        part.load_state_dict(state["parts"][name])
+    return Progress(**state["progress"])

@@ -1,0 +1,104 @@
+"""A student and the distillation around it: one forward pass gives every loss term of a step."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kdr.detectors.detector import Detector
+from kdr.distill.method import Term, weighted_sum
+
+
+class StepLosses(NamedTuple):
+    """The loss terms of one step, and the features they come from."""
+
+    detection: dict[str, Tensor]
+    """The detector's own losses, by name."""
+    terms: dict[str, list[Term]]
+    """Distillation terms of each method, by the method's name."""
+    features: list[Tensor]
+    """FPN outputs of the student, finest first."""
+
+    def total(self) -> Tensor:
+        """What is minimised. Without distillation exactly the sum that a plain torchvision loop takes."""
+        distillation = (weighted_sum(terms) for terms in self.terms.values())
+        return _sum((*self.detection.values(), *distillation), self.features[0].device)
+
+
+class DistilledStudent(nn.Module):
+    """Holds the student and the methods' own modules, so that data-parallel training wraps one module.
+
+    Args:
+        student: the detector that is trained.
+        methods: distillation methods by name; empty for plain training.
+    """
+
+    def __init__(self, student: Detector, methods: nn.ModuleDict) -> None:
+        super().__init__()
+        self.student = student
+        self.methods = methods
+
+    def forward(
+        self,
+        pixels: Tensor,
+        image_sizes: Sequence[tuple[int, int]],
+        boxes: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        teacher_features: Sequence[Tensor] | None,
+        step: int,
+    ) -> StepLosses:
+        """Computes every loss term.
+
+        Args:
+            pixels: (N, 3, H, W) normalised, padded images.
+            image_sizes: (height, width) of each image without its padding.
+            boxes: per image (M, 4) xyxy in pixels of the padded image.
+            labels: per image (M,) class indices.
+            teacher_features: FPN outputs of the teacher on the same pixels; None without distillation.
+            step: optimisation steps finished so far, for ramps.
+        """
+        features = self.student.features(pixels)
+        detection = self.student.losses(features, pixels, image_sizes, boxes, labels)
+        terms = {
+            name: method(
+                features,
+                teacher_features,
+                boxes=boxes,
+                image_sizes=image_sizes,
+                batch_size=(pixels.shape[-2], pixels.shape[-1]),
+                step=step,
+            )
+            for name, method in self.methods.items()
+        }
+        return StepLosses(detection, terms, features)
+
+
+def gradient_norms(losses: StepLosses) -> dict[str, float]:
+    """Norms of the gradients at the FPN outputs, all levels together: of the detection loss, of each method, and the total.
+
+    Leaves the graph in place. It reads numbers from the device: once an epoch, never in every step.
+    """
+    parts = {"detection": _sum(losses.detection.values(), losses.features[0].device)}
+    parts |= {name: weighted_sum(terms) for name, terms in losses.terms.items()}
+    gradients = {name: _gradients(loss, losses.features) for name, loss in parts.items()}
+    norms = {name: _norm(of_levels) for name, of_levels in gradients.items()}
+    norms["total"] = _norm(
+        [sum(of_level, start=torch.zeros_like(of_level[0])) for of_level in zip(*gradients.values(), strict=True)]
+    )
+    return norms
+
+
+def _sum(values: Iterable[Tensor], device: torch.device) -> Tensor:
+    return sum(values, start=torch.zeros((), device=device))
+
+
+def _gradients(loss: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+    if not loss.requires_grad:
+        return [torch.zeros_like(level) for level in features]
+    found = torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True)
+    return [torch.zeros_like(level) if grad is None else grad for level, grad in zip(features, found, strict=True)]
+
+
+def _norm(gradients: Sequence[Tensor]) -> float:
+    return float(torch.stack([gradient.float().square().sum() for gradient in gradients]).sum().sqrt())

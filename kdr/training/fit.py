@@ -1,0 +1,186 @@
+"""One trial, from its first epoch or its last checkpoint to its end. Everything that trains a detector iterates over this."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from kdr.config.trial import Trial, TrialConfig
+from kdr.data.loader import Batch, first_batch_hash
+from kdr.detectors.checkpoint_files import save_student
+from kdr.errors import TrialFailure
+from kdr.randomness import address
+from kdr.storage import Storage
+from kdr.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from kdr.training.distilled_student import gradient_norms
+from kdr.training.evaluation import evaluate
+from kdr.training.loss_sums import LossSums
+from kdr.training.metrics import EpochMetrics, Evaluation
+from kdr.training.optimisation import AUTOCAST_DTYPES, clip_gradients
+from kdr.training.shared_parts import SharedParts
+from kdr.training.training_state import TrainingState, prepare
+
+Track = Callable[[Iterable[Batch], int, str], Iterable[Batch]]
+"""Wraps the batches of an epoch to show progress: (batches, how many, what they are for) -> the same batches."""
+
+STEPS_PER_LOSS_CHECK = 50
+"""Steps between looks at whether the loss is still finite; each look waits for the device."""
+
+
+def untracked(batches: Iterable[Batch], _count: int, _purpose: str) -> Iterable[Batch]:
+    """Shows no progress."""
+    return batches
+
+
+def fit(
+    trial: Trial,
+    *,
+    storage: Storage,
+    shared: SharedParts | None = None,
+    device: torch.device | None = None,
+    loader_workers: int = 0,
+    track: Track = untracked,
+) -> Iterator[EpochMetrics]:
+    """Trains one trial and yields what each epoch measured, from the epoch after its last checkpoint to its last.
+
+    The state is saved before an epoch is yielded, so whoever stops iterating loses nothing. After the last epoch the student's
+    weights lie in the trial's folder as `student.pt`, and the checkpoint is removed.
+
+    Args:
+        trial: what to train. If the study trains its teacher, that trial has been run before.
+        storage: where checkpoints and weights go.
+        shared: data sets and teachers of earlier trials of this process; new ones are opened without it.
+        device: where to train; a GPU if there is one.
+        loader_workers: processes that load images.
+        track: shows progress within an epoch.
+
+    Raises:
+        TrialFailure: of kind `non_finite_loss`, `out_of_memory` or `bad_data`; the trial is over, a study goes on.
+        KdrError: for data, weights or a checkpoint that cannot be used.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shared = shared or SharedParts(storage)
+    folder = storage.trial(trial.key)
+    with _failures_by_kind():
+        state = prepare(trial, shared, device, loader_workers)
+        progress = load_checkpoint(folder / "checkpoint.pt", state.parts())
+        while progress.epoch < trial.config.training.epochs:
+            metrics, progress = _run_epoch(trial.config, state, progress, shared, track)
+            if metrics.is_last:
+                save_student(folder / "student.pt", state.model.student, extra={"trial": trial.key})
+                (folder / "checkpoint.pt").unlink(missing_ok=True)
+            else:
+                save_checkpoint(folder / "checkpoint.pt", progress, state.parts())
+            yield metrics
+
+
+def _run_epoch(
+    config: TrialConfig, state: TrainingState, progress: Progress, shared: SharedParts, track: Track
+) -> tuple[EpochMetrics, Progress]:
+    epoch, begin = progress.epoch + 1, time.perf_counter()
+    if state.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(state.device)
+    torch.manual_seed(address(config.seed, "epoch", epoch))
+    state.model.train()
+    sums = LossSums()
+    norms: dict[str, float] = {}
+    batch_hash, step, images = "", progress.step, 0
+    batches = track(state.training.epoch(epoch), len(state.training), f"epoch {epoch}/{config.training.epochs}")
+    for number, batch in enumerate(batches):
+        if number == 0:
+            batch_hash = first_batch_hash(batch)
+        # in the last step, where ramps have come furthest
+        norms = _step(config, state, batch, step, sums, with_norms=number == len(state.training) - 1)
+        step, images = step + 1, images + len(batch.image_ids)
+        if step % STEPS_PER_LOSS_CHECK == 0:
+            sums.check_finite(epoch, step)
+    sums.check_finite(epoch, step)
+    lr = float(state.schedule.get_last_lr()[0])
+    losses, weighted = sums.means()
+    seconds = time.perf_counter() - begin
+    is_last = epoch == config.training.epochs
+    evaluation, eval_seconds = None, 0.0
+    if is_last or epoch % config.training.eval_every_epochs == 0:
+        evaluation, eval_seconds = _evaluate(config, state, shared, track)
+    done = Progress(epoch=epoch, step=step, images_seen=progress.images_seen + images)
+    return (
+        EpochMetrics(
+            epoch=epoch,
+            step=step,
+            losses=losses,
+            weighted_losses=weighted,
+            gradient_norms=norms,
+            lr=lr,
+            seconds=seconds,
+            eval_seconds=eval_seconds,
+            images_per_s=images / seconds,
+            images_seen=done.images_seen,
+            peak_memory_bytes=torch.cuda.max_memory_allocated(state.device) if state.device.type == "cuda" else None,
+            first_batch_hash=batch_hash,
+            evaluation=evaluation,
+            is_last=is_last,
+        ),
+        done,
+    )
+
+
+def _step(
+    config: TrialConfig, state: TrainingState, batch: Batch, step: int, sums: LossSums, *, with_norms: bool
+) -> dict[str, float]:
+    dtype = AUTOCAST_DTYPES[config.training.precision]
+    on_device = batch.to(state.device)
+    with torch.autocast(state.device.type, dtype, enabled=dtype != torch.float32):
+        pixels = _formatted(state.model.student.pixels(on_device.images, batch.image_sizes), config)
+        teacher_features = None
+        if state.teacher is not None and len(state.model.methods) > 0:
+            with torch.no_grad():
+                teacher_pixels = (
+                    pixels
+                    if state.shares_pixels
+                    else _formatted(state.teacher.pixels(on_device.images, batch.image_sizes), config)
+                )
+                teacher_features = state.teacher.features(teacher_pixels)
+        losses = state.model(pixels, batch.image_sizes, on_device.boxes, on_device.labels, teacher_features, step)
+    total = losses.total()
+    norms = gradient_norms(losses) if with_norms else {}
+    state.optimizer.zero_grad(set_to_none=True)
+    state.scaler.scale(total).backward()
+    state.scaler.unscale_(state.optimizer)
+    clip_gradients((state.model.student.parameters(), state.model.methods.parameters()), config.training.clip_norm)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    if step + 1 < config.training.epochs * len(state.training):  # one-cycle refuses a step beyond its last
+        state.schedule.step()
+    sums.add(losses)
+    return norms
+
+
+def _evaluate(config: TrialConfig, state: TrainingState, shared: SharedParts, track: Track) -> tuple[Evaluation, float]:
+    begin = time.perf_counter()
+    index = shared.splits(config.data).evaluation
+    batches = track(iter(state.evaluation), len(state.evaluation), "evaluation")
+    found = evaluate(state.model.student, batches, index, precision=AUTOCAST_DTYPES[config.training.precision])
+    return found, time.perf_counter() - begin
+
+
+def _formatted(pixels: Tensor, config: TrialConfig) -> Tensor:
+    return pixels.contiguous(memory_format=torch.channels_last) if config.training.channels_last else pixels
+
+
+@contextlib.contextmanager
+def _failures_by_kind() -> Iterator[None]:
+    """Names out-of-memory errors of GPU and CPU as what they are."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise TrialFailure("out_of_memory", _first_line(error)) from error
+    except RuntimeError as error:
+        if "not enough memory" in str(error) or "can't allocate memory" in str(error):
+            raise TrialFailure("out_of_memory", _first_line(error)) from error
+        raise
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,40 @@
+"""Loss terms summed over an epoch on the device, so that no step waits for a number."""
+
+import math
+
+from torch import Tensor
+
+from kdr.errors import TrialFailure
+from kdr.training.distilled_student import StepLosses
+
+
+class LossSums:
+    """Sums of every loss term over an epoch, unweighted and weighted."""
+
+    def __init__(self) -> None:
+        self._plain: dict[str, Tensor] = {}
+        self._weighted: dict[str, Tensor] = {}
+        self._count = 0
+
+    def add(self, losses: StepLosses) -> None:
+        """Adds the terms of one step."""
+        self._count += 1
+        terms = [(name, value, 1.0) for name, value in losses.detection.items()]
+        terms += [(term.name, term.value, term.coefficient) for of_method in losses.terms.values() for term in of_method]
+        for name, value, coefficient in terms:
+            value = value.detach().double()
+            self._plain[name] = self._plain.get(name, 0) + value
+            self._weighted[name] = self._weighted.get(name, 0) + coefficient * value
+
+    def means(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Means over the steps: unweighted, and as they entered the total."""
+        plain, weighted = (
+            {name: float(value) / self._count for name, value in sums.items()} for sums in (self._plain, self._weighted)
+        )
+        return plain, weighted
+
+    def check_finite(self, epoch: int, step: int) -> None:
+        """Raises TrialFailure if any term has been NaN or infinite since the epoch began; sums pass that on."""
+        bad = [name for name, value in self._plain.items() if not math.isfinite(float(value))]
+        if bad:
+            raise TrialFailure("non_finite_loss", f"{', '.join(bad)} is NaN or infinite in epoch {epoch}, by step {step}")

@@ -1,0 +1,70 @@
+"""Optimisers, the course of the learning rate, and precision."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdr.config.training import TrainingConfig
+
+AUTOCAST_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def make_optimizer(config: TrainingConfig, student: nn.Module, methods: nn.ModuleDict) -> torch.optim.Optimizer:
+    """The optimiser over the student's and the distillation's parameters, in groups of their own.
+
+    Weight decay leaves norms, biases and scalars of the distillation alone (`kdr.distill.method`); the student's parameters
+    are treated alike, as torchvision's own training does.
+    """
+    decayed = [parameter for parameter in methods.parameters() if parameter.ndim > 1]
+    undecayed = [parameter for parameter in methods.parameters() if parameter.ndim <= 1]
+    groups: list[dict[str, Any]] = [{"params": [parameter for parameter in student.parameters() if parameter.requires_grad]}]
+    groups += [{"params": decayed}] if decayed else []
+    groups += [{"params": undecayed, "weight_decay": 0.0}] if undecayed else []
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def make_schedule(
+    config: TrainingConfig, optimizer: torch.optim.Optimizer, steps_per_epoch: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The course of the learning rate, advanced once per optimisation step."""
+    total_steps = config.epochs * steps_per_epoch
+    if config.schedule == "one_cycle":
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=config.lr, total_steps=total_steps)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(config, steps_per_epoch))
+
+
+def lr_factor(config: TrainingConfig, steps_per_epoch: int) -> Callable[[int], float]:
+    """The share of the learning rate at a step, counted from 0: linear warm-up times the schedule."""
+    total_steps = config.epochs * steps_per_epoch
+    warmup_steps = min(500, total_steps // 20) if config.warmup_steps is None else config.warmup_steps
+    drops = [epoch * steps_per_epoch for epoch in step_epochs(config)]
+
+    def factor(step: int) -> float:
+        ramp = min(1.0, config.warmup_factor + (1 - config.warmup_factor) * step / warmup_steps) if warmup_steps else 1.0
+        if config.schedule == "step":
+            return float(ramp * config.step_factor ** sum(step >= drop for drop in drops))
+        if config.schedule == "cosine":
+            return ramp * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total_steps)))
+        return ramp
+
+    return factor
+
+
+def step_epochs(config: TrainingConfig) -> tuple[int, ...]:
+    """Epochs after which the `step` schedule lowers the rate: as set, or after 2/3 and 11/12 of the epochs (8, 11 of 12)."""
+    if config.step_epochs is not None:
+        return config.step_epochs
+    return tuple(sorted({max(1, round(config.epochs * share)) for share in (2 / 3, 11 / 12)} - {config.epochs}))
+
+
+def clip_gradients(parameter_sets: Iterable[Iterable[nn.Parameter]], max_norm: float | None) -> None:
+    """Limits the gradient norm of each set of parameters separately."""
+    if max_norm is not None:
+        for parameters in parameter_sets:
+            if trained := [parameter for parameter in parameters if parameter.grad is not None]:
+                torch.nn.utils.clip_grad_norm_(trained, max_norm)

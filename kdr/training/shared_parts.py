@@ -1,0 +1,92 @@
+"""What trials share: data sets and teachers are opened once per process, however many trials it runs."""
+
+import json
+from dataclasses import dataclass, field
+
+import torch
+
+from kdr.config.data import CocoData, ShapesData
+from kdr.config.trial import Trial
+from kdr.data.labels import match_labels
+from kdr.data.loader import first_batches
+from kdr.data.splits import Splits, open_splits
+from kdr.detectors.build import build_detector
+from kdr.detectors.checkpoint_files import open_student
+from kdr.detectors.detector import Detector
+from kdr.detectors.weights import load_configured_weights
+from kdr.distill.statistics import LevelStd
+from kdr.errors import WeightsError
+from kdr.randomness import address
+from kdr.storage import Storage, written_aside
+
+STATISTICS_BATCHES = 50
+"""Batches of images over which the teacher's feature statistics are taken."""
+STATISTICS_BATCH_SIZE = 8
+
+
+@dataclass
+class SharedParts:
+    """Data sets and teachers that are open, by their identity. One per process; trials leave no trace in it.
+
+    Args:
+        storage: where generated data, trained teachers and their statistics lie.
+    """
+
+    storage: Storage
+    _splits: dict[str, Splits] = field(default_factory=dict)
+    _teachers: dict[str, Detector] = field(default_factory=dict)
+
+    def splits(self, data: ShapesData | CocoData) -> Splits:
+        """The images of a trial, opened and checked at the first call."""
+        name = data.model_dump_json()
+        if name not in self._splits:
+            self._splits = {name: open_splits(data, self.storage)}
+        return self._splits[name]
+
+    def teacher(self, trial: Trial, device: torch.device) -> Detector:
+        """The frozen teacher of a trial: in evaluation mode, without gradients.
+
+        Raises:
+            WeightsError: if its weights are missing, do not fit, or its categories do not agree with the data's.
+        """
+        assert trial.teacher_id is not None
+        if trial.teacher_id not in self._teachers:
+            self._teachers = {trial.teacher_id: self._open_teacher(trial)}
+        return self._teachers[trial.teacher_id].to(device)
+
+    def teacher_level_std(self, trial: Trial, device: torch.device) -> list[float]:
+        """Standard deviation of each of the teacher's feature levels, measured once per teacher and data set."""
+        data = trial.config.data
+        resize = "" if data.resize is None else data.resize.model_dump_json()
+        name = f"level-std-{trial.data_id}-{address(0, resize, str(data.search_split)):x}.json"
+        path = self.storage.teacher(trial.teacher_id or "") / name
+        if not path.exists():
+            values = _measured_level_std(self.teacher(trial, device), self.splits(data), data, device)
+            with written_aside(path) as aside:
+                aside.write_text(json.dumps({"level_std": values}))
+        found: list[float] = json.loads(path.read_text())["level_std"]
+        return found
+
+    def _open_teacher(self, trial: Trial) -> Detector:
+        config = trial.config.teacher
+        assert config is not None
+        categories = self.splits(trial.config.data).categories
+        if trial.trained_teacher_key is not None:
+            path = self.storage.trial(trial.trained_teacher_key) / "student.pt"
+            if not path.exists():
+                raise WeightsError(f"trial.teacher: its training has left no weights at {path}. Run the study again to train it")
+            teacher = open_student(path)
+        else:
+            teacher = build_detector(config, categories, seed=0)
+            load_configured_weights(teacher)
+        match_labels(teacher.categories, categories, config.labels)
+        return teacher.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def _measured_level_std(teacher: Detector, splits: Splits, data: ShapesData | CocoData, device: torch.device) -> list[float]:
+    statistics = LevelStd()
+    for batch in first_batches(splits.train, data, count=STATISTICS_BATCHES, batch_size=STATISTICS_BATCH_SIZE):
+        pixels = teacher.pixels(batch.to(device).images, batch.image_sizes)
+        statistics.update(teacher.features(pixels), batch.image_sizes, (pixels.shape[-2], pixels.shape[-1]))
+    return statistics.result()

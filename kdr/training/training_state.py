@@ -1,0 +1,97 @@
+"""A trial made ready to train: student, teacher, methods, optimiser, schedule and batches, built from its settings."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from kdr.config.trial import Trial, TrialConfig
+from kdr.data.loader import EvaluationBatches, TrainingBatches
+from kdr.detectors.build import build_detector
+from kdr.detectors.detector import Detector
+from kdr.detectors.weights import inherit, load_configured_weights
+from kdr.distill.method import FeatureLevels
+from kdr.distill.methods import build_methods, needs_level_std
+from kdr.training.checkpoint import Stateful
+from kdr.training.distilled_student import DistilledStudent
+from kdr.training.optimisation import make_optimizer, make_schedule
+from kdr.training.shared_parts import SharedParts
+
+
+@dataclass
+class TrainingState:
+    """What changes while a trial trains, and what it trains on."""
+
+    model: DistilledStudent
+    teacher: Detector | None
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler
+    training: TrainingBatches
+    evaluation: EvaluationBatches
+    device: torch.device
+    shares_pixels: bool
+    """Whether student and teacher normalise alike, so that pixels are normalised once."""
+
+    def parts(self) -> dict[str, Stateful]:
+        """What a checkpoint holds."""
+        return {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
+
+
+def prepare(trial: Trial, shared: SharedParts, device: torch.device, loader_workers: int) -> TrainingState:
+    """Builds everything that one trial needs, at its beginning; a checkpoint is restored into `parts()`."""
+    config = trial.config
+    splits = shared.splits(config.data)
+    training = TrainingBatches(
+        splits.train, config.data, seed=config.seed, batch_size=config.training.batch_size, num_workers=loader_workers
+    )
+    evaluation = EvaluationBatches(
+        splits.evaluation, config.data, batch_size=config.training.batch_size, num_workers=loader_workers
+    )
+    teacher = shared.teacher(trial, device) if config.needs_teacher else None
+    student = build_student(config, splits.categories, teacher)
+    methods = _build_methods(trial, student, teacher, shared, device, total_steps=config.training.epochs * len(training))
+    memory_format = torch.channels_last if config.training.channels_last else torch.contiguous_format
+    model = DistilledStudent(student, methods).to(device, memory_format=memory_format)  # type: ignore[call-overload]
+    optimizer = make_optimizer(config.training, model.student, model.methods)
+    return TrainingState(
+        model=model,
+        teacher=teacher,
+        optimizer=optimizer,
+        schedule=make_schedule(config.training, optimizer, len(training)),
+        scaler=torch.amp.GradScaler(device.type, enabled=config.training.precision == "fp16"),
+        training=training,
+        evaluation=evaluation,
+        device=device,
+        shares_pixels=teacher is not None and _normalise_alike(student, teacher),
+    )
+
+
+def build_student(config: TrialConfig, categories: tuple[str, ...], teacher: Detector | None) -> Detector:
+    """The student before its first step: initial weights from the seed, then those of files and of the teacher."""
+    student = build_detector(config.student, categories, seed=config.seed, new_classes=True)
+    load_configured_weights(student)
+    if config.student.inherit and teacher is not None:
+        inherit(student, teacher)
+    return student
+
+
+def _normalise_alike(student: Detector, teacher: Detector) -> bool:
+    return all(torch.equal(mine.cpu(), its.cpu()) for mine, its in ((student.mean, teacher.mean), (student.std, teacher.std)))
+
+
+def _build_methods(
+    trial: Trial, student: Detector, teacher: Detector | None, shared: SharedParts, device: torch.device, total_steps: int
+) -> nn.ModuleDict:
+    config = trial.config
+    if teacher is None:
+        return nn.ModuleDict()
+    std = shared.teacher_level_std(trial, device) if needs_level_std(config.distill) else None
+    return build_methods(
+        config.distill,
+        student=FeatureLevels(student.strides, student.channels),
+        teacher=FeatureLevels(teacher.strides, teacher.channels),
+        seed=config.seed,
+        total_steps=total_steps,
+        level_std=None if std is None else dict(enumerate(std)),
+    )
