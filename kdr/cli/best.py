@@ -1,0 +1,69 @@
+"""`best`: the best completed trial of a study, and a study file that runs it again."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdr.cli.logged_study import MetricOption, StudyInLog
+from kdr.cli.options import DEFAULT_STORAGE, JsonOption, StorageOption
+from kdr.errors import StorageError
+from kdr.storage import Storage, written_aside
+
+
+def command(
+    study: StudyInLog,
+    storage: StorageOption = DEFAULT_STORAGE,
+    export: Annotated[
+        Path | None, typer.Option("--export", help="Write a study file of this one trial, for `train`.", show_default=False)
+    ] = None,
+    metric: MetricOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Show the completed trial with the highest metric at its last epoch.
+
+    The exported study has every setting written out. It leaves out the search and the images that the search held out, so it
+    trains on all training images and reports on the validation set.
+
+    Example: python orchestrate.py best quickstart --export best.yaml
+    """
+    from kdr.cli.logged_study import read_logged_study
+    from kdr.cli.output import json_text, plain_table
+    from kdr.report.best_study import best_study_yaml
+    from kdr.report.ranking import best_trial, ranking, searched_metric
+
+    log, name = read_logged_study(study, storage)
+    metric = metric or searched_metric(log, name)
+    trial = best_trial(log, name, metric)
+    if export is not None:
+        _write(best_study_yaml(log, name, trial, metric), export)
+    facts = {
+        "study": name,
+        "trial": trial.name,
+        "key": trial.key,
+        metric: trial.value,
+        "epochs": trial.state.epoch,
+        "seconds": trial.state.seconds,
+        "weights": _kept(Storage.at(storage), trial.state.last.weights),
+    }
+    if json_:
+        print(json_text({**facts, "parameters": trial.parameters}))
+        return
+    num_completed = sum(other.rank is not None for other in ranking(log, name, metric))
+    print(f"The best of {num_completed} completed trials by {metric}")
+    print(plain_table(["", ""], [*facts.items(), *trial.parameters.items()]).strip("\n"))
+    if export is not None:
+        print(f"Written to {export}. Train it with: python orchestrate.py train {export}")
+
+
+def _kept(storage: Storage, weights: str | None) -> str | None:
+    """The file with the student's weights, if it was kept."""
+    return str(storage.root / weights) if weights and (storage.root / weights).exists() else None
+
+
+def _write(text: str, path: Path) -> None:
+    try:
+        with written_aside(path.absolute()) as aside:
+            aside.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"--export: needs a file that can be written, got {path} ({error.strerror or error})") from error

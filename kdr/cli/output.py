@@ -1,0 +1,142 @@
+"""Tables as people and programs want them: drawn on a terminal, plain lines elsewhere, CSV, JSON."""
+
+import csv
+import decimal
+import io
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+Format = Literal["table", "csv", "json"]
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    format: Format = "table",
+    title: str = "",
+    notes: Sequence[str] | None = None,
+    console: Console | None = None,
+) -> None:
+    """Prints rows to standard output.
+
+    Args:
+        columns: names of the columns; a drawn table shows the last part of a setting's path where that is clear.
+        rows: one value per column.
+        format: `json` gives a list of objects, or {"rows", "notes"} for a table that can have notes.
+        title: shown above a drawn table.
+        notes: shown below a drawn table; with `csv` they go to standard error.
+        console: where a drawn table goes.
+    """
+    if format == "json":
+        records = [dict(zip(columns, row, strict=True)) for row in rows]
+        print(json_text(records if notes is None else {"rows": records, "notes": list(notes)}))
+    elif format == "csv":
+        print(csv_text(columns, rows), end="")
+        warn(notes or ())
+    else:
+        console = console or Console()
+        for line in filter(None, [title]):
+            console.print(Text(line, style="bold"))
+        if console.is_terminal:
+            console.print(drawn_table(columns, rows))
+        else:
+            print(plain_table(columns, rows), file=console.file)
+        for note in notes or ():
+            console.print(Text(note, style="dim"), soft_wrap=not console.is_terminal)
+
+
+def warn(lines: Sequence[str]) -> None:
+    """Prints lines to standard error, so that they are in no one's data."""
+    for line in lines:
+        print(line, file=sys.stderr)
+
+
+def drawn_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """Rows as a Rich table; values are shown as they are, never read as markup."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, name in enumerate(short_names(columns)):
+        table.add_column(Text(name), justify="right" if _is_numeric(rows, index) else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(shown(value)) for value in row))
+    return table
+
+
+def plain_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Rows as aligned lines of text, as wide as they need to be."""
+    cells = [short_names(columns), *([shown(value) for value in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    right = [_is_numeric(rows, index) for index in range(len(columns))]
+    lines = (
+        "  ".join(cell.rjust(width) if to_right else cell.ljust(width) for cell, width, to_right in zip(*parts, strict=True))
+        for parts in ((line, widths, right) for line in cells)
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def csv_text(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Rows as CSV with a head line; lists and groups are JSON texts, None is empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([json_text(value) if isinstance(value, list | dict) else _plain(value) for value in row])
+    return text.getvalue()
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """A value as JSON that every reader takes: NaN and infinities are null, times are ISO 8601."""
+    return json.dumps(_plain(value), indent=indent, ensure_ascii=False, default=str)
+
+
+def short_names(columns: Sequence[str]) -> list[str]:
+    """The last part of each dotted name, where no other column has the same."""
+    last = [name.rpartition(".")[2] for name in columns]
+    counts = Counter(last)
+    return [short if counts[short] == 1 else name for name, short in zip(columns, last, strict=True)]
+
+
+def shown(value: Any) -> str:
+    """A value as a cell of a table: one line, numbers to four digits."""
+    value = value if isinstance(value, float) else _plain(value)
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"
+    text = json_text(value) if isinstance(value, list | dict) else str(value)
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `40 s`, `12 min`, `3.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _is_numeric(rows: Sequence[Sequence[Any]], index: int) -> bool:
+    kinds = {type(row[index]) for row in rows if row[index] is not None}
+    return bool(kinds) and kinds <= {int, float, decimal.Decimal}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, decimal.Decimal):  # DuckDB's sums of whole numbers
+        return int(value) if value == value.to_integral_value() else float(value)
+    return value.isoformat() if isinstance(value, datetime) else value

@@ -1,0 +1,84 @@
+"""`query`: SQL over the trial log."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from kdr.cli.options import DEFAULT_STORAGE, StorageOption
+from kdr.errors import ConfigError, StorageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+QueryFormat = Literal["table", "csv", "json", "parquet"]
+
+
+def command(
+    sql: Annotated[str, typer.Argument(metavar="SQL", help="A SELECT statement (DuckDB's SQL).", show_default=False)],
+    storage: StorageOption = DEFAULT_STORAGE,
+    format_: Annotated[
+        QueryFormat | None, typer.Option("--format", help="How to print; by default a table, or as --output ends.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write to.", show_default=False)] = None,
+) -> None:
+    """Ask the trial log a question in SQL.
+
+    Tables: trials (one row per study and trial: its state, metrics, and every setting as a column), epochs, arms, events.
+    Names with dots need double quotes. No statement can read or change a file.
+
+    For example:
+
+    python orchestrate.py query 'SELECT study, state, count(*) FROM trials GROUP BY ALL'
+
+    python orchestrate.py query 'SELECT "distill.kdr.weight", AP FROM trials ORDER BY AP DESC LIMIT 5'
+
+    python orchestrate.py query "SELECT key, epoch, losses['kdr'] AS loss FROM epochs" --output losses.csv
+    """
+    from kdr.cli.logged_study import damage
+    from kdr.cli.output import print_table, warn
+    from kdr.results.reader import read_log
+    from kdr.results.sql import query
+    from kdr.storage import Storage
+
+    chosen = format_ or _format_of(output)
+    if chosen == "parquet" and output is None:
+        raise ConfigError("--format: parquet needs a file, got none. Add --output FILE")
+    log = read_log(Storage.at(storage))
+    warn(damage(log))
+    answer = query(log, sql)
+    if output is not None:
+        _write(answer, output, chosen)
+    elif chosen != "parquet":
+        print_table(*_cells(answer), format=chosen)
+
+
+def _format_of(output: Path | None) -> QueryFormat:
+    endings: dict[str, QueryFormat] = {".csv": "csv", ".json": "json", ".parquet": "parquet"}
+    return endings.get(output.suffix.lower(), "table") if output else "table"
+
+
+def _cells(answer: "pa.Table") -> tuple[list[str], list[tuple[object, ...]]]:
+    values = [column.to_pylist(maps_as_pydicts="lossy") for column in answer.columns]
+    return answer.column_names, list(zip(*values, strict=True))
+
+
+def _write(answer: "pa.Table", path: Path, chosen: QueryFormat) -> None:
+    import pyarrow.parquet as pq
+
+    from kdr.cli.output import csv_text, json_text, plain_table
+    from kdr.storage import written_aside
+
+    columns, rows = _cells(answer)
+    try:
+        with written_aside(path.absolute()) as aside:
+            if chosen == "parquet":
+                pq.write_table(answer, aside, compression="zstd")
+            elif chosen == "csv":
+                aside.write_text(csv_text(columns, rows), encoding="utf-8")
+            elif chosen == "json":
+                aside.write_text(json_text([dict(zip(columns, row, strict=True)) for row in rows]) + "\n", encoding="utf-8")
+            else:
+                aside.write_text(plain_table(columns, rows) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"--output: needs a file that can be written, got {path} ({error.strerror or error})") from error

@@ -1,0 +1,111 @@
+"""`status`: how far a study is, from the log alone; Ray is not needed, nor is the machine that runs it."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdr.cli.logged_study import MetricOption, StudyInLog
+from kdr.cli.options import DEFAULT_STORAGE, JsonOption, StorageOption
+
+if TYPE_CHECKING:
+    from kdr.report.progress import StudyProgress
+
+WATCH_EVERY_S = 2.0
+
+
+def command(
+    study: StudyInLog,
+    storage: StorageOption = DEFAULT_STORAGE,
+    json_: JsonOption = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until the study is over, or Ctrl-C.")] = False,
+    metric: MetricOption = None,
+) -> None:
+    """Show the trials of a study: state, epochs, last metric, age of the last row, time left.
+
+    Works from any terminal that sees the storage, while the study runs or after.
+
+    For example:
+
+    python orchestrate.py status quickstart --watch
+
+    python orchestrate.py status quickstart --json
+    """
+    if watch:
+        _watch(study, storage, metric, json_)
+        return
+    progress = _read(study, storage, metric)
+    print(_json(progress) if json_ else _text(progress))
+
+
+def _read(study: str, storage: Path, metric: str | None) -> "StudyProgress":
+    from kdr.cli.logged_study import read_logged_study
+    from kdr.report.progress import study_progress
+    from kdr.report.ranking import searched_metric
+    from kdr.results.schema import utc_now
+
+    log, name = read_logged_study(study, storage)
+    return study_progress(log, name, now=utc_now(), metric=metric or searched_metric(log, name))
+
+
+def _watch(study: str, storage: Path, metric: str | None, json_: bool) -> None:
+    """Draws over itself on a terminal; elsewhere prints again whenever a trial has come further."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console()
+    before: object = None
+    with Live(console=console, auto_refresh=False) if console.is_terminal and not json_ else _nothing_live() as live:
+        while True:
+            progress = _read(study, storage, metric)
+            reached = [(trial.key, trial.state, trial.epoch) for trial in progress.trials]
+            if live is not None:
+                live.update(Text(_text(progress)), refresh=True)
+            elif reached != before:
+                print(_json(progress) if json_ else _text(progress) + "\n", flush=True)
+            before = reached
+            if progress.is_over:
+                return
+            time.sleep(WATCH_EVERY_S)
+
+
+def _nothing_live() -> Any:
+    import contextlib
+
+    return contextlib.nullcontext()
+
+
+def _json(progress: "StudyProgress") -> str:
+    from kdr.cli.output import json_text
+
+    return json_text({**dataclasses.asdict(progress), "counts": progress.counts, "is_over": progress.is_over})
+
+
+def _text(progress: "StudyProgress") -> str:
+    from kdr.cli.output import duration, plain_table
+
+    rows = [
+        [
+            trial.name,
+            trial.state.replace("_", " "),
+            f"{trial.epoch}/{trial.epochs}",
+            trial.value,
+            f"{duration(trial.age_s)} ago",
+            (trial.reason or "").partition("\n")[0],
+        ]
+        for trial in progress.trials
+    ]
+    columns = ["trial", "state", "epoch", progress.metric, "last row", "reason"]
+    return f"{_headline(progress)}\n{plain_table(columns, rows)}"
+
+
+def _headline(progress: "StudyProgress") -> str:
+    from kdr.cli.output import duration
+
+    total = f" of {progress.total}" if progress.total is not None else ""
+    counts = ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in progress.counts.items()) or "none begun"
+    left = "" if progress.is_over or progress.seconds_left is None else f"; about {duration(progress.seconds_left)} left"
+    return f"{progress.study}: {len(progress.students)}{total} trials ({counts}){left}"

@@ -1,0 +1,76 @@
+import json
+import subprocess
+import sys
+import threading
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from kdr.cli import status
+from kdr.errors import ConfigError
+
+
+@pytest.fixture
+def ask(invoke, example_log):
+    example_log.time = datetime.now(UTC) - timedelta(seconds=40)
+    return lambda *arguments: invoke(status.command, *arguments, "--storage", example_log.storage.root)
+
+
+def test_states_progress_and_time_left_are_shown(ask, example_log):
+    example_log.trial("teacher", role="teacher", AP=0.5)
+    example_log.trial("a", AP=0.25)
+    example_log.trial("b", AP=0.2, event="started", epoch=2)
+    example_log.trial("c", event="failed", epoch=0, AP=None, reason="out of memory\nTraceback")
+    lines = ask("example").stdout.splitlines()
+    assert lines[0].startswith("example: 3 of 8 trials (1 completed, 1 running, 1 failed); about ")
+    assert [line.split()[:4] for line in lines[2:5]] == [
+        ["teacher", "completed", "4/4", "0.5"],
+        ["a", "completed", "4/4", "0.25"],
+        ["b", "running", "2/4", "0.2"],
+    ]
+    assert lines[5].endswith(" ago  out of memory")
+
+
+def test_json_is_for_scripts(ask, example_log):
+    example_log.trial("a", AP=0.25)
+    found = json.loads(ask("example", "--json").stdout)
+    assert (found["counts"], found["total"], found["is_over"]) == ({"completed": 1}, 8, False)
+    assert (found["trials"][0]["key"], found["trials"][0]["epoch"], found["trials"][0]["value"]) == ("a", 4, 0.25)
+    assert found["seconds_left"] == pytest.approx(7 * 4 * 11)
+
+
+def test_watching_ends_with_the_study_and_prints_only_news(ask, example_log, monkeypatch):
+    monkeypatch.setattr(status, "WATCH_EVERY_S", 0.02)
+    example_log.content["search"]["trials"] = 2
+    example_log.trial("a")
+    finish = threading.Timer(0.5, example_log.trial, args=["b"])
+    finish.start()
+    blocks = [block for block in ask("example", "--watch").stdout.split("\n\n") if block.strip()]
+    finish.join()
+    assert blocks[0].startswith("example: 1 of 2 trials (1 completed)")
+    assert blocks[-1].startswith("example: 2 of 2 trials (2 completed)\n")
+    assert len(blocks) < 10
+
+
+def test_a_study_that_is_not_there_is_named(ask):
+    with pytest.raises(ConfigError, match=r"nothing: must be a study in the log .* Studies there: none yet"):
+        ask("nothing")
+
+
+def test_help_needs_no_heavy_package():
+    code = (
+        "import sys, kdr.cli.query, kdr.cli.table, kdr.cli.status, kdr.cli.best\n"
+        "print([name for name in ('pyarrow', 'duckdb', 'torch', 'ray', 'pydantic') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_reading_a_study_needs_neither_torch_nor_ray():
+    code = (
+        "import sys, kdr.results.sql, kdr.results.compact, kdr.results.writer\n"
+        "import kdr.report.best_study, kdr.report.progress, kdr.report.settings_table\n"
+        "print([name for name in ('torch', 'ray') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,75 @@
+import io
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from kdr.cli.table import command, print_ranking
+from kdr.config.study import study_from
+from kdr.errors import ConfigError
+
+WEIGHT = "distill.kdr.weight"
+
+
+@pytest.fixture
+def ask(invoke, example_log):
+    for key, weight, AP in (("a", 1.0, 0.1), ("b", 1.0, 0.3), ("c", 5.0, 0.4)):
+        example_log.trial(key, parameters={WEIGHT: weight}, AP=AP)
+    example_log.trial("d", parameters={WEIGHT: 5.0}, event="stopped_early", epoch=1)
+    return lambda *arguments: invoke(command, *arguments, "--storage", example_log.storage.root)
+
+
+def test_a_metric_by_a_setting(ask):
+    lines = ask("example", "--by", WEIGHT).stdout.splitlines()
+    assert lines[0] == f"example: AP by {WEIGHT}"
+    assert [line.split() for line in lines[1:4]] == [
+        ["weight", "n", "mean", "AP", "sd", "min", "max"],
+        ["5", "1", "0.4", "0.4", "0.4"],
+        ["1", "2", "0.2", "0.1414", "0.1", "0.3"],
+    ]
+    assert lines[4] == "Not in the table: 1 stopped early."
+    assert "draws of a search (tpe)" in lines[5]
+
+
+def test_json_has_rows_and_notes(ask):
+    found = json.loads(ask("example", "--by", WEIGHT, "--format", "json").stdout)
+    assert found["rows"][0] == {WEIGHT: 5.0, "n": 1, "mean AP": 0.4, "sd": None, "min": 0.4, "max": 0.4}
+    assert found["notes"][0] == "Not in the table: 1 stopped early."
+
+
+def test_without_by_the_trials_are_ranked(ask):
+    lines = ask("example").stdout.splitlines()
+    assert lines[0] == "example: trials by AP of their last epoch (3 completed, 1 stopped early)"
+    assert [line.split()[:3] for line in lines[2:]] == [
+        ["1", "c", "completed"],
+        ["2", "b", "completed"],
+        ["3", "a", "completed"],
+        ["d", "stopped_early", "0.2"],
+    ]
+
+
+def test_a_study_file_names_its_study(ask, example_log, tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(example_log.content))
+    assert ask(path).stdout == ask("example").stdout
+
+
+def test_a_study_that_is_not_there_is_named_with_those_that_are(ask, tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"exmple: must be a study in the log of .*runs, got 'exmple'. Studies there: example\. "
+    ):
+        ask("exmple")
+    with pytest.raises(ConfigError, match=r"no.yaml: cannot be read"):
+        ask(tmp_path / "no.yaml")
+    nameless = tmp_path / "nameless.yaml"
+    nameless.write_text("trial: {}")
+    with pytest.raises(ConfigError, match=r"nameless.yaml: study: must be the name of the study, got None"):
+        ask(nameless)
+
+
+def test_run_prints_the_same_ranking(ask, example_log):
+    console = Console(file=io.StringIO(), width=200)
+    print_ranking(console, example_log.storage, study_from(example_log.content, folder=Path("/")), "AP")
+    assert console.file.getvalue() == ask("example").stdout
