@@ -122,32 +122,31 @@ def read_coco(images: Path, annotations: Path) -> CocoIndex:
     coco = _pycocotools_index(content)
     category_ids = tuple(sorted(coco.cats))
     image_ids = sorted(coco.imgs)
-    counts: Counter[str] = Counter()
     sizes = np.array([[coco.imgs[i]["height"], coco.imgs[i]["width"]] for i in image_ids], dtype=np.int64).reshape(-1, 2)
-    boxes, labels, truth = [], [], []
-    for image_id, size in zip(image_ids, sizes, strict=True):
-        all_truth = _truth(coco.imgToAnns.get(image_id, []))
-        all_boxes, clipped, has_area = _clipped_boxes(all_truth["bbox"], size)
-        target = has_area & (all_truth["iscrowd"] == 0)
-        boxes.append(all_boxes[target])
-        labels.append(np.searchsorted(category_ids, all_truth["category_id"][target]).astype(np.int64))
-        truth.append(all_truth[has_area])
-        counts["crowd"] += int((all_truth["iscrowd"] != 0).sum())
-        counts["clipped"] += int((clipped & target).sum())
-        counts["no_area"] += int((~has_area).sum())
-        counts["empty"] += int(not target.any())
+    owner = np.repeat(np.arange(len(image_ids)), [len(coco.imgToAnns[i]) for i in image_ids])  # position of each box's image
+    truth = _truth([annotation for i in image_ids for annotation in coco.imgToAnns[i]])
+    boxes, clipped, has_area = _clipped_boxes(truth["bbox"], sizes[owner])
+    crowd = truth["iscrowd"] != 0
+    target = has_area & ~crowd
+    labels = np.searchsorted(category_ids, truth["category_id"]).astype(np.int64)
+    counts = {
+        "crowd": int(crowd.sum()),
+        "clipped": int((clipped & target).sum()),
+        "no_area": int((~has_area).sum()),
+        "empty": len(image_ids) - len(np.unique(owner[target])),
+    }
     return CocoIndex(
         image_ids=image_ids,
         paths=[images / coco.imgs[i]["file_name"] for i in image_ids],
         sizes=sizes,
-        boxes=boxes,
-        labels=labels,
+        boxes=_per_image(boxes[target], owner[target], len(image_ids)),
+        labels=_per_image(labels[target], owner[target], len(image_ids)),
         categories=tuple(coco.cats[i]["name"] for i in category_ids),
         category_ids=category_ids,
         orient=np.zeros(len(image_ids), dtype=np.bool_),
         counts=counts,
         annotations=annotations,
-        truth=truth,
+        truth=_per_image(truth[has_area], owner[has_area], len(image_ids)),
     )
 
 
@@ -234,14 +233,17 @@ def _annotation_problems(annotation: Mapping[str, Any], ids: Mapping[str, set[in
         if isinstance(annotation.get(key), int) and annotation[key] not in ids[kind]:
             yield f"{name}: {key} must be one of the {kind} of the file, got {annotation[key]}"
     box, area = annotation.get("bbox"), annotation.get("area", 0)
-    if isinstance(box, list) and (len(box) != 4 or not all(_is_finite(value) for value in box)):
+    if isinstance(box, list) and (len(box) != 4 or not _are_finite(*box)):
         yield f"{name}: bbox needs four finite numbers x, y, width, height, got {box}"
-    if not _is_finite(area):
+    if not _are_finite(area):
         yield f"{name}: area must be a finite number, got {area!r}"
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _are_finite(*values: Any) -> bool:
+    try:
+        return math.isfinite(sum(values))
+    except TypeError:
+        return False
 
 
 def _pycocotools_index(content: Mapping[str, Any]) -> COCO:
@@ -253,7 +255,7 @@ def _pycocotools_index(content: Mapping[str, Any]) -> COCO:
 
 
 def _truth(annotations: Sequence[Mapping[str, Any]]) -> NDArray[Any]:
-    """Record array of an image's annotations; an absent area is the box's, as in files that have no segmentation."""
+    """Record array of annotations; an absent area is the box's, as in files that have no segmentation."""
     rows = [
         (a["category_id"], a["bbox"], a.get("area", a["bbox"][2] * a["bbox"][3]), bool(a.get("iscrowd")), bool(a.get("ignore")))
         for a in annotations
@@ -261,12 +263,17 @@ def _truth(annotations: Sequence[Mapping[str, Any]]) -> NDArray[Any]:
     return np.array(rows, dtype=_TRUTH)
 
 
-def _clipped_boxes(xywh: NDArray[Any], size: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[Any]]:
-    """Boxes xyxy (M, 4) inside an image of (height, width); (M,) whether clipping moved a side; (M,) whether area is left."""
+def _clipped_boxes(xywh: NDArray[Any], sizes: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[Any]]:
+    """Boxes xyxy (M, 4) inside images of (height, width); (M,) whether clipping moved a side; (M,) whether area is left."""
     corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
-    boxes = np.clip(corners, 0, np.tile(size[::-1], 2)).astype(np.float32)
+    boxes = np.clip(corners, 0, sizes[:, [1, 0, 1, 0]]).astype(np.float32)
     clipped = (np.abs(boxes - corners) > 0.01).any(axis=1)  # less than that is rounding in the file
     return boxes, clipped, (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+
+
+def _per_image(rows: NDArray[Any], owner: NDArray[np.int64], num_images: int) -> list[NDArray[Any]]:
+    """Rows in the order of their images, cut into one array per image."""
+    return np.split(rows, np.cumsum(np.bincount(owner, minlength=num_images))[:-1])
 
 
 @dataclass(frozen=True)

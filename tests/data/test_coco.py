@@ -132,6 +132,14 @@ def test_an_absent_area_is_the_boxes_area(awkward) -> None:
     assert all(a["area"] == a["bbox"][2] * a["bbox"][3] for a in truth["annotations"])
 
 
+def test_a_file_without_any_annotation_is_a_set_of_images_without_boxes(awkward) -> None:
+    awkward.rewrite(lambda c: c.update(annotations=[]))
+    index = read_coco(awkward.images, awkward.annotations)
+    assert index.counts["empty"] == 9
+    assert [boxes.shape for boxes in index.boxes] == [(0, 4)] * 9
+    assert coco_ground_truth(index)["annotations"] == []
+
+
 def test_files_that_are_missing_or_cut_off_are_named(awkward) -> None:
     with pytest.raises(DataError, match="nowhere: needs the folder of the images"):
         read_coco(awkward.images / "nowhere", awkward.annotations)
