@@ -96,4 +96,6 @@ def fragment_name() -> str:
 
 def write_fragment(table: pa.Table, path: str) -> None:
     """Writes one Parquet file of the log; the schema's metadata, by which readers know it, goes with it."""
-    pq.write_table(table, path, compression="zstd")
+    # statistics and dictionaries double the time to write and to read a file of a few rows
+    many = table.num_rows >= 100
+    pq.write_table(table, path, compression="zstd", use_dictionary=many, write_statistics=many)
