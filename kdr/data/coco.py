@@ -4,7 +4,7 @@ import contextlib
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,16 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools.coco import COCO
 
-from kdr.data.annotation_file import raise_problems, read_annotation_file
+from kdr.data.annotation_file import annotation_problems, raise_problems, read_annotation_file
 from kdr.errors import DataError
 
 _TRUTH = np.dtype([("category_id", "i8"), ("bbox", "f8", 4), ("area", "f8"), ("iscrowd", "i1"), ("ignore", "i1")])
-
-_KEYS: dict[str, dict[str, type]] = {
-    "images": {"id": int, "file_name": str, "width": int, "height": int},
-    "annotations": {"id": int, "image_id": int, "category_id": int, "bbox": list},
-    "categories": {"id": int, "name": str},
-}
 
 _COUNTED = {
     "crowd": "crowd boxes kept for evaluation only",
@@ -116,7 +110,7 @@ def read_coco(images: Path, annotations: Path) -> CocoIndex:
             names the file and the ids, up to 20 problems at once.
     """
     content = read_annotation_file(annotations)
-    raise_problems(list(_problems(content, annotations)))
+    raise_problems(list(annotation_problems(content, annotations)))
     if not images.is_dir():
         raise DataError(f"{images}: needs the folder of the images of {annotations}, got no folder. Check the path")
     coco = _pycocotools_index(content)
@@ -195,55 +189,6 @@ def coco_ground_truth(index: CocoIndex) -> dict[str, Any]:
             annotations.append(annotation | {"area": area, "iscrowd": iscrowd, "ignore": ignore})
     categories = [{"id": i, "name": name} for i, name in zip(index.category_ids, index.categories, strict=True)]
     return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
-
-
-def _problems(content: Mapping[str, Sequence[Mapping[str, Any]]], file: Path) -> Iterator[str]:
-    ids: dict[str, set[int]] = {}
-    for kind, keys in _KEYS.items():
-        ids[kind] = set()
-        what = {"images": "image", "annotations": "annotation", "categories": "category"}[kind]
-        for entry in content[kind]:
-            wrong = [key for key, of in keys.items() if type(entry.get(key)) is not of]
-            if wrong:
-                needed = ", ".join(f"'{key}' ({keys[key].__name__})" for key in wrong)
-                got = ", ".join(f"{key}={entry[key]!r}" for key in wrong if key in entry) or "none"
-                yield f"{file}: {what} {entry.get('id', 'without id')} needs {needed}, got {got}"
-            elif entry["id"] in ids[kind]:
-                yield f"{file}: ids of the {kind} must differ, got {what} {entry['id']} twice"
-            else:
-                ids[kind].add(entry["id"])
-    if not content["categories"] or not content["images"]:
-        yield f"{file}: needs at least one image and one category, got none"
-    names = Counter(str(entry.get("name")) for entry in content["categories"])
-    yield from (f"{file}: category names must differ, got {name!r} {count} times" for name, count in names.items() if count > 1)
-    for image in content["images"]:
-        if (
-            isinstance(image.get("width"), int)
-            and isinstance(image.get("height"), int)
-            and min(image["width"], image["height"]) < 1
-        ):
-            yield f"{file}: image {image.get('id')} needs a size above 0, got {image['width']} x {image['height']}"
-    for annotation in content["annotations"]:
-        yield from _annotation_problems(annotation, ids, file)
-
-
-def _annotation_problems(annotation: Mapping[str, Any], ids: Mapping[str, set[int]], file: Path) -> Iterator[str]:
-    name = f"{file}: annotation {annotation.get('id')}"
-    for key, kind in (("image_id", "images"), ("category_id", "categories")):
-        if isinstance(annotation.get(key), int) and annotation[key] not in ids[kind]:
-            yield f"{name}: {key} must be one of the {kind} of the file, got {annotation[key]}"
-    box, area = annotation.get("bbox"), annotation.get("area", 0)
-    if isinstance(box, list) and (len(box) != 4 or not _are_finite(*box)):
-        yield f"{name}: bbox needs four finite numbers x, y, width, height, got {box}"
-    if not _are_finite(area):
-        yield f"{name}: area must be a finite number, got {area!r}"
-
-
-def _are_finite(*values: Any) -> bool:
-    try:
-        return math.isfinite(sum(values))
-    except TypeError:
-        return False
 
 
 def _pycocotools_index(content: Mapping[str, Any]) -> COCO:

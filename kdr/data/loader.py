@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 from kdr.config.data import CocoData, ShapesData
 from kdr.data.coco import CocoIndex
 from kdr.data.decoding import decode_rgb
+from kdr.data.order import TrainingOrder
 from kdr.data.transforms import EvalTransform, TrainTransform
 from kdr.errors import ConfigError, TrialFailure
-from kdr.randomness import address
 
 _STRIDE = 32
 _CACHE_BYTES = 512 * 2**20
@@ -95,7 +95,7 @@ class TrainingBatches:
                 "Change batch_size or resources.workers"
             )
         portrait = (index.sizes[:, 0] > index.sizes[:, 1]).tolist() if data.aspect_ratio_grouping else None
-        self._order = _TrainingOrder(len(index), batch_size, seed, portrait, rank, num_ranks)
+        self._order = TrainingOrder(len(index), batch_size, seed, portrait, rank, num_ranks)
         transform = TrainTransform(data.resize, data.augment, seed)
         self._batches = _Batches(_Samples(index, transform, num_workers), self._order, data, num_workers)
 
@@ -158,52 +158,6 @@ def first_batch_hash(batch: Batch) -> str:
         content.update(str(tuple(tensor.shape)).encode())
         content.update(tensor.cpu().contiguous().numpy().tobytes())
     return content.hexdigest()
-
-
-def training_order(
-    num_images: int, batch_size: int, *, seed: int, epoch: int, portrait: Sequence[bool] | None = None
-) -> list[list[int]]:
-    """The positions of each global batch of an epoch: `num_images // batch_size` batches, or one if there are fewer images.
-
-    Args:
-        num_images: images of the training set.
-        batch_size: images of a global batch.
-        seed: the trial's seed.
-        epoch: the epoch.
-        portrait: which images are higher than wide. With it, a batch holds images of one kind; only the last batch may mix what
-            both kinds leave over, so that grouping changes neither the number of steps nor how many images are seen.
-    """
-    generator = torch.Generator().manual_seed(address(seed, "order", epoch))
-    shuffled = torch.randperm(num_images, generator=generator).tolist()
-    batches: list[list[int]] = []
-    groups: dict[bool, list[int]] = {False: [], True: []}
-    for position in shuffled:
-        group = groups[portrait is not None and portrait[position]]
-        group.append(position)
-        if len(group) == batch_size:
-            batches.append(group.copy())
-            group.clear()
-    left = [*groups[False], *groups[True]]
-    if len(left) >= batch_size or not batches:
-        batches.append(left[:batch_size])
-    return batches
-
-
-class _TrainingOrder:
-    """A batch sampler that yields this rank's (epoch, position) pairs of each global batch of its current epoch."""
-
-    def __init__(
-        self, num_images: int, batch_size: int, seed: int, portrait: Sequence[bool] | None, rank: int, num_ranks: int
-    ) -> None:
-        self.epoch = 0
-        self.num_batches = max(num_images // batch_size, 1)
-        self._batches = partial(training_order, num_images, batch_size, seed=seed, portrait=portrait)
-        self._share = slice(rank, None, num_ranks)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch = self.epoch
-        for batch in self._batches(epoch=epoch):
-            yield [(epoch, position) for position in batch[self._share]]
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from kdr.config.data import Augment, CocoData, Resize, ShapesData
 from kdr.data.coco import CocoIndex, check_images, read_coco
-from kdr.data.loader import Batch, EvaluationBatches, TrainingBatches, first_batch_hash, first_batches, training_order
+from kdr.data.loader import Batch, EvaluationBatches, TrainingBatches, first_batch_hash, first_batches
 from kdr.data.splits import open_splits
 from kdr.errors import ConfigError, TrialFailure
 from kdr.storage import Storage
@@ -96,27 +94,6 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(index: CocoIndex) -> None:
         TrainingBatches(index, _data(), seed=0, batch_size=8, num_ranks=3)
     with pytest.raises(ConfigError, match=r"got 22 images \(batch_size 64, 22 training images\)"):
         TrainingBatches(index, _data(), seed=0, batch_size=64, num_ranks=4)
-
-
-@given(num_images=st.integers(1, 80), batch_size=st.integers(1, 20), seed=st.integers(0, 5), data=st.data())
-def test_an_order_holds_every_image_once_but_for_the_incomplete_remainder(
-    num_images: int, batch_size: int, seed: int, data: st.DataObject
-) -> None:
-    portrait = data.draw(st.none() | st.lists(st.booleans(), min_size=num_images, max_size=num_images))
-    order = training_order(num_images, batch_size, seed=seed, epoch=0, portrait=portrait)
-    seen = [position for batch in order for position in batch]
-    assert len(order) == max(num_images // batch_size, 1)
-    assert {len(batch) for batch in order} == {min(batch_size, num_images)}
-    assert len(set(seen)) == len(seen)
-    assert set(seen) <= set(range(num_images))
-    if portrait is not None:
-        assert all(len({portrait[position] for position in batch}) == 1 for batch in order[:-1])
-    assert order == training_order(num_images, batch_size, seed=seed, epoch=0, portrait=portrait)
-
-
-def test_orders_of_epochs_and_seeds_differ() -> None:
-    orders = [training_order(40, 8, seed=seed, epoch=epoch) for seed in range(3) for epoch in range(3)]
-    assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
 
 
 def test_a_set_smaller_than_a_batch_is_one_batch(index: CocoIndex) -> None:
