@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from kdr.run.study_run import TrialProgress
+from kdr.run.observer import TrialProgress
 
 MAX_ROWS = 20
 _STYLES = {"running": "cyan", "completed": "green", "stopped_early": "yellow", "failed": "red", "interrupted": "magenta"}
@@ -29,7 +29,8 @@ class LiveView:
     def __init__(self, console: Console, *, metric: str, log: str) -> None:
         self._console, self._metric, self._log = console, metric, log
         self._trials: dict[str, TrialProgress] = {}
-        self._phase, self._num_trials, self._num_before, self._concurrent = "", None, 0, 1
+        self._phase, self._num_before, self._concurrent = "", 0, 1
+        self._num_trials: int | None = None
         self._trials_begin = self._begin = time.monotonic()
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4) if console.is_terminal else None
 

@@ -63,7 +63,7 @@ class LoggedTrial:
         self.attempt = _next_attempt(self.storage, self.trial.key)
         self.event("resumed" if (folder / "checkpoint.pt").exists() else "started")
         with self._failures_logged():
-            train_missing_teacher(self.trial, self.log, shared, device=device, loader_workers=loader_workers)
+            train_missing_teacher(self.trial, self.log, shared, device=device, loader_workers=loader_workers, track=track)
             for metrics in fit(
                 self.trial, storage=self.storage, shared=shared, device=device, loader_workers=loader_workers, track=track
             ):
@@ -135,7 +135,13 @@ class LoggedTrial:
 
 
 def train_missing_teacher(
-    trial: Trial, log: LogWriter, shared: SharedParts, *, device: torch.device | None, loader_workers: int
+    trial: Trial,
+    log: LogWriter,
+    shared: SharedParts,
+    *,
+    device: torch.device | None = None,
+    loader_workers: int = 0,
+    track: Track = untracked,
 ) -> None:
     """Trains the teacher of a trial if the study is to train it and nobody has. Processes that need the same one wait."""
     teacher = teacher_of(trial)
@@ -149,7 +155,7 @@ def train_missing_teacher(
         fcntl.flock(held, fcntl.LOCK_EX)
         if not has_weights(teacher, shared.storage):
             for _ in LoggedTrial(teacher, log, shared.storage, role="teacher").epochs(
-                shared, device=device, loader_workers=loader_workers
+                shared, device=device, loader_workers=loader_workers, track=track
             ):
                 pass
 

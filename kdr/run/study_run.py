@@ -3,22 +3,18 @@
 import os
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from kdr.config.study import Resources, Study
-from kdr.config.trial import Trial, TrialConfig
-from kdr.data.fingerprint import data_fingerprint
 from kdr.data.splits import open_splits
-from kdr.detectors.identity import content_id
 from kdr.errors import ResourcesError, TrialFailure
-from kdr.plan.keys import make_trial
 from kdr.plan.space import check_space
 from kdr.results.compact import compact
 from kdr.results.reader import known_keys, read_log
 from kdr.run.logged_fit import has_weights, teacher_of
 from kdr.run.observer import Observer
 from kdr.run.ray_session import TrialResources, num_concurrent, ray_session, trial_resources
+from kdr.run.trial_identity import trial_maker
 from kdr.storage import Storage
 
 
@@ -32,25 +28,6 @@ class Outcome:
     interrupted: bool
     """Whether Ctrl-C ended it."""
     seconds: float
-
-
-def trial_maker(study: Study, storage: Storage) -> Callable[[TrialConfig], Trial]:
-    """Gives trials their identity; fingerprints of data and weights are taken once."""
-    data_ids: dict[str, str] = {}
-    weights_ids: dict[str, str] = {}
-
-    def weights_id(source: str) -> str:
-        if source not in weights_ids:
-            weights_ids[source] = content_id(source)
-        return weights_ids[source]
-
-    def make(config: TrialConfig) -> Trial:
-        name = config.data.model_dump_json()
-        if name not in data_ids:
-            data_ids[name] = data_fingerprint(config.data, storage)
-        return make_trial(config, data_id=data_ids[name], weights_id=weights_id, workers=study.resources.workers)
-
-    return make
 
 
 def run_study(study: Study, *, storage: Storage, observer: Observer, address: str | None = None, rerun: bool = False) -> Outcome:

@@ -1,0 +1,102 @@
+"""`evaluate`: COCO metrics of a trained student, and pictures of what it finds."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from kdr.cli.options import DEFAULT_STORAGE, JsonOption, SetOption, StorageOption
+
+if TYPE_CHECKING:
+    from kdr.config.data import CocoData, ShapesData
+    from kdr.storage import Storage
+
+
+def command(
+    checkpoint: Annotated[
+        str, typer.Argument(help="A student.pt, or the key of a trial whose weights were kept.", show_default=False)
+    ],
+    storage: StorageOption = DEFAULT_STORAGE,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Study file whose data to evaluate on; by default that of the trial.", show_default=False),
+    ] = None,
+    set_: SetOption = None,
+    split: Annotated[Literal["evaluation", "training"], typer.Option("--split", help="Which of its images.")] = "evaluation",
+    show: Annotated[
+        Path | None, typer.Option("--show", help="Folder for pictures: predictions beside the ground truth.", show_default=False)
+    ] = None,
+    num_shown: Annotated[int, typer.Option("--num-shown", min=1, help="How many pictures.")] = 16,
+    min_score: Annotated[float, typer.Option("--min-score", min=0, max=1, help="Lowest score that is drawn.")] = 0.3,
+    json_: JsonOption = False,
+) -> None:
+    """Measure a trained student with the twelve COCO metrics and AP by class.
+
+    For example:
+
+    python orchestrate.py evaluate runs/trials/KEY/student.pt --show pictures
+
+    python orchestrate.py evaluate KEY --data search_spaces/quickstart.yaml --set data.search_split=0
+    """
+    import torch
+
+    from kdr.cli.output import json_text, plain_table
+    from kdr.data.labels import match_labels
+    from kdr.data.loader import EvaluationBatches
+    from kdr.data.splits import open_splits
+    from kdr.detectors.checkpoint_files import open_student
+    from kdr.storage import Storage
+    from kdr.training.evaluation import evaluate
+    from kdr.training.pictures import write_pictures
+
+    place = Storage.at(storage)
+    path = _weights(checkpoint, place)
+    settings = _data(path, data, set_ or (), place)
+    splits = open_splits(settings, place)
+    index = splits.evaluation if split == "evaluation" else splits.train
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    student = open_student(path).to(device)
+    match_labels(student.categories, splits.categories, None)
+    batches = EvaluationBatches(index, settings, batch_size=8)
+    found = evaluate(student, batches, index, precision=torch.float32)
+    if json_:
+        print(json_text({"weights": str(path), "images": len(index.image_ids), **found.metrics, "per_class": found.ap_per_class}))
+    else:
+        print(f"{path}\n{index.summary()}")
+        print(plain_table(["metric", "value"], [[name, f"{value:.4f}"] for name, value in found.metrics.items()]))
+        print(plain_table(["class", "AP"], [[name, f"{value:.4f}"] for name, value in found.ap_per_class.items()]))
+    if show is not None:
+        num = write_pictures(show, student, batches, num_pictures=num_shown, min_score=min_score)
+        print(f"{num} pictures in {show}")
+
+
+def _weights(checkpoint: str, storage: "Storage") -> Path:
+    """The weights that a path or a trial's key names."""
+    from kdr.errors import WeightsError
+
+    kept = storage.trial(checkpoint) / "student.pt"
+    path = kept if kept.exists() else Path(checkpoint)
+    if not path.is_file():
+        raise WeightsError(
+            f"CHECKPOINT: must be a file, or the key of a trial in {storage.root} whose weights were kept, got {checkpoint}. "
+            "See the setting keep_weights, and `best`"
+        )
+    return path
+
+
+def _data(weights: Path, study: Path | None, overrides: Sequence[str], storage: "Storage") -> "ShapesData | CocoData":
+    """The data of a study file, or of the trial that trained the weights."""
+    from kdr.config.study import read_study
+    from kdr.config.trial import TrialConfig
+    from kdr.detectors.sidecar import read_sidecar
+    from kdr.errors import ConfigError
+    from kdr.results.reader import read_log
+
+    if study is not None:
+        return read_study(study, overrides).base.data
+    key = read_sidecar(weights).extra.get("trial")
+    state = read_log(storage).states().get(str(key))
+    if state is None:
+        raise ConfigError(f"--data: must be given, since the log of {storage.root} does not know the trial {key} of {weights}")
+    return TrialConfig.model_validate_json(state.config).data
