@@ -11,7 +11,6 @@ from kdr.detectors.detector import Detector, Kind
 from kdr.detectors.fcos import FCOS
 from kdr.detectors.retinanet import RETINANET
 from kdr.detectors.sidecar import weights_categories
-from kdr.errors import ConfigError
 from kdr.randomness import address
 
 KINDS: dict[str, Kind] = {"retinanet": RETINANET, "fcos": FCOS}
@@ -29,15 +28,7 @@ def build_detector(config: DetectorConfig, categories: Sequence[str], *, seed: i
         seed: the trial's seed.
         new_classes: keep `categories` where `config.weights` come with names of their own, as a student that is tuned on
             other classes must; its class layer then keeps its initial weights. Otherwise the names of the weights count.
-
-    Raises:
-        ConfigError: for frozen batch norm without weights.
     """
-    if config.norm == "frozen" and config.weights is None and config.backbone_weights is None:
-        raise ConfigError(
-            "norm: frozen batch norm needs weights whose statistics it can keep, got neither weights nor backbone_weights. "
-            "Name one of them, or use norm: batch"
-        )
     if config.weights is not None and not new_classes:
         categories = weights_categories(config.weights) or categories
     with torch.random.fork_rng(devices=[]):

@@ -67,7 +67,7 @@ def load_configured_weights(detector: Detector) -> tuple[LoadReport, ...]:
 
 
 def load_weights(detector: Detector, source: str, *, min_share: float) -> LoadReport:
-    """Loads weights of a whole detector; keys of another shape, such as the layer of other classes, keep what they had.
+    """Loads weights of a whole detector; keys of another shape, and the layer of other classes, keep what they had.
 
     Args:
         detector: is changed only if nothing is refused.
@@ -79,10 +79,12 @@ def load_weights(detector: Detector, source: str, *, min_share: float) -> LoadRe
             weights but not the head for them.
     """
     state = _current_names(read_state(source), detector.model.state_dict())
-    report, fitting = _compared(detector, state, source)
+    names = weights_categories(source)
+    foreign = _CLASS_LAYER if names is not None and names != detector.categories else None
+    report, fitting = _compared(detector, state, source, foreign=foreign)
     way_out = "Check detector, backbone and fpn_channels against these weights (a classifier's belong in backbone_weights)"
     _refuse_below(report, min_share, parts=("backbone", "neck"), way_out=way_out)
-    if weights_categories(source) == detector.categories:
+    if names == detector.categories:
         _refuse_below(report, 1.0, parts=("head",), way_out="Check detector, head_norm and anchor_scale against these weights")
     detector.model.load_state_dict(fitting, strict=False)
     return report

@@ -3,6 +3,7 @@ import torch
 from torchvision.models.detection import fcos_resnet50_fpn, retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2
 
 from kdr.config.detector import DetectorConfig
+from kdr.config.problems import validated
 from kdr.config.trial import StudentConfig
 from kdr.detectors.build import build_detector, torchvision_model
 from kdr.errors import ConfigError
@@ -35,6 +36,12 @@ def test_initial_weights_are_those_of_torchvisions_builder_under_the_same_seed(s
     )
 
 
+def test_another_seed_gives_other_weights():
+    first, second = (build_detector(DetectorConfig(**SMALL), ("a",), seed=seed).state_dict() for seed in (0, 1))
+    drawn = [name for name, value in first.items() if name.endswith("weight") and value.ndim == 4]
+    assert not any(torch.equal(first[name], second[name]) for name in drawn)
+
+
 def test_building_leaves_the_global_generator_as_it_was():
     torch.manual_seed(2)
     expected = torch.rand(4)
@@ -45,7 +52,7 @@ def test_building_leaves_the_global_generator_as_it_was():
 
 def test_frozen_norm_without_weights_is_refused():
     with pytest.raises(ConfigError, match=r"^norm: frozen .* got neither weights nor backbone_weights\. Name one .* norm: batch"):
-        build_detector(DetectorConfig(**SMALL, norm="frozen"), ("a",), seed=0)
+        validated(DetectorConfig, {**SMALL, "norm": "frozen"})
 
 
 def test_frozen_norm_is_built_where_backbone_weights_are_named():

@@ -51,7 +51,8 @@ def test_group_norm_has_32_groups_after_each_head_convolution():
     [("RetinaNet_ResNet50_FPN_Weights.COCO_V1", 0.0), ("RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1", 1e-5), ("some.pt", 1e-5)],
 )
 def test_frozen_norm_has_no_eps_under_torchvisions_first_coco_weights_only(weights, eps):
-    model = torchvision_model(DetectorConfig(backbone="resnet18", fpn_channels=32, norm="frozen", weights=weights), 3)
+    with torch.device("meta"):
+        model = torchvision_model(DetectorConfig(backbone="resnet18", fpn_channels=32, norm="frozen", weights=weights), 3)
     frozen = [module for module in model.modules() if isinstance(module, FrozenBatchNorm2d)]
     assert {module.eps for module in frozen} == {eps}
 

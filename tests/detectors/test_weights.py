@@ -97,6 +97,15 @@ def test_a_neck_of_another_width_is_refused(tmp_path):
         load_weights(built(), source, min_share=0.9)
 
 
+def test_the_layer_of_as_many_but_other_classes_is_not_loaded(tmp_path):
+    save_student(tmp_path / "student.pt", built(categories=("star", "circle", "square"), seed=1), extra={})
+    detector, initial = built(), built().model.state_dict()
+    report = load_weights(detector, str(tmp_path / "student.pt"), min_share=1.0)
+    names = tuple(f"head.classification_head.cls_logits.{part}" for part in ("weight", "bias"))
+    assert report.mismatched == names
+    assert set(names) <= equal_keys(detector, initial)
+
+
 def test_class_names_without_the_head_for_them_are_refused(tmp_path):
     config = RETINANET.with_changes(fpn_channels=64)
     save_student(tmp_path / "student.pt", built(config), extra={})
@@ -134,12 +143,12 @@ def test_settings_load_the_backbone_first_and_then_the_whole(tmp_path):
 
 def test_an_enum_is_read_from_torchs_cache_without_a_download(tmp_path, monkeypatch):
     name = "RetinaNet_ResNet50_FPN_Weights.COCO_V1"
-    state = torchvision_model(DetectorConfig(norm="frozen", fpn_channels=32), 91).state_dict()
+    state = torchvision_model(RETINANET, 91).state_dict()
     cache = tmp_path / "hub" / "checkpoints"
     cache.mkdir(parents=True)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     torch.save(state, cache / Path(get_weight(name).url).name)
-    detector = build_detector(DetectorConfig(norm="frozen", fpn_channels=32, weights=name), ("circle",), seed=0)
+    detector = build_detector(RETINANET.with_changes(weights=name), ("circle",), seed=0)
     (report,) = load_configured_weights(detector)
     assert (report.backbone, report.neck, report.head) == (1.0, 1.0, 1.0)
     assert equal_keys(detector, state) == set(state)
