@@ -132,9 +132,9 @@ class Kdr(nn.Module):
         """The method's weight lambda(t) after `step` optimiser steps."""
         return self.weight * (min(max(step / self.ramp_steps, 0.0), 1.0) if self.ramp_steps else 1.0)
 
-    def zetas(self) -> dict[str, Tensor]:
-        """How much of the coarse level each link adds, by link: detached scalars; {} under gated fusion."""
-        return {name: zeta.detach() for name, zeta in self.review.zetas().items()}
+    def logged_numbers(self) -> dict[str, Tensor]:
+        """How much of the coarse level each link adds, such as `zeta.P5->P4`; none under gated fusion."""
+        return {f"zeta.{name}": zeta.detach() for name, zeta in self.review.zetas().items()}
 
     def _region_weights(
         self, boxes_xyxy: Tensor | None, valid: Tensor, batch_size: tuple[int, int], dtype: torch.dtype

@@ -60,6 +60,10 @@ class Method(Protocol):
         """
         ...
 
+    def logged_numbers(self) -> dict[str, Tensor]:
+        """Further scalars for the log, once an epoch; none for most methods."""
+        ...
+
 
 def weighted_sum(terms: Sequence[Term]) -> Tensor:
     """The loss of one or more methods: the sum of coefficient x value."""

@@ -120,6 +120,8 @@ class EpochRow:
     """The same terms as they enter the sum."""
     gradient_norms: Mapping[str, float] | None = None
     """Norms at the FPN outputs, of the detection and of the distillation loss."""
+    extras: Mapping[str, float] | None = None
+    """Further numbers of the methods, such as the scale of each review link."""
     lr: float | None = None
     """Learning rate at the end of the epoch."""
     seconds: float | None = None

@@ -106,6 +106,7 @@ class LoggedTrial:
                 losses=metrics.losses,
                 weighted_losses=metrics.weighted_losses,
                 gradient_norms=metrics.gradient_norms,
+                extras=metrics.extras,
                 lr=metrics.lr,
                 seconds=metrics.seconds,
                 eval_seconds=metrics.eval_seconds,

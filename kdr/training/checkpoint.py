@@ -1,7 +1,7 @@
 """A trial's state at the end of an epoch, written aside and renamed; restored exactly, or refused."""
 
 import zipfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,6 +9,7 @@ import torch
 
 from kdr.errors import StorageError
 from kdr.storage import written_aside
+from kdr.training.metrics import EpochMetrics, Evaluation
 
 CHECKPOINT_VERSION = 1
 
@@ -35,11 +36,13 @@ class Progress:
     """Optimisation steps finished."""
     images_seen: int = 0
     """Training images since the first epoch."""
+    history: tuple[EpochMetrics, ...] = ()
+    """What every finished epoch measured, so that a trial that goes on tells all of it again."""
 
 
 def save_checkpoint(path: Path, progress: Progress, parts: dict[str, Stateful]) -> None:
     """Writes the state of every part (anything with `state_dict`) together with the progress."""
-    state = {"version": CHECKPOINT_VERSION, "progress": vars(progress), "parts": {n: p.state_dict() for n, p in parts.items()}}
+    state = {"version": CHECKPOINT_VERSION, "progress": asdict(progress), "parts": {n: p.state_dict() for n, p in parts.items()}}
     with written_aside(path) as aside:
         torch.save(state, aside)
 
@@ -63,4 +66,9 @@ def load_checkpoint(path: Path, parts: dict[str, Stateful]) -> Progress:
         )
     for name, part in parts.items():
         part.load_state_dict(state["parts"][name])
-    return Progress(**state["progress"])
+    return Progress(**{**state["progress"], "history": tuple(map(_epoch_metrics, state["progress"]["history"]))})
+
+
+def _epoch_metrics(content: dict[str, Any]) -> EpochMetrics:
+    evaluation = content["evaluation"]
+    return EpochMetrics(**{**content, "evaluation": None if evaluation is None else Evaluation(**evaluation)})

@@ -43,9 +43,10 @@ def fit(
     loader_workers: int = 0,
     track: Track = untracked,
 ) -> Iterator[EpochMetrics]:
-    """Trains one trial and yields what each epoch measured, from the epoch after its last checkpoint to its last.
+    """Trains one trial and yields what each epoch measured, from its first to its last.
 
-    The state is saved before an epoch is yielded, so whoever stops iterating loses nothing. After the last epoch the student's
+    A trial that has a checkpoint yields the epochs before it at once, as they were measured, and goes on after it. The state
+    is saved before an epoch is yielded, so whoever stops iterating loses nothing. After the last epoch the student's
     weights lie in the trial's folder as `student.pt`, and the checkpoint is removed.
 
     Args:
@@ -65,15 +66,19 @@ def fit(
     folder = storage.trial(trial.key)
     with _failures_by_kind():
         state = prepare(trial, shared, device, loader_workers)
-        progress = load_checkpoint(folder / "checkpoint.pt", state.parts())
-        while progress.epoch < trial.config.training.epochs:
-            metrics, progress = _run_epoch(trial.config, state, progress, shared, track)
-            if metrics.is_last:
-                save_student(folder / "student.pt", state.model.student, extra={"trial": trial.key})
-                (folder / "checkpoint.pt").unlink(missing_ok=True)
-            else:
-                save_checkpoint(folder / "checkpoint.pt", progress, state.parts())
-            yield metrics
+        try:
+            progress = load_checkpoint(folder / "checkpoint.pt", state.parts())
+            yield from progress.history
+            while progress.epoch < trial.config.training.epochs:
+                metrics, progress = _run_epoch(trial.config, state, progress, shared, track)
+                if metrics.is_last:
+                    save_student(folder / "student.pt", state.model.student, extra={"trial": trial.key})
+                    (folder / "checkpoint.pt").unlink(missing_ok=True)
+                else:
+                    save_checkpoint(folder / "checkpoint.pt", progress, state.parts())
+                yield metrics
+        finally:
+            state.close()
 
 
 def _run_epoch(
@@ -104,26 +109,24 @@ def _run_epoch(
     evaluation, eval_seconds = None, 0.0
     if is_last or epoch % config.training.eval_every_epochs == 0:
         evaluation, eval_seconds = _evaluate(config, state, shared, track)
-    done = Progress(epoch=epoch, step=step, images_seen=progress.images_seen + images)
-    return (
-        EpochMetrics(
-            epoch=epoch,
-            step=step,
-            losses=losses,
-            weighted_losses=weighted,
-            gradient_norms=norms,
-            lr=lr,
-            seconds=seconds,
-            eval_seconds=eval_seconds,
-            images_per_s=images / seconds,
-            images_seen=done.images_seen,
-            peak_memory_bytes=torch.cuda.max_memory_allocated(state.device) if state.device.type == "cuda" else None,
-            first_batch_hash=batch_hash,
-            evaluation=evaluation,
-            is_last=is_last,
-        ),
-        done,
+    metrics = EpochMetrics(
+        epoch=epoch,
+        step=step,
+        losses=losses,
+        weighted_losses=weighted,
+        gradient_norms=norms,
+        lr=lr,
+        seconds=seconds,
+        eval_seconds=eval_seconds,
+        images_per_s=images / seconds,
+        images_seen=progress.images_seen + images,
+        peak_memory_bytes=torch.cuda.max_memory_allocated(state.device) if state.device.type == "cuda" else None,
+        first_batch_hash=batch_hash,
+        extras=state.method_numbers(),
+        evaluation=evaluation,
+        is_last=is_last,
     )
+    return metrics, Progress(epoch, step, metrics.images_seen, (*progress.history, metrics))
 
 
 def _step(

@@ -1,6 +1,7 @@
 """A trial made ready to train: student, teacher, methods, optimiser, schedule and batches, built from its settings."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from kdr.data.loader import EvaluationBatches, TrainingBatches
 from kdr.detectors.build import build_detector
 from kdr.detectors.detector import Detector
 from kdr.detectors.weights import inherit, load_configured_weights
-from kdr.distill.method import FeatureLevels
+from kdr.distill.method import FeatureLevels, Method
 from kdr.distill.methods import build_methods, needs_level_std
 from kdr.training.checkpoint import Stateful
 from kdr.training.distilled_student import DistilledStudent
@@ -32,6 +33,19 @@ class TrainingState:
     device: torch.device
     shares_pixels: bool
     """Whether student and teacher normalise alike, so that pixels are normalised once."""
+
+    def close(self) -> None:
+        """Ends the processes that load images."""
+        self.training.close()
+        self.evaluation.close()
+
+    def method_numbers(self) -> dict[str, float]:
+        """Further numbers of the methods, by `method.name`: such as the residual scale of each of KDR's review links."""
+        return {
+            f"{name}.{number}": float(value)
+            for name, method in self.model.methods.items()
+            for number, value in cast(Method, method).logged_numbers().items()
+        }
 
     def parts(self) -> dict[str, Stateful]:
         """What a checkpoint holds."""

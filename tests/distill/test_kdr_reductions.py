@@ -50,7 +50,7 @@ def test_review_alone_is_a_residual_review_under_the_mean_squared_error(make_sce
     reviewed, expected = scene.student[-1], F.mse_loss(scene.student[-1], scene.teacher[-1])
     for level in (3, 2, 1, 0):
         x = scene.student[level]
-        reviewed = x + kdr.zetas()[LINKS[level]] * 0.5 * F.interpolate(reviewed, size=x.shape[-2:])
+        reviewed = x + kdr.logged_numbers()[f"zeta.{LINKS[level]}"] * 0.5 * F.interpolate(reviewed, size=x.shape[-2:])
         expected = expected + F.mse_loss(reviewed, scene.teacher[level])
     torch.testing.assert_close(scene.loss(kdr), expected)
 
