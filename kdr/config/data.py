@@ -22,9 +22,11 @@ class Resize(Settings):
     @model_validator(mode="after")
     def _one_of(self) -> "Resize":
         if (self.square_px is None) == (self.short_side_px is None):
-            raise ValueError("needs exactly one of square_px and short_side_px")
+            raise ValueError(
+                f"needs exactly one of square_px and short_side_px, got {'neither' if self.square_px is None else 'both'}"
+            )
         if self.short_side_px is not None and not self.short_side_px:
-            raise ValueError("short_side_px needs at least one value")
+            raise ValueError("short_side_px: needs at least 1 value, got []")
         return self
 
 

@@ -20,19 +20,33 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of nested settings with the values at some dotted paths replaced; groups on the way are made where missing."""
+    """A copy of nested settings with the values at some dotted paths replaced; groups on the way are made where missing.
+
+    Names that have dots themselves, as the parameters of a search do, are found where they are there already.
+
+    Raises:
+        ConfigError: if a path leads into a value that is no group.
+    """
     result = dict(settings)
     for path, value in changes.items():
-        group = result
-        *parents, name = path.split(".")
-        for parent in parents:
-            inner = group.get(parent)
+        group, (name, rest) = result, _first_name(result, path)
+        while rest:
+            inner = group.get(name)
             if inner is not None and not isinstance(inner, Mapping):
-                raise ConfigError(f"{path}: '{parent}' is no group of settings, got {inner!r}")
-            group[parent] = dict(inner or {})
-            group = group[parent]
+                raise ConfigError(f"{path}: '{name}' must be a group of settings, got {inner!r}")
+            group[name] = dict(inner or {})
+            group = group[name]
+            name, rest = _first_name(group, rest)
         group[name] = value
     return result
+
+
+def _first_name(group: Mapping[str, Any], path: str) -> tuple[str, str]:
+    """Splits a path behind the longest name that the group has, or behind the first dot; the rest may be empty."""
+    parts = path.split(".")
+    known = [size for size in range(len(parts), 0, -1) if ".".join(parts[:size]) in group]
+    size = known[0] if known else 1
+    return ".".join(parts[:size]), ".".join(parts[size:])
 
 
 def value_at(settings: Mapping[str, Any], path: str, default: Any = None) -> Any:

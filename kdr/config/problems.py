@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -30,28 +31,64 @@ def validated(model: type[Model], content: Mapping[str, Any], *, prefix: str = "
         raise ConfigError(_lines(error, model, content, prefix)) from None
 
 
+_RULES = {
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "tuple_type": "must be a list",
+    "dict_type": "must be a group of settings",
+    "model_type": "must be a group of settings",
+    "string_pattern_mismatch": "must begin with a letter or digit and go on with letters, digits, '.', '_' or '-'",
+    "union_tag_not_found": "must be given",
+    "missing": "must be given",
+}
+"""Pydantic's kind of error -> what must hold. Kinds that are not here say it well themselves."""
+
+
 def _lines(error: ValidationError, model: type[BaseModel], content: Mapping[str, Any], prefix: str) -> list[str]:
     rules: dict[str, list[str]] = {}
     values: dict[str, str] = {}
     for found in error.errors(include_url=False):
-        location, kind = found["loc"], found["type"]
+        location, kind, context = found["loc"], found["type"], found.get("ctx", {})
+        if kind == "too_short" and len(found["input"]) >= context["min_length"]:
+            continue  # long enough as it is written: pydantic leaves out the values that are wrong, each a problem of its own
         path = ".".join([*([prefix] if prefix else []), *map(str, _present(location, content, kind))])
         if kind == "extra_forbidden":
             rule = "no such setting. " + _suggestion(model, location)
-        elif kind == "missing":
-            rule = "must be given"
         elif kind == "value_error":
-            inner, rule = _inner_path(str(found["ctx"]["error"]))
+            inner, rule = _inner_path(str(context["error"]))
             path = ".".join(part for part in (path, inner) if part)
+        elif kind in ("union_tag_invalid", "union_tag_not_found"):
+            path += "." + context["discriminator"].strip("'")
+            rule = f"must be one of {context['expected_tags']}" if "tag" in context else _RULES[kind]
+            values[path] = _got(context["tag"], context["expected_tags"]) if "tag" in context else ""
         else:
-            rule = found["msg"].replace("Input should be", "must be", 1)
-            values[path] = f", got {_shown(found['input'])}"
+            rule = _rule(kind, context, found["msg"])
+            values[path] = "" if kind == "missing" else _got(found["input"], context.get("expected", ""))
         rules.setdefault(path, [])
         if rule not in rules[path]:
             rules[path].append(rule)
-    return [
-        f"{path}: {' or '.join(found)}{values.get(path, '')}" if path else " or ".join(found) for path, found in rules.items()
-    ]
+    return [_line(path, found, values.get(path, "")) for path, found in rules.items()]
+
+
+def _line(path: str, rules: list[str], value: str) -> str:
+    rule = " or ".join([rules[0], *(other.removeprefix("must be ") for other in rules[1:])])
+    return f"{path}: {rule}{value}" if path else rule
+
+
+def _rule(kind: str, context: Mapping[str, Any], message: str) -> str:
+    if kind in ("too_short", "too_long"):
+        least, number = ("at least", context.get("min_length")) if kind == "too_short" else ("at most", context["max_length"])
+        return f"needs {least} {number} value{'' if number == 1 else 's'}"
+    return _RULES.get(kind, message.replace("Input should be", "must be", 1))
+
+
+def _got(value: Any, expected: str) -> str:
+    """The value as a line ends with it, and the nearest of the words that pydantic lists in quotes."""
+    close = difflib.get_close_matches(value, re.findall("'([^']*)'", expected), n=1) if isinstance(value, str) else []
+    return f", got {_shown(value)}" + (f". Did you mean '{close[0]}'?" if close else "")
 
 
 def _present(location: tuple[int | str, ...], content: Any, kind: str) -> list[int | str]:

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
+from kdr.config.canonical import canonical_json
 from kdr.config.settings import Count, Positive, Settings
 
 Metric = Literal["AP", "AP50", "AP75", "APs", "APm", "APl"]
@@ -55,7 +56,7 @@ class Parameter(Settings):
                 raise ValueError(f"needs low < high, got low={low}, high={high}")
         elif self.log:
             raise ValueError(f"log: only for float and int, got it on {kind}")
-        elif len({repr(value) for value in values}) < len(values):
+        elif len({canonical_json(value) for value in values}) < len(values):
             raise ValueError(f"{kind}: each value once, got {list(values)}")
         if self.at_least and kind != "subset":
             raise ValueError(f"at_least: only for subset, got it on {kind}")
@@ -90,8 +91,9 @@ class Sampler(Settings):
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:
-        if sum(getattr(self, name) is not None for name in type(self).model_fields) != 1:
-            raise ValueError("needs exactly one of tpe, random, grid")
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"needs exactly one of tpe, random, grid, got {' and '.join(given) or 'none'}")
         return self
 
 
@@ -156,5 +158,5 @@ class Search(Settings):
     @model_validator(mode="after")
     def _has_a_budget(self) -> Self:
         if self.sampler.grid is None and self.trials is None and self.hours is None:
-            raise ValueError("needs a budget: trials, hours, or both")
+            raise ValueError("needs a budget of trials, hours, or both, got neither. Add trials: 16")
         return self

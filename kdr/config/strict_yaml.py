@@ -3,6 +3,7 @@
 PyYAML follows YAML 1.1; this reader takes the rules of YAML 1.2's core schema for plain scalars.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,29 +12,42 @@ import yaml
 
 from kdr.errors import ConfigError
 
+_TAG = "tag:yaml.org,2002:"
+_NAMES = (f"{_TAG}str", f"{_TAG}merge")
+_PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
+
 
 class _Loader(yaml.SafeLoader):
+    # Only what JSON has, too: no dates, bytes or sets, which no setting takes.
+    yaml_constructors = {
+        tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag is None or tag.removeprefix(_TAG) in _PLAIN
+    }
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str) and key_node.tag != "tag:yaml.org,2002:merge":
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Here and not when values are made, since merging (`<<: *defaults`) puts keys into the node that may be set twice.
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag not in _NAMES:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"a setting's name must be text, got {key!r}", key_node.start_mark
+                    None, None, f"a setting's name must be text, got {_written(key)}", key.start_mark
                 )
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is set twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' is set twice", key.start_mark)
+            seen.add(key.value)
+        return node
+
+
+def _written(node: yaml.Node) -> str:
+    return str(node.value) if isinstance(node, yaml.ScalarNode) else "a list or a group"
 
 
 def _int(_: _Loader, node: yaml.ScalarNode) -> int:
     return int(node.value)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _int)
+_Loader.add_constructor(f"{_TAG}int", _int)
 for _tag, _pattern, _first in (
     ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
     ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
@@ -45,7 +59,7 @@ for _tag, _pattern, _first in (
     ),
     ("merge", r"^(?:<<)$", ["<"]),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+    _Loader.add_implicit_resolver(_TAG + _tag, re.compile(_pattern), _first)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -74,10 +88,12 @@ def parse_yaml(text: str, *, source: str) -> Any:
         ConfigError: if it is no YAML or sets a key twice, with line and column.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader with stricter rules
+        content = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader with stricter rules
+        json.dumps(content)  # a list that contains itself is YAML, but no setting
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{source}{where}: {error.problem or error.context}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{source}: is no YAML ({error})") from error
+    except (yaml.YAMLError, ValueError, KeyError, RecursionError) as error:
+        raise ConfigError(f"{source}: cannot be read as settings ({error})") from error
+    return content

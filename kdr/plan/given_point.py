@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from kdr.config.canonical import canonical_json
 from kdr.config.overrides import value_at
 from kdr.config.search import Parameter
 from kdr.config.study import Study
 from kdr.errors import ConfigError
-from kdr.plan.keys import canonical_json
 from kdr.plan.points import Point, Space, Suggest, draw, same
 
 

@@ -5,10 +5,10 @@ workers, and the results versions of the parts that the trial uses. Not in it: f
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from kdr.config.canonical import canonical_json
 from kdr.config.detector import DetectorConfig
 from kdr.config.trial import TeacherConfig, Trial, TrialConfig
 from kdr.config.versions import RESULTS_VERSION
@@ -64,23 +64,6 @@ def trial_key(config: TrialConfig, *, data_id: str, teacher_id: str | None, weig
 def key_of(content: Any) -> str:
     """20 hexadecimal characters that stand for plain values; the order of a mapping and 1 or 1.0 make no difference."""
     return hashlib.blake2b(canonical_json(content).encode(), digest_size=10).hexdigest()
-
-
-def canonical_json(content: Any) -> str:
-    """The one JSON text of plain values: sorted names, no spaces, whole numbers without a decimal point.
-
-    Raises:
-        ValueError: if a number is infinite or NaN.
-    """
-    return json.dumps(_canonical(content), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _canonical(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _canonical(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_canonical(inner) for inner in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _teacher_id(config: TrialConfig, *, data_id: str, weights_id: Callable[[str], str], workers: int) -> str | None:

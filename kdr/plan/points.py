@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kdr.config.canonical import canonical_json
 from kdr.config.overrides import value_at
 from kdr.config.search import Parameter
 from kdr.config.study import Study
-from kdr.plan.keys import canonical_json
 
 Point = dict[str, Any]
 Suggest = Callable[[str, Parameter], Any]

@@ -19,10 +19,11 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from kdr.config.canonical import canonical_json
 from kdr.config.search import Parameter, Search
 from kdr.config.study import Study
 from kdr.plan.given_point import OutsideSpaceError, point_of
-from kdr.plan.keys import canonical_json, key_of
+from kdr.plan.keys import key_of
 from kdr.plan.known import End, KnownTrial
 from kdr.plan.points import Point, Space, Suggest, draw, space_of
 

@@ -121,5 +121,5 @@ def test_every_enqueued_entry_outside_the_space_is_named() -> None:
     problems = caught.value.problems
     assert problems[0] == "search.enqueue.0.distill.kdr.weight: must lie in [1.0, 5.0], got 9"
     assert problems[1].startswith("search.enqueue.1.distill.kdr.wieght: must be one of the searched parameters")
-    assert problems[2] == "search.enqueue.2.training.epochs: must be a valid integer, got 'many'"
+    assert problems[2] == "search.enqueue.2.training.epochs: must be a whole number, got 'many'"
     assert problems[3] == "search.enqueue.3.distill.kdr.weight: must lie in [1.0, 5.0], got 0.5"

@@ -62,7 +62,7 @@ def test_a_study_without_a_search_has_no_problems() -> None:
             {"distill.kdr.weight": {"float": [-1, 2]}},
             "search.parameters.distill.kdr.weight: must be greater than or equal to 0, got -1",
         ),
-        ({"training.epochs": {"float": [1.5, 2]}}, "search.parameters.training.epochs: must be a valid integer, got 1.5"),
+        ({"training.epochs": {"float": [1.5, 2]}}, "search.parameters.training.epochs: must be a whole number, got 1.5"),
         ({"training.epochs": {"int": [0, 2]}}, "search.parameters.training.epochs: must be greater than or equal to 1, got 0"),
         (
             {"student.backbone": {"choice": ["resnet18", "resnet19"]}},
