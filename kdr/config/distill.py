@@ -93,13 +93,16 @@ class KdrConfig(Settings):
 
     def canonical(self) -> dict[str, Any]:
         """What decides the numbers: settings that have no effect beside the others are left out, as is the preset's name."""
-        settings = self.model_dump(mode="json", exclude={"preset"})
+        unused: set[str] = {"preset"}
         if not self.review_links:
-            for name in ("attention", "fusion", "gates", "upsample"):
-                del settings[name]
+            unused |= {"attention", "fusion", "gates", "upsample"}
+        if self.attention == "none":
+            unused.add("gates")  # constant gates are 1/2 under both
         if self.masks == "none":
-            del settings["foreground_share"], settings["mask_values"]
-        return settings
+            unused |= {"foreground_share", "mask_values"}
+        if self.pyramid_scales == ("full",):
+            unused.add("scales_below")
+        return self.model_dump(mode="json", exclude=unused)
 
 
 class DistillConfig(Settings):

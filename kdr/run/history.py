@@ -33,6 +33,8 @@ class History:
     """Wall-clock seconds in which earlier runs of this study trained."""
     reached: dict[str, dict[int, float]]
     """Key -> {epoch: metric} of this study's trials, the interrupted ones included, for early stopping to go on from."""
+    own: frozenset[str]
+    """Keys of the trials that this study ran itself."""
     states: dict[str, TrialState]
     """State of every trial of this study."""
     numbers: dict[str, int]
@@ -51,7 +53,7 @@ class History:
         mine = {key: state for key, state in log.states_of(study.study).items() if state.role == "student"}
         parameters = {row["key"]: json.loads(row["parameters"] or "{}") for row in log.arms_of(study.study)}
         if forget:
-            return cls({}, (), 0, 0.0, {}, {}, {})
+            return cls({}, (), 0, 0.0, {}, frozenset(), {}, {})
         known = {
             state.key: _known(state, log, study.search.metric, parameters.get(state.key))
             for state in log.states().values()
@@ -64,6 +66,7 @@ class History:
             num_used=len(own),
             seconds_used=_seconds_used(log, study.study),
             reached={key: _by_epoch(log, key, study.search.metric) for key in mine},
+            own=frozenset(own),
             states=mine,
             numbers={key: number for number, key in enumerate(mine, start=1)},
         )

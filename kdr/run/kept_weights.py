@@ -1,33 +1,38 @@
 """Which students' weights stay on disk: of the study's best k, of all, or of none. Teachers always stay."""
 
 import math
+from collections.abc import Iterable
+from typing import Literal
 
-from kdr.config.study import Study
-from kdr.results.reader import read_log
 from kdr.storage import Storage
 
 
-def drop_weights(storage: Storage, study: Study) -> None:
-    """Removes weights and checkpoints of the study's ended trials that `keep_weights` does not keep.
+class KeptWeights:
+    """Removes the weights of a study's trials as better ones come in.
 
     The checkpoint of an early-stopped trial counts as its weights: with it the trial can be continued to its full length,
-    without it the trial starts again. Running and interrupted trials are left alone.
+    without it the trial starts again.
+
+    Args:
+        storage: where the trials' folders lie.
+        keep: of how many best trials, "all", or "none".
+        ended: (key, metric at the last epoch) of this study's trials that have ended before.
     """
-    if study.keep_weights == "all":
-        return
-    metric = study.search.metric if study.search else "AP"
-    log = read_log(storage, study.study)
-    ended = [
-        state
-        for state in log.states().values()
-        if state.role == "student" and state.study == study.study and state.state in ("completed", "stopped_early", "failed")
-    ]
-    best_first = sorted(ended, key=lambda state: _or_lowest(state.metrics.get(metric)), reverse=True)
-    num_kept = 0 if study.keep_weights == "none" else study.keep_weights
-    for state in best_first[num_kept:]:
-        for name in ("student.pt", "student.json", "checkpoint.pt"):
-            (storage.trial(state.key) / name).unlink(missing_ok=True)
 
+    def __init__(
+        self, storage: Storage, keep: int | Literal["all", "none"], ended: Iterable[tuple[str, float | None]] = ()
+    ) -> None:
+        self._storage = storage
+        self._num_kept = math.inf if keep == "all" else 0 if keep == "none" else keep
+        self._best: dict[str, float] = {}
+        for key, value in ended:
+            self.add(key, value)
 
-def _or_lowest(value: float | None) -> float:
-    return -math.inf if value is None or math.isnan(value) else value
+    def add(self, key: str, value: float | None) -> None:
+        """A trial has ended: removes what is not among the best any more. Equal values: the earlier trial stays."""
+        self._best[key] = -math.inf if value is None or math.isnan(value) else value
+        while len(self._best) > self._num_kept:
+            worst = min(reversed(self._best), key=lambda other: self._best[other])
+            del self._best[worst]
+            for name in ("student.pt", "student.json", "checkpoint.pt"):
+                (self._storage.trial(worst) / name).unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from kdr.results.schema import ArmRow, Role
 from kdr.results.writer import LogWriter
 from kdr.run.early_stopping import make_scheduler
 from kdr.run.history import History
+from kdr.run.kept_weights import KeptWeights
 from kdr.run.observer import Observer
 from kdr.run.ray_session import TrialResources
 from kdr.run.searcher import StudySearcher
@@ -42,6 +43,7 @@ class Sweep:
         self.interrupted = False
         self._log = LogWriter(storage, study.study)
         self._numbers: dict[str, int] = {}
+        self._ended: list[tuple[str, float | None]] = []
 
     def run_search(
         self, make_trial: Callable[[TrialConfig], Trial], resources: TrialResources, num_concurrent: int, *, rerun: bool = False
@@ -51,6 +53,7 @@ class Sweep:
         assert search is not None
         history = History.of(read_log(self.storage), self.study, forget=rerun)
         self._numbers = dict(history.numbers)
+        self._ended = [(past.key, past.value) for past in history.progress(self.metric) if past.key in history.own]
         searcher = StudySearcher(
             self.study,
             journal=self.storage.search(self.study.study),
@@ -105,8 +108,16 @@ class Sweep:
             tune.with_parameters(TrialActor, settings=settings),
             tune.PlacementGroupFactory([{"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}]),
         )
+        kept = None if role == "teacher" else KeptWeights(self.storage, self.study.keep_weights, self._ended)
         events = TrialEvents(
-            self.study, self.storage, self.observer, role=role, metric=self.metric, numbers=self._numbers, max_crashes=MAX_CRASHES
+            self.study,
+            self.storage,
+            self.observer,
+            role=role,
+            metric=self.metric,
+            numbers=self._numbers,
+            max_crashes=MAX_CRASHES,
+            kept_weights=kept,
         )
         tune.Tuner(
             actor,
@@ -127,7 +138,8 @@ class Sweep:
             ),
         ).fit()
         events.close()
-        self.num_run, self.num_failed = self.num_run + events.num_run, self.num_failed + events.num_failed
+        self.num_run += events.num_run if role == "student" else 0
+        self.num_failed += events.num_failed
         self.interrupted |= events.interrupted
 
     def _config_of(self, trial: Trial, *, parameters: dict[str, Any], trials_known: int) -> dict[str, Any]:

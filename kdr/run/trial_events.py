@@ -9,7 +9,7 @@ from ray import tune
 from kdr.config.study import Study
 from kdr.results.schema import Event, Role
 from kdr.results.writer import LogWriter
-from kdr.run.kept_weights import drop_weights
+from kdr.run.kept_weights import KeptWeights
 from kdr.run.logged_fit import LoggedTrial
 from kdr.run.observer import Observer, TrialProgress
 from kdr.run.trial_actor import trial_from
@@ -27,6 +27,7 @@ class TrialEvents(tune.Callback):
         metric: the searched metric.
         numbers: key -> number of the trial in the study.
         max_crashes: how often a trial is started again whose process died.
+        kept_weights: is told of each trial that ends; None keeps everything.
     """
 
     def __init__(
@@ -39,11 +40,13 @@ class TrialEvents(tune.Callback):
         metric: str,
         numbers: dict[str, int],
         max_crashes: int,
+        kept_weights: KeptWeights | None = None,
     ) -> None:
         self.num_run = self.num_failed = 0
         self.interrupted = False
         self._study, self._storage, self._observer = study, storage, observer
         self._role, self._metric, self._numbers, self._max_crashes = role, metric, numbers, max_crashes
+        self._kept_weights = kept_weights
         self._log = LogWriter(storage, study.study)
         self._running: dict[str, Any] = {}
 
@@ -93,8 +96,8 @@ class TrialEvents(tune.Callback):
 
     def _ended(self, trial: Any) -> None:
         self._running.pop(trial.trial_id, None)
-        if self._role == "student":
-            drop_weights(self._storage, self._study)
+        if self._kept_weights is not None:
+            self._kept_weights.add(trial.config["trial"]["key"], (trial.last_result or {}).get(self._metric))
 
     def _write(self, trial: Any, event: Event, **columns: Any) -> None:
         given, result = trial.config["trial"], trial.last_result or {}

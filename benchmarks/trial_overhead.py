@@ -1,0 +1,168 @@
+"""What a trial costs beyond its training: kdr's reused actor against the pattern that Ray documents, side by side in one run.
+
+    python benchmarks/trial_overhead.py
+
+Both train the same tiny trials, one at a time: generated shapes, a teacher, one epoch. The documented pattern is a function
+trainable that starts a TorchTrainer of one worker, which iterates the same `fit()`. Counted is the time from the end of one
+trial to the end of the next, less what `fit()` itself says it spent on epochs and evaluation; the first trial of each side,
+which pays for starting, is reported apart.
+"""
+
+import argparse
+import itertools
+import logging
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from kdr.config.study import Study, study_from
+from kdr.config.trial import Trial
+from kdr.run.ray_session import QUIET, TrialResources, ray_session
+from kdr.run.trial_identity import trial_maker
+from kdr.storage import Storage
+
+os.environ.update(QUIET)
+
+STUDY: dict[str, Any] = {
+    "study": "overhead",
+    "trial": {
+        "data": {"dataset": "shapes", "image_size_px": 64, "num_train": 16, "num_val": 8},
+        "teacher": {"backbone": "resnet18", "fpn_channels": 32, "training": {"epochs": 1, "batch_size": 16}},
+        "student": {"backbone": "mobilenet_v3_small", "fpn_channels": 32},
+        "distill": {"kdr": {}},
+        "training": {"epochs": 1, "batch_size": 16, "lr": 1e-3},
+    },
+}
+
+
+class Ends:
+    """Notes when trials end; an observer."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def phase(self, text: str) -> None:
+        """Nothing."""
+
+    def plan(self, num_trials: int | None, num_done: int, num_concurrent: int) -> None:
+        """Nothing."""
+
+    def update(self, progress: Any) -> None:
+        """Notes the end of a trial."""
+        if progress.state == "completed":
+            self.times.append(time.perf_counter())
+
+
+def ours(study: Study, storage: Storage, trials: list[Trial]) -> tuple[float, list[float]]:
+    """Seconds to the end of the first trial, and from each trial's end to the next one's, training left out."""
+    from kdr.results.reader import read_log
+    from kdr.run.sweep import Sweep
+
+    ends, begin = Ends(), time.perf_counter()
+    Sweep(study, storage, ends).run_trials(trials, TrialResources(cpus=1, gpus=0), 1)
+    log = read_log(storage)
+    training = [sum(row["seconds"] + row["eval_seconds"] for row in log.epochs_of(trial.key).to_pylist()) for trial in trials]
+    gaps = [after - before for before, after in itertools.pairwise(ends.times)]
+    return ends.times[0] - begin - training[0], [gap - spent for gap, spent in zip(gaps, training[1:], strict=True)]
+
+
+def train_on_worker(config: dict[str, Any]) -> None:
+    """The training function of the documented pattern."""
+    import ray.train
+    import torch
+
+    from kdr.run.trial_actor import trial_from
+    from kdr.training.fit import fit
+
+    torch.set_num_threads(1)
+    for metrics in fit(trial_from(config), storage=config["storage"]):
+        assert metrics.evaluation is not None
+        ray.train.report(
+            {"AP": metrics.evaluation.metrics["AP"], "epoch": metrics.epoch, "training": metrics.seconds + metrics.eval_seconds}
+        )
+
+
+def start_trainer(config: dict[str, Any]) -> None:
+    """The function trainable of the documented pattern: each trial starts a TorchTrainer of one worker."""
+    import ray.train
+    from ray.train.torch import TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    TorchTrainer(
+        train_on_worker,
+        train_loop_config=config,
+        scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+        run_config=ray.train.RunConfig(
+            name=config["trial"]["key"], storage_path=str(config["storage"].ray), callbacks=[TuneReportCallback()]
+        ),
+    ).fit()
+
+
+def documented(storage: Storage, trials: list[Trial]) -> tuple[float, list[float]]:
+    """As `ours`, for the documented pattern."""
+    from ray import tune
+
+    from kdr.run.trial_actor import tune_config
+
+    ends: list[tuple[float, float]] = []
+
+    class NoteEnd(tune.Callback):
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            ends.append((time.perf_counter(), trial.last_result["training"]))
+
+    begin = time.perf_counter()
+    tune.Tuner(
+        tune.with_resources(start_trainer, tune.PlacementGroupFactory([{"CPU": 0, "node:__internal_head__": 0.001}])),
+        param_space={
+            "trial": tune.grid_search([tune_config(trial)["trial"] for trial in trials]),
+            "storage": storage,
+        },
+        tune_config=tune.TuneConfig(max_concurrent_trials=1),
+        run_config=tune.RunConfig(storage_path=str(storage.ray), verbose=0, callbacks=[NoteEnd()]),
+    ).fit()
+    gaps = [after[0] - before[0] - after[1] for before, after in itertools.pairwise(ends)]
+    return ends[0][0] - begin - ends[0][1], gaps
+
+
+def main() -> None:
+    """Runs both sides and prints seconds per trial and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ours", type=int, default=21, help="trials of kdr")
+    parser.add_argument("--documented", type=int, default=4, help="trials of the documented pattern")
+    arguments = parser.parse_args()
+    logging.disable(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder, ray_session(None):
+        from kdr.data.splits import open_splits
+        from kdr.run.logged_fit import teacher_of
+        from kdr.run.sweep import Sweep
+
+        storage = Storage.at(folder)
+        study = study_from(STUDY, folder=Path())
+        open_splits(study.base.data, storage)
+        make = trial_maker(study, storage)
+        teacher = teacher_of(make(study.base))
+        assert teacher is not None
+        Sweep(study, storage, Ends()).run_trials([teacher], TrialResources(cpus=1, gpus=0), 1, role="teacher")
+        weights = iter(range(1, 1000))
+
+        def some_trials(count: int) -> list[Trial]:
+            return [make(study.trial_with({"distill.kdr.weight": float(next(weights))})) for _ in range(count)]
+
+        sides = {
+            "kdr": ours(study, storage, some_trials(arguments.ours)),
+            "documented": documented(storage, some_trials(arguments.documented)),
+        }
+    print(f"{'':<12}{'first trial':>14}{'then, median':>14}{'least':>10}{'most':>10}   seconds beyond training")
+    for name, (first, rest) in sides.items():
+        print(
+            f"{name:<12}{first:>14.2f}{statistics.median(rest):>14.3f}{min(rest):>10.3f}{max(rest):>10.3f}   ({len(rest)} trials)"
+        )
+    ratio = statistics.median(sides["documented"][1]) / statistics.median(sides["kdr"][1])
+    print(f"ratio of the medians: {ratio:.0f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The reference of all settings, written from the settings classes: `python -m kdr.config.reference > docs/settings.md`."""
+
+import json
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
+from pydantic.fields import FieldInfo
+
+from kdr.config.data import CocoData, ShapesData
+from kdr.config.study import Study
+from kdr.config.trial import TrialConfig
+
+HEAD = """# Settings of a study
+
+Written from `kdr/config/` by `python -m kdr.config.reference`; a test keeps it up to date. Paths are those of `--set`, of search
+parameters (without the leading `trial.`), and of error messages.
+"""
+
+
+def settings_reference() -> str:
+    """The reference as Markdown: one table per group of settings, in the order of a study file."""
+    sections = [HEAD]
+    for title, model in _groups(Study, "", "study file"):
+        rows = "".join(_row(name, field) for name, field in model.model_fields.items())
+        summary = " ".join((model.__doc__ or "").split())
+        sections.append(f"## {title}\n\n{summary}\n\n| setting | takes | default | meaning |\n|---|---|---|---|\n{rows}")
+    return "\n".join(sections)
+
+
+def _groups(model: type[BaseModel], path: str, title: str) -> Iterator[tuple[str, type[BaseModel]]]:
+    yield title, model
+    for name, field in model.model_fields.items():
+        inner_path = f"{path}.{name}" if path else name
+        if model is Study and name == "trial":
+            yield from _groups(TrialConfig, "trial", "`trial`")
+            continue
+        for inner in _models_in(field.annotation):
+            suffix = {ShapesData: " (`dataset: shapes`)", CocoData: " (`dataset: coco`)"}.get(inner, "")
+            yield from _groups(inner, inner_path, f"`{inner_path}`{suffix}")
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return list(dict.fromkeys(model for part in typing.get_args(annotation) for model in _models_in(part)))
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    meaning = " ".join((field.description or "").split())
+    cells = (f"`{field.alias or name}`", _takes(field), _default(field), meaning)
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "**required**"
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, BaseModel):
+        return "see below"
+    return "unset" if value is None else f"`{json.dumps(TypeAdapter(Any).dump_python(value, mode='json'))}`"
+
+
+def _takes(field: FieldInfo) -> str:
+    limits = {"ge": ">= {}", "gt": "> {}", "le": "<= {}", "multiple_of": "multiple of {}"}
+    found = [
+        text.format(getattr(limit, name)) for limit in field.metadata for name, text in limits.items() if hasattr(limit, name)
+    ]
+    return " ".join([_type(field.annotation), *([", ".join(found)] if found else [])])
+
+
+def _type(annotation: Any) -> str:
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return ", ".join(f"`{part}`" for part in parts)
+    if origin is typing.Annotated:
+        return _type(parts[0])
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_type(part) for part in parts if part is not type(None)))
+    if origin is tuple:
+        return f"list of {_type(parts[0])}" if Ellipsis in parts else "[low, high]"
+    if origin is dict or annotation is dict:
+        return "group"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "group"
+    return {int: "whole number", float: "number", str: "text", bool: "true or false"}.get(annotation, "value")
+
+
+if __name__ == "__main__":
+    print(settings_reference(), end="")
