@@ -60,7 +60,7 @@ GUESTS: dict[tuple[str, str], str] = {
     ("kdr.training.pictures", "torchvision"): "draws boxes onto images",
 }
 """Imports that the tables do not have: (module, what it imports) -> why. Each is one line of code, not a licence for its room."""
-FORBIDDEN_NAMES = {"utils", "util", "misc", "helpers", "helper", "common", "main", "manager"}
+FORBIDDEN_NAMES = {"train", "tune", "utils", "util", "misc", "helpers", "helper", "common", "main", "manager"}
 
 
 def module_name(path: Path) -> str:

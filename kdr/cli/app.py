@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import kdr
-from kdr.cli import best, evaluate, plan, query, run, status, table, train
+from kdr.cli import best, evaluate, plan, query, run, status, table, train_one
 from kdr.errors import KdrError, TrialFailure
 
 app = typer.Typer(
@@ -24,8 +24,18 @@ app = typer.Typer(
         "A first look: [bold]python orchestrate.py run search_spaces/quickstart.yaml[/]"
     ),
 )
-for module in (plan, run, status, table, query, best, train, evaluate):
-    app.command(module.__name__.rpartition(".")[2], no_args_is_help=True)(module.command)
+COMMANDS = {
+    "plan": plan,
+    "run": run,
+    "status": status,
+    "table": table,
+    "query": query,
+    "best": best,
+    "train": train_one,
+    "evaluate": evaluate,
+}
+for name, module in COMMANDS.items():
+    app.command(name, no_args_is_help=True)(module.command)
 
 
 def _show_version(asked: bool) -> None:

@@ -65,10 +65,18 @@ class ShapesData(_Data):
     """Validation images."""
     num_classes: Annotated[int, Field(ge=1, le=len(SHAPE_CLASSES))] = 6
     """How many of the shape classes appear."""
+    object_size: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (12 / 128, 60 / 128)
+    """Smallest and largest diameter of a shape, as shares of the image's side; small ones are more frequent."""
     seed: int = 0
     """Seed of the images; independent of the trial's seed."""
     resize: Resize | None = None
     """Resizing; unset: images keep the size that they were generated in."""
+
+    @model_validator(mode="after")
+    def _sizes_rise(self) -> "ShapesData":
+        if not self.object_size[0] < self.object_size[1]:
+            raise ValueError(f"object_size: needs smallest < largest, got {list(self.object_size)}")
+        return self
 
     @model_validator(mode="after")
     def _split_leaves_images(self) -> "ShapesData":

@@ -54,6 +54,7 @@ class Study(Settings):
     """Whose students' weights are kept: of the study's best k, `all`, or `none`."""
 
     _base: TrialConfig = PrivateAttr()
+    _folder: Path = PrivateAttr(default_factory=Path.cwd)
 
     @property
     def base(self) -> TrialConfig:
@@ -66,7 +67,8 @@ class Study(Settings):
         Raises:
             ConfigError: if the changed settings cannot be used; every problem is named.
         """
-        return validated(TrialConfig, changed(self.trial, changes), prefix="trial")
+        settings = _with_absolute_paths(changed(self.trial, changes), self._folder)
+        return validated(TrialConfig, settings, prefix="trial")
 
 
 def read_study(path: str | Path, overrides: Iterable[str] = ()) -> Study:
@@ -108,7 +110,7 @@ def study_from(content: Mapping[str, Any], *, folder: Path) -> Study:
             problems += error.problems
     if problems or study is None or base is None:
         raise ConfigError(problems)
-    study._base = base
+    study._base, study._folder = base, folder.absolute()
     return study
 
 

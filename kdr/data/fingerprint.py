@@ -35,7 +35,7 @@ def data_fingerprint(data: "ShapesData | CocoData", storage: Storage) -> str:
         DataError: if an annotation file is missing or broken, or an image file is missing.
     """
     if data.dataset == "shapes":
-        names = ("image_size_px", "num_train", "num_val", "num_classes", "seed")
+        names = ("image_size_px", "num_train", "num_val", "num_classes", "object_size", "seed")
         return _digest({"shapes": SHAPES_VERSION, **{name: getattr(data, name) for name in names}})
     train = _half_fingerprint(Path(data.train_images), Path(data.train_annotations), storage)
     val = _half_fingerprint(Path(data.val_images), Path(data.val_annotations), storage)

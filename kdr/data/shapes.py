@@ -69,7 +69,7 @@ def _write_split(config: ShapesData, folder: Path, split: Literal["train", "val"
     side = config.image_size_px
     for number in range(num_images):
         rng = np.random.default_rng(address(config.seed, "shapes", split, number))
-        pixels, objects = _draw_image(rng, side, config.num_classes)
+        pixels, objects = _draw_image(rng, config)
         image_id = number + 1
         file_name = f"{image_id:06d}.jpg"
         Image.fromarray(pixels).save(folder / split / file_name, quality=90)
@@ -82,16 +82,17 @@ def _write_split(config: ShapesData, folder: Path, split: Literal["train", "val"
     (folder / f"{split}.json").write_text(json.dumps(content))
 
 
-def _draw_image(rng: np.random.Generator, side: int, num_classes: int) -> tuple[NDArray[np.uint8], list[_Object]]:
+def _draw_image(rng: np.random.Generator, config: ShapesData) -> tuple[NDArray[np.uint8], list[_Object]]:
     """One image (side, side, 3) and its objects, back to front."""
+    side = config.image_size_px
     canvas = _background(rng, side)
     owner = np.full((side, side), -1, dtype=np.int8)  # the object whose pixel it is
     labels: list[int] = []
     areas: list[float] = []
     for _ in range(int(rng.integers(1, 7))):
-        label = int(rng.integers(num_classes))
+        label = int(rng.integers(config.num_classes))
         for _ in range(10):
-            window, coverage, area = _place(rng, SHAPE_CLASSES[label], side)
+            window, coverage, area = _place(rng, SHAPE_CLASSES[label], side, config.object_size)
             covered = coverage > 0.5
             visible = np.bincount(owner[owner >= 0], minlength=len(labels)).astype(np.float64)
             visible -= np.bincount((taken := owner[window][covered])[taken >= 0], minlength=len(labels))
@@ -142,12 +143,14 @@ def _blob(rng: np.random.Generator, side: int) -> list[tuple[float, float]]:
     return [(x + r * math.cos(a), y + r * math.sin(a)) for r, a in zip(radii, angles, strict=True)]
 
 
-def _place(rng: np.random.Generator, name: str, side: int) -> tuple[tuple[slice, slice], _Floats, float]:
+def _place(
+    rng: np.random.Generator, name: str, side: int, object_size: tuple[float, float]
+) -> tuple[tuple[slice, slice], _Floats, float]:
     """A shape somewhere in the image: a window around it, the covered share (h, w) of its pixels, the whole shape's area in px.
 
-    The diameter is 12 to 60 px in an image of 128 px, small ones more often. Parts outside the image count in the area.
+    The logarithm of the diameter is uniform, so that small ones are more frequent. Parts outside the image count in the area.
     """
-    diameter = side / 128 * math.exp(rng.uniform(math.log(12), math.log(60)))
+    diameter = side * math.exp(rng.uniform(math.log(object_size[0]), math.log(object_size[1])))
     angle, stretch = rng.uniform(0, 2 * math.pi), math.exp(rng.uniform(-0.15, 0.15))
     rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     to_pixels = rotation @ np.diag([stretch, 1 / stretch]) * diameter / 2
