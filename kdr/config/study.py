@@ -54,7 +54,6 @@ class Study(Settings):
     """Whose students' weights are kept: of the study's best k, `all`, or `none`."""
 
     _base: TrialConfig = PrivateAttr()
-    _folder: Path = PrivateAttr(default_factory=Path.cwd)
 
     @property
     def base(self) -> TrialConfig:
@@ -67,8 +66,7 @@ class Study(Settings):
         Raises:
             ConfigError: if the changed settings cannot be used; every problem is named.
         """
-        settings = _with_absolute_paths(changed(self.trial, changes), self._folder)
-        return validated(TrialConfig, settings, prefix="trial")
+        return validated(TrialConfig, changed(self.trial, changes), prefix="trial")
 
 
 def read_study(path: str | Path, overrides: Iterable[str] = ()) -> Study:
@@ -97,6 +95,8 @@ def study_from(content: Mapping[str, Any], *, folder: Path) -> Study:
     content = dict(content)
     if isinstance(content.get("trial"), dict):
         content["trial"] = _with_absolute_paths(content["trial"], folder)
+    if isinstance(content.get("search"), dict):
+        content["search"] = _with_absolute_choices(content["search"], folder)
     problems: list[str] = []
     study, base = None, None
     try:
@@ -110,7 +110,7 @@ def study_from(content: Mapping[str, Any], *, folder: Path) -> Study:
             problems += error.problems
     if problems or study is None or base is None:
         raise ConfigError(problems)
-    study._base, study._folder = base, folder.absolute()
+    study._base = base
     return study
 
 
@@ -128,10 +128,24 @@ def _with_absolute_paths(trial: dict[str, Any], folder: Path) -> dict[str, Any]:
     changes = {}
     for setting in _PATH_SETTINGS:
         group, name = setting.split(".")
-        value = trial.get(group, {}).get(name) if isinstance(trial.get(group), dict) else None
-        if isinstance(value, str) and not is_weights_enum(value):
-            changes[setting] = str(folder / Path(value).expanduser())
+        if isinstance(trial.get(group), dict) and name in trial[group]:
+            changes[setting] = _absolute(trial[group][name], folder)
     return changed(trial, changes)
+
+
+def _with_absolute_choices(search: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The same for paths that are searched."""
+    changes = {}
+    for setting in _PATH_SETTINGS:
+        parameter = (search.get("parameters") or {}).get(setting)
+        if isinstance(parameter, dict) and isinstance(parameter.get("choice"), list):
+            choice = [_absolute(value, folder) for value in parameter["choice"]]
+            changes[setting] = {**parameter, "choice": choice}
+    return {**search, "parameters": {**search["parameters"], **changes}} if changes else search
+
+
+def _absolute(value: Any, folder: Path) -> Any:
+    return str(folder / Path(value).expanduser()) if isinstance(value, str) and not is_weights_enum(value) else value
 
 
 def is_weights_enum(name: str) -> bool:

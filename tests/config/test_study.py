@@ -361,3 +361,18 @@ def test_a_changed_trial_is_checked_like_the_first() -> None:
     assert study.base.training.epochs == 12
     with pytest.raises(ConfigError, match=r"^trial\.distill\.kdr\.weight: must be greater than or equal to 0, got -1$"):
         study.trial_with({"distill.kdr.weight": -1})
+
+
+def test_searched_files_are_relative_to_the_study_as_well(tmp_path: Path) -> None:
+    content = {
+        "study": "files",
+        "trial": {"data": {"dataset": "shapes"}},
+        "search": {
+            "trials": 1,
+            "parameters": {"student.weights": {"choice": ["a.pt", None, "RetinaNet_ResNet50_FPN_Weights.COCO_V1", "/b.pt"]}},
+        },
+    }
+    study = study_from(content, folder=tmp_path)
+    assert study.search is not None
+    expected = (str(tmp_path / "a.pt"), None, "RetinaNet_ResNet50_FPN_Weights.COCO_V1", "/b.pt")
+    assert study.search.parameters["student.weights"].choice == expected

@@ -88,7 +88,7 @@ def first_run(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 
 def test_every_trial_of_a_search_is_in_the_log_with_its_end(first_run: tuple[Study, Storage, Outcome, Recorder]) -> None:
-    study, storage, outcome, _ = first_run
+    _, storage, outcome, _ = first_run
     log = read_log(storage)
     states = log.states_of("small")
     students = [state for state in states.values() if state.role == "student"]
@@ -105,7 +105,7 @@ def test_every_trial_of_a_search_is_in_the_log_with_its_end(first_run: tuple[Stu
 
 
 def test_the_teacher_is_trained_once_and_first(first_run: tuple[Study, Storage, Outcome, Recorder]) -> None:
-    study, storage, _, recorder = first_run
+    _, storage, _, recorder = first_run
     teachers = [state for state in read_log(storage).states().values() if state.role == "teacher"]
     assert [(state.state, state.attempt) for state in teachers] == [("completed", 1)]
     assert recorder.updates[0].name == "teacher"
