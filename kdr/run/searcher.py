@@ -9,7 +9,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +32,10 @@ class ConfigOf(Protocol):
 
     def __call__(self, trial: Trial, *, parameters: Point, trials_known: int) -> dict[str, Any]:
         """Called once per trial; `trials_known` says how many completed trials the sampler knew."""
+
+
+def unheard(_trial: Trial, _point: Point) -> None:
+    """Hears of a known trial and does nothing."""
 
 
 @dataclass
@@ -57,6 +61,7 @@ class StudySearcher(Searcher):
         interrupted: points of trials that were cut off; they run first, and are charged already.
         num_used: trials charged to the budget by earlier sessions, the interrupted ones included.
         hours_used: hours of earlier sessions.
+        on_known: is told once of each trial that this study asks for and another study ran.
         clock: seconds that go by.
     """
 
@@ -71,12 +76,13 @@ class StudySearcher(Searcher):
         interrupted: Sequence[Point] = (),
         num_used: int = 0,
         hours_used: float = 0.0,
+        on_known: Callable[[Trial, Point], None] = unheard,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()  # without a metric: Tune would refuse results that lack it, and a failed trial's does
         assert study.search is not None
         self._study, self._search = study, study.search
-        self._config_of, self._make_trial, self._clock = config_of, make_trial, clock
+        self._config_of, self._make_trial, self._on_known, self._clock = config_of, make_trial, on_known, clock
         self._known = dict(known or {})
         self._sampler = StoredSampler(study, journal, self._known)
         self._interrupted = deque(point for point in interrupted if self._in_space(point))
@@ -161,8 +167,12 @@ class StudySearcher(Searcher):
     def _next_listed(self) -> _Running | None:
         for point in self._listed:
             trial = self._trial_at(point)
-            if trial is not None and trial.key not in self._known and self._runner_of(trial) is None:
+            if trial is None or self._runner_of(trial) is not None:
+                continue
+            if trial.key not in self._known:
                 return _Running(trial, self._sampler.propose_given(point))
+            if self._is_elsewhere(trial.key):
+                self._answer(trial, self._sampler.propose_given(point))
         return None
 
     def _next_proposed(self) -> _Running | None:
@@ -172,8 +182,7 @@ class StudySearcher(Searcher):
             if trial is None:
                 self._sampler.tell(proposal, KnownTrial(key="", end="failed"))
             elif trial.key in self._known:
-                self._sampler.name(proposal, trial.key)
-                self._sampler.tell(proposal, self._known[trial.key])
+                self._answer(trial, proposal)
                 self.num_answered += 1
             elif (twin := self._runner_of(trial)) is not None:
                 twin.twins.append(proposal)
@@ -181,6 +190,18 @@ class StudySearcher(Searcher):
             else:
                 return _Running(trial, proposal)
         return None
+
+    def _answer(self, trial: Trial, proposal: Proposal) -> None:
+        """Tells the sampler the known end of a trial; of another study's, also the owner."""
+        self._sampler.name(proposal, trial.key)
+        self._sampler.tell(proposal, self._known[trial.key])
+        if self._is_elsewhere(trial.key):
+            self._known[trial.key] = replace(self._known[trial.key], parameters=dict(proposal.point))
+            self._on_known(trial, proposal.point)
+
+    def _is_elsewhere(self, key: str) -> bool:
+        """Whether another study ran a known trial, and this one has not asked for it yet."""
+        return self._known[key].parameters is None
 
     def _trial_at(self, point: Point) -> Trial | None:
         try:

@@ -6,14 +6,17 @@ import time
 from dataclasses import dataclass
 
 from kdr.config.study import Resources, Study
+from kdr.config.trial import Trial
 from kdr.data.splits import open_splits
 from kdr.errors import ResourcesError, TrialFailure
 from kdr.plan.space import check_space
 from kdr.results.compact import compact
 from kdr.results.reader import known_keys, read_log
+from kdr.results.writer import LogWriter
 from kdr.run.logged_fit import has_weights, teacher_of
 from kdr.run.observer import Observer
 from kdr.run.ray_session import TrialResources, num_concurrent, ray_session, trial_resources
+from kdr.run.study_arms import note_arm
 from kdr.run.trial_identity import trial_maker
 from kdr.storage import Storage
 
@@ -56,7 +59,7 @@ def run_study(study: Study, *, storage: Storage, observer: Observer, address: st
     base = make(study.base)
     teacher = teacher_of(base)
     needs_teacher = teacher is not None and (rerun or not has_weights(teacher, storage))
-    if study.search is None and not rerun and not needs_teacher and base.key in known_keys(read_log(storage)):
+    if study.search is None and not rerun and _is_known(base, study, storage):
         return Outcome(0, 0, False, time.monotonic() - begin)
     observer.phase("Starting Ray")
     with ray_session(address):
@@ -81,6 +84,17 @@ def run_study(study: Study, *, storage: Storage, observer: Observer, address: st
             shutil.rmtree(storage.ray / study.study, ignore_errors=True)
             compact(storage, study.study)
     return Outcome(sweep.num_run, sweep.num_failed, sweep.interrupted, time.monotonic() - begin)
+
+
+def _is_known(trial: Trial, study: Study, storage: Storage) -> bool:
+    """Whether the one trial of a study is completed; the study notes that it uses it, if another one ran it."""
+    log = read_log(storage)
+    if trial.key not in known_keys(log):
+        return False
+    if trial.key not in log.keys_of(study.study):
+        with LogWriter(storage, study.study) as writer:
+            note_arm(writer, study, trial)
+    return True
 
 
 def _alone(needed: TrialResources, *, local: bool) -> TrialResources:

@@ -1,6 +1,5 @@
 """Trials of one study through Ray Tune, from a list or from a search, with every change of state in the log."""
 
-import json
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -8,10 +7,10 @@ from typing import Any
 
 from ray import tune
 
-from kdr.config.study import Study, study_yaml
+from kdr.config.study import Study
 from kdr.config.trial import Trial, TrialConfig
 from kdr.results.reader import read_log
-from kdr.results.schema import ArmRow, Role
+from kdr.results.schema import Role
 from kdr.results.writer import LogWriter
 from kdr.run.early_stopping import make_scheduler
 from kdr.run.history import History
@@ -19,6 +18,7 @@ from kdr.run.kept_weights import KeptWeights
 from kdr.run.observer import Observer
 from kdr.run.ray_session import TrialResources
 from kdr.run.searcher import StudySearcher
+from kdr.run.study_arms import note_arm
 from kdr.run.trial_actor import ActorSettings, TrialActor, tune_config
 from kdr.run.trial_events import TrialEvents
 from kdr.storage import Storage
@@ -63,8 +63,10 @@ class Sweep:
             interrupted=history.interrupted,
             num_used=history.num_used,
             hours_used=history.seconds_used / 3600,
+            on_known=self._plan,
         )
-        self.observer.plan(search.trials, history.num_used, num_concurrent)
+        num_done = history.num_used - len(history.interrupted)
+        self.observer.plan(search.trials, num_done, num_concurrent)
         for past in history.progress(self.metric):
             self.observer.update(past)
         scheduler = make_scheduler(
@@ -147,17 +149,6 @@ class Sweep:
         return tune_config(trial, parameters=parameters, trials_known=trials_known)
 
     def _plan(self, trial: Trial, parameters: dict[str, Any]) -> None:
-        """Writes that the study uses a trial, before it is launched."""
+        """Notes a trial of the study, before it is launched."""
         number = self._numbers.setdefault(trial.key, len(self._numbers) + 1)
-        self._log.arms(
-            [
-                ArmRow(
-                    study=self.study.study,
-                    key=trial.key,
-                    arm=f"trial-{number:04}",
-                    seed=trial.config.seed,
-                    parameters=json.dumps(parameters),
-                    study_config=json.dumps(study_yaml(self.study)),
-                )
-            ]
-        )
+        note_arm(self._log, self.study, trial, number=number, parameters=parameters)

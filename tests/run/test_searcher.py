@@ -415,6 +415,39 @@ def test_trials_of_other_studies_count_by_their_key_and_are_not_shown_to_the_sam
     assert 0.3 in [trial.value for trial in optuna_trials(tmp_path)]
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "grid"])
+def test_the_owner_hears_once_of_each_trial_that_another_study_ran(sampler: str, tmp_path: Path) -> None:
+    study = study_with(CELLS_16, trials=9, sampler=sampler)
+    cells = list(grid(space_of(study)))[:8]
+    trials = [identified(study.trial_with(cell)) for cell in cells]
+    theirs = {trial.key: KnownTrial(trial.key, "completed", 0.3) for trial in trials[:7]}
+    ours = KnownTrial(trials[7].key, "completed", 0.1, parameters=cells[7])
+    heard: list[tuple[str, Point]] = []
+    known = theirs | {ours.key: ours}
+    searcher = searcher_of(
+        study, tmp_path, known=known, num_used=1, on_known=lambda trial, point: heard.append((trial.key, dict(point)))
+    )
+    session = Session(searcher)
+    session.run()
+    assert sorted(key for key, _ in heard) == sorted(theirs)
+    assert dict(heard) == {trial.key: cell for trial, cell in zip(trials[:7], cells[:7], strict=True)}
+    assert len(session.started) == 8
+    assert {trial.user_attrs["key"] for trial in optuna_trials(tmp_path) if trial.value == 0.3} == set(theirs)
+
+
+def test_an_enqueued_point_that_another_study_ran_costs_nothing_and_teaches_the_sampler(tmp_path: Path) -> None:
+    study = study_with(WEIGHT, trials=1, enqueue=[{"distill.kdr.weight": 7}])
+    key = identified(study.trial_with({"distill.kdr.weight": 7.0})).key
+    heard: list[str] = []
+    known = {key: KnownTrial(key, "completed", 0.3)}
+    session = Session(searcher_of(study, tmp_path, known=known, on_known=lambda trial, _: heard.append(trial.key)))
+    session.run()
+    assert heard == [key]
+    assert len(session.started) == session.searcher.num_used == 1
+    [told, _] = optuna_trials(tmp_path)
+    assert (told.params, told.value, told.user_attrs["key"]) == ({"distill.kdr.weight": 7.0}, 0.3, key)
+
+
 def test_a_journal_of_another_space_is_begun_anew(tmp_path: Path) -> None:
     Session(searcher_of(study_with(CELLS_16, trials=3), tmp_path)).run()
     changed = study_with(CELLS_16 | {"distill.kdr.attention": {"choice": ["both", "none"]}}, trials=5)

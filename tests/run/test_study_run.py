@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from kdr.config.overrides import changed
 from kdr.config.study import Study, study_from
 from kdr.errors import ResourcesError, StorageError, TrialFailure
+from kdr.report.ranking import ranking
+from kdr.results.flat_settings import canonical
 from kdr.results.reader import read_log
 from kdr.run.observer import TrialProgress
 from kdr.run.study_run import Outcome, run_study
@@ -156,13 +159,34 @@ def test_a_larger_budget_runs_what_is_missing_with_the_same_teacher(first_run: t
 
 def test_a_trial_that_another_study_has_run_is_known(first_run: tuple[Study, Storage, Outcome, Recorder]) -> None:
     _, storage, _, _ = first_run
-    other = study_with(study="other", search__trials=1)
-    outcome = run_study(other, storage=storage, observer=Recorder())
+    before = read_log(storage)
+    theirs = next(row for row in before.arms_of("small") if before.states()[row["key"]].state == "completed")
+    point = json.loads(theirs["parameters"])
+    other = study_with(study="other", search__trials=1, search__enqueue=[point])
+    for num_run in (1, 0):  # the second time, nothing is missing
+        assert run_study(other, storage=storage, observer=Recorder()).num_run == num_run
+        trials = {trial.key: trial for trial in ranking(read_log(storage), "other")}
+        assert [trial.state.last.study for trial in trials.values()].count(
+            "other"
+        ) == 1  # its sampler asks for others of theirs, too
+        assert trials[theirs["key"]].state == before.states()[theirs["key"]]
+        assert trials[theirs["key"]].parameters == {path: canonical(value) for path, value in point.items()}
+
+
+def test_a_study_of_one_trial_uses_what_another_study_has_run(
+    first_run: tuple[Study, Storage, Outcome, Recorder], tmp_path: Path
+) -> None:
+    _, storage, _, _ = first_run
     log = read_log(storage)
-    base = trial_maker(other, storage)(other.base)
-    if log.states()[base.key].state == "completed":  # the enqueued base trial: told, not run
-        assert base.key in log.keys_of("other")
-    assert outcome.num_run == 1
+    theirs = next(row for row in log.arms_of("small") if log.states()[row["key"]].state == "completed")
+    content = json.loads(json.dumps(SEARCH)) | {"study": "one"}
+    del content["search"]
+    content["trial"] = changed(content["trial"], json.loads(theirs["parameters"]))
+    one = study_from(content, folder=Path())
+    for _ in range(2):
+        assert run_study(one, storage=storage, observer=Recorder()).num_run == 0
+        assert [trial.key for trial in ranking(read_log(storage), "one")] == [theirs["key"]]
+    assert read_log(storage).arms_of("one")[0]["arm"] == "trial-0001"
 
 
 def test_a_failing_trial_ends_alone_and_by_name(ray_here: None, tmp_path: Path) -> None:
