@@ -58,6 +58,7 @@ GUESTS: dict[tuple[str, str], str] = {
     ("kdr.run.trial_actor", "torch"): "sets the threads of the process that trains",
     ("kdr.report.best_study", "yaml"): "the best trial is exported as a study file",
     ("kdr.training.pictures", "torchvision"): "draws boxes onto images",
+    ("kdr.training.pictures", "PIL"): "writes them",
 }
 """Imports that the tables do not have: (module, what it imports) -> why. Each is one line of code, not a licence for its room."""
 FORBIDDEN_NAMES = {"train", "tune", "utils", "util", "misc", "helpers", "helper", "common", "main", "manager"}

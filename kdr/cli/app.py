@@ -12,6 +12,10 @@ import kdr
 from kdr.cli import best, evaluate, plan, query, run, status, table, train_one
 from kdr.errors import KdrError, TrialFailure
 
+_NOT_A_PAIR = """\
+torch, torchvision: must be a matching pair from one package index, got two builds that do not fit together.
+A CPU-only torch does not go with the registry's torchvision. Install both at once: pip install torch torchvision"""
+
 app = typer.Typer(
     name="orchestrate.py",
     no_args_is_help=True,
@@ -59,6 +63,10 @@ def main() -> None:
         _fail(str(failure), code=1)
     except KdrError as error:
         _fail(str(error), code=2)
+    except (RuntimeError, ImportError) as error:
+        if "operator torchvision::nms does not exist" not in str(error):
+            raise
+        _fail(_NOT_A_PAIR, code=2)
     except KeyboardInterrupt:
         _fail("Interrupted. What was finished is in the log; the same command continues.", code=130)
 

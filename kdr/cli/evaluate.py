@@ -41,13 +41,13 @@ def command(
     """
     import torch
 
-    from kdr.cli.output import json_text, plain_table
-    from kdr.data.labels import match_labels
+    from kdr.cli.output import json_text, plain_table, warn
     from kdr.data.loader import EvaluationBatches
     from kdr.data.splits import open_splits
     from kdr.detectors.checkpoint_files import open_student
     from kdr.storage import Storage
     from kdr.training.evaluation import evaluate
+    from kdr.training.metrics import COCO_METRICS
     from kdr.training.pictures import write_pictures
 
     place = Storage.at(storage)
@@ -57,18 +57,21 @@ def command(
     index = splits.evaluation if split == "evaluation" else splits.train
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     student = open_student(path).to(device)
-    match_labels(student.categories, splits.categories, None)
+    _check_classes(path, student.categories, splits.categories)
     batches = EvaluationBatches(index, settings, batch_size=8)
     found = evaluate(student, batches, index, precision=torch.float32)
+    metrics = {name: found.metrics.get(name) for name in COCO_METRICS}
     if json_:
-        print(json_text({"weights": str(path), "images": len(index.image_ids), **found.metrics, "per_class": found.ap_per_class}))
+        print(json_text({"weights": str(path), "images": len(index.image_ids), **metrics, "per_class": found.ap_per_class}))
     else:
         print(f"{path}\n{index.summary()}")
-        print(plain_table(["metric", "value"], [[name, f"{value:.4f}"] for name, value in found.metrics.items()]))
-        print(plain_table(["class", "AP"], [[name, f"{value:.4f}"] for name, value in found.ap_per_class.items()]))
+        for name, values in (("metric", metrics), ("class AP", found.ap_per_class)):
+            print(
+                plain_table([name, "value"], [[key, "-" if value is None else f"{value:.4f}"] for key, value in values.items()])
+            )
     if show is not None:
         num = write_pictures(show, student, batches, num_pictures=num_shown, min_score=min_score)
-        print(f"{num} pictures in {show}")
+        warn([f"{num} pictures in {show}"])
 
 
 def _weights(checkpoint: str, storage: "Storage") -> Path:
@@ -83,6 +86,17 @@ def _weights(checkpoint: str, storage: "Storage") -> Path:
             "See the setting keep_weights, and `best`"
         )
     return path
+
+
+def _check_classes(weights: Path, student: Sequence[str], data: Sequence[str]) -> None:
+    """Refuses data whose classes are not those of the student, in the same order: its labels are positions in this list."""
+    from kdr.errors import ConfigError
+
+    if tuple(student) != tuple(data):
+        raise ConfigError(
+            f"--data: must have the classes of {weights}, which are {', '.join(student)}, got {', '.join(data)}. "
+            "Evaluate on data with the classes that it was trained on"
+        )
 
 
 def _data(weights: Path, study: Path | None, overrides: Sequence[str], storage: "Storage") -> "ShapesData | CocoData":

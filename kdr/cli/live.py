@@ -1,19 +1,21 @@
 """What a user sees while trials run: a table that updates itself on a terminal, plain lines elsewhere."""
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from kdr.cli.output import shown
 from kdr.run.observer import TrialProgress
 
 MAX_ROWS = 20
+"""Trials that the table shows at most; terminals are rarely higher."""
 _STYLES = {"running": "cyan", "completed": "green", "stopped_early": "yellow", "failed": "red", "interrupted": "magenta"}
 
 
@@ -29,6 +31,7 @@ class LiveView:
     def __init__(self, console: Console, *, metric: str, log: str) -> None:
         self._console, self._metric, self._log = console, metric, log
         self._trials: dict[str, TrialProgress] = {}
+        self._run_here: set[str] = set()
         self._phase, self._num_before, self._concurrent = "", 0, 1
         self._num_trials: int | None = None
         self._trials_begin = self._begin = time.monotonic()
@@ -58,43 +61,58 @@ class LiveView:
         """One trial has come further."""
         before = self._trials.get(progress.key)
         self._trials[progress.key] = progress
+        if progress.state == "running":
+            self._run_here.add(progress.key)
         if before is None or (before.epoch, before.state) != (progress.epoch, progress.state):
             value = "" if progress.value is None else f"  {self._metric} {progress.value:.3f}"
-            reason = f"  {progress.reason.splitlines()[0]}" if progress.reason else ""
+            reason = f"  {_first_line(progress.reason)}" if progress.reason else ""
             self._line(f"{progress.name:>8}  epoch {progress.epoch}/{progress.epochs}  {progress.state}{value}{reason}")
 
     def _line(self, text: str) -> None:
         if self._live is None:
-            self._console.print(f"[{_clock(time.monotonic() - self._begin)}] {text}", markup=False, highlight=False)
+            self._console.out(f"[{_clock(time.monotonic() - self._begin)}] {text}", highlight=False)
 
     def _render(self) -> Group:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name, justify in (("trial", "right"), ("state", "left"), ("progress", "left"), ("epoch", "right")):
             table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-        table.add_column(self._metric, justify="right", no_wrap=True)
+        table.add_column(Text(self._metric), justify="right", no_wrap=True)
         table.add_column("settings", overflow="ellipsis", no_wrap=True)
-        shown = sorted(self._trials.values(), key=lambda trial: trial.state != "running")[:MAX_ROWS]
-        for trial in sorted(shown, key=lambda trial: list(self._trials).index(trial.key)):
+        trials = list(self._trials.values())
+        visible = _visible(trials)
+        for trial in visible:
             table.add_row(
-                trial.name,
+                Text(trial.name),
                 Text(trial.state.replace("_", " "), style=_STYLES.get(trial.state, "")),
                 ProgressBar(total=trial.epochs, completed=trial.epoch, width=16),
                 f"{trial.epoch}/{trial.epochs}",
                 "" if trial.value is None else f"{trial.value:.3f}",
-                escape(trial.reason.splitlines()[0]) if trial.reason else escape(short_settings(trial.parameters)),
+                Text(_first_line(trial.reason) or shown(short_settings(trial.parameters))),
             )
-        hidden = len(self._trials) - len(shown)
-        more = [Text(f"and {hidden} more that have ended", style="dim")] if hidden else []
-        return Group(Text(f"{self._phase}  {_clock(time.monotonic() - self._begin)}{self._left()}", style="bold"), table, *more,
-                     Text(f"log: {self._log}    Ctrl-C ends cleanly; the same command continues", style="dim"))  # fmt: skip
+        hidden = len(trials) - len(visible)
+        head = Text(f"{self._phase}  {_clock(time.monotonic() - self._begin)}{self._left()}", style="bold")
+        more = [Text(f"and {hidden} more", style="dim")] if hidden else []
+        foot = Text(f"log: {self._log}    Ctrl-C ends cleanly; the same command continues", style="dim")
+        return Group(head, table, *more, foot)
 
     def _left(self) -> str:
-        students = [trial for trial in self._trials.values() if trial.name != "teacher"]
-        done = sum(trial.epoch / trial.epochs if trial.state == "running" else 1.0 for trial in students)
+        """How long the trials that are left will take, at the rate of those that have run here."""
+        here = [trial for trial in list(self._trials.values()) if trial.key in self._run_here and trial.name != "teacher"]
+        done = sum(trial.epoch / trial.epochs if trial.state == "running" else 1.0 for trial in here)
         if self._num_trials is None or done == 0:
             return ""
-        seconds = (time.monotonic() - self._trials_begin) / done * max(0.0, self._num_trials - self._num_before - done)
-        return f", about {_clock(seconds)} left"
+        left = max(0.0, self._num_trials - self._num_before - done)
+        return f", about {_clock((time.monotonic() - self._trials_begin) / done * left)} left"
+
+
+def _visible(trials: Sequence[TrialProgress]) -> list[TrialProgress]:
+    """The trials that the table has room for: those that run, then the latest of the others; in their order."""
+    latest_first = sorted(range(len(trials)), key=lambda index: (trials[index].state != "running", -index))
+    return [trials[index] for index in sorted(latest_first[:MAX_ROWS])]
+
+
+def _first_line(text: str) -> str:
+    return shown(text.strip().partition("\n")[0])
 
 
 def short_settings(parameters: dict[str, Any]) -> str:

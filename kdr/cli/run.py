@@ -38,7 +38,7 @@ def command(
         outcome = run_study(chosen, storage=place, observer=view, address=address, rerun=rerun)
     console.print()
     print_ranking(console, place, chosen, metric)
-    console.print(f"\n{outcome.num_run} trials run in {outcome.seconds:.0f} s. The log: {place.log}", highlight=False)
+    console.out(f"\n{outcome.num_run} trials run in {outcome.seconds:.0f} s. The log: {place.log}", highlight=False)
     if outcome.interrupted:
         console.print("Interrupted: what was finished is kept. The same command continues.", style="magenta")
         raise typer.Exit(130)

@@ -28,17 +28,15 @@ def command(
 
     Example: python orchestrate.py train best.yaml --set training.epochs=24
     """
-    import json
-
     import torch
     from rich.console import Console
 
-    from kdr.config.study import read_study, study_yaml
+    from kdr.config.study import read_study
     from kdr.data.splits import open_splits
     from kdr.results.reader import read_log
-    from kdr.results.schema import ArmRow
     from kdr.results.writer import LogWriter
     from kdr.run.logged_fit import LoggedTrial
+    from kdr.run.study_arms import note_arm
     from kdr.run.trial_identity import trial_maker
     from kdr.storage import Storage
     from kdr.training.shared_parts import SharedParts
@@ -46,38 +44,38 @@ def command(
     chosen, place, console = read_study(study, set_ or ()), Storage.at(storage), Console()
     place.check_writable()
     splits = open_splits(chosen.base.data, place)
-    console.print(f"training: {splits.train.summary()}", f"evaluation: {splits.evaluation.summary()}", sep="\n", highlight=False)
+    console.out(f"training: {splits.train.summary()}\nevaluation: {splits.evaluation.summary()}", highlight=False)
     trial = trial_maker(chosen, place)(chosen.base)
-    state = read_log(place).states().get(trial.key)
-    if state is not None and state.state == "completed" and not rerun:
-        console.print(f"Known already: AP {state.metrics['AP']}, trial {trial.key}. Train it again with --rerun", highlight=False)
-        return
+    past = read_log(place)
+    state = past.states().get(trial.key)
     with LogWriter(place, chosen.study) as log:
-        config = json.dumps(study_yaml(chosen))
-        log.arms([ArmRow(study=chosen.study, key=trial.key, arm="trial-0001", seed=trial.config.seed, study_config=config)])
-        logged = LoggedTrial(trial, log, place)
-        shared = SharedParts(place)
-        for metrics in logged.epochs(
-            shared,
+        if trial.key not in past.keys_of(chosen.study):
+            note_arm(log, chosen, trial)
+        if state is not None and state.state == "completed" and not rerun:
+            known = f"Known already: AP {state.metrics['AP']}, trial {trial.key}. Train it again with --rerun"
+            console.out(known, highlight=False)
+            return
+        for metrics in LoggedTrial(trial, log, place).epochs(
+            SharedParts(place),
             device=None if device is None else torch.device(device),
             loader_workers=chosen.resources.loader_workers,
             track=progress_bars(console),
         ):
             _print_epoch(console, metrics, trial.config.training.epochs)
-    console.print(f"Weights: {place.trial(trial.key) / 'student.pt'}. The log: {place.log}", highlight=False)
+    console.out(f"Weights: {place.trial(trial.key) / 'student.pt'}. The log: {place.log}", highlight=False)
 
 
 def progress_bars(console: "Console") -> "Track":
     """Shows a bar for each pass over batches, on a terminal only."""
 
-    def track(batches: "Iterable[Batch]", count: int, purpose: str) -> "Iterable[Batch]":
+    def with_bar(batches: "Iterable[Batch]", count: int, purpose: str) -> "Iterable[Batch]":
         if not console.is_terminal:
             return batches
         from rich.progress import track
 
         return track(batches, total=count, description=f"{purpose:<14}", console=console, transient=True)
 
-    return track
+    return with_bar
 
 
 def _print_epoch(console: "Console", metrics: "EpochMetrics", epochs: int) -> None:
@@ -85,4 +83,4 @@ def _print_epoch(console: "Console", metrics: "EpochMetrics", epochs: int) -> No
     scores = "".join(f"  {name} {found[name]:.3f}" for name in ("AP", "AP50", "AP75") if name in found)
     losses = "  ".join(f"{name} {value:.3f}" for name, value in metrics.weighted_losses.items())
     line = f"epoch {metrics.epoch}/{epochs}{scores}  {losses}  {metrics.images_per_s:.0f} images/s"
-    console.print(line, highlight=False)
+    console.out(line, highlight=False)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.io import encode_jpeg
 from torchvision.utils import draw_bounding_boxes
 
 from kdr.data.loader import EvaluationBatches
@@ -49,7 +49,7 @@ def write_pictures(folder: Path, detector: Detector, batches: EvaluationBatches,
             left = _drawn(image, batch.boxes[index], truth, "lime")
             right = _drawn(image, found[index]["boxes"][sure].cpu(), names, "orange")
             with written_aside(folder / f"{image_id}.jpg") as aside:
-                aside.write_bytes(bytes(encode_jpeg(_side_by_side(left, right), quality=90).numpy()))
+                Image.fromarray(_side_by_side(left, right).permute(1, 2, 0).numpy()).save(aside, "JPEG", quality=90)
             num_written += 1
     return num_written
 

@@ -1,0 +1,99 @@
+"""The command line as a whole: versions, help, exit codes, and errors in words instead of tracebacks."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import kdr
+from kdr.cli.app import COMMANDS, app, main
+
+NO_PAIR = "operator torchvision::nms does not exist"
+
+
+def test_the_version_is_told(orchestrate):
+    result = orchestrate("--version")
+    assert (result.returncode, result.stdout) == (0, f"kdr {kdr.__version__}\n")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_an_example_of_the_command(name):
+    result = CliRunner().invoke(app, [name, "--help"])
+    assert result.exit_code == 0
+    assert re.search(rf"python\s+orchestrate\.py\s+{name} \S", result.stdout)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_without_arguments_shows_its_help(name):
+    assert CliRunner().invoke(app, [name]).output.strip() == CliRunner().invoke(app, [name, "--help"]).output.strip()
+
+
+def test_help_lists_every_command_and_imports_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from kdr.cli.app import COMMANDS, app\n"
+        "for name in COMMANDS:\n"
+        "    CliRunner().invoke(app, [name, '--help'])\n"
+        "print(CliRunner().invoke(app, ['--help']).stdout)\n"
+        "heavy = ('torch', 'ray', 'optuna', 'pyarrow', 'duckdb', 'numpy', 'PIL')\n"
+        "print([name for name in heavy if name in sys.modules])\n"
+    )
+    lines = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert lines[-1] == "[]"
+    for name in COMMANDS:
+        assert any(re.match(rf"\W*{name}\b", line) for line in lines), name
+
+
+def test_a_mistake_of_the_user_is_one_line_and_exit_code_2(orchestrate, tmp_path):
+    result = orchestrate("status", "nothing", "--storage", tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("nothing: must be a study in the log of ")
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [("plan", "--no-such-option"), ("nothing",), ("evaluate", "KEY", "--num-shown", "0")])
+def test_a_wrong_option_is_exit_code_2(orchestrate, arguments):
+    result = orchestrate(*arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["RuntimeError", "ImportError"])
+def test_a_torch_that_does_not_go_with_torchvision_is_told_in_words(orchestrate, tmp_path, kind):
+    (tmp_path / "torch.py").write_text(f"raise {kind}({NO_PAIR!r})\n")
+    result = orchestrate("evaluate", "KEY", "--storage", tmp_path, env={"PYTHONPATH": str(tmp_path)})
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("torch, torchvision: must be a matching pair from one package index, got ")
+    assert "pip install torch torchvision" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["RuntimeError", "ImportError"])
+def test_our_own_mistakes_keep_their_traceback(orchestrate, tmp_path, kind):
+    (tmp_path / "torch.py").write_text(f"raise {kind}('something else')\n")
+    result = orchestrate("evaluate", "KEY", "--storage", tmp_path, env={"PYTHONPATH": str(tmp_path)})
+    assert result.returncode == 1
+    assert result.stderr.startswith("Traceback")
+    assert result.stderr.endswith(f"{kind}: something else\n")
+
+
+def test_ctrl_c_before_anything_runs_is_exit_code_130(monkeypatch, capsys):
+    def interrupted(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kdr.cli.app.app", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        main()
+    assert "the same command continues" in capsys.readouterr().err
+
+
+def test_json_goes_to_standard_output_alone(orchestrate, tmp_path):
+    study = Path(kdr.__file__).parents[1] / "search_spaces" / "quickstart.yaml"
+    result = orchestrate("plan", study, "--storage", tmp_path, "--json")
+    assert json.loads(result.stdout)["study"] == "quickstart"
+    assert result.stderr == ""

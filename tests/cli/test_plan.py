@@ -1,0 +1,205 @@
+"""What `plan` tells of a study before anything runs, and what it does not need for that."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import kdr
+from kdr.cli import plan
+from kdr.errors import ConfigError, DataError
+
+STUDIES = sorted((Path(kdr.__file__).parents[1] / "search_spaces").glob("*.yaml"))
+HEAVY = ("torch", "torchvision", "ray", "optuna", "duckdb", "scipy", "numpy")
+
+SMALL: dict[str, Any] = {
+    "study": "small",
+    "trial": {
+        "data": {"dataset": "shapes", "image_size_px": 64, "num_train": 12, "num_val": 4, "search_split": 4},
+        "teacher": {"backbone": "resnet18", "training": {"epochs": 2}},
+        "student": {"backbone": "mobilenet_v3_small"},
+        "distill": {"kdr": {}},
+        "training": {"epochs": 3, "batch_size": 8},
+    },
+    "search": {
+        "trials": 5,
+        "parameters": {
+            "distill.kdr.weight": {"float": [0.1, 50], "log": True},
+            "distill.kdr.review_links": {"subset": ["P4->P3", "P5->P4"], "at_least": 1},
+            "distill.kdr.attention": {"choice": ["none", "both"], "when": {"distill.kdr.review_links": "not empty"}},
+        },
+        "enqueue": [{"distill.kdr.review_links": ["P4->P3"]}],
+    },
+}
+COCO = {
+    "dataset": "coco",
+    "train_images": "nowhere/train",
+    "train_annotations": "nowhere/train.json",
+    "val_images": "nowhere/val",
+    "val_annotations": "nowhere/val.json",
+    "search_split": 0.1,
+}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a study file: the small one, with some of its parts replaced."""
+
+    def to_disk(**trial: Any) -> Path:
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump({**SMALL, "trial": {**SMALL["trial"], **trial}}, sort_keys=False))
+        return path
+
+    return to_disk
+
+
+def facts(text: str) -> dict[str, str]:
+    """The lines above the table of parameters, by their first column."""
+    lines = [line for line in text.split("\n\n")[0].splitlines() if line]
+    return {line[:16].strip(): line[16:].strip() for line in lines}
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
+def test_every_study_that_comes_along_can_be_planned_without_heavy_packages(study: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from kdr.cli.app import main\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as end:\n"
+        f"    print([name for name in {HEAVY} if name in sys.modules], end.code, file=sys.stderr)\n"
+    )
+    command = [sys.executable, "-c", code, "plan", str(study), "--storage", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stderr == "[] 0\n"
+    assert facts(result.stdout)["study"] == study.stem
+    assert "warning" not in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_trials_teacher_and_search_are_told(invoke, write, tmp_path):
+    text = invoke(plan.command, write(), "--storage", tmp_path / "runs").stdout
+    assert facts(text) == {
+        "study": "small",
+        "data": "shapes: 12 training and 4 validation images, evaluated on 4 of the training images",
+        "student": "retinanet mobilenet_v3_small, 3 epochs",
+        "methods": "kdr",
+        "teacher": "retinanet resnet18, trained first",
+        "searches": "AP with tpe",
+        "early stopping": "none",
+        "trials": "5",
+        "known already": "0 of 1",
+        "log": str(tmp_path / "runs" / "log" / "v1"),
+    }
+
+
+def test_the_parameters_are_a_table(invoke, write):
+    lines = invoke(plan.command, write()).stdout.splitlines()
+    begin = next(index for index, line in enumerate(lines) if line.startswith("parameter "))
+    rows = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines[begin : begin + 4]]
+    assert rows == [
+        ["parameter", "kind", "values", "drawn when"],
+        ["distill.kdr.weight", "float log", "0.1 to 50"],
+        ["distill.kdr.review_links", "subset", "P4->P3, P5->P4, at least 1"],
+        ["distill.kdr.attention", "choice", "none, both", "distill.kdr.review_links not empty"],
+    ]
+
+
+def test_json_holds_the_same_for_scripts(invoke, write, tmp_path):
+    found = json.loads(invoke(plan.command, write(), "--storage", tmp_path, "--json").stdout)
+    assert (found["study"], found["trials"], found["known already"]) == ("small", 5, "0 of 1")
+    assert [row["path"] for row in found["parameters"]] == list(SMALL["search"]["parameters"])
+    assert (found["warnings"], found["data"]) == ([], [])
+
+
+def test_settings_can_be_overridden(invoke, write):
+    overrides = ["--set", "search.trials=40", "--set", "training.epochs=7", "--set", "trial.student.detector=fcos"]
+    found = facts(invoke(plan.command, write(), *overrides).stdout)
+    assert (found["trials"], found["student"]) == ("40", "fcos mobilenet_v3_small, 7 epochs")
+
+
+def test_what_looks_wrong_is_warned_of(invoke, write):
+    lines = invoke(plan.command, write(), "--set", "training.batch_size=64").stdout.splitlines()
+    warnings = [line for line in lines if line.startswith("warning: ")]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("warning: trial.training.batch_size: 64 is more than the 8 training images")
+
+
+def test_known_trials_and_teachers_are_counted(invoke, write, tmp_path):
+    from kdr.config.study import read_study
+    from kdr.results.schema import TrialEvent
+    from kdr.results.writer import LogWriter
+    from kdr.run.trial_identity import trial_maker
+    from kdr.storage import Storage
+
+    path, storage = write(), Storage.at(tmp_path / "runs")
+    study = read_study(path)
+    make = trial_maker(study, storage)
+    teacher = study.base.teacher_trial()
+    assert teacher is not None
+    with LogWriter(storage, "another") as log:
+        for config in (study.trial_with(SMALL["search"]["enqueue"][0]), teacher):
+            log.event(TrialEvent(study="another", key=make(config).key, event="completed", config=config.model_dump_json()))
+    found = facts(invoke(plan.command, path, "--storage", storage.root).stdout)
+    assert (found["known already"], found["teacher"]) == ("1 of 1", "retinanet resnet18, trained already")
+
+
+def test_a_full_check_of_the_data_generates_and_decodes_it(invoke, write, tmp_path):
+    text = invoke(plan.command, write(), "--storage", tmp_path / "runs", "--check-data", "full").stdout
+    assert "\ntraining: train.json: 8 images, " in text
+    assert "\nevaluation: train.json: 4 images, " in text
+    [image, *others] = sorted((tmp_path / "runs" / "data").rglob("train*/*.png")) or sorted((tmp_path / "runs").rglob("*.jpg"))
+    assert others
+    image.write_bytes(image.read_bytes()[:60])
+    with pytest.raises(DataError, match=image.name):
+        invoke(plan.command, write(), "--storage", tmp_path / "runs", "--check-data", "full")
+
+
+def test_data_that_is_not_here_is_no_obstacle_to_a_plan(orchestrate, write, tmp_path):
+    path = write(data=COCO)
+    result = orchestrate("plan", path, "--storage", tmp_path / "runs")
+    assert (result.returncode, result.stderr) == (0, "")
+    known = facts(result.stdout)["known already"]
+    assert known.startswith(f"cannot be counted here: {tmp_path}/nowhere/train.json: needs an annotation file")
+    checked = orchestrate("plan", path, "--storage", tmp_path / "runs", "--check-data", "headers")
+    assert checked.returncode == 2
+    assert checked.stderr.startswith(f"{tmp_path}/nowhere/train.json: needs an annotation file in COCO format, got none")
+    assert "Traceback" not in checked.stderr
+
+
+def test_every_problem_of_a_file_is_printed_at_once(orchestrate, write):
+    path = write(
+        training={"epochs": 0, "batch_size": 8, "learning_rate": 1e-3},
+        student={"backbone": "mobilenet_v3_smal"},
+        distill={"kdr": {"weight": -1}},
+    )
+    result = orchestrate("plan", path)
+    assert (result.returncode, result.stdout) == (2, "")
+    lines = result.stderr.splitlines()
+    for setting in ("training.epochs", "training.learning_rate", "student.backbone", "distill.kdr.weight"):
+        assert len([line for line in lines if line.startswith(f"trial.{setting}: ")]) == 1, setting
+    assert len(lines) == 4
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.epoch=3", r"trial\.training\.epoch: no such setting. Did you mean 'epochs'"),
+        ("training.epochs", r"--set.*training\.epochs"),
+        ("search.parameters.distill.kdr.weight.float=[5, 1]", r"search\.parameters"),
+    ],
+)
+def test_an_override_that_cannot_be_used_is_told(invoke, write, override, message):
+    with pytest.raises(ConfigError, match=message):
+        invoke(plan.command, write(), "--set", override)
+
+
+def test_a_file_that_is_not_there_is_told(invoke, tmp_path):
+    with pytest.raises(ConfigError, match=r"missing\.yaml"):
+        invoke(plan.command, tmp_path / "missing.yaml")

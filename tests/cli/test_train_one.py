@@ -1,0 +1,80 @@
+"""One trial in the foreground: trained once, known afterwards, with its rows in the log."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import Result
+
+from kdr.cli import train_one
+from kdr.errors import ConfigError, StorageError
+from kdr.report.ranking import ranking
+from kdr.results.reader import read_log
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_teacher_is_trained_first_and_every_epoch_is_told(trained) -> None:
+    lines = trained.result.stdout.splitlines()
+    assert lines[0].startswith("training: train.json: 16 images, ")
+    assert lines[1].startswith("evaluation: val.json: 6 images, ")
+    assert [line.split("  ")[0] for line in lines[2:-1]] == ["epoch 1/2", "epoch 2/2"]
+    for name in ("AP ", "AP50 ", "classification ", "kdr.foreground ", " images/s"):
+        assert name in lines[3]
+    assert lines[-1] == f"Weights: {trained.weights}. The log: {trained.storage.log}"
+    states = list(read_log(trained.storage).states().values())
+    assert {(state.role, state.state, state.epoch) for state in states} == {
+        ("teacher", "completed", 1),
+        ("student", "completed", 2),
+    }
+
+
+def test_the_trial_is_in_the_ranking_of_its_study(trained) -> None:
+    [trial] = ranking(read_log(trained.storage), "tiny")
+    assert (trial.rank, trial.name, trial.key) == (1, "trial-0001", trained.key)
+
+
+def test_a_known_trial_is_not_trained_again(trained, invoke) -> None:
+    before = read_log(trained.storage)
+    text = invoke(train_one.command, trained.study, "--storage", trained.storage.root).stdout
+    assert text.splitlines()[-1].startswith("Known already: AP ")
+    assert f"trial {trained.key}. Train it again with --rerun" in text
+    after = read_log(trained.storage)
+    assert (after.trials.num_rows, after.arms.num_rows) == (before.trials.num_rows, before.arms.num_rows)
+
+
+def test_a_rerun_trains_again_to_the_same_numbers(trained, invoke) -> None:
+    before = read_log(trained.storage).epochs_of(trained.key).to_pylist()
+    result: Result = invoke(train_one.command, trained.study, "--storage", trained.storage.root, "--rerun", "--device", "cpu")
+    assert result.stdout.count("epoch ") == 2
+    log = read_log(trained.storage)
+    assert log.states()[trained.key].attempt == before[0]["attempt"] + 1
+    after = log.epochs_of(trained.key).to_pylist()
+    assert [(row["losses"], row["AP"]) for row in after] == [(row["losses"], row["AP"]) for row in before]
+
+
+def test_another_study_of_the_same_trial_uses_its_result(trained, invoke) -> None:
+    content = json.loads(trained.study.read_text()) | {"study": "twin"}
+    twin = trained.study.with_name("twin.yaml")
+    twin.write_text(json.dumps(content))
+    assert "Known already" in invoke(train_one.command, twin, "--storage", trained.storage.root).stdout
+    assert [trial.key for trial in ranking(read_log(trained.storage), "twin")] == [trained.key]
+
+
+def test_problems_are_told_before_anything_is_written(trained, invoke, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"trial\.training\.epochs: .* got 0"):
+        invoke(train_one.command, trained.study, "--storage", tmp_path / "runs", "--set", "training.epochs=0")
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"--storage: needs a folder that can be written"):
+        invoke(train_one.command, trained.study, "--storage", tmp_path / "file")
+
+
+def test_bars_are_drawn_on_a_terminal_only() -> None:
+    for is_terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=is_terminal, width=80)
+        batches = train_one.progress_bars(console)([1, 2, 3], 3, "training 1/2")  # type: ignore[list-item]
+        assert list(batches) == [1, 2, 3]
+        assert ("training 1/2" in console.file.getvalue()) == is_terminal  # type: ignore[attr-defined]
