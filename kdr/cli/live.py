@@ -63,7 +63,7 @@ class LiveView:
         self._trials[progress.key] = progress
         if progress.state == "running":
             self._run_here.add(progress.key)
-        if before is None or (before.epoch, before.state) != (progress.epoch, progress.state):
+        if before is None or _news(before) != _news(progress):
             value = "" if progress.value is None else f"  {self._metric} {progress.value:.3f}"
             reason = f"  {_first_line(progress.reason)}" if progress.reason else ""
             self._line(f"{progress.name:>8}  epoch {progress.epoch}/{progress.epochs}  {progress.state}{value}{reason}")
@@ -103,6 +103,11 @@ class LiveView:
             return ""
         left = max(0.0, self._num_trials - self._num_before - done)
         return f", about {_clock((time.monotonic() - self._trials_begin) / done * left)} left"
+
+
+def _news(progress: TrialProgress) -> tuple[object, ...]:
+    """What must differ for a new line."""
+    return (progress.epoch, progress.state, progress.reason)
 
 
 def _visible(trials: Sequence[TrialProgress]) -> list[TrialProgress]:

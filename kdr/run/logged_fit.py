@@ -4,6 +4,7 @@ import contextlib
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -175,10 +176,18 @@ def has_weights(trial: Trial, storage: Storage) -> bool:
     return (storage.trial(trial.key) / "student.pt").exists()
 
 
+def num_attempts(storage: Storage, key: str) -> int:
+    """How often a trial has been begun. Counted in its folder: a crashed trial is repeated before the log is read again."""
+    path = _attempts(storage, key)
+    return int(path.read_text()) if path.exists() else 0
+
+
 def _next_attempt(storage: Storage, key: str) -> int:
-    """Counts the attempts at a trial in its folder, since a crashed one can be repeated before the log is read again."""
-    path = storage.trial(key) / "attempts"
-    attempt = int(path.read_text()) + 1 if path.exists() else 1
-    with written_aside(path) as aside:
+    attempt = num_attempts(storage, key) + 1
+    with written_aside(_attempts(storage, key)) as aside:
         aside.write_text(str(attempt))
     return attempt
+
+
+def _attempts(storage: Storage, key: str) -> Path:
+    return storage.trial(key) / "attempts"

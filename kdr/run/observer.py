@@ -19,7 +19,7 @@ class TrialProgress:
     """The searched metric at the last evaluated epoch."""
     parameters: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
-    """Why it failed."""
+    """Why it failed, or is started again."""
 
 
 class Observer(Protocol):

@@ -23,6 +23,7 @@ QUIET = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     # Tune's own snapshots of the experiment are never read: the log is a study's memory.
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the observer is told, without a traceback
     "TUNE_WARN_THRESHOLD_S": "60",
 }
 

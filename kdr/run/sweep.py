@@ -14,6 +14,7 @@ from kdr.results.schema import Role
 from kdr.results.writer import LogWriter
 from kdr.run.early_stopping import make_scheduler
 from kdr.run.history import History
+from kdr.run.interruption import Interruption
 from kdr.run.kept_weights import KeptWeights
 from kdr.run.observer import Observer
 from kdr.run.ray_session import TrialResources
@@ -121,7 +122,7 @@ class Sweep:
             max_crashes=MAX_CRASHES,
             kept_weights=kept,
         )
-        tune.Tuner(
+        tuner = tune.Tuner(
             actor,
             param_space=space,
             tune_config=tune.TuneConfig(
@@ -138,11 +139,16 @@ class Sweep:
                 callbacks=[events],
                 failure_config=tune.FailureConfig(max_failures=MAX_CRASHES),
             ),
-        ).fit()
-        events.close()
+        )
+        interruption = Interruption()
+        try:
+            with interruption:
+                tuner.fit()
+        finally:
+            events.close()
         self.num_run += events.num_run if role == "student" else 0
         self.num_failed += events.num_failed
-        self.interrupted |= events.interrupted
+        self.interrupted |= interruption.happened
 
     def _config_of(self, trial: Trial, *, parameters: dict[str, Any], trials_known: int) -> dict[str, Any]:
         self._plan(trial, parameters)

@@ -7,10 +7,11 @@ from typing import Any
 from ray import tune
 
 from kdr.config.study import Study
+from kdr.results.reader import known_keys, read_log
 from kdr.results.schema import Event, Role
 from kdr.results.writer import LogWriter
 from kdr.run.kept_weights import KeptWeights
-from kdr.run.logged_fit import LoggedTrial
+from kdr.run.logged_fit import LoggedTrial, num_attempts
 from kdr.run.observer import Observer, TrialProgress
 from kdr.run.trial_actor import trial_from
 from kdr.storage import Storage
@@ -43,7 +44,6 @@ class TrialEvents(tune.Callback):
         kept_weights: KeptWeights | None = None,
     ) -> None:
         self.num_run = self.num_failed = 0
-        self.interrupted = False
         self._study, self._storage, self._observer = study, storage, observer
         self._role, self._metric, self._numbers, self._max_crashes = role, metric, numbers, max_crashes
         self._kept_weights = kept_weights
@@ -78,6 +78,10 @@ class TrialEvents(tune.Callback):
             self._tell(trial, "completed")
         self._ended(trial)
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The process of a trial has died, and the trial is about to go on in another one."""
+        self._tell(trial, "running", reason="its process died; it goes on from its checkpoint")
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The process of a trial has died more often than it is started again."""
         self.num_run, self.num_failed = self.num_run + 1, self.num_failed + 1
@@ -89,10 +93,12 @@ class TrialEvents(tune.Callback):
 
     def close(self) -> None:
         """Writes what was interrupted: everything that has begun and not ended when Tune returns."""
-        for trial in list(self._running.values()):
-            self.interrupted = True
-            self._write(trial, "interrupted", reason="the study was interrupted")
-            self._tell(trial, "interrupted")
+        # a trial may have ended after Tune stopped listening: its own process has written so
+        ended = known_keys(read_log(self._storage)) if self._running else frozenset()
+        for trial in self._running.values():
+            if trial.config["trial"]["key"] not in ended:
+                self._write(trial, "interrupted", reason="the study was interrupted")
+                self._tell(trial, "interrupted")
 
     def _ended(self, trial: Any) -> None:
         self._running.pop(trial.trial_id, None)
@@ -108,7 +114,7 @@ class TrialEvents(tune.Callback):
             role=self._role,
             parameters=given["parameters"],
             trials_known=given["trials_known"],
-            attempt=result.get("attempt", 1),
+            attempt=num_attempts(self._storage, given["key"]) or 1,
             reached=result.get("reached", {}),
         ).event(event, **columns)
 

@@ -1,0 +1,295 @@
+"""A study that is cut off, in every way that happens: Ctrl-C, a killed driver, a killed trial. The same command goes on."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Set
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ray.tune.tune import _setup_signal_catching
+
+import kdr
+from kdr.config.study import Study, read_study
+from kdr.results.reader import Log, TrialState, read_log
+from kdr.run.interruption import Interruption
+from kdr.run.logged_fit import teacher_of
+from kdr.run.trial_identity import trial_maker
+from kdr.storage import Storage
+from kdr.training.fit import fit
+
+EPOCHS, TRIALS = 5, 3
+TRAINING = {"batch_size": 8, "optimizer": "adamw", "lr": 1e-3, "schedule": "constant"}
+MOBILENET = {"backbone": "mobilenet_v3_small", "fpn_channels": 32}
+STUDY: dict[str, Any] = {
+    "study": "cut-off",
+    "trial": {
+        "data": {"dataset": "shapes", "image_size_px": 64, "num_train": 56, "num_val": 8, "search_split": 8},
+        "teacher": {**MOBILENET, "training": {**TRAINING, "epochs": 1}},
+        "student": MOBILENET,
+        "distill": {"kdr": {}},
+        "training": {**TRAINING, "epochs": EPOCHS},
+    },
+    "search": {"trials": TRIALS, "parameters": {"distill.kdr.weight": {"float": [0.1, 50], "log": True}}},
+    "resources": {"max_concurrent": 1},
+}
+
+
+AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
+"""Of a killed Ray they stay for about a minute, idle, and try to report it."""
+
+
+class Run:
+    """`orchestrate.py run` in a process, and a session, of its own; everything that it starts is in that session."""
+
+    def __init__(self, study: Path, storage: Storage) -> None:
+        self.storage = storage
+        self._output = (storage.root / "output.txt").open("w+")
+        command = [sys.executable, Path(kdr.__file__).parents[1] / "orchestrate.py", "run", study, "--storage", storage.root]
+        self.driver = subprocess.Popen(
+            command,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def wait_for(self, what: str, condition: Callable[[], Any], timeout_s: float = 90) -> Any:
+        """Waits until a condition holds, and says what."""
+        end = time.monotonic() + timeout_s
+        while not (found := condition()):
+            assert self.driver.poll() is None, f"the run ended before {what}:\n{self.text()}"
+            assert time.monotonic() < end, f"waited in vain for {what}:\n{self.text()}"
+            time.sleep(0.05)
+        return found
+
+    def ended(self, timeout_s: float = 120) -> int:
+        """The exit code of the driver."""
+        return self.driver.wait(timeout_s)
+
+    def text(self) -> str:
+        """What it has printed so far."""
+        return Path(self._output.name).read_text()
+
+    def processes(self) -> dict[int, str]:
+        """Processes of this run that are alive, by id with their command lines."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                state, _parent, _group, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+                if int(session) == self.driver.pid and state != "Z":
+                    found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ").strip()
+            except (OSError, ValueError):
+                continue  # it has just ended
+        return found
+
+    def trial_process(self) -> int | None:
+        """The process that trains, by the name that Ray gives to a trainable with resources."""
+        return next((pid for pid, command in self.processes().items() if command.startswith("ray::ResourceTrainable")), None)
+
+    def close(self) -> None:
+        """Ends what is left, each process by its id."""
+        for pid in self.processes():
+            os.kill(pid, signal.SIGKILL)
+        self.driver.wait()
+        self._output.close()
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Storage]:
+    """The study, and a storage with its data and its trained teacher: what is interrupted here are the students."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("prepared")
+    path, storage = folder / "study.yaml", Storage.at(folder / "runs")
+    path.write_text(json.dumps(STUDY))  # JSON is YAML
+    study = read_study(path)
+    teacher = teacher_of(trial_maker(study, storage)(study.base))
+    assert teacher is not None
+    list(fit(teacher, storage=storage))
+    return path, storage
+
+
+@pytest.fixture
+def begin(prepared: tuple[Path, Storage], tmp_path: Path) -> Iterator[Callable[[], Run]]:
+    """Begins the study, or goes on with it, in a storage of the test's own; nothing that it starts outlives the test."""
+    path, storage = prepared
+    shutil.copytree(storage.root, tmp_path / "runs")
+    runs: list[Run] = []
+
+    def start() -> Run:
+        runs.append(Run(path, Storage.at(tmp_path / "runs")))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.close()
+
+
+def students(log: Log) -> list[TrialState]:
+    return [state for state in log.states_of("cut-off").values() if state.role == "student"]
+
+
+def events(log: Log, key: str) -> list[tuple[int, str]]:
+    rows = sorted(log.trials.to_pylist(), key=lambda row: row["time"])
+    return [(row["attempt"], row["event"]) for row in rows if row["key"] == key]
+
+
+def second_trial_is_under_way(storage: Storage) -> Callable[[], str | None]:
+    """Its key, once the first trial is completed and the second has a checkpoint of at least two epochs."""
+
+    def key() -> str | None:
+        states = students(read_log(storage))
+        checkpoints = [path.parent.name for path in storage.root.glob("trials/*/checkpoint.pt")]
+        if len(states) < 2 or states[0].state != "completed" or not checkpoints:
+            return None
+        saved = torch.load(storage.trial(checkpoints[0]) / "checkpoint.pt", weights_only=True)
+        return checkpoints[0] if saved["progress"]["epoch"] >= 2 else None
+
+    def seen() -> str | None:
+        try:
+            return key()
+        except (FileNotFoundError, EOFError, RuntimeError):
+            return None  # the trial has just ended
+
+    return seen
+
+
+def check_everything_ran_once(storage: Storage) -> None:
+    """Every trial of the budget is completed, with each of its epochs once in the log."""
+    log = read_log(storage)
+    assert [(state.state, state.epoch) for state in students(log)] == [("completed", EPOCHS)] * TRIALS
+    for state in students(log):
+        assert log.epochs_of(state.key)["epoch"].to_pylist() == list(range(1, EPOCHS + 1))
+        assert [event for _, event in events(log, state.key)].count("completed") == 1
+    assert not log.damaged
+    assert not list(storage.root.glob("trials/*/checkpoint.pt"))
+
+
+def check_bits(study: Study, storage: Storage, key: str, undisturbed: Storage) -> None:
+    """The log of a trial has the numbers of the same trial run alone, to the last bit."""
+    log = read_log(storage)
+    parameters = json.loads(next(row["parameters"] for row in log.arms_of("cut-off") if row["key"] == key))
+    trial = trial_maker(study, undisturbed)(study.trial_with(parameters))
+    assert trial.key == key
+    alone = list(fit(trial, storage=undisturbed))
+    logged = log.epochs_of(key).to_pylist()
+    assert [dict(row["losses"]) for row in logged] == [epoch.losses for epoch in alone]
+    assert [row["AP"] for row in logged] == [epoch.evaluation.metrics["AP"] for epoch in alone if epoch.evaluation]
+
+
+def check_nothing_is_left(run: Run, *, within_s: float, but_for: Set[str] = frozenset()) -> None:
+    end = time.monotonic() + within_s
+    while not (left := set(run.processes().values())) <= but_for:
+        assert time.monotonic() < end, left
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def _handlers_given_back() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_handlers_given_back")
+def test_ctrl_c_is_noticed_whatever_tune_is_doing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    before = signal.getsignal(signal.SIGINT)
+    with Interruption() as interruption:
+        heard = _setup_signal_catching()  # Tune's own
+        os.kill(os.getpid(), signal.SIGINT)
+        assert heard.wait(5)
+    assert interruption.happened
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.usefixtures("_handlers_given_back")
+def test_after_tune_ctrl_c_is_heard_again() -> None:
+    with Interruption() as interruption:
+        _setup_signal_catching()
+    assert not interruption.happened
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_in_another_thread_there_is_no_signal_to_hear() -> None:
+    seen: list[bool] = []
+
+    def run() -> None:
+        with Interruption() as interruption:
+            pass
+        seen.append(interruption.happened)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [False]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(begin: Callable[[], Run]) -> None:
+    first = begin()
+    cut_off = first.wait_for("the second trial", second_trial_is_under_way(first.storage))
+    os.killpg(first.driver.pid, signal.SIGINT)  # a terminal sends it to every process of the group
+    assert first.ended() == 130, first.text()
+    assert "Interrupted: what was finished is kept. The same command continues." in first.text()
+    assert "Traceback" not in first.text()
+    check_nothing_is_left(first, within_s=10)
+    log = read_log(first.storage)
+    assert events(log, cut_off) == [(1, "started"), (1, "interrupted")]
+    assert [state.state for state in students(log)] == ["completed", "interrupted"]
+
+    second = begin()
+    assert second.ended() == 0, second.text()
+    assert f"{TRIALS} trials, 1 of them known, 1 at a time" in second.text()
+    assert "2 trials run in" in second.text()
+    log = read_log(first.storage)
+    assert events(log, cut_off) == [(1, "started"), (1, "interrupted"), (2, "resumed"), (2, "completed")]
+    check_everything_ran_once(first.storage)
+    check_nothing_is_left(second, within_s=10)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_driver_takes_ray_along_and_no_trial_is_lost_or_doubled(
+    begin: Callable[[], Run], prepared: tuple[Path, Storage]
+) -> None:
+    first = begin()
+    cut_off = first.wait_for("the second trial", second_trial_is_under_way(first.storage))
+    first.driver.kill()
+    second = begin()  # at once: what is left of the first run must not disturb it
+    check_nothing_is_left(first, within_s=20, but_for=AGENTS)
+    assert second.ended() == 0, second.text()
+    log = read_log(first.storage)
+    assert events(log, cut_off) == [(1, "started"), (2, "resumed"), (2, "completed")]
+    check_everything_ran_once(first.storage)
+    path, undisturbed = prepared
+    check_bits(read_study(path), first.storage, cut_off, undisturbed)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_trial_is_started_again_from_its_checkpoint(begin: Callable[[], Run], prepared: tuple[Path, Storage]) -> None:
+    run = begin()
+    process = run.wait_for("a trial's process", run.trial_process)
+    cut_off = run.wait_for("the second trial", second_trial_is_under_way(run.storage))
+    os.kill(process, signal.SIGKILL)
+    assert run.ended() == 0, run.text()
+    assert re.search(r"2  epoch \d/5  running  AP \S+  its process died; it goes on from its checkpoint\n", run.text())
+    assert "Traceback" not in run.text()
+    assert f"{TRIALS} trials run in" in run.text()
+    log = read_log(run.storage)
+    assert events(log, cut_off) == [(1, "started"), (2, "resumed"), (2, "completed")]
+    check_everything_ran_once(run.storage)
+    path, undisturbed = prepared
+    check_bits(read_study(path), run.storage, cut_off, undisturbed)
