@@ -97,9 +97,10 @@ def _facts(plan: "StudyPlan", unknown: str, storage: "Storage") -> dict[str, obj
         if search.hours is not None:
             facts["hours"] = search.hours
     facts["trials"] = "as many as the hours allow" if plan.num_trials is None else plan.num_trials
-    if plan.num_certain:
-        counted = f"cannot be counted here: {unknown}" if plan.num_known is None else f"{plan.num_known} of {plan.num_certain}"
-        facts["known already"] = counted
+    if unknown:
+        facts["known already"] = f"cannot be counted here: {unknown}"
+    elif plan.num_certain:
+        facts["known already"] = f"{plan.num_known} of {plan.num_certain}"
     facts["log"] = str(storage.log)
     return facts
 

@@ -41,6 +41,9 @@ class DetectorConfig(Settings):
     """Channels of the FPN and of the head."""
     norm: Literal["batch", "frozen"] = "batch"
     """Batch normalisation of the backbone: `batch` trains it, `frozen` keeps statistics and affine parameters fixed."""
+    norm_momentum: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of each batch in the running statistics of `norm: batch`. Unset: the network's own, 0.1 in resnets and 0.01 in
+    mobilenets, whose statistics then lag hundreds of steps behind: too slow for a short training from scratch."""
     head_norm: Literal["none", "group"] | None = None
     """Normalisation in the head. Unset: as torchvision has it, none in RetinaNet and group norm in FCOS."""
     anchor_scale: Annotated[float, Field(ge=0.25)] | None = None

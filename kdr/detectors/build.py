@@ -35,6 +35,10 @@ def build_detector(config: DetectorConfig, categories: Sequence[str], *, seed: i
         # torch.manual_seed would reseed the GPUs as well, which the fork does not give back
         torch.default_generator.manual_seed(address(seed, "detector"))
         model = torchvision_model(config, len(categories))
+    if config.norm_momentum is not None:
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = config.norm_momentum
     return Detector(config, model, categories, KINDS[config.detector])
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 from torchvision.models.detection import fcos_resnet50_fpn, retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2
 
 from kdr.config.detector import DetectorConfig
@@ -76,3 +77,13 @@ def test_students_are_built_from_their_settings_too():
 def test_options_reach_torchvisions_class():
     model = torchvision_model(DetectorConfig(**SMALL), 2, min_size=320, detections_per_img=7)
     assert (model.transform.min_size, model.detections_per_img) == ((320,), 7)
+
+
+def test_the_momentum_of_running_statistics_is_the_networks_own_or_as_set() -> None:
+    def momenta(**settings: float) -> set[float | None]:
+        config = DetectorConfig(backbone="mobilenet_v3_small", fpn_channels=32, **settings)
+        detector = build_detector(config, ["a", "b"], seed=0)
+        return {module.momentum for module in detector.modules() if isinstance(module, nn.BatchNorm2d)}
+
+    assert momenta() == {0.01}
+    assert momenta(norm_momentum=0.25) == {0.25}
