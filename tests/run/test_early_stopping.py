@@ -75,9 +75,10 @@ def test_a_trial_that_goes_on_after_a_kill_is_the_one_that_the_rule_has_seen(
     past = {f"past {number}": curve for number, curve in enumerate(others)}
     curve = curve_to(0.9)
     first = {epoch: value for epoch, value in curve.items() if epoch <= cut_at}
+    if run_trial(scheduler_of(stop_early, past), "cut off", curve) <= cut_at:
+        return  # stopped before it could be killed
     uncut = scheduler_of(stop_early, past)
-    if run_trial(uncut, "cut off", first) < cut_at:
-        return  # stopped before
+    run_trial(uncut, "cut off", first)
     trial_ends = run_trial(uncut, "cut off", {epoch: value for epoch, value in curve.items() if epoch > cut_at})
     resumed = scheduler_of(stop_early, past | {"cut off": first})
     again_from_the_checkpoint = {epoch: value for epoch, value in curve.items() if epoch >= cut_at}
