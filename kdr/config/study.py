@@ -27,8 +27,8 @@ _PATH_SETTINGS = (
 class Resources(Settings):
     """What one trial may use. Nothing here changes its numbers, but for `workers`, which is in its key."""
 
-    workers: Count = 1
-    """Processes that train one trial together."""
+    workers: Annotated[int, Field(ge=1, le=1)] = 1
+    """Processes that train one trial together; 1 is all there is so far."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     """CPU cores of each worker."""
     gpus_per_worker: Literal["auto"] | NonNegative = "auto"
