@@ -19,7 +19,7 @@ from kdr.results.schema import ArmRow, EpochRow, TrialEvent
 from kdr.results.writer import LogWriter
 from kdr.storage import Storage
 
-settings.register_profile("kdr", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile("kdr", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("kdr")
 
 

@@ -39,7 +39,7 @@ def digest(module: nn.Module) -> str:
 
 
 @pytest.mark.parametrize("detector", ["retinanet", "fcos"])
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_without_distillation_losses_and_weights_are_those_of_a_plain_torchvision_loop(
     make: Make, run: Run, storage: Storage, shared: SharedParts, detector: str, optimizer: str
 ) -> None:
@@ -83,6 +83,7 @@ def test_without_distillation_losses_and_weights_are_those_of_a_plain_torchvisio
         assert torch.equal(value, student.model.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_a_trial_stopped_after_an_epoch_continues_to_the_same_bits(
     make: Make, run: Run, storage: Storage, shared: SharedParts
 ) -> None:
@@ -101,6 +102,7 @@ def test_a_trial_stopped_after_an_epoch_continues_to_the_same_bits(
     assert (storage.trial(trial.key) / "student.pt").read_bytes() == weights
 
 
+@pytest.mark.slow
 def test_a_trial_gives_the_same_bits_as_first_and_as_fifth_of_its_process(make: Make, run: Run, storage: Storage) -> None:
     trial = make({"training.epochs": 1})
     others = [make({"training.epochs": 1, "distill.kdr.weight": weight}) for weight in (0.5, 20.0)]
@@ -131,12 +133,14 @@ def test_every_term_is_reported_unweighted_and_weighted(make: Make, run: Run) ->
     assert all(norm > 0 for norm in last.gradient_norms.values())
 
 
+@pytest.mark.slow
 def test_arms_with_one_seed_see_the_same_first_batches(make: Make, run: Run) -> None:
     hashes = [[epoch.first_batch_hash for epoch in run(make(changes))] for changes in ({}, OFF, {"distill.kdr.weight": 9.0})]
     assert hashes[0] == hashes[1] == hashes[2]
     assert hashes[0] != [epoch.first_batch_hash for epoch in run(make({"seed": 1}))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
