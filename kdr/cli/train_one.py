@@ -28,6 +28,8 @@ def command(
 
     Example: python orchestrate.py train best.yaml --set training.epochs=24
     """
+    import logging
+
     import torch
     from rich.console import Console
 
@@ -43,6 +45,8 @@ def command(
 
     chosen, place, console = read_study(study, set_ or ()), Storage.at(storage), Console()
     place.check_writable()
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("kdr").setLevel(logging.INFO)  # what was loaded from which weights
     splits = open_splits(chosen.base.data, place)
     console.out(f"training: {splits.train.summary()}\nevaluation: {splits.evaluation.summary()}", highlight=False)
     trial = trial_maker(chosen, place)(chosen.base)

@@ -121,7 +121,7 @@ class EpochRow:
     gradient_norms: Mapping[str, float] | None = None
     """Norms at the FPN outputs, of the detection and of the distillation loss."""
     extras: Mapping[str, float] | None = None
-    """Further numbers of the methods, such as the scale of each review link."""
+    """Further numbers: of the methods, such as the scale of each review link, and the shares of keys loaded."""
     lr: float | None = None
     """Learning rate at the end of the epoch."""
     seconds: float | None = None

@@ -122,7 +122,7 @@ def _run_epoch(
         images_seen=progress.images_seen + images,
         peak_memory_bytes=torch.cuda.max_memory_allocated(state.device) if state.device.type == "cuda" else None,
         first_batch_hash=batch_hash,
-        extras=state.method_numbers(),
+        extras=state.numbers(),
         evaluation=evaluation,
         is_last=is_last,
     )

@@ -1,6 +1,7 @@
 """What trials share: data sets and teachers are opened once per process, however many trials it runs."""
 
 import json
+import logging
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +19,8 @@ from kdr.distill.statistics import LevelStd
 from kdr.errors import WeightsError
 from kdr.randomness import address
 from kdr.storage import Storage, written_aside
+
+_log = logging.getLogger(__name__)
 
 STATISTICS_BATCHES = 50
 """Batches of images over which the teacher's feature statistics are taken."""
@@ -78,7 +81,8 @@ class SharedParts:
             teacher = open_student(path)
         else:
             teacher = build_detector(config, categories, seed=0)
-            load_configured_weights(teacher)
+            for report in load_configured_weights(teacher):
+                _log.info("teacher: %s", report.line())
         match_labels(teacher.categories, categories, config.labels)
         return teacher.eval().requires_grad_(False)
 

@@ -1,5 +1,6 @@
 """A trial made ready to train: student, teacher, methods, optimiser, schedule and batches, built from its settings."""
 
+import logging
 from dataclasses import dataclass
 from typing import cast
 
@@ -18,6 +19,8 @@ from kdr.training.distilled_student import DistilledStudent
 from kdr.training.optimisation import make_optimizer, make_schedule
 from kdr.training.shared_parts import SharedParts
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass
 class TrainingState:
@@ -31,6 +34,8 @@ class TrainingState:
     training: TrainingBatches
     evaluation: EvaluationBatches
     device: torch.device
+    loaded: dict[str, float]
+    """Shares of keys that weights filled in the student, by `loaded.part` and `inherited.part`; empty without weights."""
     shares_pixels: bool
     """Whether student and teacher normalise alike, so that pixels are normalised once."""
 
@@ -39,9 +44,11 @@ class TrainingState:
         self.training.close()
         self.evaluation.close()
 
-    def method_numbers(self) -> dict[str, float]:
-        """Further numbers of the methods, by `method.name`: such as the residual scale of each of KDR's review links."""
-        return {
+    def numbers(self) -> dict[str, float]:
+        """Further numbers for the log: of the methods by `method.name`, such as the residual scale of each of KDR's review
+        links; and which shares of the student's keys were loaded.
+        """
+        return self.loaded | {
             f"{name}.{number}": float(value)
             for name, method in self.model.methods.items()
             for number, value in cast(Method, method).logged_numbers().items()
@@ -63,7 +70,7 @@ def prepare(trial: Trial, shared: SharedParts, device: torch.device, loader_work
         splits.evaluation, config.data, batch_size=config.training.batch_size, num_workers=loader_workers
     )
     teacher = shared.teacher(trial, device) if config.needs_teacher else None
-    student = build_student(config, splits.categories, teacher)
+    student, loaded = build_student(config, splits.categories, teacher)
     methods = _build_methods(trial, student, teacher, shared, device, total_steps=config.training.epochs * len(training))
     memory_format = torch.channels_last if config.training.channels_last else torch.contiguous_format
     model = DistilledStudent(student, methods).to(device, memory_format=memory_format)  # type: ignore[call-overload]
@@ -77,17 +84,23 @@ def prepare(trial: Trial, shared: SharedParts, device: torch.device, loader_work
         training=training,
         evaluation=evaluation,
         device=device,
+        loaded=loaded,
         shares_pixels=teacher is not None and _normalise_alike(student, teacher),
     )
 
 
-def build_student(config: TrialConfig, categories: tuple[str, ...], teacher: Detector | None) -> Detector:
-    """The student before its first step: initial weights from the seed, then those of files and of the teacher."""
+def build_student(
+    config: TrialConfig, categories: tuple[str, ...], teacher: Detector | None
+) -> tuple[Detector, dict[str, float]]:
+    """The student before its first step, and what was loaded: initial weights from the seed, then files, then the teacher's."""
     student = build_detector(config.student, categories, seed=config.seed, new_classes=True)
-    load_configured_weights(student)
+    reports = [("loaded", report) for report in load_configured_weights(student)]
     if config.student.inherit and teacher is not None:
-        inherit(student, teacher)
-    return student
+        reports.append(("inherited", inherit(student, teacher)))
+    for _, report in reports:
+        _log.info("student: %s", report.line())
+    parts = {"loaded": ("backbone", "neck", "head"), "inherited": ("neck", "head")}
+    return student, {f"{way}.{part}": getattr(report, part) for way, report in reports for part in parts[way]}
 
 
 def _normalise_alike(student: Detector, teacher: Detector) -> bool:

@@ -46,7 +46,8 @@ def test_the_format_changes_only_with_its_version():
     assert text["epochs"] == (
         f"study:string! key:string! attempt:int64! epoch:int64! step:int64! time:timestamp[us, tz=UTC]! {metrics} "
         f"ap_per_class:{number_map} losses:{number_map} weighted_losses:{number_map} gradient_norms:{number_map} "
-        f"extras:{number_map} lr:double seconds:double eval_seconds:double images_per_s:double images_seen:int64 peak_memory_bytes:int64 first_batch_hash:string"
+        f"extras:{number_map} lr:double seconds:double eval_seconds:double images_per_s:double images_seen:int64 "
+        "peak_memory_bytes:int64 first_batch_hash:string"
     )
     assert text["trials"] == (
         "study:string! key:string! event:string! config:string! attempt:int64! time:timestamp[us, tz=UTC]! role:string! "

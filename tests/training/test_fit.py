@@ -162,6 +162,20 @@ def test_epochs_between_evaluations_have_none_and_the_last_has_one(make: Make, r
     assert [epoch.evaluation is not None for epoch in epochs] == [False, True, True]
 
 
+def test_the_shares_of_loaded_and_inherited_keys_are_told(make: Make, run: Run, storage: Storage) -> None:
+    plain = make(OFF | {"training.epochs": 1})
+    assert run(plain)[-1].extras == {}
+    file = str(storage.trial(plain.key) / "student.pt")
+    loaded = run(make({"training.epochs": 1, "student.weights": file, "student.inherit": True, "distill": {}}))[-1].extras
+    assert {name: loaded[name] for name in ("loaded.backbone", "loaded.neck", "loaded.head")} == {
+        "loaded.backbone": 1.0,
+        "loaded.neck": 1.0,
+        "loaded.head": 1.0,
+    }
+    assert loaded["inherited.head"] == 1.0
+    assert 0 < loaded["inherited.neck"] < 1  # lateral convolutions differ with the backbone
+
+
 def test_a_loss_that_is_no_number_ends_the_trial_by_name(make: Make, run: Run) -> None:
     trial = make(OFF | {"training.optimizer": "sgd", "training.lr": 1e30, "training.clip_norm": None, "training.warmup_steps": 0})
     with pytest.raises(TrialFailure, match=r"non_finite_loss: .*(classification|bbox_regression).* is NaN or infinite in epoch"):
