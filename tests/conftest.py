@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -21,6 +22,9 @@ from kdr.storage import Storage
 
 settings.register_profile("kdr", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("kdr")
+
+# A suite that is started in the background has Ctrl-C ignored, and would hand that on to the runs that it interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass

@@ -192,7 +192,7 @@ def test_every_room_is_in_the_table() -> None:
     [
         (("config", "plan", "results", "report"), ("torch", "ray")),
         (("data.fingerprint",), ("torch", "ray")),
-        (("data", "detectors", "distill", "training"), ("ray",)),
+        pytest.param(("data", "detectors", "distill", "training"), ("ray",), marks=pytest.mark.slow),
         (("cli.app",), ("torch", "ray", "duckdb", "pyarrow", "scipy", "optuna")),
     ],
     ids=lambda names: "+".join(names),

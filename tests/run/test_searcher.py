@@ -135,6 +135,7 @@ def peaked(point: Point) -> float:
     return (near_weight * near_share * right_links + attention) * (1 - 0.05 * len(point["distill.kdr.pyramid_scales"]))
 
 
+@pytest.mark.slow
 def test_tpe_finds_better_trials_than_random_draws(tmp_path: Path) -> None:
     means = {}
     for sampler in ("tpe", "random"):

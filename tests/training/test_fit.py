@@ -38,7 +38,7 @@ def digest(module: nn.Module) -> str:
     ).hexdigest()
 
 
-@pytest.mark.parametrize("detector", ["retinanet", "fcos"])
+@pytest.mark.parametrize("detector", ["retinanet", pytest.param("fcos", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("optimizer", ["sgd", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_without_distillation_losses_and_weights_are_those_of_a_plain_torchvision_loop(
     make: Make, run: Run, storage: Storage, shared: SharedParts, detector: str, optimizer: str
@@ -113,6 +113,7 @@ def test_a_trial_gives_the_same_bits_as_first_and_as_fifth_of_its_process(make: 
     assert numbers(run(trial, shared=fresh)) == numbers(first)
 
 
+@pytest.mark.slow
 def test_the_teacher_is_the_same_after_training_and_stays_in_evaluation_mode(make: Make, run: Run, shared: SharedParts) -> None:
     trial = make()
     teacher = shared.teacher(trial, torch.device("cpu"))
@@ -157,11 +158,13 @@ def test_other_settings_train_too(make: Make, run: Run, changes: dict[str, Any])
     assert last.evaluation is not None
 
 
+@pytest.mark.slow
 def test_epochs_between_evaluations_have_none_and_the_last_has_one(make: Make, run: Run) -> None:
     epochs = run(make(OFF | {"training.epochs": 3, "training.eval_every_epochs": 2}))
     assert [epoch.evaluation is not None for epoch in epochs] == [False, True, True]
 
 
+@pytest.mark.slow
 def test_the_shares_of_loaded_and_inherited_keys_are_told(make: Make, run: Run, storage: Storage) -> None:
     plain = make(OFF | {"training.epochs": 1})
     assert run(plain)[-1].extras == {}
@@ -192,6 +195,7 @@ def test_running_out_of_memory_ends_the_trial_by_name(make: Make, storage: Stora
         list(fit(trial, storage=storage, shared=shared, track=starving))
 
 
+@pytest.mark.slow
 def test_a_finished_trial_leaves_its_weights_and_no_checkpoint(make: Make, run: Run, storage: Storage) -> None:
     trial = make(OFF)
     run(trial)
