@@ -20,6 +20,9 @@ from kdr.results.schema import ArmRow, EpochRow, TrialEvent
 from kdr.results.writer import LogWriter
 from kdr.storage import Storage
 
+# One thread, here and in what the tests start: the tensors are small, and threads that wait for each other cost more.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 settings.register_profile("kdr", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("kdr")
 

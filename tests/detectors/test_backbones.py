@@ -18,6 +18,7 @@ def trained_parts(backbone: nn.Module) -> set[str]:
     return {name.split(".")[0] for name, parameter in backbone.body.named_parameters() if parameter.requires_grad}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_levels_lie_at_strides_8_to_128_in_the_width_asked_for(name):
     with STRUCTURE:

@@ -13,6 +13,7 @@ from kdr.randomness import address
 SMALL = {"backbone": "mobilenet_v3_small", "fpn_channels": 32}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "theirs"),
     [

@@ -39,6 +39,7 @@ def detections_of(detector, batch) -> list[dict[str, Tensor]]:
     return detector.detections(detector.features(pixels), pixels, batch.image_sizes)
 
 
+@pytest.mark.slow
 def test_gradients_reach_every_parameter(detector, random_batch):
     batch = random_batch([(96, 96), (64, 90)], num_boxes=[4, 2])
     sum(losses_of(detector, batch).values()).backward()
@@ -48,6 +49,7 @@ def test_gradients_reach_every_parameter(detector, random_batch):
     assert starved == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("image_sizes", "num_boxes"),
     [
@@ -116,6 +118,7 @@ def test_the_state_dict_is_torchvisions_and_loads_strictly(built):
     plain.load_state_dict(built.model.state_dict(), strict=True)
 
 
+@pytest.mark.slow
 def test_a_deep_copy_gives_the_same_losses_and_shares_nothing(detector, random_batch):
     batch = random_batch([(64, 64)], num_boxes=[2])
     twin = copy.deepcopy(detector)

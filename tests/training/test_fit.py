@@ -124,6 +124,7 @@ def test_the_teacher_is_the_same_after_training_and_stays_in_evaluation_mode(mak
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in teacher.parameters())
 
 
+@pytest.mark.slow
 def test_every_term_is_reported_unweighted_and_weighted(make: Make, run: Run) -> None:
     last = run(make({"distill.kdr.ramp": 0, "distill.kdr.weight": 4.0, "distill.kdr.foreground_share": 0.75}))[-1]
     assert set(last.losses) == {"classification", "bbox_regression", "kdr.foreground", "kdr.background"}
