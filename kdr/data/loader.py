@@ -127,11 +127,23 @@ class EvaluationBatches:
         data: resizing.
         batch_size: images of a batch.
         num_workers: processes that load; 0 loads in this one.
+        rank: of this process.
+        num_ranks: processes that evaluate together; each gets whole batches, and every image is in one batch of one rank.
     """
 
-    def __init__(self, index: CocoIndex, data: ShapesData | CocoData, *, batch_size: int, num_workers: int = 0) -> None:
+    def __init__(
+        self,
+        index: CocoIndex,
+        data: ShapesData | CocoData,
+        *,
+        batch_size: int,
+        num_workers: int = 0,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> None:
         positions = [(0, position) for position in range(len(index))]
-        self._order = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
+        batches = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
+        self._order = batches[rank::num_ranks]
         self._batches = _Batches(_Samples(index, EvalTransform(data.resize), num_workers), self._order, data, num_workers)
 
     def __len__(self) -> int:

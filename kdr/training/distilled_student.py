@@ -1,5 +1,6 @@
 """A student and the distillation around it: one forward pass gives every loss term of a step."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from kdr.detectors.detector import Detector
 from kdr.distill.method import Term, weighted_sum
+from kdr.training.ranks import ALONE, Ranks
 
 
 class StepLosses(NamedTuple):
@@ -74,10 +76,15 @@ class DistilledStudent(nn.Module):
         return StepLosses(detection, terms, features)
 
 
-def gradient_norms(losses: StepLosses) -> dict[str, float]:
+def gradient_norms(losses: StepLosses, ranks: Ranks = ALONE) -> dict[str, float]:
     """Norms of the gradients at the FPN outputs, all levels together: of the detection loss, of each method, and the total.
 
     Leaves the graph in place. It reads numbers from the device: once an epoch, never in every step.
+
+    Args:
+        losses: of this rank's share of the batch.
+        ranks: the processes that train together. What they minimise is the mean of their losses, and each has FPN outputs of its
+            own, so the norm over all of them is the root of the sum of squares, divided by their number.
     """
     parts = {"detection": _sum(losses.detection.values(), losses.features[0].device)}
     parts |= {name: weighted_sum(terms) for name, terms in losses.terms.items()}
@@ -86,7 +93,10 @@ def gradient_norms(losses: StepLosses) -> dict[str, float]:
     norms["total"] = _norm(
         [sum(of_level, start=torch.zeros_like(of_level[0])) for of_level in zip(*gradients.values(), strict=True)]
     )
-    return norms
+    of_ranks = ranks.gathered(norms)
+    return (
+        {name: math.hypot(*(values[name] for values in of_ranks)) / ranks.count for name in norms} if ranks.count > 1 else norms
+    )
 
 
 def _sum(values: Iterable[Tensor], device: torch.device) -> Tensor:

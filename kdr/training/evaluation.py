@@ -12,19 +12,23 @@ from kdr.data.coco import CocoIndex, coco_ground_truth
 from kdr.data.loader import Batch
 from kdr.detectors.detector import Detector
 from kdr.training.metrics import COCO_METRICS, Evaluation
+from kdr.training.ranks import ALONE, Ranks
 
 logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
 
 
 @torch.no_grad()
-def evaluate(detector: Detector, batches: Iterable[Batch], index: CocoIndex, *, precision: torch.dtype) -> Evaluation:
+def evaluate(
+    detector: Detector, batches: Iterable[Batch], index: CocoIndex, *, precision: torch.dtype, ranks: Ranks = ALONE
+) -> Evaluation:
     """Measures a detector on a set of images; its training mode is restored afterwards.
 
     Args:
         detector: the detector, on the device where it is to run.
-        batches: the images of `index`, resized as for evaluation.
+        batches: the images of `index`, resized as for evaluation; of several ranks, this one's share of them.
         index: the images with their ground truth, crowd boxes included.
         precision: dtype of autocast; float32 runs without.
+        ranks: the processes that evaluate together; all of them get the result.
     """
     device = next(detector.parameters()).device
     was_training = detector.training
@@ -39,7 +43,8 @@ def evaluate(detector: Detector, batches: Iterable[Batch], index: CocoIndex, *, 
             rows.append(_detection_rows(found, batch, index.category_ids))
     finally:
         detector.train(was_training)
-    return coco_evaluation(coco_ground_truth(index), np.concatenate(rows) if rows else np.zeros((0, 7)))
+    found_by_all = np.concatenate([np.zeros((0, 7)), *(row for of_rank in ranks.gathered(rows) for row in of_rank)])
+    return ranks.from_first(lambda: coco_evaluation(coco_ground_truth(index), found_by_all))
 
 
 def coco_evaluation(ground_truth: dict[str, Any], detections: np.ndarray[Any, Any]) -> Evaluation:

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from kdr.config.trial import Trial, TrialConfig
 from kdr.data.loader import Batch, first_batch_hash
 from kdr.detectors.checkpoint_files import save_student
-from kdr.errors import TrialFailure
+from kdr.errors import StorageError, TrialFailure
 from kdr.randomness import address
 from kdr.storage import Storage
 from kdr.training.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -19,6 +20,7 @@ from kdr.training.evaluation import evaluate
 from kdr.training.loss_sums import LossSums
 from kdr.training.metrics import EpochMetrics, Evaluation
 from kdr.training.optimisation import AUTOCAST_DTYPES, clip_gradients
+from kdr.training.ranks import ALONE, Ranks
 from kdr.training.shared_parts import SharedParts
 from kdr.training.training_state import TrainingState, prepare
 
@@ -42,6 +44,7 @@ def fit(
     device: torch.device | None = None,
     loader_workers: int = 0,
     track: Track = untracked,
+    ranks: Ranks = ALONE,
 ) -> Iterator[EpochMetrics]:
     """Trains one trial and yields what each epoch measured, from its first to its last.
 
@@ -56,6 +59,8 @@ def fit(
         device: where to train; a GPU if there is one.
         loader_workers: processes that load images.
         track: shows progress within an epoch.
+        ranks: the processes that train this trial together, each of which iterates over its own `fit()` and gets the same
+            metrics; rank 0 writes the files. Where one raises alone, the others wait for it in vain: end them.
 
     Raises:
         TrialFailure: of kind `non_finite_loss`, `out_of_memory` or `bad_data`; the trial is over, a study goes on.
@@ -65,17 +70,15 @@ def fit(
     shared = shared or SharedParts(storage)
     folder = storage.trial(trial.key)
     with _failures_by_kind():
-        state = prepare(trial, shared, device, loader_workers)
+        state = prepare(trial, shared, device, loader_workers, ranks)
         try:
             progress = load_checkpoint(folder / "checkpoint.pt", state.parts())
+            _check_same_start(folder, progress, ranks)
             yield from progress.history
             while progress.epoch < trial.config.training.epochs:
                 metrics, progress = _run_epoch(trial.config, state, progress, shared, track)
-                if metrics.is_last:
-                    save_student(folder / "student.pt", state.model.student, extra={"trial": trial.key})
-                    (folder / "checkpoint.pt").unlink(missing_ok=True)
-                else:
-                    save_checkpoint(folder / "checkpoint.pt", progress, state.parts())
+                if ranks.is_first:
+                    _save(folder, trial, state, progress, is_last=metrics.is_last)
                 yield metrics
         finally:
             state.close()
@@ -87,9 +90,10 @@ def _run_epoch(
     epoch, begin = progress.epoch + 1, time.perf_counter()
     if state.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(state.device)
-    torch.manual_seed(address(config.seed, "epoch", epoch))
-    state.model.train()
-    sums = LossSums()
+    ranks = state.ranks
+    torch.manual_seed(address(config.seed, "epoch", epoch, *([ranks.rank] if ranks.rank else [])))
+    state.parallel.train()
+    sums = LossSums(ranks)
     norms: dict[str, float] = {}
     batch_hash, step, images = "", progress.step, 0
     batches = track(state.training.epoch(epoch), len(state.training), f"epoch {epoch}/{config.training.epochs}")
@@ -102,6 +106,7 @@ def _run_epoch(
         if step % STEPS_PER_LOSS_CHECK == 0:
             sums.check_finite(epoch, step)
     sums.check_finite(epoch, step)
+    ranks.share_buffers(state.model)
     lr = float(state.schedule.get_last_lr()[0])
     losses, weighted = sums.means()
     seconds = time.perf_counter() - begin
@@ -118,10 +123,10 @@ def _run_epoch(
         lr=lr,
         seconds=seconds,
         eval_seconds=eval_seconds,
-        images_per_s=images / seconds,
-        images_seen=progress.images_seen + images,
-        peak_memory_bytes=torch.cuda.max_memory_allocated(state.device) if state.device.type == "cuda" else None,
-        first_batch_hash=batch_hash,
+        images_per_s=images * ranks.count / seconds,
+        images_seen=progress.images_seen + images * ranks.count,
+        peak_memory_bytes=_peak_memory_bytes(state),
+        first_batch_hash="-".join(ranks.gathered(batch_hash)),
         extras=state.numbers(),
         evaluation=evaluation,
         is_last=is_last,
@@ -145,9 +150,9 @@ def _step(
                     else _formatted(state.teacher.pixels(on_device.images, batch.image_sizes), config)
                 )
                 teacher_features = state.teacher.features(teacher_pixels)
-        losses = state.model(pixels, batch.image_sizes, on_device.boxes, on_device.labels, teacher_features, step)
+        losses = state.parallel(pixels, batch.image_sizes, on_device.boxes, on_device.labels, teacher_features, step)
     total = losses.total()
-    norms = gradient_norms(losses) if with_norms else {}
+    norms = gradient_norms(losses, state.ranks) if with_norms else {}
     state.optimizer.zero_grad(set_to_none=True)
     state.scaler.scale(total).backward()
     state.scaler.unscale_(state.optimizer)
@@ -164,8 +169,34 @@ def _evaluate(config: TrialConfig, state: TrainingState, shared: SharedParts, tr
     begin = time.perf_counter()
     index = shared.splits(config.data).evaluation
     batches = track(iter(state.evaluation), len(state.evaluation), "evaluation")
-    found = evaluate(state.model.student, batches, index, precision=AUTOCAST_DTYPES[config.training.precision])
+    precision = AUTOCAST_DTYPES[config.training.precision]
+    found = evaluate(state.model.student, batches, index, precision=precision, ranks=state.ranks)
     return found, time.perf_counter() - begin
+
+
+def _save(folder: Path, trial: Trial, state: TrainingState, progress: Progress, *, is_last: bool) -> None:
+    if is_last:
+        save_student(folder / "student.pt", state.model.student, extra={"trial": trial.key})
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+    else:
+        save_checkpoint(folder / "checkpoint.pt", progress, state.parts())
+
+
+def _check_same_start(folder: Path, progress: Progress, ranks: Ranks) -> None:
+    """Refuses to train where ranks on different nodes do not see the same checkpoint."""
+    epochs = ranks.gathered(progress.epoch)
+    if len(set(epochs)) > 1:
+        raise StorageError(
+            f"{folder}: every node must see the same files, got checkpoints of the epochs {epochs} on the ranks. "
+            "Use a storage that all nodes share"
+        )
+
+
+def _peak_memory_bytes(state: TrainingState) -> int | None:
+    """Of the rank that took most."""
+    if state.device.type != "cuda":
+        return None
+    return max(state.ranks.gathered(torch.cuda.max_memory_allocated(state.device)))
 
 
 def _formatted(pixels: Tensor, config: TrialConfig) -> Tensor:

@@ -6,12 +6,18 @@ from torch import Tensor
 
 from kdr.errors import TrialFailure
 from kdr.training.distilled_student import StepLosses
+from kdr.training.ranks import ALONE, Ranks
 
 
 class LossSums:
-    """Sums of every loss term over an epoch, unweighted and weighted."""
+    """Sums of every loss term over an epoch, unweighted and weighted.
 
-    def __init__(self) -> None:
+    Args:
+        ranks: the processes that train together; means are taken over all of them, and what one finds, all find.
+    """
+
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        self._ranks = ranks
         self._plain: dict[str, Tensor] = {}
         self._weighted: dict[str, Tensor] = {}
         self._count = 0
@@ -31,10 +37,15 @@ class LossSums:
         plain, weighted = (
             {name: float(value) / self._count for name, value in sums.items()} for sums in (self._plain, self._weighted)
         )
-        return plain, weighted
+        of_ranks = self._ranks.gathered((plain, weighted))
+        return _mean([plain for plain, _ in of_ranks]), _mean([weighted for _, weighted in of_ranks])
 
     def check_finite(self, epoch: int, step: int) -> None:
         """Raises TrialFailure if any term has been NaN or infinite since the epoch began; sums pass that on."""
         bad = [name for name, value in self._plain.items() if not math.isfinite(float(value))]
-        if bad:
+        if bad := list(dict.fromkeys(name for names in self._ranks.gathered(bad) for name in names)):
             raise TrialFailure("non_finite_loss", f"{', '.join(bad)} is NaN or infinite in epoch {epoch}, by step {step}")
+
+
+def _mean(values: list[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(of_rank[name] for of_rank in values) / len(values) for name in values[0]}

@@ -17,6 +17,7 @@ from kdr.distill.methods import build_methods, needs_level_std
 from kdr.training.checkpoint import Stateful
 from kdr.training.distilled_student import DistilledStudent
 from kdr.training.optimisation import make_optimizer, make_schedule
+from kdr.training.ranks import ALONE, Ranks
 from kdr.training.shared_parts import SharedParts
 
 _log = logging.getLogger(__name__)
@@ -27,6 +28,9 @@ class TrainingState:
     """What changes while a trial trains, and what it trains on."""
 
     model: DistilledStudent
+    parallel: nn.Module
+    """The model as it is called in training: with several ranks, the wrapper that averages gradients."""
+    ranks: Ranks
     teacher: Detector | None
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
@@ -59,24 +63,25 @@ class TrainingState:
         return {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
 
 
-def prepare(trial: Trial, shared: SharedParts, device: torch.device, loader_workers: int) -> TrainingState:
+def prepare(trial: Trial, shared: SharedParts, device: torch.device, loader_workers: int, ranks: Ranks = ALONE) -> TrainingState:
     """Builds everything that one trial needs, at its beginning; a checkpoint is restored into `parts()`."""
     config = trial.config
     splits = shared.splits(config.data)
-    training = TrainingBatches(
-        splits.train, config.data, seed=config.seed, batch_size=config.training.batch_size, num_workers=loader_workers
-    )
-    evaluation = EvaluationBatches(
-        splits.evaluation, config.data, batch_size=config.training.batch_size, num_workers=loader_workers
-    )
+    loading = {"num_workers": loader_workers, "rank": ranks.rank, "num_ranks": ranks.count}
+    batch_size = config.training.batch_size
+    training = TrainingBatches(splits.train, config.data, seed=config.seed, batch_size=batch_size, **loading)
+    evaluation = EvaluationBatches(splits.evaluation, config.data, batch_size=batch_size // ranks.count, **loading)
     teacher = shared.teacher(trial, device) if config.needs_teacher else None
     student, loaded = build_student(config, splits.categories, teacher)
-    methods = _build_methods(trial, student, teacher, shared, device, total_steps=config.training.epochs * len(training))
+    total_steps = config.training.epochs * len(training)
+    methods = _build_methods(trial, student, teacher, shared, device, ranks, total_steps=total_steps)
     memory_format = torch.channels_last if config.training.channels_last else torch.contiguous_format
     model = DistilledStudent(student, methods).to(device, memory_format=memory_format)  # type: ignore[call-overload]
     optimizer = make_optimizer(config.training, model.student, model.methods)
     return TrainingState(
         model=model,
+        parallel=ranks.parallel(model, device),
+        ranks=ranks,
         teacher=teacher,
         optimizer=optimizer,
         schedule=make_schedule(config.training, optimizer, len(training)),
@@ -108,12 +113,21 @@ def _normalise_alike(student: Detector, teacher: Detector) -> bool:
 
 
 def _build_methods(
-    trial: Trial, student: Detector, teacher: Detector | None, shared: SharedParts, device: torch.device, total_steps: int
+    trial: Trial,
+    student: Detector,
+    teacher: Detector | None,
+    shared: SharedParts,
+    device: torch.device,
+    ranks: Ranks,
+    *,
+    total_steps: int,
 ) -> nn.ModuleDict:
     config = trial.config
     if teacher is None:
         return nn.ModuleDict()
-    std = shared.teacher_level_std(trial, device) if needs_level_std(config.distill) else None
+    std = None
+    if needs_level_std(config.distill):
+        std = ranks.from_first(lambda: shared.teacher_level_std(trial, device))
     return build_methods(
         config.distill,
         student=FeatureLevels(student.strides, student.channels),

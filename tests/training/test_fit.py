@@ -146,7 +146,7 @@ def test_arms_with_one_seed_see_the_same_first_batches(make: Make, run: Run) -> 
 @pytest.mark.parametrize(
     "changes",
     [
-        # 128 px: over a map of one cell oneDNN's bfloat16 weight gradient of a strided convolution reads memory that is not its own
+        # 128 px: over a map of one cell oneDNN's bfloat16 weight gradient of a strided convolution reads foreign memory
         {"training.precision": "bf16", "data.resize": {"square_px": 128}},
         {"training.channels_last": True},
         {"student.inherit": True},
