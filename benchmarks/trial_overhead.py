@@ -20,7 +20,7 @@ from typing import Any
 
 from kdr.config.study import Study, study_from
 from kdr.config.trial import Trial
-from kdr.run.ray_session import QUIET, TrialResources, ray_session
+from kdr.run.ray_session import QUIET, ray_session
 from kdr.run.trial_identity import trial_maker
 from kdr.storage import Storage
 
@@ -62,7 +62,7 @@ def ours(study: Study, storage: Storage, trials: list[Trial]) -> tuple[float, li
     from kdr.run.sweep import Sweep
 
     ends, begin = Ends(), time.perf_counter()
-    Sweep(study, storage, ends).run_trials(trials, TrialResources(cpus=1, gpus=0), 1)
+    Sweep(study, storage, ends).run_trials(trials, resources, 1)
     log = read_log(storage)
     training = [sum(row["seconds"] + row["eval_seconds"] for row in log.epochs_of(trial.key).to_pylist()) for trial in trials]
     gaps = [after - before for before, after in itertools.pairwise(ends.times)]

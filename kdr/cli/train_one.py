@@ -37,11 +37,11 @@ def command(
     from kdr.data.splits import open_splits
     from kdr.results.reader import read_log
     from kdr.results.writer import LogWriter
+    from kdr.run.engine import InlineEngine
     from kdr.run.logged_fit import LoggedTrial
     from kdr.run.study_arms import note_arm
     from kdr.run.trial_identity import trial_maker
     from kdr.storage import Storage
-    from kdr.training.shared_parts import SharedParts
 
     chosen, place, console = read_study(study, set_ or ()), Storage.at(storage), Console()
     place.check_writable()
@@ -59,12 +59,13 @@ def command(
             known = f"Known already: AP {state.metrics['AP']}, trial {trial.key}. Train it again with --rerun"
             console.out(known, highlight=False)
             return
-        for metrics in LoggedTrial(trial, log, place).epochs(
-            SharedParts(place),
+        engine = InlineEngine(
+            place,
             device=None if device is None else torch.device(device),
             loader_workers=chosen.resources.loader_workers,
             track=progress_bars(console),
-        ):
+        )
+        for metrics in LoggedTrial(trial, log, place).epochs(engine):
             _print_epoch(console, metrics, trial.config.training.epochs)
     console.out(f"Weights: {place.trial(trial.key) / 'student.pt'}. The log: {place.log}", highlight=False)
 

@@ -3,9 +3,9 @@
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, PrivateAttr
+from pydantic import Field, JsonValue, PrivateAttr, model_validator
 
 from kdr.config.overrides import changed, parse_override
 from kdr.config.problems import validated
@@ -27,16 +27,30 @@ _PATH_SETTINGS = (
 class Resources(Settings):
     """What one trial may use. Nothing here changes its numbers, but for `workers`, which is in its key."""
 
-    workers: Annotated[int, Field(ge=1, le=1)] = 1
-    """Processes that train one trial together; 1 is all there is so far."""
+    workers: Count = 1
+    """Processes that train one trial together, data-parallel, each on its share of every batch. One trains in the trial's own
+    process; several are a group of Ray Train workers that stays warm between trials."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     """CPU cores of each worker."""
     gpus_per_worker: Literal["auto"] | NonNegative = "auto"
-    """GPUs of each worker, fractions allowed; `auto`: 1 where there are GPUs, else 0."""
+    """GPUs of each worker: whole numbers, or with one worker a fraction below 1, so that trials share a GPU; `auto`: 1 where
+    there are GPUs, else 0."""
     loader_workers: Annotated[int, Field(ge=0)] = 0
     """Processes that load images for each worker; 0 loads in the worker itself."""
     max_concurrent: Count | None = None
     """Most trials at a time; unset: as many as fit."""
+    max_trials_per_start: Count = 100
+    """Trials after which a group of several workers is started anew."""
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> Self:
+        gpus = self.gpus_per_worker
+        if gpus != "auto" and gpus % 1 and (gpus > 1 or self.workers > 1):
+            raise ValueError(
+                "gpus_per_worker: several workers, or more than one GPU, need whole numbers, "
+                f"got {gpus:g} for each of {self.workers}. Use a whole number, or workers: 1"
+            )
+        return self
 
 
 class Study(Settings):
@@ -108,10 +122,24 @@ def study_from(content: Mapping[str, Any], *, folder: Path) -> Study:
             base = validated(TrialConfig, content["trial"], prefix="trial")
         except ConfigError as error:
             problems += error.problems
+    if study is not None and base is not None:
+        problems += _uneven_batches(study.resources.workers, base)
     if problems or study is None or base is None:
         raise ConfigError(problems)
     study._base = base
     return study
+
+
+def _uneven_batches(workers: int, base: TrialConfig) -> list[str]:
+    """Problems with batches that the workers cannot share evenly."""
+    sizes = {"trial.training.batch_size": base.training.batch_size}
+    if base.teacher is not None and base.teacher.training is not None:
+        sizes["trial.teacher.training.batch_size"] = base.teacher.training.batch_size
+    return [
+        f"{path}: must be a multiple of resources.workers, {workers}, which share every batch, got {size}. Change one of them"
+        for path, size in sizes.items()
+        if size % workers
+    ]
 
 
 def study_yaml(study: Study) -> dict[str, Any]:

@@ -7,22 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from kdr.config.trial import Trial
 from kdr.errors import KdrError, TrialFailure
 from kdr.results.schema import METRICS, EpochRow, Role, TrialEvent
 from kdr.results.writer import LogWriter
+from kdr.run.engine import Engine, ProcessLostError
 from kdr.run.provenance import provenance
 from kdr.storage import Storage, written_aside
-from kdr.training.fit import Track, fit, untracked
 from kdr.training.metrics import EpochMetrics
-from kdr.training.shared_parts import SharedParts
 
 
 @dataclass
 class LoggedTrial:
-    """One trial of one study on its way through `fit()`, with its rows in the log.
+    """One trial of one study on its way through an engine, with its rows in the log.
 
     Args:
         trial: what to train.
@@ -44,34 +41,30 @@ class LoggedTrial:
     reached: dict[str, Any] = field(default_factory=dict)
     """Columns of the trial's next event: last epoch, its metrics, the best epoch, seconds so far."""
 
-    def epochs(
-        self,
-        shared: SharedParts,
-        *,
-        device: torch.device | None = None,
-        loader_workers: int = 0,
-        track: Track = untracked,
-    ) -> Iterator[EpochMetrics]:
+    _where: dict[str, Any] = field(default_factory=dict)
+
+    def epochs(self, engine: Engine) -> Iterator[EpochMetrics]:
         """Iterates over the trial's epochs, each of which is in the log before it is yielded.
 
         A teacher that the study trains and that nobody has trained yet is trained first.
 
         Raises:
             TrialFailure: when the trial cannot go on; its event is in the log by then.
+            ProcessLostError: when a process died that trained it; the trial can go on from its checkpoint.
         """
         folder = self.storage.trial(self.trial.key)
         folder.mkdir(parents=True, exist_ok=True)
         self.attempt = _next_attempt(self.storage, self.trial.key)
         self.event("resumed" if (folder / "checkpoint.pt").exists() else "started")
         with self._failures_logged():
-            train_missing_teacher(self.trial, self.log, shared, device=device, loader_workers=loader_workers, track=track)
-            for metrics in fit(
-                self.trial, storage=self.storage, shared=shared, device=device, loader_workers=loader_workers, track=track
-            ):
-                self._note(metrics)
-                if metrics.is_last:
-                    self.event("completed", weights=str((folder / "student.pt").relative_to(self.storage.root)))
-                yield metrics
+            train_missing_teacher(self.trial, self.log, self.storage, engine)
+            with contextlib.closing(engine.fit(self.trial)) as epochs:  # type: ignore[type-var]
+                for metrics in epochs:
+                    self._where = dict(engine.where)
+                    self._note(metrics)
+                    if metrics.is_last:
+                        self.event("completed", weights=str((folder / "student.pt").relative_to(self.storage.root)))
+                    yield metrics
 
     def event(self, event: Any, **columns: Any) -> None:
         """Writes one event of this trial, with what it has reached."""
@@ -88,7 +81,7 @@ class LoggedTrial:
                 trials_known=self.trials_known,
                 data_id=self.trial.data_id,
                 teacher_id=self.trial.teacher_id,
-                **{**self.reached, **columns, **provenance()},
+                **{**self.reached, **columns, **provenance(), **self._where},
             )
         )
 
@@ -127,6 +120,8 @@ class LoggedTrial:
     def _failures_logged(self) -> Iterator[None]:
         try:
             yield
+        except ProcessLostError:
+            raise  # as if this process had died: whoever runs it decides whether the trial goes on
         except TrialFailure as failure:
             self.event("failed", failure_kind=failure.kind, reason=failure.reason, traceback=traceback.format_exc())
             raise
@@ -136,29 +131,19 @@ class LoggedTrial:
             raise
 
 
-def train_missing_teacher(
-    trial: Trial,
-    log: LogWriter,
-    shared: SharedParts,
-    *,
-    device: torch.device | None = None,
-    loader_workers: int = 0,
-    track: Track = untracked,
-) -> None:
+def train_missing_teacher(trial: Trial, log: LogWriter, storage: Storage, engine: Engine) -> None:
     """Trains the teacher of a trial if the study is to train it and nobody has. Processes that need the same one wait."""
     teacher = teacher_of(trial)
-    if teacher is None or has_weights(teacher, shared.storage):
+    if teacher is None or has_weights(teacher, storage):
         return
     import fcntl
 
-    lock = shared.storage.trial(teacher.key) / "lock"
+    lock = storage.trial(teacher.key) / "lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        if not has_weights(teacher, shared.storage):
-            for _ in LoggedTrial(teacher, log, shared.storage, role="teacher").epochs(
-                shared, device=device, loader_workers=loader_workers, track=track
-            ):
+        if not has_weights(teacher, storage):
+            for _ in LoggedTrial(teacher, log, storage, role="teacher").epochs(engine):
                 pass
 
 

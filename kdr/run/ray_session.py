@@ -6,7 +6,6 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from kdr.config.study import Resources
@@ -17,6 +16,7 @@ QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the death of a worker is noticed
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -26,14 +26,6 @@ QUIET = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the observer is told, without a traceback
     "TUNE_WARN_THRESHOLD_S": "60",
 }
-
-
-@dataclass(frozen=True)
-class TrialResources:
-    """What one trial takes, in numbers."""
-
-    cpus: float
-    gpus: float
 
 
 @contextlib.contextmanager
@@ -72,33 +64,46 @@ def ray_session(address: str | None) -> Iterator[None]:
             ray.shutdown()
 
 
-def trial_resources(resources: Resources) -> TrialResources:
-    """What one trial takes on the Ray that is running: `auto` becomes one GPU per worker where there are any."""
-    per_worker = resources.gpus_per_worker
-    if per_worker == "auto":
-        per_worker = 1.0 if any(node.get("GPU", 0) >= 1 for node in _nodes()) else 0.0
-    return TrialResources(cpus=resources.workers * resources.cpus_per_worker, gpus=resources.workers * per_worker)
+def resolved(resources: Resources) -> Resources:
+    """Resources with `auto` GPUs as a number, for the Ray that is running: one per worker where there are any."""
+    if resources.gpus_per_worker != "auto":
+        return resources
+    return resources.with_changes(gpus_per_worker=1.0 if any(node.get("GPU", 0) >= 1 for node in _nodes()) else 0.0)
 
 
-def num_concurrent(trial: TrialResources, resources: Resources) -> int:
+def num_concurrent(resources: Resources) -> int:
     """How many trials fit at a time on the nodes of the Ray that is running.
+
+    Args:
+        resources: of one trial, with a number of GPUs.
 
     Raises:
         ResourcesError: if not even one fits.
     """
     nodes = _nodes()
-    fit: int = sum(
-        min(math.floor(node.get(name, 0.0) / needed) for name, needed in (("CPU", trial.cpus), ("GPU", trial.gpus)) if needed)
-        for node in nodes
-    )
-    if fit < 1:
-        largest: dict[str, float] = max(nodes, key=lambda node: (node.get("GPU", 0.0), node.get("CPU", 0.0)), default={})
+    num_workers = sum(_num_workers(node, resources) for node in nodes)
+    num_trials = num_workers // resources.workers
+    if num_trials < 1:
+        assert resources.gpus_per_worker != "auto"
+        needed = f"{resources.cpus_per_worker:g} CPUs and {resources.gpus_per_worker:g} GPUs"
+        several = f"{resources.workers} workers with {needed} each" if resources.workers > 1 else f"{needed} on one node"
+        found = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
         raise ResourcesError(
-            f"resources: one trial needs {trial.cpus:g} CPUs and {trial.gpus:g} GPUs on one node, "
-            f"got at most {largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs. "
+            f"resources: one trial needs {several}, got nodes with {found}: room for {num_workers} workers. "
             "Lower resources.cpus_per_worker, resources.gpus_per_worker or resources.workers, or name a cluster with --address"
         )
-    return min(fit, resources.max_concurrent or fit)
+    return min(num_trials, resources.max_concurrent or num_trials)
+
+
+def _num_workers(node: dict[str, float], resources: Resources) -> int:
+    """How many workers fit on a node. A fraction of a GPU is always of one GPU."""
+    gpus, cpus = resources.gpus_per_worker, resources.cpus_per_worker
+    assert gpus != "auto"
+    fit = math.floor(node.get("CPU", 0.0) / cpus)
+    if gpus:
+        num_gpus = math.floor(node.get("GPU", 0.0))
+        fit = min(fit, num_gpus * math.floor(1 / gpus + 1e-9) if gpus < 1 else math.floor(num_gpus / gpus))
+    return fit
 
 
 def _nodes() -> list[dict[str, float]]:

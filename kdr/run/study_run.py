@@ -15,7 +15,7 @@ from kdr.results.reader import known_keys, read_log
 from kdr.results.writer import LogWriter
 from kdr.run.logged_fit import has_weights, teacher_of
 from kdr.run.observer import Observer
-from kdr.run.ray_session import TrialResources, num_concurrent, ray_session, trial_resources
+from kdr.run.ray_session import num_concurrent, ray_session, resolved
 from kdr.run.study_arms import note_arm
 from kdr.run.trial_identity import trial_maker
 from kdr.storage import Storage
@@ -65,8 +65,8 @@ def run_study(study: Study, *, storage: Storage, observer: Observer, address: st
     with ray_session(address):
         from kdr.run.sweep import Sweep
 
-        needed = trial_resources(study.resources)
-        concurrent = num_concurrent(needed, study.resources)
+        needed = resolved(study.resources)
+        concurrent = num_concurrent(needed)
         sweep = Sweep(study, storage, observer)
         try:
             if teacher is not None and needs_teacher:
@@ -97,9 +97,11 @@ def _is_known(trial: Trial, study: Study, storage: Storage) -> bool:
     return True
 
 
-def _alone(needed: TrialResources, *, local: bool) -> TrialResources:
+def _alone(needed: Resources, *, local: bool) -> Resources:
     """What the teacher takes: nothing else runs beside it, so on this machine it gets every CPU."""
-    return TrialResources(cpus=float(_num_cpus_here()), gpus=needed.gpus) if local and not needed.gpus else needed
+    if not local or needed.gpus_per_worker:
+        return needed
+    return needed.with_changes(cpus_per_worker=max(needed.cpus_per_worker, _num_cpus_here() // needed.workers))
 
 
 def _num_cpus_here() -> int:

@@ -1,23 +1,22 @@
 """Trials of one study through Ray Tune, from a list or from a search, with every change of state in the log."""
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray import tune
 
-from kdr.config.study import Study
+from kdr.config.study import Resources, Study
 from kdr.config.trial import Trial, TrialConfig
 from kdr.results.reader import read_log
 from kdr.results.schema import Role
 from kdr.results.writer import LogWriter
 from kdr.run.early_stopping import make_scheduler
+from kdr.run.gang import remove_leftover_groups
 from kdr.run.history import History
 from kdr.run.interruption import Interruption
 from kdr.run.kept_weights import KeptWeights
 from kdr.run.observer import Observer
-from kdr.run.ray_session import TrialResources
 from kdr.run.searcher import StudySearcher
 from kdr.run.study_arms import note_arm
 from kdr.run.trial_actor import ActorSettings, TrialActor, tune_config
@@ -47,7 +46,7 @@ class Sweep:
         self._ended: list[tuple[str, float | None]] = []
 
     def run_search(
-        self, make_trial: Callable[[TrialConfig], Trial], resources: TrialResources, num_concurrent: int, *, rerun: bool = False
+        self, make_trial: Callable[[TrialConfig], Trial], resources: Resources, num_concurrent: int, *, rerun: bool = False
     ) -> None:
         """Runs the study's search until its budget is used up, feeding the sampler with what the log knows."""
         search = self.study.search
@@ -78,9 +77,7 @@ class Sweep:
         )
         self._tune({}, resources, num_concurrent, searcher=searcher, scheduler=scheduler)
 
-    def run_trials(
-        self, trials: Sequence[Trial], resources: TrialResources, num_concurrent: int, *, role: Role = "student"
-    ) -> None:
+    def run_trials(self, trials: Sequence[Trial], resources: Resources, num_concurrent: int, *, role: Role = "student") -> None:
         """Runs a list of trials to their full length."""
         if role == "student":
             for trial in trials:
@@ -93,7 +90,7 @@ class Sweep:
     def _tune(
         self,
         space: dict[str, Any],
-        resources: TrialResources,
+        resources: Resources,
         num_concurrent: int,
         *,
         role: Role = "student",
@@ -103,13 +100,11 @@ class Sweep:
         settings = ActorSettings(
             storage=self.storage,
             study=self.study.study,
-            threads=max(1, math.floor(resources.cpus)),
-            loader_workers=self.study.resources.loader_workers,
+            resources=resources,
             role=role,
         )
         actor = tune.with_resources(
-            tune.with_parameters(TrialActor, settings=settings),
-            tune.PlacementGroupFactory([{"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}]),
+            tune.with_parameters(TrialActor, settings=settings), tune.PlacementGroupFactory([_of_actor(resources)])
         )
         kept = None if role == "teacher" else KeptWeights(self.storage, self.study.keep_weights, self._ended)
         events = TrialEvents(
@@ -146,6 +141,7 @@ class Sweep:
                 tuner.fit()
         finally:
             events.close()
+            remove_leftover_groups()
         self.num_run += events.num_run if role == "student" else 0
         self.num_failed += events.num_failed
         self.interrupted |= interruption.happened
@@ -158,3 +154,11 @@ class Sweep:
         """Notes a trial of the study, before it is launched."""
         number = self._numbers.setdefault(trial.key, len(self._numbers) + 1)
         note_arm(self._log, self.study, trial, number=number, parameters=parameters)
+
+
+def _of_actor(resources: Resources) -> dict[str, float]:
+    """What a trial's actor takes. One that has workers takes nothing: it would wait for them while they wait for its CPU."""
+    if resources.workers > 1:
+        return {"CPU": 0, "node:__internal_head__": 0.001}  # Tune refuses to take nothing at all
+    assert resources.gpus_per_worker != "auto"
+    return {"CPU": resources.cpus_per_worker, **({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})}

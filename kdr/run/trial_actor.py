@@ -7,10 +7,12 @@ from typing import Any
 
 from ray import tune
 
+from kdr.config.study import Resources
 from kdr.config.trial import Trial, TrialConfig
 from kdr.errors import TrialFailure
 from kdr.results.schema import Role
 from kdr.results.writer import LogWriter
+from kdr.run.engine import Engine, InlineEngine, ProcessLostError
 from kdr.storage import Storage
 
 
@@ -20,10 +22,8 @@ class ActorSettings:
 
     storage: Storage
     study: str
-    threads: int
-    """CPU threads of torch."""
-    loader_workers: int
-    """Processes that load images."""
+    resources: Resources
+    """Of one trial, `gpus_per_worker` as a number."""
     role: Role = "student"
     """"teacher" for the actor that trains the study's teacher."""
 
@@ -54,28 +54,23 @@ def trial_from(config: dict[str, Any]) -> Trial:
 
 
 class TrialActor(tune.Trainable):
-    """Trains trials one after another in this process; data set and teacher stay open between them.
+    """Trains trials one after another, in this process or on a gang of workers; data set and teacher stay open between them.
 
     A trial that fails by itself (NaN, out of memory, bad data) ends as done, with `failed` in its result: the actor lives on.
-    A process that dies is started again by Tune, and the trial goes on from its checkpoint.
+    A process that dies, this one or one of the gang, is started again by Tune, and the trial goes on from its checkpoint.
     """
 
     # `tune.with_parameters` hands over the settings
     def setup(self, config: dict[str, Any], *, settings: ActorSettings) -> None:  # type: ignore[override]
         """Opens what trials share, in a process of its own."""
-        import torch
-
-        from kdr.training.shared_parts import SharedParts
-
-        torch.set_num_threads(settings.threads)
         self._settings = settings
         self._log = LogWriter(settings.storage, settings.study)
-        self._shared = SharedParts(settings.storage)
+        self._engine = _engine(settings)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Takes the next trial. The one before has ended or was stopped; its checkpoint was written before its last report."""
-        self.cleanup()
+        self._end()
         self._begin(new_config)
         return True
 
@@ -83,6 +78,9 @@ class TrialActor(tune.Trainable):
         """Trains to the next evaluated epoch."""
         try:
             metrics = next(metrics for metrics in self._epochs if metrics.evaluation is not None)
+        except ProcessLostError:
+            self._log.flush()
+            raise
         except Exception as error:
             failure = error.kind if isinstance(error, TrialFailure) else "error"
             return {**self._reached(), "done": True, "failed": failure, "reason": str(error), **_no_metrics()}
@@ -91,9 +89,9 @@ class TrialActor(tune.Trainable):
         return {**self._reached(), "done": metrics.is_last, **values}
 
     def cleanup(self) -> None:
-        """Lets go of the trial, and writes the rows that are still waiting."""
-        self._epochs.close()
-        self._log.flush()
+        """The last thing that Tune calls: lets go of the trial and of the workers."""
+        self._end()
+        self._engine.close()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: checkpoints are the trial's own, under its key."""
@@ -113,7 +111,12 @@ class TrialActor(tune.Trainable):
             parameters=given["parameters"],
             trials_known=given["trials_known"],
         )
-        self._epochs: Any = self._trial.epochs(self._shared, loader_workers=self._settings.loader_workers)
+        self._epochs: Any = self._trial.epochs(self._engine)
+
+    def _end(self) -> None:
+        """Lets go of the trial, and writes the rows that are still waiting."""
+        self._epochs.close()
+        self._log.flush()
 
     def _reached(self) -> dict[str, Any]:
         # under a name of its own, since Tune adds columns to a result
@@ -122,6 +125,26 @@ class TrialActor(tune.Trainable):
             "attempt": self._trial.attempt,
             "reached": dict(self._trial.reached),
         }
+
+
+def _engine(settings: ActorSettings) -> Engine:
+    resources = settings.resources
+    assert isinstance(resources.gpus_per_worker, float | int)
+    if resources.workers == 1:
+        import torch
+
+        torch.set_num_threads(max(1, math.floor(resources.cpus_per_worker)))
+        return InlineEngine(settings.storage, loader_workers=resources.loader_workers)
+    from kdr.run.gang import Gang, GangSettings
+
+    size = GangSettings(
+        num_workers=resources.workers,
+        cpus_per_worker=resources.cpus_per_worker,
+        gpus_per_worker=resources.gpus_per_worker,
+        loader_workers=resources.loader_workers,
+        max_trials=resources.max_trials_per_start,
+    )
+    return Gang(size, settings.storage, settings.study)
 
 
 def _no_metrics() -> dict[str, float]:

@@ -1,0 +1,168 @@
+"""Two gloo workers of Ray Train that stay warm between trials."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+from ray.util.placement_group import placement_group_table
+
+from kdr.config.study import Study, study_from
+from kdr.config.trial import Trial
+from kdr.data.splits import open_splits
+from kdr.errors import TrialFailure
+from kdr.run.engine import InlineEngine, ProcessLostError
+from kdr.run.gang import Gang, GangSettings
+from kdr.run.ray_session import ray_session
+from kdr.run.trial_identity import trial_maker
+from kdr.storage import Storage
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("default"),  # Ray Train warns about itself, here in the process of the test
+]
+
+CONTENT: dict[str, Any] = {
+    "study": "together",
+    "trial": {
+        "data": {"dataset": "shapes", "image_size_px": 64, "num_train": 16, "num_val": 6},
+        "teacher": {"backbone": "mobilenet_v3_small", "fpn_channels": 32, "training": {"epochs": 1, "batch_size": 8}},
+        "student": {"backbone": "mobilenet_v3_small", "fpn_channels": 32},
+        "distill": {"kdr": {}},
+        "training": {"epochs": 2, "batch_size": 8, "optimizer": "adamw", "lr": 1e-3, "schedule": "one_cycle"},
+    },
+    "resources": {"workers": 2},
+}
+SIZE = GangSettings(num_workers=2, cpus_per_worker=1, gpus_per_worker=0, loader_workers=0, max_trials=100)
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    return Storage.at(tmp_path_factory.mktemp("storage"))
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return study_from(CONTENT, folder=Path("/"))
+
+
+@pytest.fixture(scope="module")
+def make(study: Study, storage: Storage) -> Callable[[dict[str, Any]], Trial]:
+    open_splits(study.base.data, storage)
+    maker = trial_maker(study, storage)
+    return lambda changes: maker(study.trial_with(changes))
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    with ray_session(None):
+        yield
+
+
+@pytest.fixture(scope="module")
+def gang(ray_here: None, storage: Storage, make: Callable[[dict[str, Any]], Trial]) -> Iterator[Gang]:
+    """A gang whose trials' teacher has been trained."""
+    gang = Gang(SIZE, storage, "together")
+    from kdr.run.logged_fit import teacher_of
+
+    teacher = teacher_of(make({}))
+    assert teacher is not None
+    list(gang.fit(teacher))
+    yield gang
+    gang.close()
+
+
+def held_groups() -> list[dict[str, Any]]:
+    return [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+
+
+def workers() -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if any("RayTrainWorker" in part for part in process.cmdline())
+    ]
+
+
+def forget(storage: Storage, trial: Trial) -> None:
+    for name in ("checkpoint.pt", "student.pt", "student.json"):
+        (storage.trial(trial.key) / name).unlink(missing_ok=True)
+
+
+def test_a_trial_has_the_same_bits_as_first_and_as_fifth_of_a_gang(gang, storage, make) -> None:
+    trials = [make({"distill.kdr.weight": weight}) for weight in (1.0, 5.0, 0.5, 2.0)]
+    first = list(gang.fit(trials[0]))
+    for other in trials[1:]:
+        list(gang.fit(other))
+    forget(storage, trials[0])
+    fifth = list(gang.fit(trials[0]))
+    assert [epoch.weighted_losses for epoch in first] == [epoch.weighted_losses for epoch in fifth]
+    assert [epoch.evaluation for epoch in first] == [epoch.evaluation for epoch in fifth]
+    assert len(first) == 2
+    assert gang.where["host"]
+
+
+def test_a_trial_that_is_stopped_leaves_the_gang_ready_for_the_next(gang, storage, make) -> None:
+    stopped = make({"training.epochs": 5})
+    with contextlib.closing(gang.fit(stopped)) as epochs:
+        assert next(epochs).epoch == 1
+    before = workers()
+    assert [epoch.epoch for epoch in gang.fit(make({"seed": 3}))] == [1, 2]
+    assert workers() == before
+    assert [epoch.epoch for epoch in gang.fit(stopped)] == [1, 2, 3, 4, 5]
+
+
+def test_losses_that_are_not_finite_end_the_trial_and_not_the_gang(gang, make) -> None:
+    before = workers()
+    with pytest.raises(TrialFailure, match="non_finite_loss"):
+        list(gang.fit(make({"training.lr": 1e30, "training.clip_norm": None, "training.schedule": "constant"})))
+    assert [epoch.epoch for epoch in gang.fit(make({"seed": 4}))] == [1, 2]
+    assert workers() == before
+
+
+def test_a_trial_whose_worker_is_killed_goes_on_in_new_workers(gang, storage, make) -> None:
+    trial = make({"training.epochs": 3, "seed": 5})
+    whole = list(gang.fit(trial))
+    forget(storage, trial)
+    epochs = gang.fit(trial)
+    next(epochs)
+    before = workers()
+    assert len(before) == 2
+    before[1].kill()
+    with pytest.raises(ProcessLostError):
+        list(epochs)
+    assert held_groups() == []
+    again = list(gang.fit(trial))
+    assert [epoch.losses for epoch in again] == [epoch.losses for epoch in whole]
+    assert not set(workers()) & set(before)
+
+
+def test_data_that_only_one_rank_reads_ends_trial_and_gang(gang, storage, make) -> None:
+    trial = make({"seed": 6})
+    index = InlineEngine(storage).shared.splits(trial.config.data).train
+    path = Path(index.paths[0])
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    try:
+        with pytest.raises(TrialFailure, match="bad_data"):
+            list(gang.fit(trial))
+    finally:
+        path.write_bytes(content)
+    assert held_groups() == []
+    assert [epoch.epoch for epoch in gang.fit(trial)] == [1, 2]
+
+
+def test_after_so_many_trials_the_workers_are_new(gang, storage, make) -> None:
+    gang.close()  # its workers would hold the CPUs
+    short_lived = Gang(GangSettings(**{**vars(SIZE), "max_trials": 1}), storage, "together")
+    list(short_lived.fit(make({"seed": 7})))
+    before = workers()
+    list(short_lived.fit(make({"seed": 8})))
+    assert not set(workers()) & set(before)
+    short_lived.close()
+    assert held_groups() == []
+    assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
