@@ -1,11 +1,12 @@
-"""What a trial costs beyond its training: kdr's reused actor against the pattern that Ray documents, side by side in one run.
+"""What a trial costs beyond its training: kdr against the pattern that Ray documents, side by side in one run.
 
-    python benchmarks/trial_overhead.py
+    python benchmarks/trial_overhead.py               # trials of one worker: kdr's reused actor
+    python benchmarks/trial_overhead.py --workers 2   # data-parallel trials: kdr's warm gang
 
 Both train the same tiny trials, one at a time: generated shapes, a teacher, one epoch. The documented pattern is a function
-trainable that starts a TorchTrainer of one worker, which iterates the same `fit()`. Counted is the time from the end of one
-trial to the end of the next, less what `fit()` itself says it spent on epochs and evaluation; the first trial of each side,
-which pays for starting, is reported apart.
+trainable that starts a TorchTrainer with as many workers, each of which iterates the same `fit()`. Counted is the time from the
+end of one trial to the end of the next, less what `fit()` itself says it spent on epochs and evaluation; the first trial of each
+side, which pays for starting, is reported apart.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kdr.config.study import Study, study_from
+from kdr.config.study import Resources, Study, study_from
 from kdr.config.trial import Trial
 from kdr.run.ray_session import QUIET, ray_session
 from kdr.run.trial_identity import trial_maker
@@ -56,7 +57,7 @@ class Ends:
             self.times.append(time.perf_counter())
 
 
-def ours(study: Study, storage: Storage, trials: list[Trial]) -> tuple[float, list[float]]:
+def ours(study: Study, storage: Storage, trials: list[Trial], resources: Resources) -> tuple[float, list[float]]:
     """Seconds to the end of the first trial, and from each trial's end to the next one's, training left out."""
     from kdr.results.reader import read_log
     from kdr.run.sweep import Sweep
@@ -76,9 +77,11 @@ def train_on_worker(config: dict[str, Any]) -> None:
 
     from kdr.run.trial_actor import trial_from
     from kdr.training.fit import fit
+    from kdr.training.ranks import ALONE, Ranks
 
     torch.set_num_threads(1)
-    for metrics in fit(trial_from(config), storage=config["storage"]):
+    ranks = Ranks.joined() if config["workers"] > 1 else ALONE
+    for metrics in fit(trial_from(config), storage=config["storage"], ranks=ranks):
         assert metrics.evaluation is not None
         ray.train.report(
             {"AP": metrics.evaluation.metrics["AP"], "epoch": metrics.epoch, "training": metrics.seconds + metrics.eval_seconds}
@@ -86,7 +89,7 @@ def train_on_worker(config: dict[str, Any]) -> None:
 
 
 def start_trainer(config: dict[str, Any]) -> None:
-    """The function trainable of the documented pattern: each trial starts a TorchTrainer of one worker."""
+    """The function trainable of the documented pattern: each trial starts a TorchTrainer."""
     import ray.train
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
@@ -94,14 +97,14 @@ def start_trainer(config: dict[str, Any]) -> None:
     TorchTrainer(
         train_on_worker,
         train_loop_config=config,
-        scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+        scaling_config=ray.train.ScalingConfig(num_workers=config["workers"], resources_per_worker={"CPU": 1}),
         run_config=ray.train.RunConfig(
             name=config["trial"]["key"], storage_path=str(config["storage"].ray), callbacks=[TuneReportCallback()]
         ),
     ).fit()
 
 
-def documented(storage: Storage, trials: list[Trial]) -> tuple[float, list[float]]:
+def documented(storage: Storage, trials: list[Trial], workers: int) -> tuple[float, list[float]]:
     """As `ours`, for the documented pattern."""
     from ray import tune
 
@@ -119,6 +122,7 @@ def documented(storage: Storage, trials: list[Trial]) -> tuple[float, list[float
         param_space={
             "trial": tune.grid_search([tune_config(trial)["trial"] for trial in trials]),
             "storage": storage,
+            "workers": workers,
         },
         tune_config=tune.TuneConfig(max_concurrent_trials=1),
         run_config=tune.RunConfig(storage_path=str(storage.ray), verbose=0, callbacks=[NoteEnd()]),
@@ -132,6 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ours", type=int, default=21, help="trials of kdr")
     parser.add_argument("--documented", type=int, default=4, help="trials of the documented pattern")
+    parser.add_argument("--workers", type=int, default=1, help="workers that train each trial together")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder, ray_session(None):
@@ -140,20 +145,21 @@ def main() -> None:
         from kdr.run.sweep import Sweep
 
         storage = Storage.at(folder)
-        study = study_from(STUDY, folder=Path())
+        resources = Resources(workers=arguments.workers, gpus_per_worker=0)
+        study = study_from({**STUDY, "resources": resources.model_dump(exclude_unset=True)}, folder=Path())
         open_splits(study.base.data, storage)
         make = trial_maker(study, storage)
         teacher = teacher_of(make(study.base))
         assert teacher is not None
-        Sweep(study, storage, Ends()).run_trials([teacher], TrialResources(cpus=1, gpus=0), 1, role="teacher")
+        Sweep(study, storage, Ends()).run_trials([teacher], resources, 1, role="teacher")
         weights = iter(range(1, 1000))
 
         def some_trials(count: int) -> list[Trial]:
             return [make(study.trial_with({"distill.kdr.weight": float(next(weights))})) for _ in range(count)]
 
         sides = {
-            "kdr": ours(study, storage, some_trials(arguments.ours)),
-            "documented": documented(storage, some_trials(arguments.documented)),
+            "kdr": ours(study, storage, some_trials(arguments.ours), resources),
+            "documented": documented(storage, some_trials(arguments.documented), arguments.workers),
         }
     print(f"{'':<12}{'first trial':>14}{'then, median':>14}{'least':>10}{'most':>10}   seconds beyond training")
     for name, (first, rest) in sides.items():

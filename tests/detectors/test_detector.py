@@ -52,7 +52,7 @@ def test_detections_are_torchvisions_bit_for_bit(detector, torchvisions, batch):
     pixels = detector.pixels(batch.images, batch.image_sizes)
     found = detector.detections(detector.features(pixels), pixels, batch.image_sizes)
     expected = torchvisions(batch.as_torchvision_takes_it()[0])
-    assert [len(image["boxes"]) for image in expected] == [detector.model.detections_per_img] * 3
+    assert all(0 < len(image["boxes"]) <= detector.model.detections_per_img for image in expected)
     assert all(torch.equal(image[key], other[key]) for image, other in zip(found, expected, strict=True) for key in other)
 
 
