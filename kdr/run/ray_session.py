@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kdr.config.study import Resources
@@ -26,6 +26,10 @@ QUIET = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the observer is told, without a traceback
     "TUNE_WARN_THRESHOLD_S": "60",
 }
+
+
+Node = Mapping[str, float]
+"""A node's resources by Ray's names, such as CPU and GPU."""
 
 
 @contextlib.contextmanager
@@ -64,23 +68,23 @@ def ray_session(address: str | None) -> Iterator[None]:
             ray.shutdown()
 
 
-def resolved(resources: Resources) -> Resources:
-    """Resources with `auto` GPUs as a number, for the Ray that is running: one per worker where there are any."""
+def resolved(resources: Resources, nodes: Sequence[Node]) -> Resources:
+    """Resources with `auto` GPUs as a number: one per worker where there are any."""
     if resources.gpus_per_worker != "auto":
         return resources
-    return resources.with_changes(gpus_per_worker=1.0 if any(node.get("GPU", 0) >= 1 for node in _nodes()) else 0.0)
+    return resources.with_changes(gpus_per_worker=1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0)
 
 
-def num_concurrent(resources: Resources) -> int:
-    """How many trials fit at a time on the nodes of the Ray that is running.
+def num_concurrent(resources: Resources, nodes: Sequence[Node]) -> int:
+    """How many trials fit at a time on the nodes of a cluster.
 
     Args:
         resources: of one trial, with a number of GPUs.
+        nodes: from `nodes_of_ray`.
 
     Raises:
         ResourcesError: if not even one fits.
     """
-    nodes = _nodes()
     num_workers = sum(_num_workers(node, resources) for node in nodes)
     num_trials = num_workers // resources.workers
     if num_trials < 1:
@@ -95,7 +99,7 @@ def num_concurrent(resources: Resources) -> int:
     return min(num_trials, resources.max_concurrent or num_trials)
 
 
-def _num_workers(node: dict[str, float], resources: Resources) -> int:
+def _num_workers(node: Node, resources: Resources) -> int:
     """How many workers fit on a node. A fraction of a GPU is always of one GPU."""
     gpus, cpus = resources.gpus_per_worker, resources.cpus_per_worker
     assert gpus != "auto"
@@ -106,8 +110,8 @@ def _num_workers(node: dict[str, float], resources: Resources) -> int:
     return fit
 
 
-def _nodes() -> list[dict[str, float]]:
-    """Resources of each node that is alive."""
+def nodes_of_ray() -> list[Node]:
+    """Each node of the Ray that is running, if it is alive."""
     import ray
 
     found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]

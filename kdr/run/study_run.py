@@ -15,7 +15,7 @@ from kdr.results.reader import known_keys, read_log
 from kdr.results.writer import LogWriter
 from kdr.run.logged_fit import has_weights, teacher_of
 from kdr.run.observer import Observer
-from kdr.run.ray_session import num_concurrent, ray_session, resolved
+from kdr.run.ray_session import nodes_of_ray, num_concurrent, ray_session, resolved
 from kdr.run.study_arms import note_arm
 from kdr.run.trial_identity import trial_maker
 from kdr.storage import Storage
@@ -65,8 +65,9 @@ def run_study(study: Study, *, storage: Storage, observer: Observer, address: st
     with ray_session(address):
         from kdr.run.sweep import Sweep
 
-        needed = resolved(study.resources)
-        concurrent = num_concurrent(needed)
+        nodes = nodes_of_ray()
+        needed = resolved(study.resources, nodes)
+        concurrent = num_concurrent(needed, nodes)
         sweep = Sweep(study, storage, observer)
         try:
             if teacher is not None and needs_teacher:

@@ -143,6 +143,11 @@ def test_the_study_of_the_design_is_read(tmp_path: Path) -> None:
         ({"trial.training.warmup_steps": -3}, "trial.training.warmup_steps: must be 0 or more, got -3"),
         ({"trial.data.search_split": 512}, "trial.data.search_split: must leave training images, got 512 of num_train=512"),
         # what does not fit together
+        (
+            {"resources": {"workers": 3, "gpus_per_worker": 0.5}},
+            "resources.gpus_per_worker: several workers, or more than one GPU, need whole numbers, got 0.5 for each of 3",
+        ),
+        ({"resources.gpus_per_worker": 1.5}, "resources.gpus_per_worker: several workers, or more than one GPU, need whole"),
         ({"trial.teacher": None}, "trial.teacher: distill.kdr needs a teacher, got none. Add one, or switch distill.kdr off"),
         (
             {"trial.teacher": None, "trial.distill": {}, "trial.student.inherit": True},
@@ -236,6 +241,15 @@ def test_all_problems_of_a_study_are_told_at_once() -> None:
         "trial.seed",
         "trial.student.depth",
     ]
+
+
+def test_batches_that_workers_cannot_share_evenly_are_refused() -> None:
+    assert problems_of({"resources.workers": 3, "trial.training.batch_size": 16, "trial.teacher.training.batch_size": 8}) == (
+        "trial.training.batch_size: must be a multiple of resources.workers, 3, which share every batch, got 16. "
+        "Change one of them",
+        "trial.teacher.training.batch_size: must be a multiple of resources.workers, 3, which share every batch, got 8. "
+        "Change one of them",
+    )
 
 
 def test_one_and_true_are_two_choices() -> None:

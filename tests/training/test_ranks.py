@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from kdr.training.fit import fit
 from kdr.training.metrics import EpochMetrics
 from kdr.training.ranks import ALONE
 from kdr.training.shared_parts import SharedParts
+from kdr.training.training_state import prepare
 
 Make = Callable[..., Trial]
 Run = Callable[..., list[EpochMetrics]]
@@ -116,3 +118,38 @@ def test_a_trial_that_one_process_began_two_can_finish(
     finished, _ = together(trial)
     assert finished[0] == begun
     assert finished[1].weighted_losses == pytest.approx(whole[1].weighted_losses, abs=1e-5)
+
+
+ARMS: dict[str, dict[str, Any]] = {
+    "off": {"distill": {}, "teacher": None},
+    "default": {},
+    "no links": {"distill.kdr.review_links": []},
+    "one link": {"distill.kdr.review_links": ["P5->P4"]},
+    "no attention": {"distill.kdr.attention": "none"},
+    "spatial": {"distill.kdr.attention": "spatial"},
+    "channel": {"distill.kdr.attention": "channel"},
+    "gated": {"distill.kdr.fusion": "gated"},
+    "not decoupled": {"distill.kdr.masks": "none"},
+    "one scale": {"distill.kdr.pyramid_scales": [1]},
+    "paper": {"distill.kdr.preset": "kdr-paper"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("detector", ["retinanet", "fcos"])
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_parameter_takes_part_in_every_step(make: Make, shared: SharedParts, arm: str, detector: str) -> None:
+    # data-parallel training waits for the gradient of each, and asks for none of the rest
+    trial = make(ARMS[arm] | {"student.detector": detector})
+    state = prepare(trial, shared, torch.device("cpu"), 0)
+    batch = next(state.training.epoch(1))
+    empty = replace(batch, boxes=tuple(torch.zeros(0, 4) for _ in batch.boxes), labels=tuple(label[:0] for label in batch.labels))
+    for given in (batch, empty):
+        pixels = state.model.student.pixels(given.images, given.image_sizes)
+        features = None if state.teacher is None else state.teacher.features(pixels)
+        state.model.zero_grad()
+        state.model(pixels, given.image_sizes, given.boxes, given.labels, features, 0).total().backward()
+        left_out = [
+            name for name, parameter in state.model.named_parameters() if parameter.requires_grad and parameter.grad is None
+        ]
+        assert left_out == []
