@@ -31,6 +31,11 @@ class Storage:
         return self.root / "log" / "v1"
 
     @property
+    def quarantine(self) -> Path:
+        """Damaged files of the log that were moved aside, each with the reason beside it."""
+        return self.root / "log" / "quarantine"
+
+    @property
     def data(self) -> Path:
         """Generated data sets and cached fingerprints."""
         return self.root / "data"
@@ -43,6 +48,14 @@ class Storage:
     def trial(self, key: str) -> Path:
         """The folder of one trial: its checkpoint, and its student's weights if they are kept."""
         return self.root / "trials" / key
+
+    def begin_anew(self, key: str) -> Path:
+        """A mark that the next attempt at an excluded trial uses nothing of the earlier ones."""
+        return self.trial(key) / "begin-anew"
+
+    def cancellation(self, key: str) -> Path:
+        """The request to end a running trial, with the reason; looked for after each epoch."""
+        return self.trial(key) / "cancel"
 
     def teacher(self, teacher_id: str) -> Path:
         """What was measured of one teacher: feature statistics per data set."""

@@ -9,7 +9,20 @@ from typing import Annotated
 import typer
 
 import kdr
-from kdr.cli import best, evaluate, plan, query, run, status, table, train_one
+from kdr.cli import (
+    best,
+    evaluate,
+    log_cancel,
+    log_check,
+    log_compact,
+    log_exclude,
+    plan,
+    query,
+    run,
+    status,
+    table,
+    train_one,
+)
 from kdr.errors import KdrError, TrialFailure
 
 _NOT_A_PAIR = """\
@@ -40,6 +53,13 @@ COMMANDS = {
 }
 for name, module in COMMANDS.items():
     app.command(name, no_args_is_help=True)(module.command)
+
+log_app = typer.Typer(no_args_is_help=True, help="Look after the trial log: check, compact, exclude a trial, cancel a trial.")
+LOG_COMMANDS = {"check": log_check, "compact": log_compact, "exclude": log_exclude, "cancel": log_cancel}
+for name, module in LOG_COMMANDS.items():
+    # `check` and `compact` mean the whole log when nothing is named
+    log_app.command(name, no_args_is_help=name in ("exclude", "cancel"))(module.command)
+app.add_typer(log_app, name="log")
 
 
 def _show_version(asked: bool) -> None:

@@ -16,7 +16,14 @@ from kdr.run.observer import TrialProgress
 
 MAX_ROWS = 20
 """Trials that the table shows at most; terminals are rarely higher."""
-_STYLES = {"running": "cyan", "completed": "green", "stopped_early": "yellow", "failed": "red", "interrupted": "magenta"}
+_STYLES = {
+    "running": "cyan",
+    "completed": "green",
+    "stopped_early": "yellow",
+    "failed": "red",
+    "interrupted": "magenta",
+    "cancelled": "yellow",
+}
 
 
 class LiveView:

@@ -15,4 +15,8 @@ SetOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
+TrialKey = Annotated[
+    str, typer.Argument(metavar="KEY", help="A trial's key, or its first letters, at least 6.", show_default=False)
+]
+
 DEFAULT_STORAGE = Path("runs")

@@ -59,6 +59,9 @@ def command(
             known = f"Known already: AP {state.metrics['AP']}, trial {trial.key}. Train it again with --rerun"
             console.out(known, highlight=False)
             return
+        if state is not None and state.state == "cancelled" and not rerun:
+            console.out(f"Cancelled: {state.last.reason}. Trial {trial.key}. Go on with it with --rerun", highlight=False)
+            return
         engine = InlineEngine(
             place,
             device=None if device is None else torch.device(device),

@@ -14,7 +14,7 @@ from kdr.report.ranking import value_of
 from kdr.results.flat_settings import flat_settings
 from kdr.results.reader import Log
 
-_UNFINISHED = ("planned", "running", "interrupted")
+_UNFINISHED = ("planned", "running", "interrupted", "excluded")  # an excluded trial runs again
 _ACTIVE_S = 600.0  # a trial without a row for longer than this, and than three of its epochs, is not counted as at work
 
 
@@ -35,7 +35,7 @@ class TrialProgress:
     age_s: float
     """Seconds since its last row in the log."""
     reason: str | None
-    """Why it failed or was stopped."""
+    """Why it failed, was stopped, cancelled or excluded."""
 
 
 @dataclass(frozen=True)

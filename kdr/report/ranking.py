@@ -11,7 +11,16 @@ from kdr.results.flat_settings import canonical
 from kdr.results.reader import Log, State, TrialState
 from kdr.results.schema import METRICS
 
-_ORDER: tuple[State, ...] = ("completed", "stopped_early", "running", "interrupted", "failed", "planned")
+_ORDER: tuple[State, ...] = (
+    "completed",
+    "stopped_early",
+    "cancelled",
+    "running",
+    "interrupted",
+    "failed",
+    "excluded",
+    "planned",
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class RankedTrial:
 
 
 def ranking(log: Log, study: str, metric: str = "AP") -> tuple[RankedTrial, ...]:
-    """The students of a study: completed ones by the metric, then those stopped early, running, interrupted, failed.
+    """The students of a study: completed ones by the metric, then those stopped early or cancelled, running, failed, excluded.
 
     The value of a trial that was stopped early is that of fewer epochs, so it is shown apart and has no rank.
 

@@ -73,6 +73,17 @@ def list_folder(folder: Path, table: TableName) -> Listing:
     return Listing(folder, table, generation, (*compacted, *parts), tuple(damaged))
 
 
+def num_fragments(storage: Storage, study: str) -> int:
+    """How many files a reader of one study's log opens."""
+    folders = ((table, study_folders(storage, table).get(study)) for table in SCHEMAS)
+    return sum(len(list_folder(folder, table).fragments) for table, folder in folders if folder is not None)
+
+
+def logged_studies(storage: Storage) -> tuple[str, ...]:
+    """Names of the studies that have a folder in the log, sorted."""
+    return tuple(sorted({study for table in SCHEMAS for study in study_folders(storage, table)}))
+
+
 def read_fragment(path: Path, table: TableName) -> pa.Table:
     """The rows of one file with the table's schema; columns of a newer version are left out.
 

@@ -1,7 +1,7 @@
 """Reads the trial log, and says what state each trial is in. Whatever files lie in its folders, reading goes on."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +15,7 @@ from kdr.results.fragments import DamagedFragmentError, list_folder, read_fragme
 from kdr.results.schema import EVENTS, METRICS, SCHEMAS, TableName, TrialEvent, to_events
 from kdr.storage import Storage
 
-State = Literal["planned", "running", "interrupted", "failed", "stopped_early", "completed"]
+State = Literal["planned", "running", "interrupted", "failed", "stopped_early", "completed", "cancelled", "excluded"]
 _STATES: dict[str, State] = {
     "planned": "planned",
     "started": "running",
@@ -24,6 +24,8 @@ _STATES: dict[str, State] = {
     "failed": "failed",
     "stopped_early": "stopped_early",
     "completed": "completed",
+    "cancelled": "cancelled",
+    "excluded": "excluded",
 }
 _LISTINGS = 5  # a folder is listed again when a compaction deletes files between listing and reading
 
@@ -42,7 +44,7 @@ class TrialState:
     parameters: str | None
     """The last draw of a search that led to this trial, as JSON."""
     last: TrialEvent
-    """The event that decided the state, with provenance, failure and weights."""
+    """The event that decided the state, with provenance, failure, weights, and the reason."""
 
     @property
     def study(self) -> str:
@@ -112,13 +114,21 @@ class Log:
 
     @cached_property
     def current_epochs(self) -> pa.Table:
-        """The epochs of all trials by key and epoch. An attempt that begins at epoch e replaces e and all after it."""
-        return self.epochs.take(pa.array(_current_rows(self.epochs), pa.int64()))
+        """The epochs of all trials by key and epoch. An attempt that begins at epoch e replaces e and all after it.
+
+        Excluded attempts, and those before them, are left out.
+        """
+        return self.epochs.take(pa.array(_current_rows(self.epochs, self.excluded_attempts), pa.int64()))
+
+    @cached_property
+    def excluded_attempts(self) -> dict[str, int]:
+        """By key the last attempt that does not count; nor do those before it."""
+        return _excluded_attempts(self.trials)
 
     @cached_property
     def _states(self) -> dict[str, TrialState]:
         events = self.trials.filter(pc.is_in(self.trials["event"], value_set=pa.array(EVENTS)))
-        deciding = to_events(events.take(pa.array(_deciding_rows(events), pa.int64())))
+        deciding = to_events(events.take(pa.array(_deciding_rows(events, self.excluded_attempts), pa.int64())))
         drawn = _last_draws(events)
         reached = _last_epochs(self.current_epochs)
         return {event.key: _state(event, drawn.get(event.key), reached.get(event.key, {})) for event in deciding}
@@ -183,22 +193,43 @@ def _columns(table: pa.Table, *names: str) -> list[list[Any]]:
     return [(table[name].cast(pa.int64()) if name == "time" else table[name]).to_pylist() for name in names]
 
 
-def _deciding_rows(events: pa.Table) -> list[int]:
+def _excluded_attempts(events: pa.Table) -> dict[str, int]:
+    """By key the last attempt whose exclusion is in force: neither undone nor followed by a new start of the same number."""
+    decisive = ("started", "resumed", "excluded", "included")
+    rows = events.filter(pc.is_in(events["event"], value_set=pa.array(decisive)))
+    last: dict[tuple[str, int], tuple[int, int, str]] = {}
+    for key, attempt, event, time in zip(*_columns(rows, "key", "attempt", "event", "time"), strict=True):
+        last[key, attempt] = max(last.get((key, attempt), (time, -1, "")), (time, decisive.index(event), event))
+    excluded: dict[str, int] = {}
+    for (key, attempt), (_, _, event) in last.items():
+        if event == "excluded":
+            excluded[key] = max(attempt, excluded.get(key, 0))
+    return excluded
+
+
+def _deciding_rows(events: pa.Table, excluded: Mapping[str, int]) -> list[int]:
     """For each key the index of the event that decides its state, keys in the order of the log."""
     columns = _columns(events, "key", "attempt", "event", "time", "epoch")
     best: dict[str, tuple[Any, ...]] = {}
     for index, (key, attempt, event, time, epoch) in enumerate(zip(*columns, strict=True)):
+        is_excluded = attempt == excluded.get(key)
+        if event == "included" or (event == "excluded" and not is_excluded):
+            continue
+        # whatever an excluded attempt goes on to do, it stays excluded
+        weight = event == "excluded", event != "planned"
         # `planned` may come late, from another study that plans what is running; EVENTS settles ties of one instant
-        order = (attempt, event != "planned", time, EVENTS.index(event), epoch or 0, index)
+        order = (attempt, *weight, time, EVENTS.index(event), epoch or 0, index)
         if key not in best or order > best[key]:
             best[key] = order
     return [order[-1] for order in best.values()]
 
 
-def _current_rows(epochs: pa.Table) -> list[int]:
+def _current_rows(epochs: pa.Table, excluded: Mapping[str, int]) -> list[int]:
     columns = _columns(epochs, "key", "attempt", "epoch", "time")
     latest: dict[str, dict[int, dict[int, tuple[Any, int]]]] = {}  # key -> attempt -> epoch -> (time, row)
     for index, (key, attempt, epoch, time) in enumerate(zip(*columns, strict=True)):
+        if attempt <= excluded.get(key, 0):
+            continue
         rows = latest.setdefault(key, {}).setdefault(attempt, {})
         if epoch not in rows or (time, index) > rows[epoch]:
             rows[epoch] = (time, index)

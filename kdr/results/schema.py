@@ -12,14 +12,16 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 """COCO's average precisions, in [0, 1]; null where nothing was evaluated or no object has that size."""
 
-Event = Literal["planned", "started", "resumed", "interrupted", "failed", "stopped_early", "completed"]
+Event = Literal[
+    "planned", "started", "resumed", "interrupted", "failed", "stopped_early", "completed", "cancelled", "excluded", "included"
+]
 Role = Literal["student", "teacher"]
 EVENTS: tuple[str, ...] = typing.get_args(Event)
-"""In the order of a trial's life; events of one attempt and one instant are told apart by it."""
+"""In the order of a trial's life; events of one attempt and one instant are told apart by it. `included` undoes `excluded`."""
 
 
 def utc_now() -> datetime:
@@ -72,7 +74,7 @@ class TrialEvent:
     failure_kind: str | None = None
     """`non_finite_loss`, `out_of_memory`, `bad_data` or `error`."""
     reason: str | None = None
-    """Why it failed or was stopped, one sentence."""
+    """Why it failed, was stopped, cancelled or excluded, one sentence."""
     traceback: str | None = None
     weights: str | None = None
     """The student's weights, relative to the storage; null where they are not kept."""
@@ -85,6 +87,8 @@ class TrialEvent:
     host: str | None = None
     device: str | None = None
     """Name of the GPU or CPU."""
+    num_gpus: float | None = None
+    """GPUs that the attempt holds; null where nothing says so."""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

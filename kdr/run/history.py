@@ -12,21 +12,21 @@ from kdr.plan.known import KnownTrial
 from kdr.results.reader import Log, TrialState
 from kdr.run.observer import TrialProgress
 
-_ENDED = ("completed", "stopped_early", "failed")
+_ENDED = ("completed", "stopped_early", "failed", "cancelled")
 
 
 @dataclass(frozen=True)
 class History:
     """The past of one study's search, out of the log.
 
-    A completed trial of any study is known. Trials that were stopped early or failed count where this study ran them: another
-    study's rule says nothing here.
+    A completed trial of any study is known. Trials that were stopped early, failed or were cancelled count where this study ran
+    them: another study's rule says nothing here. An excluded trial is one that has not ended.
     """
 
     known: dict[str, KnownTrial]
     """Ended trials by key."""
     interrupted: tuple[dict[str, Any], ...]
-    """Searched settings of this study's trials that were begun and not ended; they continue from their checkpoints."""
+    """Searched settings of this study's trials that were begun and not ended, or excluded; they run first."""
     num_used: int
     """Trials charged to the budget, the interrupted ones included; a trial that another study ran costs nothing."""
     seconds_used: float
@@ -91,7 +91,8 @@ def _known(state: TrialState, log: Log, metric: str, parameters: dict[str, Any] 
     assert state.state in _ENDED
     return KnownTrial(
         key=state.key,
-        end=state.state,  # type: ignore[arg-type]
+        # that someone cancelled a trial says nothing about its settings
+        end="failed" if state.state == "cancelled" else state.state,  # type: ignore[arg-type]
         value=state.metrics.get(metric) if state.state == "completed" else None,
         intermediate=_by_epoch(log, state.key, metric),
         parameters=parameters,

@@ -11,6 +11,7 @@ from kdr.config.trial import Trial
 from kdr.errors import KdrError, TrialFailure
 from kdr.results.schema import METRICS, EpochRow, Role, TrialEvent
 from kdr.results.writer import LogWriter
+from kdr.run.cancellation import CANCELLED, asked_to_end
 from kdr.run.engine import Engine, ProcessLostError
 from kdr.run.provenance import provenance
 from kdr.storage import Storage, written_aside
@@ -54,6 +55,8 @@ class LoggedTrial:
         """
         folder = self.storage.trial(self.trial.key)
         folder.mkdir(parents=True, exist_ok=True)
+        self.storage.cancellation(self.trial.key).unlink(missing_ok=True)  # it was meant for an earlier attempt
+        _drop_excluded(self.storage, self.trial.key)
         self.attempt = _next_attempt(self.storage, self.trial.key)
         self.event("resumed" if (folder / "checkpoint.pt").exists() else "started")
         with self._failures_logged():
@@ -64,6 +67,8 @@ class LoggedTrial:
                     self._note(metrics)
                     if metrics.is_last:
                         self.event("completed", weights=str((folder / "student.pt").relative_to(self.storage.root)))
+                    elif (reason := asked_to_end(self.storage, self.trial.key)) is not None:
+                        raise TrialFailure(CANCELLED, reason)
                     yield metrics
 
     def event(self, event: Any, **columns: Any) -> None:
@@ -123,6 +128,9 @@ class LoggedTrial:
         except ProcessLostError:
             raise  # as if this process had died: whoever runs it decides whether the trial goes on
         except TrialFailure as failure:
+            if failure.kind == CANCELLED:
+                self.event("cancelled", reason=failure.reason)
+                raise
             self.event("failed", failure_kind=failure.kind, reason=failure.reason, traceback=traceback.format_exc())
             raise
         except Exception as error:
@@ -157,8 +165,17 @@ def teacher_of(trial: Trial) -> Trial | None:
 
 
 def has_weights(trial: Trial, storage: Storage) -> bool:
-    """Whether a trial's student has been trained and kept."""
-    return (storage.trial(trial.key) / "student.pt").exists()
+    """Whether a trial's student has been trained and kept, and is not excluded."""
+    return (storage.trial(trial.key) / "student.pt").exists() and not storage.begin_anew(trial.key).exists()
+
+
+def _drop_excluded(storage: Storage, key: str) -> None:
+    """Removes what earlier attempts at an excluded trial have left, so that it is trained from its first epoch."""
+    mark = storage.begin_anew(key)
+    if mark.exists():
+        for name in ("checkpoint.pt", "student.pt", "student.json"):
+            (mark.parent / name).unlink(missing_ok=True)
+        mark.unlink()
 
 
 def num_attempts(storage: Storage, key: str) -> int:

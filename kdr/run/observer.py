@@ -12,14 +12,14 @@ class TrialProgress:
     """Short name for people: `teacher`, or the trial's number in the study."""
     key: str
     state: str
-    """running, completed, stopped_early, failed or interrupted."""
+    """running, completed, stopped_early, failed, cancelled or interrupted."""
     epoch: int
     epochs: int
     value: float | None = None
     """The searched metric at the last evaluated epoch."""
     parameters: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
-    """Why it failed, or is started again."""
+    """Why it failed, was cancelled, or is started again."""
 
 
 class Observer(Protocol):

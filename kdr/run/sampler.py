@@ -49,6 +49,8 @@ class Proposal:
 class StoredSampler:
     """Draws points of a study's search space and learns from their results.
 
+    A journal whose results are not those of the log any more, since trials were excluded, is begun anew, too.
+
     Args:
         study: the study; its sampler decides how points are drawn.
         journal: file of the Optuna journal; an earlier one is continued.
@@ -59,7 +61,7 @@ class StoredSampler:
         assert study.search is not None
         self.space = space_of(study)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._optuna = _open_study(study, journal)
+        self._optuna = _open_study(study, journal, known)
         self._fail_unfinished()
         self._add(known)
         self._optuna.sampler = _sampler(study.search, num_known=len(self._optuna.get_trials(deepcopy=False)))
@@ -110,20 +112,28 @@ class StoredSampler:
                 self._optuna.add_trial(frozen)
 
 
-def _open_study(study: Study, journal: Path) -> optuna.Study:
+def _open_study(study: Study, journal: Path, known: Mapping[str, KnownTrial]) -> optuna.Study:
     assert study.search is not None
     space_id = key_of({path: parameter.model_dump(mode="json") for path, parameter in study.search.parameters.items()})
     journal.parent.mkdir(parents=True, exist_ok=True)
     _drop_torn_lines(journal)
     storage = JournalStorage(JournalFileBackend(str(journal)))
     opened = optuna.create_study(study_name=study.study, storage=storage, direction="maximize", load_if_exists=True)
-    if opened.user_attrs.get("space", space_id) != space_id:
+    ended = opened.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    agrees = all(_agrees(trial, known.get(trial.user_attrs.get("key", ""))) for trial in ended)
+    if not agrees or opened.user_attrs.get("space", space_id) != space_id:
         optuna.delete_study(study_name=study.study, storage=storage)
         opened = optuna.create_study(study_name=study.study, storage=storage, direction="maximize")
     opened.set_user_attr("space", space_id)
     with _experimental():
         opened.set_metric_names([study.search.metric])
     return opened
+
+
+def _agrees(told: FrozenTrial, known: KnownTrial | None) -> bool:
+    """Whether what the sampler was told of an ended trial is what the log knows of it."""
+    both_complete = told.state == TrialState.COMPLETE and known is not None and known.end == "completed"
+    return known is not None and (not both_complete or told.value == known.value)
 
 
 def _drop_torn_lines(journal: Path) -> None:

@@ -88,9 +88,10 @@ def run_study(study: Study, *, storage: Storage, observer: Observer, address: st
 
 
 def _is_known(trial: Trial, study: Study, storage: Storage) -> bool:
-    """Whether the one trial of a study is completed; the study notes that it uses it, if another one ran it."""
+    """Whether the one trial of a study is completed, or cancelled; the study notes that it uses it, if another one ran it."""
     log = read_log(storage)
-    if trial.key not in known_keys(log):
+    state = log.states().get(trial.key)
+    if trial.key not in known_keys(log) and (state is None or state.state != "cancelled"):
         return False
     if trial.key not in log.keys_of(study.study):
         with LogWriter(storage, study.study) as writer:

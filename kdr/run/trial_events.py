@@ -10,6 +10,7 @@ from kdr.config.study import Study
 from kdr.results.reader import known_keys, read_log
 from kdr.results.schema import Event, Role
 from kdr.results.writer import LogWriter
+from kdr.run.cancellation import CANCELLED
 from kdr.run.kept_weights import KeptWeights
 from kdr.run.logged_fit import LoggedTrial, num_attempts
 from kdr.run.observer import Observer, TrialProgress
@@ -68,7 +69,9 @@ class TrialEvents(tune.Callback):
         """A trial has reached its last epoch, has failed by itself, or was stopped early."""
         result = trial.last_result
         self.num_run += 1
-        if result.get("failed"):
+        if result.get("failed") == CANCELLED and self._role == "student":
+            self._tell(trial, "cancelled")
+        elif result.get("failed"):
             self.num_failed += 1
             self._tell(trial, "failed")
         elif result["epoch"] < trial_from(trial.config).config.training.epochs:

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import kdr
-from kdr.cli.app import COMMANDS, app, main
+from kdr.cli.app import COMMANDS, LOG_COMMANDS, app, main
 
 NO_PAIR = "operator torchvision::nms does not exist"
 
@@ -97,3 +97,10 @@ def test_json_goes_to_standard_output_alone(orchestrate, tmp_path):
     result = orchestrate("plan", study, "--storage", tmp_path, "--json")
     assert json.loads(result.stdout)["study"] == "quickstart"
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize("name", LOG_COMMANDS)
+def test_help_of_a_log_command_shows_an_example(name):
+    result = CliRunner().invoke(app, ["log", name, "--help"])
+    assert result.exit_code == 0
+    assert re.search(rf"python\s+orchestrate\.py\s+log\s+{name}", result.stdout)

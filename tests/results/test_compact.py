@@ -175,7 +175,7 @@ def test_rows_of_a_newer_version_keep_their_columns(tmp_path):
     append(storage, "a", "b", "c")
     newer = sorted(folder(storage).iterdir())[0]
     table = pq.read_table(newer, partitioning=None)
-    metadata = {**table.schema.metadata, b"kdr.schema_version": b"2"}
+    metadata = {**table.schema.metadata, b"kdr.schema_version": b"99"}
     pq.write_table(table.append_column("mood", pa.array(["good"])).replace_schema_metadata(metadata), newer)
     for key in ("d", "e"):
         compact(storage, "s")
@@ -190,7 +190,7 @@ def test_a_generation_of_a_newer_version_is_left_alone(tmp_path):
     compact(storage, "s")
     [merged] = folder(storage).glob("c-*.parquet")
     table = pq.read_table(merged, partitioning=None)
-    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"kdr.schema_version": b"2"}), merged)
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"kdr.schema_version": b"99"}), merged)
     append(storage, "c", "d")
     compact(storage, "s")
     assert keys(storage) == ["a", "b", "c", "d"]

@@ -39,7 +39,7 @@ def test_the_format_changes_only_with_its_version():
     }
     metrics = "AP:double AP50:double AP75:double APs:double APm:double APl:double"
     number_map = "map<string, double>"
-    assert SCHEMA_VERSION == 1
+    assert SCHEMA_VERSION == 2
     assert text["arms"] == (
         "study:string! key:string! arm:string! seed:int64! parameters:string study_config:string time:timestamp[us, tz=UTC]!"
     )
@@ -53,5 +53,5 @@ def test_the_format_changes_only_with_its_version():
         "study:string! key:string! event:string! config:string! attempt:int64! time:timestamp[us, tz=UTC]! role:string! "
         f"seed:int64! epoch:int64 {metrics} best_epoch:int64 best_AP:double seconds:double parameters:string trials_known:int64 "
         "data_id:string teacher_id:string failure_kind:string reason:string traceback:string weights:string commit:string "
-        "dirty:bool versions:map<string, string> host:string device:string schema_version:int64!"
+        "dirty:bool versions:map<string, string> host:string device:string num_gpus:double schema_version:int64!"
     )

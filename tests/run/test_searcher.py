@@ -461,10 +461,11 @@ def test_a_journal_of_another_space_is_begun_anew(tmp_path: Path) -> None:
 @pytest.mark.parametrize("torn", [b'{"op_code": 4, "worker', b"\x00\x00\xff", b'{"op_code": 4}'])
 def test_a_journal_that_a_kill_tore_is_read_and_written_on(torn: bytes, tmp_path: Path) -> None:
     study = study_with(WEIGHT, trials=4)
-    Session(searcher_of(study, tmp_path)).run(2)
+    first = Session(searcher_of(study, tmp_path))
+    first.run(2)
     with (tmp_path / "sweep.journal").open("ab") as journal:
         journal.write(torn)
-    Session(searcher_of(study, tmp_path, num_used=2)).run()
+    Session(searcher_of(study, tmp_path, known=first.searcher._known, num_used=2)).run()
     assert len(optuna_trials(tmp_path, TrialState.COMPLETE)) == 4
 
 
@@ -539,3 +540,16 @@ def test_ray_tune_runs_a_whole_search_and_optuna_hears_every_end(tmp_path: Path,
         stopped = last_epochs[trial.user_attrs["key"]] < EPOCHS
         assert (trial.state == TrialState.PRUNED) == stopped
         assert len(trial.intermediate_values) == last_epochs[trial.user_attrs["key"]] - (trial.state == TrialState.FAIL)
+
+
+def test_a_journal_that_knows_what_the_log_has_forgotten_is_begun_anew(tmp_path: Path) -> None:
+    study = study_with(WEIGHT, trials=3)
+    first = Session(searcher_of(study, tmp_path))
+    first.run()
+    known = {key: known for key, known in first.searcher._known.items() if key != first.started[0]["key"]}
+    again = Session(searcher_of(study, tmp_path, known=known, num_used=3, interrupted=[first.started[0]["parameters"]]))
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "sweep.journal")))
+    told = [trial.user_attrs.get("key") for trial in optuna.load_study(study_name="sweep", storage=storage).trials]
+    assert sorted(told) == sorted(known)
+    again.run()
+    assert [trial["key"] for trial in again.started] == [first.started[0]["key"]]

@@ -1,0 +1,38 @@
+"""`log compact`: merges the small files of the trial log."""
+
+from typing import Annotated
+
+import typer
+
+from kdr.cli.options import DEFAULT_STORAGE, StorageOption
+
+
+def command(
+    study: Annotated[
+        str | None, typer.Argument(metavar="STUDY", help="Study file, or name of a study; all studies without it.")
+    ] = None,
+    storage: StorageOption = DEFAULT_STORAGE,
+) -> None:
+    """Merge the many small files of a study's log into one per table. Safe while studies run.
+
+    `run` does the same at its end. The files that were merged are deleted by the next compaction.
+
+    Example: python orchestrate.py log compact quickstart
+    """
+    from kdr.cli.logged_study import study_name
+    from kdr.errors import ConfigError
+    from kdr.results.compact import compact
+    from kdr.results.fragments import logged_studies, num_fragments
+    from kdr.storage import Storage
+
+    place = Storage.at(storage)
+    known = logged_studies(place)
+    name = None if study is None else study_name(study)
+    if name is not None and name not in known:
+        raise ConfigError(
+            f"{study}: must be a study in the log of {place.root}, got {name!r}. Studies there: {', '.join(known) or 'none yet'}"
+        )
+    for each in known if name is None else (name,):
+        before = num_fragments(place, each)
+        compact(place, each)
+        print(f"{each}: {before} files became {num_fragments(place, each)}")

@@ -1,0 +1,55 @@
+"""Takes a trial's result out of what is known, and back: an event that is appended to the log, never a row that is removed."""
+
+from kdr.errors import ConfigError
+from kdr.results.reader import TrialState
+from kdr.results.schema import Event, TrialEvent
+from kdr.results.writer import LogWriter
+from kdr.storage import Storage
+
+
+def exclude(storage: Storage, state: TrialState, reason: str) -> None:
+    """Excludes the last attempt at a trial and those before it: it counts nowhere, and runs again from its first epoch.
+
+    Raises:
+        ConfigError: if it is excluded already, or has not begun.
+        StorageError: if the log cannot be written.
+    """
+    if state.state in ("excluded", "planned"):
+        raise ConfigError(f"KEY: must be a trial that has begun and is not excluded, got {state.key}, which is {state.state}")
+    mark = storage.begin_anew(state.key)
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    # first the mark: an exclusion without it would let the next attempt go on from what was excluded
+    mark.touch()
+    _write(storage, state, "excluded", reason)
+
+
+def include(storage: Storage, state: TrialState) -> None:
+    """Undoes an exclusion after which the trial has not been begun again.
+
+    Raises:
+        ConfigError: if the trial is not excluded.
+        StorageError: if the log cannot be written.
+    """
+    if state.state != "excluded":
+        raise ConfigError(f"KEY: must be an excluded trial that has not been run again, got {state.key}, which is {state.state}")
+    _write(storage, state, "included", None)
+    storage.begin_anew(state.key).unlink(missing_ok=True)
+
+
+def _write(storage: Storage, state: TrialState, event: Event, reason: str | None) -> None:
+    last = state.last
+    with LogWriter(storage, state.study) as log:
+        log.event(
+            TrialEvent(
+                study=state.study,
+                key=state.key,
+                event=event,
+                config=state.config,
+                attempt=state.attempt,
+                role=last.role,
+                seed=last.seed,
+                data_id=last.data_id,
+                teacher_id=last.teacher_id,
+                reason=reason,
+            )
+        )

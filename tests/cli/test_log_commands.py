@@ -1,0 +1,69 @@
+"""`log check`, `log compact`, `log exclude`, `log cancel`: what they print and leave."""
+
+import json
+
+import pytest
+
+from kdr.cli import log_cancel, log_check, log_compact, log_exclude
+from kdr.errors import ConfigError
+from kdr.results.reader import read_log
+
+
+@pytest.fixture
+def ask(invoke, example_log):
+    return lambda module, *arguments: invoke(module.command, *arguments, "--storage", example_log.storage.root)
+
+
+def test_check_ends_with_0_for_a_sound_log_and_1_for_a_damaged_one(ask, example_log):
+    example_log.trial("a")
+    assert ask(log_check).exit_code == 0
+    torn = next(example_log.storage.log.glob("epochs/study=example/part-*"))
+    torn.write_bytes(b"PAR1")
+    result = ask(log_check, "--quarantine")
+    assert result.exit_code == 1
+    assert result.stdout.startswith(f"damaged: {torn}: ")
+    assert f"moved: {example_log.storage.quarantine}" in result.stdout
+    assert result.stdout.endswith(" files that count, 1 problem\n")
+    result = ask(log_check, "--json")
+    assert (result.exit_code, json.loads(result.stdout)["findings"]) == (0, [])
+
+
+def test_compact_says_how_many_files_became_how_many(ask, example_log):
+    for key in "abc":
+        example_log.trial(key)
+    num_rows = read_log(example_log.storage).trials.num_rows
+    before = len(list(example_log.storage.log.glob("*/study=example/part-*")))
+    assert ask(log_compact).stdout == f"example: {before} files became 3\n"
+    assert ask(log_compact, "example").stdout == "example: 3 files became 3\n"
+    assert read_log(example_log.storage).trials.num_rows == num_rows
+    with pytest.raises(ConfigError, match=r"nothing: must be a study in the log .* Studies there: example"):
+        ask(log_compact, "nothing")
+
+
+def test_exclude_takes_a_beginning_of_a_key_and_undo_takes_it_back(ask, example_log):
+    example_log.trial("abcdef123", AP=0.5)
+    assert "`run` trains it again" in ask(log_exclude, "abcdef", "--reason", "broken").stdout
+    assert read_log(example_log.storage).states()["abcdef123"].state == "excluded"
+    assert "counts again" in ask(log_exclude, "abcdef", "--undo").stdout
+    assert read_log(example_log.storage).states()["abcdef123"].state == "completed"
+
+
+@pytest.mark.parametrize("options", [(), ("--undo", "--reason", "x")])
+def test_exclude_needs_a_reason_or_undo(ask, example_log, options):
+    with pytest.raises(ConfigError, match="needs either --reason or --undo"):
+        ask(log_exclude, "abcdef123", *options)
+    example_log.trial("abcdef123")
+    with pytest.raises(ConfigError, match="must say why"):
+        ask(log_exclude, "abcdef123", "--reason", " ")
+
+
+def test_cancel_asks_a_running_trial_to_end(ask, example_log):
+    example_log.trial("abcdef123", event="started", epoch=2)
+    assert "is asked to end after its present epoch; it is past epoch 2" in ask(log_cancel, "abcdef", "--reason", "slow").stdout
+    assert example_log.storage.cancellation("abcdef123").read_text() == "slow"
+
+
+def test_cancel_says_that_a_trial_is_not_running(ask, example_log):
+    example_log.trial("abcdef123")
+    with pytest.raises(ConfigError, match="KEY: must be a running trial, got abcdef123, which is completed"):
+        ask(log_cancel, "abcdef123")

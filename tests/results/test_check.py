@@ -1,0 +1,89 @@
+import os
+import time
+
+import pytest
+
+from kdr.results.check import check_log, quarantine
+from kdr.results.compact import compact
+from kdr.results.fragments import study_folders
+from kdr.results.reader import read_log
+from kdr.results.schema import TrialEvent
+from kdr.results.writer import LogWriter
+from kdr.storage import Storage
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return Storage.at(tmp_path)
+
+
+def append(storage, *events, study="s"):
+    writer = LogWriter(storage, study)
+    for columns in events:
+        writer.event(TrialEvent(study=study, config="{}", **columns))
+    return sorted(study_folders(storage, "trials")[study].glob("part-*.parquet"))
+
+
+def kinds(storage):
+    return [(finding.kind, finding.where) for finding in check_log(storage)]
+
+
+def test_a_sound_log_has_nothing_to_find(storage):
+    assert check_log(storage) == ()
+    append(storage, {"key": "a", "event": "started"}, {"key": "a", "event": "completed", "AP": 0.5})
+    compact(storage, "s")
+    assert check_log(storage) == ()
+
+
+def test_a_torn_file_is_named_and_moved_aside_with_the_reason(storage):
+    torn, _ = append(storage, {"key": "a", "event": "completed"}, {"key": "b", "event": "completed"})
+    content = torn.read_bytes()[:100]
+    torn.write_bytes(content)
+    [finding] = check_log(storage)
+    assert (finding.kind, finding.where, finding.is_problem) == ("damaged", str(torn), True)
+    [moved] = quarantine(storage, finding)
+    assert moved == storage.root / "log" / "quarantine" / "v1" / "trials" / "study=s" / torn.name
+    assert moved.read_bytes() == content
+    assert moved.with_name(f"{torn.name}.reason.txt").read_text().endswith(f"It was {torn}\n")
+    assert check_log(storage) == ()
+    assert read_log(storage).studies() == ("s",)
+    assert quarantine(storage, finding) == []
+
+
+@pytest.mark.parametrize("torn", ["parquet", "json"])
+def test_a_damaged_compaction_gives_way_to_the_files_that_it_stood_for(storage, torn):
+    append(storage, {"key": "a", "event": "completed"}, {"key": "b", "event": "completed"})
+    compact(storage, "s")
+    [path] = study_folders(storage, "trials")["s"].glob(f"c-*.{torn}")
+    path.write_bytes(path.read_bytes()[:20])
+    [finding] = check_log(storage)
+    assert len(quarantine(storage, finding)) == 2
+    assert check_log(storage) == ()
+    assert sorted(read_log(storage).states()) == ["a", "b"]
+
+
+def test_only_an_old_temporary_file_was_left_by_a_killed_writer(storage):
+    [path] = append(storage, {"key": "a", "event": "completed"})
+    fresh, old = path.with_name(".part-1-x.tmp"), path.with_name(".part-2-x.tmp")
+    fresh.touch()
+    old.touch()
+    os.utime(old, (time.time() - 3600,) * 2)
+    assert kinds(storage) == [("temporary", str(old))]
+
+
+def test_results_that_contradict_each_other_are_named_but_not_those_of_excluded_attempts(storage):
+    first = {"key": "a", "event": "completed", "AP": 0.5}
+    append(storage, first, {**first, "attempt": 2})
+    assert check_log(storage) == ()
+    append(storage, {**first, "attempt": 3, "AP": 0.25})
+    [finding] = check_log(storage)
+    assert (finding.kind, finding.where) == ("contradiction", "a")
+    assert "0.5 (attempt 1), 0.5 (attempt 2), 0.25 (attempt 3). The last one counts" in finding.what
+    append(storage, {"key": "a", "event": "excluded", "attempt": 2})
+    assert check_log(storage) == ()
+
+
+def test_a_trial_that_has_not_ended_is_told_and_is_no_problem(storage):
+    append(storage, {"key": "a", "event": "started"})
+    [finding] = check_log(storage)
+    assert (finding.kind, finding.where, finding.is_problem) == ("unfinished", "a", False)

@@ -1,0 +1,54 @@
+import pytest
+
+from kdr.errors import ConfigError
+from kdr.report.ranking import best_trial, ranking
+from kdr.report.settings_table import settings_table
+from kdr.results.exclusion import exclude, include
+from kdr.results.reader import known_keys, read_log
+from kdr.results.sql import query
+
+
+def state(log, key):
+    return read_log(log.storage).states()[key]
+
+
+@pytest.fixture
+def judged(example_log):
+    """A log of two trials, of which the better one is excluded."""
+    example_log.trial("good", AP=0.5)
+    example_log.trial("fair", AP=0.25)
+    exclude(example_log.storage, state(example_log, "good"), "a broken disk")
+    return example_log
+
+
+def test_an_excluded_trial_is_in_no_result_and_its_reason_is_kept(judged):
+    log = read_log(judged.storage)
+    assert known_keys(log) == {"fair"}
+    assert best_trial(log, "example").key == "fair"
+    assert [(trial.key, trial.rank, trial.value) for trial in ranking(log, "example")] == [
+        ("fair", 1, 0.25),
+        ("good", None, None),
+    ]
+    table = settings_table(log, "example", ["distill.kdr.weight"])
+    assert [row.keys for row in table.rows] == [("fair",)]
+    assert any("excluded" in note for note in table.notes)
+    rows = query(log, "SELECT key, state, AP, reason FROM trials WHERE key = 'good'").to_pylist()
+    assert rows == [{"key": "good", "state": "excluded", "AP": None, "reason": "a broken disk"}]
+    assert query(log, "SELECT * FROM epochs WHERE key = 'good'").num_rows == 0
+
+
+def test_excluding_removes_no_row_and_can_be_undone(judged):
+    include(judged.storage, state(judged, "good"))
+    log = read_log(judged.storage)
+    assert known_keys(log) == {"good", "fair"}
+    assert best_trial(log, "example").value == 0.5
+    assert not judged.storage.begin_anew("good").exists()
+    events = [row["event"] for row in log.trials.to_pylist() if row["key"] == "good"]
+    assert events == ["started", "completed", "excluded", "included"]
+
+
+def test_what_is_excluded_or_not_cannot_become_so_again(judged):
+    with pytest.raises(ConfigError, match="must be a trial that has begun and is not excluded, got good, which is excluded"):
+        exclude(judged.storage, state(judged, "good"), "again")
+    with pytest.raises(ConfigError, match="must be an excluded trial that has not been run again, got fair, which is completed"):
+        include(judged.storage, state(judged, "fair"))
