@@ -96,13 +96,22 @@ def _facts(plan: "StudyPlan", unknown: str, storage: "Storage") -> dict[str, obj
         facts |= {"searches": f"{search.metric} with {kind}", "early stopping": stop}
         if search.hours is not None:
             facts["hours"] = search.hours
-    facts["trials"] = "as many as the hours allow" if plan.num_trials is None else plan.num_trials
+        if search.gpu_hours is not None:
+            facts["GPU-hours"] = f"{search.gpu_hours:g}, {_gpu_hours_used(plan.study.study, storage):.1f} of them used"
+    facts["trials"] = "as many as the budget allows" if plan.num_trials is None else plan.num_trials
     if unknown:
         facts["known already"] = f"cannot be counted here: {unknown}"
     elif plan.num_certain:
         facts["known already"] = f"{plan.num_known} of {plan.num_certain}"
     facts["log"] = str(storage.log)
     return facts
+
+
+def _gpu_hours_used(study: str, storage: "Storage") -> float:
+    from kdr.results.reader import read_log
+    from kdr.results.usage import gpu_hours_used
+
+    return gpu_hours_used(read_log(storage), study)
 
 
 def _data_line(study: "Study") -> str:

@@ -108,4 +108,6 @@ def _headline(progress: "StudyProgress") -> str:
     total = f" of {progress.total}" if progress.total is not None else ""
     counts = ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in progress.counts.items()) or "none begun"
     left = "" if progress.is_over or progress.seconds_left is None else f"; about {duration(progress.seconds_left)} left"
-    return f"{progress.study}: {len(progress.students)}{total} trials ({counts}){left}"
+    budget = f" of {progress.gpu_hours:g}" if progress.gpu_hours is not None else ""
+    gpus = f"; {progress.gpu_hours_used:.1f}{budget} GPU-hours used" if budget or progress.gpu_hours_used else ""
+    return f"{progress.study}: {len(progress.students)}{total} trials ({counts}){left}{gpus}"

@@ -62,13 +62,14 @@ def command(
         if state is not None and state.state == "cancelled" and not rerun:
             console.out(f"Cancelled: {state.last.reason}. Trial {trial.key}. Go on with it with --rerun", highlight=False)
             return
+        uses_gpu = torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
         engine = InlineEngine(
             place,
             device=None if device is None else torch.device(device),
             loader_workers=chosen.resources.loader_workers,
             track=progress_bars(console),
         )
-        for metrics in LoggedTrial(trial, log, place).epochs(engine):
+        for metrics in LoggedTrial(trial, log, place, num_gpus=float(uses_gpu)).epochs(engine):
             _print_epoch(console, metrics, trial.config.training.epochs)
     console.out(f"Weights: {place.trial(trial.key) / 'student.pt'}. The log: {place.log}", highlight=False)
 

@@ -146,6 +146,9 @@ class Search(Settings):
     """Budget: trials that this study runs, stopped and failed ones included. Not needed for a grid."""
     hours: Positive | None = None
     """Budget: wall-clock hours after which no new trial starts, counted over all sessions of the study."""
+    gpu_hours: Positive | None = None
+    """Budget: GPUs that trials hold times their hours, the teacher's included, after which no new trial starts, counted over all
+    sessions of the study. Needs GPUs."""
     sampler: Sampler = Sampler(tpe=Seeded())
     """Which settings are tried next."""
     stop_early: EarlyStopping = EarlyStopping()
@@ -157,6 +160,6 @@ class Search(Settings):
 
     @model_validator(mode="after")
     def _has_a_budget(self) -> Self:
-        if self.sampler.grid is None and self.trials is None and self.hours is None:
-            raise ValueError("needs a budget of trials, hours, or both, got neither. Add trials: 16")
+        if self.sampler.grid is None and self.trials is None and self.hours is None and self.gpu_hours is None:
+            raise ValueError("needs a budget of trials, hours or gpu_hours, got none. Add trials: 16")
         return self

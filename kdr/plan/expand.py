@@ -38,7 +38,7 @@ class StudyPlan:
     teacher: TrialConfig | None
     """The trial that trains the base trial's teacher; None if no teacher is trained."""
     num_trials: int | None
-    """Trials that the study runs at most, without its teacher; None where only hours limit it."""
+    """Trials that the study runs at most, without its teacher; None where only hours or GPU-hours limit it."""
     num_cells: int | None
     """Points of the search space; None where it is infinite, very large, or where nothing is searched."""
     parameters: tuple[ParameterRow, ...]

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,6 +14,7 @@ import pyarrow.compute as pc
 from kdr.report.ranking import value_of
 from kdr.results.flat_settings import flat_settings
 from kdr.results.reader import Log
+from kdr.results.usage import gpu_hours_used
 
 _UNFINISHED = ("planned", "running", "interrupted", "excluded")  # an excluded trial runs again
 _ACTIVE_S = 600.0  # a trial without a row for longer than this, and than three of its epochs, is not counted as at work
@@ -46,9 +48,13 @@ class StudyProgress:
     metric: str
     trials: tuple[TrialProgress, ...]
     total: int | None
-    """Trials that the study will have; None where a budget in hours decides."""
+    """Trials that the study will have; None where a budget in hours or GPU-hours decides."""
     seconds_left: float | None
     """A guess from the seconds per epoch so far; None while there is no ground for one."""
+    gpu_hours_used: float = 0.0
+    """GPUs that its trials have held, times the hours in which they did."""
+    gpu_hours: float | None = None
+    """Budget of GPU-hours; None where the study has none."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -86,7 +92,8 @@ def study_progress(log: Log, study: str, *, now: datetime, metric: str = "AP") -
         value = value_of(state, metric)
         trials.append(TrialProgress(name, key, state.state, state.epoch, epochs, value, max(age, 0.0), state.last.reason))
     total = _total(log, study, sum(trial.name != "teacher" for trial in trials))
-    return StudyProgress(study, metric, tuple(trials), total, _seconds_left(log, trials, total))
+    left, budget = _seconds_left(log, trials, total), _search_of(log, study).get("gpu_hours")
+    return StudyProgress(study, metric, tuple(trials), total, left, gpu_hours_used(log, study), budget)
 
 
 def _last_rows(log: Log) -> dict[str, datetime]:
@@ -97,13 +104,19 @@ def _last_rows(log: Log) -> dict[str, datetime]:
 def _total(log: Log, study: str, known: int) -> int | None:
     """Trials in the end: a search's budget, or the arms that are in the log."""
     rows = log.arms_of(study)
-    content = json.loads(rows[-1]["study_config"] or "{}") if rows else {}
-    search = content.get("search")
+    search = _search_of(log, study)
     if search:
         budget = search.get("trials")
         return max(int(budget), known) if budget else None
     teachers = {key for key, state in log.states_of(study).items() if state.role == "teacher"}
     return max(len({row["key"] for row in rows} - teachers), known) or None
+
+
+def _search_of(log: Log, study: str) -> dict[str, Any]:
+    """The search of a study as the log has it; empty if it has none."""
+    rows = log.arms_of(study)
+    content = json.loads(rows[-1]["study_config"] or "{}") if rows else {}
+    return content.get("search") or {}
 
 
 def _seconds_left(log: Log, trials: Iterable[TrialProgress], total: int | None) -> float | None:

@@ -3,13 +3,13 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from kdr.config.study import Study
 from kdr.config.trial import TrialConfig
 from kdr.plan.known import KnownTrial
 from kdr.results.reader import Log, TrialState
+from kdr.results.usage import gpu_hours_used, seconds_used
 from kdr.run.observer import TrialProgress
 
 _ENDED = ("completed", "stopped_early", "failed", "cancelled")
@@ -31,6 +31,8 @@ class History:
     """Trials charged to the budget, the interrupted ones included; a trial that another study ran costs nothing."""
     seconds_used: float
     """Wall-clock seconds in which earlier runs of this study trained."""
+    gpu_hours_used: float
+    """GPUs that trials of earlier runs held, times the hours in which they did."""
     reached: dict[str, dict[int, float]]
     """Key -> {epoch: metric} of this study's trials, the interrupted ones included, for early stopping to go on from."""
     own: frozenset[str]
@@ -53,7 +55,7 @@ class History:
         mine = {key: state for key, state in log.states_of(study.study).items() if state.role == "student"}
         parameters = {row["key"]: json.loads(row["parameters"] or "{}") for row in log.arms_of(study.study)}
         if forget:
-            return cls({}, (), 0, 0.0, {}, frozenset(), {}, {})
+            return cls({}, (), 0, 0.0, 0.0, {}, frozenset(), {}, {})
         known = {
             state.key: _known(state, log, study.search.metric, parameters.get(state.key))
             for state in log.states().values()
@@ -64,7 +66,8 @@ class History:
             known=known,
             interrupted=tuple(parameters[key] for key, state in own.items() if state.state not in _ENDED and key in parameters),
             num_used=len(own),
-            seconds_used=_seconds_used(log, study.study),
+            seconds_used=seconds_used(log, study.study),
+            gpu_hours_used=gpu_hours_used(log, study.study),
             reached={key: _by_epoch(log, key, study.search.metric) for key in mine},
             own=frozenset(own),
             states=mine,
@@ -102,19 +105,3 @@ def _known(state: TrialState, log: Log, metric: str, parameters: dict[str, Any] 
 def _by_epoch(log: Log, key: str, metric: str) -> dict[int, float]:
     rows = log.epochs_of(key).select(["epoch", metric]).to_pylist()
     return {row["epoch"]: row[metric] for row in rows if row[metric] is not None}
-
-
-def _seconds_used(log: Log, study: str) -> float:
-    """Length of the union of the times from each attempt's first row to its last."""
-    spans: dict[tuple[str, int], tuple[datetime, datetime]] = {}
-    for table in (log.trials, log.epochs):
-        for row in table.select(["study", "key", "attempt", "time"]).to_pylist():
-            if row["study"] == study and row["attempt"] > 0:
-                name, time = (row["key"], row["attempt"]), row["time"]
-                first, last = spans.get(name, (time, time))
-                spans[name] = (min(first, time), max(last, time))
-    seconds, end = 0.0, datetime.min.replace(tzinfo=UTC)
-    for first, last in sorted(spans.values()):
-        seconds += max(0.0, (last - max(first, end)).total_seconds())
-        end = max(end, last)
-    return seconds

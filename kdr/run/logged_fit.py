@@ -37,6 +37,8 @@ class LoggedTrial:
     role: Role = "student"
     parameters: str | None = None
     trials_known: int | None = None
+    num_gpus: float | None = None
+    """GPUs that it holds; None for a teacher that is trained within its student's attempt, which holds them."""
     attempt: int = 0
     """Counts from 1, over all runs of this key."""
     reached: dict[str, Any] = field(default_factory=dict)
@@ -86,6 +88,7 @@ class LoggedTrial:
                 trials_known=self.trials_known,
                 data_id=self.trial.data_id,
                 teacher_id=self.trial.teacher_id,
+                num_gpus=self.num_gpus,
                 **{**self.reached, **columns, **provenance(), **self._where},
             )
         )

@@ -75,6 +75,12 @@ def resolved(resources: Resources, nodes: Sequence[Node]) -> Resources:
     return resources.with_changes(gpus_per_worker=1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0)
 
 
+def num_gpus_of(resources: Resources) -> float:
+    """GPUs of one trial, all its workers together; of resources with a number of GPUs."""
+    assert resources.gpus_per_worker != "auto"
+    return resources.workers * resources.gpus_per_worker
+
+
 def num_concurrent(resources: Resources, nodes: Sequence[Node]) -> int:
     """How many trials fit at a time on the nodes of a cluster.
 

@@ -42,6 +42,8 @@ def unheard(_trial: Trial, _point: Point) -> None:
 class _Running:
     trial: Trial
     proposal: Proposal
+    begin: float = 0.0
+    """When it was handed over, by the searcher's clock."""
     twins: list[Proposal] = field(default_factory=list)
     """Later proposals of the same trial, which get the same result."""
 
@@ -61,6 +63,8 @@ class StudySearcher(Searcher):
         interrupted: points of trials that were cut off; they run first, and are charged already.
         num_used: trials charged to the budget by earlier sessions, the interrupted ones included.
         hours_used: hours of earlier sessions.
+        num_gpus: GPUs that each trial holds.
+        gpu_hours_used: GPU-hours of earlier sessions.
         on_known: is told once of each trial that this study asks for and another study ran.
         clock: seconds that go by.
     """
@@ -76,6 +80,8 @@ class StudySearcher(Searcher):
         interrupted: Sequence[Point] = (),
         num_used: int = 0,
         hours_used: float = 0.0,
+        num_gpus: float = 0.0,
+        gpu_hours_used: float = 0.0,
         on_known: Callable[[Trial, Point], None] = unheard,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -89,6 +95,7 @@ class StudySearcher(Searcher):
         self._listed = self._listed_points()
         self._running: dict[str, _Running] = {}
         self._begin, self._hours_used = clock(), hours_used
+        self._num_gpus, self._gpu_hours_used = num_gpus, gpu_hours_used
         self.num_used = num_used
         """Trials charged to the budget so far."""
         self.num_answered = 0
@@ -98,11 +105,12 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Tune's config of the next trial, or `FINISHED` when budget or space are used up."""
-        if self._hours_are_up():
+        if self._hours_are_up() or self._gpu_hours_are_up():
             return self.FINISHED
         running = self._next_interrupted() or (None if self._trials_are_up() else self._next_new())
         if running is None:
             return self.FINISHED
+        running.begin = self._clock()
         self._running[trial_id] = running
         self._sampler.name(running.proposal, running.trial.key)
         return self._config_of(running.trial, parameters=dict(running.proposal.point), trials_known=self._sampler.num_complete)
@@ -118,6 +126,7 @@ class StudySearcher(Searcher):
         running = self._running.pop(trial_id, None)
         if running is None:
             return
+        self._gpu_hours_used += self._gpu_hours_of(running)
         if result and not error:
             self._report(running, result)
         known = self._ended(running, result or {}, error=error)
@@ -146,6 +155,13 @@ class StudySearcher(Searcher):
     def _hours_are_up(self) -> bool:
         hours = self._hours_used + (self._clock() - self._begin) / 3600
         return self._search.hours is not None and hours >= self._search.hours
+
+    def _gpu_hours_are_up(self) -> bool:
+        hours = self._gpu_hours_used + sum(map(self._gpu_hours_of, self._running.values()))
+        return self._search.gpu_hours is not None and hours >= self._search.gpu_hours
+
+    def _gpu_hours_of(self, running: _Running) -> float:
+        return self._num_gpus * (self._clock() - running.begin) / 3600
 
     def _trials_are_up(self) -> bool:
         return self._search.trials is not None and self.num_used >= self._search.trials

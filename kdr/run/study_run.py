@@ -68,6 +68,11 @@ def run_study(study: Study, *, storage: Storage, observer: Observer, address: st
         nodes = nodes_of_ray()
         needed = resolved(study.resources, nodes)
         concurrent = num_concurrent(needed, nodes)
+        if study.search is not None and study.search.gpu_hours is not None and not needed.gpus_per_worker:
+            raise ResourcesError(
+                f"search.gpu_hours: needs trials that hold GPUs, got {study.search.gpu_hours:g} and none for a trial here. "
+                "Use search.trials or search.hours, or a machine with GPUs"
+            )
         sweep = Sweep(study, storage, observer)
         try:
             if teacher is not None and needs_teacher:

@@ -17,6 +17,7 @@ from kdr.run.history import History
 from kdr.run.interruption import Interruption
 from kdr.run.kept_weights import KeptWeights
 from kdr.run.observer import Observer
+from kdr.run.ray_session import num_gpus_of
 from kdr.run.searcher import StudySearcher
 from kdr.run.study_arms import note_arm
 from kdr.run.trial_actor import ActorSettings, TrialActor, tune_config
@@ -63,6 +64,8 @@ class Sweep:
             interrupted=history.interrupted,
             num_used=history.num_used,
             hours_used=history.seconds_used / 3600,
+            num_gpus=num_gpus_of(resources),
+            gpu_hours_used=history.gpu_hours_used,
             on_known=self._plan,
         )
         num_done = history.num_used - len(history.interrupted)

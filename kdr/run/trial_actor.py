@@ -13,6 +13,7 @@ from kdr.errors import TrialFailure
 from kdr.results.schema import Role
 from kdr.results.writer import LogWriter
 from kdr.run.engine import Engine, InlineEngine, ProcessLostError
+from kdr.run.ray_session import num_gpus_of
 from kdr.storage import Storage
 
 
@@ -110,6 +111,7 @@ class TrialActor(tune.Trainable):
             role=self._settings.role,
             parameters=given["parameters"],
             trials_known=given["trials_known"],
+            num_gpus=num_gpus_of(self._settings.resources),
         )
         self._epochs: Any = self._trial.epochs(self._engine)
 

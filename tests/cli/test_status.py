@@ -31,6 +31,12 @@ def test_states_progress_and_time_left_are_shown(ask, example_log):
     assert lines[5].endswith(" ago  out of memory")
 
 
+def test_gpu_hours_are_told_beside_their_budget(ask, example_log):
+    example_log.content["search"] |= {"trials": None, "gpu_hours": 10}
+    example_log.trial("a", event="started", num_gpus=720.0)  # for four epochs of a second each
+    assert ask("example").stdout.splitlines()[0].endswith("; 0.8 of 10 GPU-hours used")
+
+
 def test_json_is_for_scripts(ask, example_log):
     example_log.trial("a", AP=0.25)
     found = json.loads(ask("example", "--json").stdout)

@@ -188,7 +188,7 @@ def test_the_study_of_the_design_is_read(tmp_path: Path) -> None:
         ({"search": {"trials": 3, "parameters": {}}}, "search.parameters: "),
         (
             {"search": {"parameters": SEARCH["parameters"]}},
-            "search: needs a budget of trials, hours, or both, got neither. Add trials: 16",
+            "search: needs a budget of trials, hours or gpu_hours, got none. Add trials: 16",
         ),
         (search(sampler={"tpe": {}, "grid": {}}), "search.sampler: needs exactly one of tpe, random, grid, got tpe and grid"),
         (search(stop_early={"asha": {}, "median": {}}), "search.stop_early: needs one of asha, median, or none, got both"),

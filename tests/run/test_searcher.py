@@ -190,6 +190,23 @@ def test_failed_and_stopped_trials_are_charged(tmp_path: Path) -> None:
     assert session.start() is None
 
 
+def test_no_trial_starts_after_the_gpu_hours_are_up_counted_over_all_sessions(tmp_path: Path) -> None:
+    seconds = [0.0]
+    settings = {"gpu_hours_used": 4.0, "num_gpus": 2.0, "clock": lambda: seconds[0]}
+    session = Session(searcher_of(study_with(WEIGHT, gpu_hours=10), tmp_path, **settings))
+    first, second = session.start(), session.start()
+    assert first
+    assert second
+    seconds[0] += 3600
+    session.finish(first)
+    third = session.start()  # 4 before, and 2 GPUs of two trials for an hour: 8 of 10
+    assert third
+    seconds[0] += 1800
+    assert session.start() is None
+    session.finish(third)
+    session.finish(second)
+
+
 def test_no_trial_starts_after_the_hours_are_up_counted_over_all_sessions(tmp_path: Path) -> None:
     seconds = [0.0]
     point = {"distill.kdr.weight": 2.0}

@@ -227,6 +227,14 @@ def test_a_teacher_that_fails_ends_the_study(ray_here: None, tmp_path: Path) -> 
         run_study(study, storage=Storage.at(tmp_path), observer=Recorder())
 
 
+def test_gpu_hours_without_gpus_are_refused_since_they_would_never_end(ray_here: None, tmp_path: Path) -> None:
+    study = study_with(study="gpu", search__trials=None, search__gpu_hours=2, resources__gpus_per_worker=0)
+    with pytest.raises(
+        ResourcesError, match=r"search\.gpu_hours: needs trials that hold GPUs, got 2 and none .* Use search\.trials"
+    ):
+        run_study(study, storage=Storage.at(tmp_path), observer=Recorder())
+
+
 def test_a_machine_too_small_for_one_trial_is_told_before_ray_starts(tmp_path: Path) -> None:
     with pytest.raises(ResourcesError, match=r"one trial needs 4096 CPUs, got \d+ on this machine"):
         run_study(study_with(resources={"cpus_per_worker": 4096}), storage=Storage.at(tmp_path), observer=Recorder())
