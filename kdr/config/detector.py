@@ -7,10 +7,27 @@ from pydantic import Field, model_validator
 
 from kdr.config.settings import Settings, Share
 
-DetectorName = Literal["retinanet", "fcos"]
-BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v3_small", "mobilenet_v3_large"]
+DetectorName = Literal["retinanet", "fcos", "faster_rcnn"]
+BackboneName = Literal[
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+    "mobilenet_v3_small",
+    "mobilenet_v3_large",
+]
 
-FEATURE_STRIDES: dict[str, tuple[int, ...]] = {"retinanet": (8, 16, 32, 64, 128), "fcos": (8, 16, 32, 64, 128)}
+FEATURE_STRIDES: dict[str, tuple[int, ...]] = {
+    "retinanet": (8, 16, 32, 64, 128),
+    "fcos": (8, 16, 32, 64, 128),
+    "faster_rcnn": (4, 8, 16, 32, 64),
+}
 """Strides in pixels of a detector's FPN outputs, finest first. The detector itself is measured when it is built."""
 
 
@@ -20,18 +37,18 @@ def level_name(stride: float) -> str:
 
 
 def level_names(detector: str) -> tuple[str, ...]:
-    """Names of a detector's feature levels, finest first: ('P3', ..., 'P7') for RetinaNet and FCOS."""
+    """Names of a detector's feature levels, finest first: ('P3', ..., 'P7') for RetinaNet and FCOS, P2 to P6 for Faster R-CNN."""
     return tuple(level_name(stride) for stride in FEATURE_STRIDES[detector])
 
 
 def review_links(detector: str) -> tuple[str, ...]:
-    """Every review link of a detector, finest first: ('P4->P3', ..., 'P7->P6')."""
+    """Every review link of a detector, finest first: ('P4->P3', ..., 'P7->P6') for RetinaNet."""
     names = level_names(detector)
     return tuple(f"{coarse}->{fine}" for fine, coarse in itertools.pairwise(names))
 
 
 class DetectorConfig(Settings):
-    """A detector out of torchvision's classes: RetinaNet or FCOS over a resnet or mobilenet_v3 backbone with an FPN."""
+    """A detector out of torchvision's classes: RetinaNet, FCOS or Faster R-CNN over a resnet or mobilenet_v3 with an FPN."""
 
     detector: DetectorName = "retinanet"
     """Kind of detector."""
@@ -45,10 +62,10 @@ class DetectorConfig(Settings):
     """Share of each batch in the running statistics of `norm: batch`. Unset: the network's own, 0.1 in resnets and 0.01 in
     mobilenets, whose statistics then lag hundreds of steps behind: too slow for a short training from scratch."""
     head_norm: Literal["none", "group"] | None = None
-    """Normalisation in the head. Unset: as torchvision has it, none in RetinaNet and group norm in FCOS."""
+    """Normalisation in the head. Unset: as torchvision has it, none in RetinaNet and Faster R-CNN, group norm in FCOS."""
     anchor_scale: Annotated[float, Field(ge=0.25)] | None = None
-    """Side of the smallest anchor divided by the stride, for RetinaNet; unset: 4, torchvision's 32 px at stride 8.
-    Below 0.25, 2 px at stride 8, anchors would round to no area."""
+    """Side of the smallest anchor divided by the stride; unset: torchvision's, 4 in RetinaNet (32 px at stride 8) and 8 in
+    Faster R-CNN (32 px at stride 4). Below 0.25 anchors would round to no area. FCOS has none."""
     weights: str | None = None
     """Weights of the whole detector: a torchvision enum name such as `RetinaNet_ResNet50_FPN_Weights.COCO_V1`, or a file."""
     backbone_weights: str | None = None
@@ -70,6 +87,8 @@ class DetectorConfig(Settings):
                 raise ValueError("head_norm: torchvision's FCOS head always has group norm, got none. Leave it out")
             if self.anchor_scale is not None:
                 raise ValueError("anchor_scale: FCOS has no anchors. Leave it out")
+        if self.detector == "faster_rcnn" and self.head_norm == "group":
+            raise ValueError("head_norm: torchvision's Faster R-CNN has no group norm in its head, got group. Leave it out")
         if "group" in (self.head_norm, "group" if self.detector == "fcos" else None) and self.fpn_channels % 32:
             raise ValueError(f"fpn_channels: group norm of 32 groups needs a multiple of 32, got {self.fpn_channels}")
         return self

@@ -19,7 +19,7 @@ _KDR_PAPER: dict[str, Any] = {
     "scales_below": "height",
     "normalisation": "none",
 }
-_PAPER_WEIGHT = {"retinanet": 3.0, "fcos": 4.8}
+_PAPER_WEIGHT = {"retinanet": 3.0, "fcos": 4.8, "faster_rcnn": 1.5}
 
 
 class KdrConfig(Settings):

@@ -5,6 +5,7 @@ RESULTS_VERSION: dict[str, int] = {
     "data": 1,
     "retinanet": 1,
     "fcos": 1,
+    "faster_rcnn": 1,
     "kdr": 1,
 }
 """Part -> version. Raising one gives new keys to the trials that use the part, and to no other.

@@ -1,4 +1,4 @@
-"""Backbones with a feature pyramid, P3 to P7: torchvision's resnets and mobilenets, with an FPN of any width."""
+"""Backbones with a feature pyramid, P3 to P7 or P2 to P6: torchvision's resnets and mobilenets, with an FPN of any width."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.models import mobilenetv3, resnet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
 NormLayer = Callable[..., nn.Module]
 
@@ -19,11 +19,17 @@ _MOBILENET_BN_EPS = 1e-3
 
 
 def fpn_backbone(
-    name: str, *, channels: int, norm: Literal["batch", "frozen"], trainable_stages: int, p6_from: Literal["P5", "C5"] = "P5"
+    name: str,
+    *,
+    channels: int,
+    norm: Literal["batch", "frozen"],
+    trainable_stages: int,
+    p6_from: Literal["P5", "C5", "pool"] = "P5",
 ) -> BackboneWithFPN:
-    """Builds a backbone with an FPN over strides 8, 16, 32 and two extra levels of strides 64 and 128.
+    """Builds a backbone with an FPN over strides 8, 16, 32 and two extra levels of strides 64 and 128; with `pool`, over
+    strides 4 to 32 and one of stride 64.
 
-    The modules and the order of their random draws are those of torchvision's builders of RetinaNet and FCOS, with
+    The modules and the order of their random draws are those of torchvision's builders, of RetinaNet and FCOS with
     `returned_layers=[2, 3, 4]`; those know no other width than 256. Of a mobilenet the last block of each stride is taken.
 
     Args:
@@ -31,14 +37,17 @@ def fpn_backbone(
         channels: channels of every FPN output.
         norm: `frozen` fixes statistics and affine parameters, which makes sense only with weights that are loaded later.
         trainable_stages: how many of the five stages are trained, counted from the last.
-        p6_from: what P6 is computed from; C5 in torchvision's second RetinaNet only.
+        p6_from: what P6 is computed from; C5 in torchvision's second RetinaNet only; `pool` takes every second cell of P5.
 
     Returns:
-        A module whose outputs are named "0", "1", "2", "p6", "p7", finest first.
+        A module whose outputs are named "0", "1", "2", "p6", "p7", finest first; with `pool` "0", "1", "2", "3", "pool".
     """
-    build = _resnet_body if name.startswith("resnet") else _mobilenet_body
-    body, return_layers, in_channels = build(name, norm, trainable_stages)
-    extra = LastLevelP6P7(channels if p6_from == "P5" else in_channels[-1], channels)
+    build = _mobilenet_body if name.startswith("mobilenet") else _resnet_body
+    num_levels = 4 if p6_from == "pool" else 3
+    body, return_layers, in_channels = build(name, norm, trainable_stages, num_levels)
+    extra: ExtraFPNBlock = LastLevelMaxPool()
+    if p6_from != "pool":
+        extra = LastLevelP6P7(channels if p6_from == "P5" else in_channels[-1], channels)
     return BackboneWithFPN(body, return_layers, in_channels, channels, extra_blocks=extra)
 
 
@@ -46,22 +55,31 @@ Body = tuple[nn.Module, dict[str, str], list[int]]
 """A body, its layers that feed the FPN with their output names, and the channels of those layers."""
 
 
-def _resnet_body(name: str, norm: str, trainable_stages: int) -> Body:
+def _resnet_body(name: str, norm: str, trainable_stages: int, num_levels: int) -> Body:
     body = getattr(resnet, name)(weights=None, norm_layer=FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d)
     stages = [[getattr(body, part) for part in stage] for stage in _RESNET_STAGES]
     _freeze(part for stage in stages[: 5 - trainable_stages] for part in stage)
-    return body, {"layer2": "0", "layer3": "1", "layer4": "2"}, [body.inplanes // 4, body.inplanes // 2, body.inplanes]
+    layers = ("layer1", "layer2", "layer3", "layer4")[-num_levels:]
+    in_channels = [body.inplanes // 2**halvings for halvings in reversed(range(num_levels))]
+    return body, {layer: str(level) for level, layer in enumerate(layers)}, in_channels
 
 
-def _mobilenet_body(name: str, norm: str, trainable_stages: int) -> Body:
+def _mobilenet_body(name: str, norm: str, trainable_stages: int, num_levels: int) -> Body:
     # torchvision's own eps of this network; its frozen layers would otherwise compute something else than the trained ones did
     frozen = partial(FrozenBatchNorm2d, eps=_MOBILENET_BN_EPS)
     features = getattr(mobilenetv3, name)(weights=None, norm_layer=frozen if norm == "frozen" else None).features
     starts = (*_MOBILENET_STAGES[name], len(features))
     _freeze(features[: starts[5 - trainable_stages]])
-    last_blocks = [start - 1 for start in starts[3:]]
+    last_blocks = [start - 1 for start in starts[-num_levels:]]
     names = {str(block): str(level) for level, block in enumerate(last_blocks)}
     return features, names, [features[block].out_channels for block in last_blocks]
+
+
+def overwrite_frozen_eps(model: nn.Module, eps: float) -> None:
+    """The first COCO weights were trained when torchvision's frozen batch norm had no eps (pytorch/vision#2933)."""
+    for module in model.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.eps = eps
 
 
 def _freeze(modules: Iterable[nn.Module]) -> None:

@@ -8,12 +8,13 @@ from torch import nn
 
 from kdr.config.detector import DetectorConfig
 from kdr.detectors.detector import Detector, Kind
+from kdr.detectors.faster_rcnn import FASTER_RCNN
 from kdr.detectors.fcos import FCOS
 from kdr.detectors.retinanet import RETINANET
 from kdr.detectors.sidecar import weights_categories
 from kdr.randomness import address
 
-KINDS: dict[str, Kind] = {"retinanet": RETINANET, "fcos": FCOS}
+KINDS: dict[str, Kind] = {"retinanet": RETINANET, "fcos": FCOS, "faster_rcnn": FASTER_RCNN}
 
 
 def build_detector(config: DetectorConfig, categories: Sequence[str], *, seed: int, new_classes: bool = False) -> Detector:
@@ -51,6 +52,6 @@ def torchvision_model(config: DetectorConfig, num_classes: int, **options: Any) 
         options: arguments of torchvision's class, such as `min_size`, `score_thresh` or `detections_per_img`.
 
     Returns:
-        `torchvision.models.detection.RetinaNet` or `FCOS`.
+        `torchvision.models.detection.RetinaNet`, `FCOS` or `FasterRCNN`; this one has K + 1 classes, the first the background.
     """
     return KINDS[config.detector].build(config, num_classes, **options)

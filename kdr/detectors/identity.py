@@ -11,6 +11,7 @@ DETECTOR_ENUMS = (
     "RetinaNet_ResNet50_FPN_Weights.COCO_V1",
     "RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1",
     "FCOS_ResNet50_FPN_Weights.COCO_V1",
+    "FasterRCNN_ResNet50_FPN_Weights.COCO_V1",
 )
 """torchvision's weights of whole detectors that kdr can build."""
 
@@ -23,6 +24,15 @@ BACKBONE_ENUMS = (
     "ResNet101_Weights.IMAGENET1K_V2",
     "ResNet152_Weights.IMAGENET1K_V1",
     "ResNet152_Weights.IMAGENET1K_V2",
+    "ResNeXt50_32X4D_Weights.IMAGENET1K_V1",
+    "ResNeXt50_32X4D_Weights.IMAGENET1K_V2",
+    "ResNeXt101_32X8D_Weights.IMAGENET1K_V1",
+    "ResNeXt101_32X8D_Weights.IMAGENET1K_V2",
+    "ResNeXt101_64X4D_Weights.IMAGENET1K_V1",
+    "Wide_ResNet50_2_Weights.IMAGENET1K_V1",
+    "Wide_ResNet50_2_Weights.IMAGENET1K_V2",
+    "Wide_ResNet101_2_Weights.IMAGENET1K_V1",
+    "Wide_ResNet101_2_Weights.IMAGENET1K_V2",
     "MobileNet_V3_Small_Weights.IMAGENET1K_V1",
     "MobileNet_V3_Large_Weights.IMAGENET1K_V1",
     "MobileNet_V3_Large_Weights.IMAGENET1K_V2",

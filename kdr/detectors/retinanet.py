@@ -7,11 +7,10 @@ from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
-from torchvision.ops import FrozenBatchNorm2d
 
 from kdr.config.detector import FEATURE_STRIDES, DetectorConfig
 from kdr.detectors import dense
-from kdr.detectors.backbones import fpn_backbone
+from kdr.detectors.backbones import fpn_backbone, overwrite_frozen_eps
 from kdr.detectors.detector import Kind
 
 _TORCHVISION_ANCHOR_SCALE = 4.0
@@ -36,7 +35,7 @@ def _build(config: DetectorConfig, num_classes: int, **options: Any) -> RetinaNe
         head.regression_head._loss_type = "giou"
     model = RetinaNet(backbone, num_classes, anchor_generator=generator, head=head, **options)
     if config.weights == _FIRST_VERSION:
-        _overwrite_frozen_eps(model, 0.0)
+        overwrite_frozen_eps(model, 0.0)
     return model
 
 
@@ -49,13 +48,6 @@ def anchor_generator(scale: float) -> AnchorGenerator:
     bases = [scale * stride for stride in FEATURE_STRIDES["retinanet"]]
     sizes = tuple(tuple(int(base * 2 ** (third / 3)) for third in range(3)) for base in bases)
     return AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
-
-
-def _overwrite_frozen_eps(model: nn.Module, eps: float) -> None:
-    """The first COCO weights were trained when torchvision's frozen batch norm had no eps (pytorch/vision#2933)."""
-    for module in model.modules():
-        if isinstance(module, FrozenBatchNorm2d):
-            module.eps = eps
 
 
 def _losses(model: RetinaNet, features: list[Tensor], images: ImageList, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:

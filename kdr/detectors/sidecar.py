@@ -75,10 +75,12 @@ def read_sidecar(weights: Path) -> Sidecar:
 def weights_categories(source: str) -> tuple[str, ...] | None:
     """Returns the class names that come with a detector's weights; None where nothing tells them.
 
-    A torchvision enum has the 91 names of its `meta` (label 0 is the background there), a student of kdr its sidecar.
+    A torchvision enum has the 91 names of its `meta`, of which the first is the background: an output like the others in
+    RetinaNet and FCOS, and none of the classes in Faster R-CNN. A student of kdr has those of its sidecar.
     """
     if source in DETECTOR_ENUMS:
-        return tuple(get_weight(source).meta["categories"])
+        names = tuple(get_weight(source).meta["categories"])
+        return names[1:] if source.startswith("FasterRCNN") else names
     try:
         return read_sidecar(Path(source).expanduser()).categories
     except WeightsError:

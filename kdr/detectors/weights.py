@@ -21,7 +21,7 @@ _PARTS: dict[str, Callable[[str], bool]] = {
     "neck": lambda key: key.startswith(_NECK),
     "head": lambda key: not key.startswith((_BODY, _NECK)),
 }
-_CLASS_LAYER = ".cls_logits."
+_CLASS_LAYER = re.compile(r"classification_head\.cls_logits\.|roi_heads\.box_predictor\.")
 # a count of steps that frozen batch norm does not have, and that inference does not need
 _COUNTER = "num_batches_tracked"
 
@@ -115,10 +115,12 @@ def load_backbone_weights(detector: Detector, source: str, *, min_share: float) 
 def inherit(student: Detector, teacher: Detector) -> LoadReport:
     """Copies the teacher's neck and head into the student where shapes match (PKD and others start students so).
 
-    The class layer is copied only between equal class names in equal order.
+    The class layer is copied only between equal class names in equal order, the neck only between equal levels: the same key
+    belongs to P2 in Faster R-CNN and to P3 in RetinaNet.
     """
     others = _PARTS["backbone"]
-    state = {key: value for key, value in teacher.model.state_dict().items() if not others(key)}
+    skipped = others if student.strides == teacher.strides else lambda key: others(key) or _PARTS["neck"](key)
+    state = {key: value for key, value in teacher.model.state_dict().items() if not skipped(key)}
     foreign = _CLASS_LAYER if student.categories != teacher.categories else None
     report, fitting = _compared(student, state, "teacher", among=lambda key: not others(key), foreign=foreign)
     student.model.load_state_dict(fitting, strict=False)
@@ -187,13 +189,13 @@ def _compared(
     source: str,
     *,
     among: Callable[[str], bool] = lambda _: True,
-    foreign: str | None = None,
+    foreign: re.Pattern[str] | None = None,
 ) -> tuple[LoadReport, dict[str, Tensor]]:
     """The report of loading `state`, and what of it fits. Keys are missing only `among` some, and `foreign` ones never fit."""
     target = detector.model.state_dict()
 
     def fits(key: str) -> bool:
-        return key in target and target[key].shape == state[key].shape and not (foreign and foreign in key)
+        return key in target and target[key].shape == state[key].shape and not (foreign and foreign.search(key))
 
     fitting = {key: value for key, value in state.items() if fits(key)}
     counted = [key for key in target if not key.endswith(_COUNTER)]

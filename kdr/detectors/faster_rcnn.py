@@ -1,0 +1,97 @@
+"""Faster R-CNN (Ren et al. 2015) with a feature pyramid (Lin et al. 2017), torchvision's class.
+
+Its losses sample anchors and proposals at random, from torch's global generator: that is part of the method.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import RPNHead
+
+from kdr.config.detector import FEATURE_STRIDES, DetectorConfig
+from kdr.detectors.backbones import fpn_backbone, overwrite_frozen_eps
+from kdr.detectors.detector import Kind
+
+_TORCHVISION_ANCHOR_SCALE = 8.0
+_FIRST_VERSION = "FasterRCNN_ResNet50_FPN_Weights.COCO_V1"
+_LEVELS = ("0", "1", "2", "3", "pool")
+_ROI_SIDE = 7
+_ROI_FEATURES = 1024
+
+
+def _build(config: DetectorConfig, num_classes: int, **options: Any) -> FasterRCNN:
+    """The model as torchvision builds it; its class 0 is the background, so that it has one more than the data."""
+    backbone = fpn_backbone(
+        config.backbone,
+        channels=config.fpn_channels,
+        norm=config.norm,
+        trainable_stages=config.trainable_stages,
+        p6_from="pool",
+    )
+    scale = _TORCHVISION_ANCHOR_SCALE if config.anchor_scale is None else config.anchor_scale
+    generator = _Anchors(
+        tuple((int(scale * stride),) for stride in FEATURE_STRIDES["faster_rcnn"]), ((0.5, 1.0, 2.0),) * len(_LEVELS)
+    )
+    model = FasterRCNN(
+        backbone,
+        rpn_anchor_generator=generator,
+        rpn_head=_RPNHead(config.fpn_channels, generator.num_anchors_per_location()[0]),
+        box_head=TwoMLPHead(config.fpn_channels * _ROI_SIDE**2, _ROI_FEATURES),
+        box_predictor=_Predictor(_ROI_FEATURES, num_classes + 1),
+        **options,
+    )
+    if config.weights == _FIRST_VERSION:
+        overwrite_frozen_eps(model, 0.0)
+    return model
+
+
+class _Anchors(AnchorGenerator):  # type: ignore[misc]
+    """Anchors in the images' type: bfloat16, the features' under autocast, holds no odd pixel position above 256."""
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        stand_in = image_list.tensors.new_empty(())
+        found: list[Tensor] = super().forward(image_list, [stand_in.expand(level.shape) for level in feature_maps])
+        return found
+
+
+class _RPNHead(RPNHead):  # type: ignore[misc]
+    """A head that computes in 16 bits under autocast; what follows it, box coordinates and sums, must not."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        objectness, deltas = super().forward(x)
+        return _full(objectness), _full(deltas)
+
+
+class _Predictor(FastRCNNPredictor):  # type: ignore[misc]
+    """The same for the second stage."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores, deltas = _full(super().forward(x))
+        return scores, deltas
+
+
+def _full(outputs: Sequence[Tensor]) -> list[Tensor]:
+    return [output.to(torch.promote_types(output.dtype, torch.float32)) for output in outputs]
+
+
+def _losses(model: FasterRCNN, features: list[Tensor], images: ImageList, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    named = dict(zip(_LEVELS, features, strict=True))
+    shifted = [{**target, "labels": target["labels"] + 1} for target in targets]
+    proposals, of_proposals = model.rpn(images, named, shifted)
+    _, of_boxes = model.roi_heads(named, proposals, images.image_sizes, shifted)
+    return {**of_boxes, **of_proposals}
+
+
+def _detections(model: FasterRCNN, features: list[Tensor], images: ImageList) -> list[dict[str, Tensor]]:
+    named = dict(zip(_LEVELS, features, strict=True))
+    proposals, _ = model.rpn(images, named)
+    found, _ = model.roi_heads(named, proposals, images.image_sizes)
+    return [{**image, "labels": image["labels"] - 1} for image in found]
+
+
+FASTER_RCNN = Kind(build=_build, losses=_losses, detections=_detections)
