@@ -1,6 +1,6 @@
 """The command line: registers the commands, prints errors that users can act on, sets exit codes.
 
-Exit codes: 0 done, 1 some trials failed, 2 wrong input, 130 interrupted.
+Exit codes: 0 done, 1 some trials failed, 2 wrong input, 130 interrupted by Ctrl-C, 143 by SIGTERM.
 """
 
 import sys
@@ -24,6 +24,7 @@ from kdr.cli import (
     train_one,
 )
 from kdr.errors import KdrError, TrialFailure
+from kdr.run.interruption import GracePeriod, Terminated, end_by_exception
 
 _NOT_A_PAIR = """\
 torch, torchvision: must be a matching pair from one package index, got two builds that do not fit together.
@@ -78,7 +79,8 @@ def _options(
 def main() -> None:
     """Runs the command line; errors that a user can fix are printed without a traceback."""
     try:
-        app(standalone_mode=True)
+        with GracePeriod(0, end_by_exception):
+            app(standalone_mode=True)
     except TrialFailure as failure:
         _fail(str(failure), code=1)
     except KdrError as error:
@@ -89,6 +91,8 @@ def main() -> None:
         _fail(_NOT_A_PAIR, code=2)
     except KeyboardInterrupt:
         _fail("Interrupted. What was finished is in the log; the same command continues.", code=130)
+    except Terminated:
+        _fail("Terminated. What was finished is in the log; the same command continues.", code=143)
 
 
 def _fail(message: str, *, code: int) -> None:

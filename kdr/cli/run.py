@@ -18,7 +18,8 @@ def command(
 ) -> None:
     """Run what is missing of a study, then print its ranking.
 
-    Finished trials are never run twice. Ctrl-C ends cleanly and keeps what is done; the same command continues.
+    Finished trials are never run twice. Ctrl-C ends cleanly and keeps what is done; the same command continues. SIGTERM does
+    the same, after up to resources.grace_s seconds for the epochs that run; a second one, or Ctrl-C, ends at once.
 
     Example: python orchestrate.py run search_spaces/quickstart.yaml
     """
@@ -40,7 +41,8 @@ def command(
     print_ranking(console, place, chosen, metric)
     console.out(f"\n{outcome.num_run} trials run in {outcome.seconds:.0f} s. The log: {place.log}", highlight=False)
     if outcome.interrupted:
-        console.print("Interrupted: what was finished is kept. The same command continues.", style="magenta")
-        raise typer.Exit(130)
+        how = "Terminated" if outcome.terminated else "Interrupted"
+        console.print(f"{how}: what was finished is kept. The same command continues.", style="magenta")
+        raise typer.Exit(143 if outcome.terminated else 130)
     if outcome.num_failed:
         raise typer.Exit(1)

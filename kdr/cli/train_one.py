@@ -24,7 +24,8 @@ def command(
 ) -> None:
     """Train the one trial of a study in the foreground; its teacher first, if the study trains it.
 
-    Its rows go to the log like those of a sweep, it continues from its last checkpoint, and its weights are kept.
+    Its rows go to the log like those of a sweep, it continues from its last checkpoint, and its weights are kept. After
+    SIGTERM it may finish its epoch, for up to resources.grace_s seconds; Ctrl-C or a second SIGTERM ends it at once.
 
     Example: python orchestrate.py train best.yaml --set training.epochs=24
     """
@@ -38,6 +39,7 @@ def command(
     from kdr.results.reader import read_log
     from kdr.results.writer import LogWriter
     from kdr.run.engine import InlineEngine
+    from kdr.run.interruption import GracePeriod, Terminated, end_by_exception
     from kdr.run.logged_fit import LoggedTrial
     from kdr.run.study_arms import note_arm
     from kdr.run.trial_identity import trial_maker
@@ -69,8 +71,17 @@ def command(
             loader_workers=chosen.resources.loader_workers,
             track=progress_bars(console),
         )
-        for metrics in LoggedTrial(trial, log, place, num_gpus=float(uses_gpu)).epochs(engine):
-            _print_epoch(console, metrics, trial.config.training.epochs)
+        logged = LoggedTrial(trial, log, place, num_gpus=float(uses_gpu))
+        try:
+            with GracePeriod(chosen.resources.grace_s, end_by_exception) as grace:
+                for metrics in logged.epochs(engine):
+                    _print_epoch(console, metrics, trial.config.training.epochs)
+                    if grace.asked and not metrics.is_last:
+                        grace.end_now()
+        except (KeyboardInterrupt, Terminated):
+            if logged.attempt and logged.reached.get("epoch") != trial.config.training.epochs:
+                logged.event("interrupted", reason="the command was interrupted")
+            raise
     console.out(f"Weights: {place.trial(trial.key) / 'student.pt'}. The log: {place.log}", highlight=False)
 
 

@@ -39,6 +39,8 @@ class Resources(Settings):
     """Processes that load images for each worker; 0 loads in the worker itself."""
     max_concurrent: Count | None = None
     """Most trials at a time; unset: as many as fit."""
+    grace_s: NonNegative = 30
+    """Seconds after SIGTERM in which running trials may finish their epoch; no new trial starts in them."""
     max_trials_per_start: Count = 100
     """Trials after which a group of several workers is started anew."""
 

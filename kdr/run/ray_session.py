@@ -4,6 +4,8 @@ import contextlib
 import logging
 import math
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -46,6 +48,7 @@ def ray_session(address: str | None) -> Iterator[None]:
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     started = not ray.is_initialized()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     if started:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -61,6 +64,8 @@ def ray_session(address: str | None) -> Iterator[None]:
                 raise ResourcesError(
                     f"--address: needs a running Ray cluster, got {address} ({error}). Try --address auto"
                 ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put sys.exit(15) there
     try:
         yield
     finally:

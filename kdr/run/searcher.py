@@ -65,6 +65,7 @@ class StudySearcher(Searcher):
         hours_used: hours of earlier sessions.
         num_gpus: GPUs that each trial holds.
         gpu_hours_used: GPU-hours of earlier sessions.
+        is_ending: says whether the study is being terminated, so that nothing new is to start.
         on_known: is told once of each trial that this study asks for and another study ran.
         clock: seconds that go by.
     """
@@ -83,6 +84,7 @@ class StudySearcher(Searcher):
         num_gpus: float = 0.0,
         gpu_hours_used: float = 0.0,
         on_known: Callable[[Trial, Point], None] = unheard,
+        is_ending: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()  # without a metric: Tune would refuse results that lack it, and a failed trial's does
@@ -94,6 +96,7 @@ class StudySearcher(Searcher):
         self._interrupted = deque(point for point in interrupted if self._in_space(point))
         self._listed = self._listed_points()
         self._running: dict[str, _Running] = {}
+        self._is_ending = is_ending
         self._begin, self._hours_used = clock(), hours_used
         self._num_gpus, self._gpu_hours_used = num_gpus, gpu_hours_used
         self.num_used = num_used
@@ -105,7 +108,7 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Tune's config of the next trial, or `FINISHED` when budget or space are used up."""
-        if self._hours_are_up() or self._gpu_hours_are_up():
+        if self._is_ending() or self._hours_are_up() or self._gpu_hours_are_up():
             return self.FINISHED
         running = self._next_interrupted() or (None if self._trials_are_up() else self._next_new())
         if running is None:

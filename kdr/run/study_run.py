@@ -29,8 +29,10 @@ class Outcome:
     """Trials that this run trained, to their end or until they were stopped early."""
     num_failed: int
     interrupted: bool
-    """Whether Ctrl-C ended it."""
+    """Whether Ctrl-C or SIGTERM ended it."""
     seconds: float
+    terminated: bool = False
+    """Whether SIGTERM ended it."""
 
 
 def run_study(study: Study, *, storage: Storage, observer: Observer, address: str | None = None, rerun: bool = False) -> Outcome:
@@ -89,7 +91,7 @@ def run_study(study: Study, *, storage: Storage, observer: Observer, address: st
         finally:
             shutil.rmtree(storage.ray / study.study, ignore_errors=True)
             compact(storage, study.study)
-    return Outcome(sweep.num_run, sweep.num_failed, sweep.interrupted, time.monotonic() - begin)
+    return Outcome(sweep.num_run, sweep.num_failed, sweep.interrupted, time.monotonic() - begin, sweep.terminated)
 
 
 def _is_known(trial: Trial, study: Study, storage: Storage) -> bool:

@@ -41,7 +41,7 @@ class Sweep:
         self.study, self.storage, self.observer = study, storage, observer
         self.metric = study.search.metric if study.search else "AP"
         self.num_run = self.num_failed = 0
-        self.interrupted = False
+        self.interrupted = self.terminated = False
         self._log = LogWriter(storage, study.study)
         self._numbers: dict[str, int] = {}
         self._ended: list[tuple[str, float | None]] = []
@@ -67,6 +67,7 @@ class Sweep:
             num_gpus=num_gpus_of(resources),
             gpu_hours_used=history.gpu_hours_used,
             on_known=self._plan,
+            is_ending=lambda: self._interruption.is_ending,
         )
         num_done = history.num_used - len(history.interrupted)
         self.observer.plan(search.trials, num_done, num_concurrent)
@@ -100,6 +101,7 @@ class Sweep:
         searcher: StudySearcher | None = None,
         scheduler: Any = None,
     ) -> None:
+        self._interruption = Interruption(self.study.resources.grace_s)
         settings = ActorSettings(
             storage=self.storage,
             study=self.study.study,
@@ -119,6 +121,7 @@ class Sweep:
             numbers=self._numbers,
             max_crashes=MAX_CRASHES,
             kept_weights=kept,
+            on_report=self._interruption.trial_reported,
         )
         tuner = tune.Tuner(
             actor,
@@ -138,16 +141,16 @@ class Sweep:
                 failure_config=tune.FailureConfig(max_failures=MAX_CRASHES),
             ),
         )
-        interruption = Interruption()
         try:
-            with interruption:
+            with self._interruption:
                 tuner.fit()
         finally:
             events.close()
             remove_leftover_groups()
         self.num_run += events.num_run if role == "student" else 0
         self.num_failed += events.num_failed
-        self.interrupted |= interruption.happened
+        self.interrupted |= self._interruption.happened
+        self.terminated |= self._interruption.is_ending
 
     def _config_of(self, trial: Trial, *, parameters: dict[str, Any], trials_known: int) -> dict[str, Any]:
         self._plan(trial, parameters)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ray import tune
@@ -18,6 +19,10 @@ from kdr.run.trial_actor import trial_from
 from kdr.storage import Storage
 
 
+def unheard(_trial_id: str, _running: Iterable[str]) -> None:
+    """Hears of a report and does nothing."""
+
+
 class TrialEvents(tune.Callback):
     """Writes the events that the trials' own processes cannot know, and keeps the observer up to date.
 
@@ -30,6 +35,7 @@ class TrialEvents(tune.Callback):
         numbers: key -> number of the trial in the study.
         max_crashes: how often a trial is started again whose process died.
         kept_weights: is told of each trial that ends; None keeps everything.
+        on_report: is told of each trial that has ended an epoch or itself, by Tune's id, with the ids of those that run then.
     """
 
     def __init__(
@@ -43,11 +49,12 @@ class TrialEvents(tune.Callback):
         numbers: dict[str, int],
         max_crashes: int,
         kept_weights: KeptWeights | None = None,
+        on_report: Callable[[str, Iterable[str]], None] = unheard,
     ) -> None:
         self.num_run = self.num_failed = 0
         self._study, self._storage, self._observer = study, storage, observer
         self._role, self._metric, self._numbers, self._max_crashes = role, metric, numbers, max_crashes
-        self._kept_weights = kept_weights
+        self._kept_weights, self._on_report = kept_weights, on_report
         self._log = LogWriter(storage, study.study)
         self._running: dict[str, Any] = {}
 
@@ -64,6 +71,7 @@ class TrialEvents(tune.Callback):
         """An evaluated epoch has ended."""
         if not result.get("done"):
             self._tell(trial, "running", result)
+            self._on_report(trial.trial_id, self._running)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has reached its last epoch, has failed by itself, or was stopped early."""
@@ -107,6 +115,7 @@ class TrialEvents(tune.Callback):
         self._running.pop(trial.trial_id, None)
         if self._kept_weights is not None:
             self._kept_weights.add(trial.config["trial"]["key"], (trial.last_result or {}).get(self._metric))
+        self._on_report(trial.trial_id, self._running)
 
     def _write(self, trial: Any, event: Event, **columns: Any) -> None:
         given, result = trial.config["trial"], trial.last_result or {}

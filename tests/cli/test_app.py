@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,15 @@ def test_ctrl_c_before_anything_runs_is_exit_code_130(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="130"):
         main()
     assert "the same command continues" in capsys.readouterr().err
+
+
+def test_sigterm_before_anything_runs_is_exit_code_143(monkeypatch, capsys):
+    monkeypatch.setattr("kdr.cli.app.app", lambda **_: signal.raise_signal(signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit, match="143"):
+        main()
+    assert "the same command continues" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_json_goes_to_standard_output_alone(orchestrate, tmp_path):

@@ -20,7 +20,8 @@ from ray.tune.tune import _setup_signal_catching
 import kdr
 from kdr.config.study import Study, read_study
 from kdr.results.reader import Log, TrialState, read_log
-from kdr.run.interruption import Interruption
+from kdr.run.cancellation import ask_to_end
+from kdr.run.interruption import GracePeriod, Interruption, Terminated
 from kdr.run.logged_fit import teacher_of
 from kdr.run.trial_identity import trial_maker
 from kdr.storage import Storage
@@ -221,6 +222,54 @@ def test_after_tune_ctrl_c_is_heard_again() -> None:
         signal.raise_signal(signal.SIGINT)
 
 
+def end_of(ended: list[float]) -> Callable[[], None]:
+    return lambda: ended.append(time.monotonic())
+
+
+def test_the_grace_period_ends_by_itself() -> None:
+    ended: list[float] = []
+    with GracePeriod(0.3, end_of(ended)) as grace:
+        begin = time.monotonic()
+        signal.raise_signal(signal.SIGTERM)
+        assert grace.asked
+        assert not ended
+        time.sleep(0.6)
+    assert 0.25 < ended[0] - begin < 0.55
+
+
+def test_a_second_sigterm_ends_at_once_and_only_once() -> None:
+    ended: list[float] = []
+    before = signal.getsignal(signal.SIGTERM)
+    with GracePeriod(60, end_of(ended)) as grace:
+        signal.raise_signal(signal.SIGTERM)
+        assert not ended
+        signal.raise_signal(signal.SIGTERM)
+        assert len(ended) == 1
+        grace.end_now()
+    assert len(ended) == 1
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.usefixtures("_handlers_given_back")
+def test_sigterm_ends_tune_when_every_running_trial_has_reported() -> None:
+    with Interruption(60) as interruption:
+        heard = _setup_signal_catching()
+        interruption.trial_reported("a", ["a", "b"])
+        signal.raise_signal(signal.SIGTERM)
+        assert interruption.is_ending
+        interruption.trial_reported("b", ["a", "b"])
+        assert not heard.is_set()
+        interruption.trial_reported("a", ["a", "b"])
+        assert heard.is_set()
+    assert interruption.happened
+
+
+@pytest.mark.usefixtures("_handlers_given_back")
+def test_sigterm_before_tune_listens_ends_it_all_the_same() -> None:
+    with pytest.raises(Terminated, match=r"^$"), Interruption(0):
+        signal.raise_signal(signal.SIGTERM)
+
+
 def test_in_another_thread_there_is_no_signal_to_hear() -> None:
     seen: list[bool] = []
 
@@ -257,6 +306,64 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(begin: Callable[
     assert events(log, cut_off) == [(1, "started"), (1, "interrupted"), (2, "resumed"), (2, "completed")]
     check_everything_ran_once(first.storage)
     check_nothing_is_left(second, within_s=10)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_sigterm_lets_the_epoch_end_and_starts_nothing_new(begin: Callable[[], Run]) -> None:
+    first = begin()
+    cut_off = first.wait_for("the second trial", second_trial_is_under_way(first.storage))
+    first.driver.terminate()
+    assert first.ended(timeout_s=40) == 143, first.text()
+    assert "Terminated: what was finished is kept. The same command continues." in first.text()
+    assert "Traceback" not in first.text()
+    check_nothing_is_left(first, within_s=10)
+    log = read_log(first.storage)
+    assert events(log, cut_off) == [(1, "started"), (1, "interrupted")]
+    assert [state.state for state in students(log)] == ["completed", "interrupted"]
+    reached = torch.load(first.storage.trial(cut_off) / "checkpoint.pt", weights_only=True)["progress"]["epoch"]
+    assert reached >= log.states()[cut_off].epoch >= 2
+
+    second = begin()
+    assert second.ended() == 0, second.text()
+    check_everything_ran_once(first.storage)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_running_study_ends_a_trial_that_is_cancelled_and_goes_on(begin: Callable[[], Run]) -> None:
+    run = begin()
+    cancelled = run.wait_for("the second trial", second_trial_is_under_way(run.storage))
+    ask_to_end(run.storage, cancelled, "it is slow")
+    assert run.ended() == 0, run.text()
+    assert re.search(r"2  epoch \d/5  cancelled  cancelled: it is slow\n", run.text())
+    log = read_log(run.storage)
+    assert events(log, cancelled) == [(1, "started"), (1, "cancelled")]
+    assert [state.state for state in students(log)] == ["completed", "cancelled", "completed"]
+    again = begin()
+    assert again.ended() == 0, again.text()
+    assert "0 trials run in" in again.text()
+
+
+@pytest.mark.slow
+def test_train_ends_after_its_epoch_at_sigterm(prepared: tuple[Path, Storage], tmp_path: Path) -> None:
+    path, storage = prepared
+    shutil.copytree(storage.root, tmp_path / "runs")
+    own = Storage.at(tmp_path / "runs")
+    script = Path(kdr.__file__).parents[1] / "orchestrate.py"
+    command = [sys.executable, script, "train", path, "--storage", own.root, "--set", "training.epochs=100"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        assert any(line.startswith("epoch 1/100") for line in process.stdout)
+        process.terminate()
+        rest = process.stdout.read()
+        assert process.wait(60) == 143, rest
+    assert "Terminated. What was finished is in the log; the same command continues." in rest
+    log = read_log(own)
+    [state] = students(log)
+    assert (state.state, state.last.reason) == ("interrupted", "the command was interrupted")
+    assert state.epoch == log.epochs_of(state.key).num_rows >= 2
+    assert torch.load(own.trial(state.key) / "checkpoint.pt", weights_only=True)["progress"]["epoch"] == state.epoch
 
 
 @pytest.mark.ray
