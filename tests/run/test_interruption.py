@@ -19,6 +19,7 @@ from ray.tune.tune import _setup_signal_catching
 
 import kdr
 from kdr.config.study import Study, read_study
+from kdr.results.exclusion import exclude
 from kdr.results.reader import Log, TrialState, read_log
 from kdr.run.cancellation import ask_to_end
 from kdr.run.interruption import GracePeriod, Interruption, Terminated
@@ -331,7 +332,7 @@ def test_sigterm_lets_the_epoch_end_and_starts_nothing_new(begin: Callable[[], R
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_running_study_ends_a_trial_that_is_cancelled_and_goes_on(begin: Callable[[], Run]) -> None:
+def test_a_cancelled_trial_ends_alone_and_an_excluded_one_runs_again(begin: Callable[[], Run]) -> None:
     run = begin()
     cancelled = run.wait_for("the second trial", second_trial_is_under_way(run.storage))
     ask_to_end(run.storage, cancelled, "it is slow")
@@ -340,9 +341,16 @@ def test_a_running_study_ends_a_trial_that_is_cancelled_and_goes_on(begin: Calla
     log = read_log(run.storage)
     assert events(log, cancelled) == [(1, "started"), (1, "cancelled")]
     assert [state.state for state in students(log)] == ["completed", "cancelled", "completed"]
+    # a cancelled trial has ended and is not run again; an excluded one is, from its first epoch
+    excluded = students(log)[0]
+    exclude(run.storage, excluded, "a broken disk")
     again = begin()
     assert again.ended() == 0, again.text()
-    assert "0 trials run in" in again.text()
+    assert "1 trials run in" in again.text()
+    log = read_log(run.storage)
+    assert [state.state for state in students(log)] == ["completed", "cancelled", "completed"]
+    assert events(log, excluded.key)[-3:] == [(1, "excluded"), (2, "started"), (2, "completed")]
+    assert log.epochs_of(excluded.key)["attempt"].to_pylist() == [2] * EPOCHS
 
 
 @pytest.mark.slow
