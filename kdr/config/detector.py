@@ -31,6 +31,14 @@ FEATURE_STRIDES: dict[str, tuple[int, ...]] = {
 """Strides in pixels of a detector's FPN outputs, finest first. The detector itself is measured when it is built."""
 
 
+_CHOICES: dict[str, dict[str, tuple[str | bool, ...]]] = {
+    "retinanet": {"p6_from": ("P5", "C5"), "box_loss": ("l1", "giou"), "center_sampling": (), "norm_on_bbox": ()},
+    "fcos": {"p6_from": ("P5", "C5"), "box_loss": ("giou", "iou")},
+    "faster_rcnn": {"p6_from": (), "box_loss": (), "center_sampling": (), "norm_on_bbox": ()},
+}
+"""Detector -> what it can be told, of the settings that not every detector has; those left out it knows in full."""
+
+
 def level_name(stride: float) -> str:
     """The usual name of a feature level: P3 for stride 8, P7 for stride 128."""
     return f"P{round(stride).bit_length() - 1}"
@@ -66,6 +74,18 @@ class DetectorConfig(Settings):
     anchor_scale: Annotated[float, Field(ge=0.25)] | None = None
     """Side of the smallest anchor divided by the stride; unset: torchvision's, 4 in RetinaNet (32 px at stride 8) and 8 in
     Faster R-CNN (32 px at stride 4). Below 0.25 anchors would round to no area. FCOS has none."""
+    p6_from: Literal["P5", "C5"] | None = None
+    """What P6 is computed from, in RetinaNet and FCOS: P5, or the backbone's last level C5. Unset: as torchvision has it, C5 in
+    the second version of its RetinaNet and P5 elsewhere."""
+    box_loss: Literal["l1", "giou", "iou"] | None = None
+    """Loss of the boxes: `l1` or `giou` in RetinaNet, `giou` or `iou` (-log IoU, as in the first FCOS) in FCOS. Unset: as
+    torchvision has it, `l1` in the first version of its RetinaNet and `giou` elsewhere."""
+    center_sampling: bool | None = None
+    """Whether FCOS takes only the cells near the middle of a box for foreground, within 1.5 strides; unset: yes, as torchvision
+    does. Without it every cell inside a box is, as in the first FCOS."""
+    norm_on_bbox: bool | None = None
+    """Whether FCOS predicts distances in strides, cut off below 0; unset: yes, as torchvision does. Without it distances are in
+    pixels, the exponential of the output times a learned scale of the level, as in the first FCOS."""
     weights: str | None = None
     """Weights of the whole detector: a torchvision enum name such as `RetinaNet_ResNet50_FPN_Weights.COCO_V1`, or a file."""
     backbone_weights: str | None = None
@@ -82,6 +102,12 @@ class DetectorConfig(Settings):
                 "norm: frozen batch norm needs weights whose statistics it can keep, got neither weights nor backbone_weights. "
                 "Name one of them, or use norm: batch"
             )
+        for name, known in _CHOICES[self.detector].items():
+            value = getattr(self, name)
+            if value is not None and value not in known:
+                choices = " or ".join(map(str, known))
+                rule = f"{self.detector} knows {choices}" if known else f"{self.detector} has no such setting"
+                raise ValueError(f"{name}: {rule}, got {value}. Leave it out")
         if self.detector == "fcos":
             if self.head_norm == "none":
                 raise ValueError("head_norm: torchvision's FCOS head always has group norm, got none. Leave it out")

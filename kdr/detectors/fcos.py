@@ -1,22 +1,97 @@
-"""FCOS (Tian et al. 2019/2020, anchor-free, center sampling and GIoU), torchvision's class."""
+"""FCOS (Tian et al. 2019/2020, anchor-free), torchvision's class: with center sampling, GIoU and distances in strides.
 
+The first FCOS had none of the three; the settings `center_sampling`, `box_loss` and `norm_on_bbox` give it back.
+"""
+
+import math
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torchvision.models.detection import fcos
 from torchvision.models.detection.image_list import ImageList
 
-from kdr.config.detector import DetectorConfig
+from kdr.config.detector import FEATURE_STRIDES, DetectorConfig
 from kdr.detectors import dense
 from kdr.detectors.backbones import fpn_backbone
 from kdr.detectors.detector import Kind
 
+_MIN_IOU = 1e-6
+
 
 def _build(config: DetectorConfig, num_classes: int, **options: Any) -> fcos.FCOS:
     backbone = fpn_backbone(
-        config.backbone, channels=config.fpn_channels, norm=config.norm, trainable_stages=config.trainable_stages
+        config.backbone,
+        channels=config.fpn_channels,
+        norm=config.norm,
+        trainable_stages=config.trainable_stages,
+        p6_from=config.p6_from or "P5",
     )
-    return fcos.FCOS(backbone, num_classes, **options)
+    if config.center_sampling is False:
+        options = {"center_sampling_radius": math.inf, **options}
+    head = (_IouHead if config.box_loss == "iou" else fcos.FCOSHead)(config.fpn_channels, 1, num_classes)
+    model = fcos.FCOS(backbone, num_classes, head=head, **options)
+    if config.norm_on_bbox is False:
+        model.head.regression_head = _PixelRegression(model.head.regression_head)
+        model.head.box_coder.normalize_by_size = model.box_coder.normalize_by_size = False
+    return model
+
+
+class _IouHead(fcos.FCOSHead):  # type: ignore[misc]
+    """torchvision's head, whose boxes learn by -log IoU (Yu et al. 2016, UnitBox) instead of GIoU."""
+
+    def compute_loss(
+        self,
+        targets: list[dict[str, Tensor]],
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Returns torchvision's loss terms, that of the boxes replaced: its mean over the foreground cells of the batch."""
+        losses: dict[str, Tensor] = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
+        of_cells = []
+        for target, distances, of_image, matched in zip(
+            targets, head_outputs["bbox_regression"], anchors, matched_idxs, strict=True
+        ):
+            foreground = matched >= 0
+            found = self.box_coder.decode(distances[foreground], of_image[foreground])
+            of_cells.append(-_iou(found, target["boxes"][matched[foreground]]).clamp(min=_MIN_IOU).log())
+        per_cell = torch.cat(of_cells)
+        return {**losses, "bbox_regression": per_cell.sum() / max(1, len(per_cell))}
+
+
+def _iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
+    """IoU of each box (M, 4) with its partner (M, 4): (M,)."""
+    sides = torch.minimum(boxes_xyxy[:, 2:], others_xyxy[:, 2:]) - torch.maximum(boxes_xyxy[:, :2], others_xyxy[:, :2])
+    shared = sides.clamp(min=0).prod(1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (boxes_xyxy, others_xyxy)]
+    return shared / (areas[0] + areas[1] - shared)
+
+
+class _PixelRegression(nn.Module):
+    """torchvision's regression head, but for its last step: distances are exp(scale of the level x output) pixels.
+
+    Takes over the modules of `head`, under their names.
+    """
+
+    def __init__(self, head: Any) -> None:
+        super().__init__()
+        self.conv, self.bbox_reg, self.bbox_ctrness = head.conv, head.bbox_reg, head.bbox_ctrness
+        self.scales = nn.Parameter(torch.ones(len(FEATURE_STRIDES["fcos"])))
+
+    def forward(self, x: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Returns distances (N, cells of all levels, 4) and centerness (N, cells of all levels, 1)."""
+        distances, centerness = [], []
+        for scale, level in zip(self.scales, x, strict=True):
+            found = self.conv(level)
+            # exp overflows 16 bits at 11
+            distances.append(_by_cell(torch.exp(scale * self.bbox_reg(found).float())))
+            centerness.append(_by_cell(self.bbox_ctrness(found)))
+        return torch.cat(distances, 1), torch.cat(centerness, 1)
+
+
+def _by_cell(output: Tensor) -> Tensor:
+    return output.flatten(2).transpose(1, 2)  # [N, C, H, W] -> [N, HW, C]
 
 
 def _losses(model: fcos.FCOS, features: list[Tensor], images: ImageList, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -26,12 +26,12 @@ def _build(config: DetectorConfig, num_classes: int, **options: Any) -> RetinaNe
         channels=config.fpn_channels,
         norm=config.norm,
         trainable_stages=config.trainable_stages,
-        p6_from="C5" if second else "P5",
+        p6_from=config.p6_from or ("C5" if second else "P5"),
     )
     generator = anchor_generator(_TORCHVISION_ANCHOR_SCALE if config.anchor_scale is None else config.anchor_scale)
     norm = partial(nn.GroupNorm, 32) if config.head_norm == "group" else None
     head = RetinaNetHead(config.fpn_channels, generator.num_anchors_per_location()[0], num_classes, norm_layer=norm)
-    if second:
+    if (config.box_loss or ("giou" if second else "l1")) == "giou":
         head.regression_head._loss_type = "giou"
     model = RetinaNet(backbone, num_classes, anchor_generator=generator, head=head, **options)
     if config.weights == _FIRST_VERSION:

@@ -81,10 +81,9 @@ def _teacher_id(config: TrialConfig, *, data_id: str, weights_id: Callable[[str]
 def _detector(config: DetectorConfig, weights_ids: Mapping[str, str]) -> dict[str, Any]:
     """What decides a detector's numbers: its settings, with what its weights are in place of where they lie."""
     ignored = {"min_loaded_share", *(_FROZEN if isinstance(config, TeacherConfig) else ())}
-    settings = config.model_dump(mode="json", exclude=ignored)
-    return settings | {
-        name: weights_ids[settings[name]] for name in ("weights", "backbone_weights") if settings[name] is not None
-    }
+    # unset is left out, so that a setting which comes with a later version changes no key
+    settings = config.model_dump(mode="json", exclude=ignored, exclude_none=True)
+    return settings | {name: weights_ids[settings[name]] for name in ("weights", "backbone_weights") if name in settings}
 
 
 def _sources(config: DetectorConfig) -> set[str]:

@@ -61,3 +61,17 @@ def test_labels_are_as_many_as_the_classes():
     model = torchvision_model(DetectorConfig(**SMALL), 7)
     assert model.head.classification_head.cls_logits.out_channels == 9 * 7
     assert torch.allclose(model.head.classification_head.cls_logits.bias.sigmoid(), torch.tensor(0.01))
+
+
+def test_p6_and_box_loss_follow_the_settings_and_else_torchvisions_version():
+    second = "RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1"
+    for settings, p6_channels, loss in (
+        ({}, 32, "l1"),
+        ({"p6_from": "C5", "box_loss": "giou"}, 576, "giou"),
+        ({"weights": second}, 576, "giou"),
+        ({"weights": second, "p6_from": "P5", "box_loss": "l1"}, 32, "l1"),
+    ):
+        config = DetectorConfig(backbone="mobilenet_v3_small", fpn_channels=32, **settings)
+        model = torchvision_model(config, 3)
+        assert model.backbone.fpn.extra_blocks.p6.in_channels == p6_channels
+        assert model.head.regression_head._loss_type == loss
