@@ -19,6 +19,7 @@ from kdr.cli import (
     plan,
     query,
     run,
+    schema,
     status,
     table,
     train_one,
@@ -51,9 +52,10 @@ COMMANDS = {
     "best": best,
     "train": train_one,
     "evaluate": evaluate,
+    "schema": schema,
 }
 for name, module in COMMANDS.items():
-    app.command(name, no_args_is_help=True)(module.command)
+    app.command(name, no_args_is_help=name != "schema")(module.command)
 
 log_app = typer.Typer(no_args_is_help=True, help="Look after the trial log: check, compact, exclude a trial, cancel a trial.")
 LOG_COMMANDS = {"check": log_check, "compact": log_compact, "exclude": log_exclude, "cancel": log_cancel}

@@ -1,0 +1,35 @@
+"""The JSON schema of a study file, by which editors complete and check it; `orchestrate.py schema` prints it.
+
+It knows names, types and ranges. What only holds between settings, `plan` checks.
+"""
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from kdr.config.search import EarlyStopping, Sampler
+from kdr.config.study import Study
+from kdr.config.trial import TrialConfig
+
+
+def study_schema() -> dict[str, Any]:
+    """The schema (draft 2020-12) as plain values."""
+    schema = Study.model_json_schema(by_alias=True)
+    trial = TrialConfig.model_json_schema(by_alias=True, ref_template="#/$defs/{model}")
+    definitions = {**schema.pop("$defs"), **trial.pop("$defs"), "TrialConfig": trial}
+    for settings, names in ((Sampler, _fields(Sampler)), (EarlyStopping, ["none", *_fields(EarlyStopping)])):
+        # a bare name takes the defaults
+        definitions[settings.__name__] = {"anyOf": [{"enum": names}, definitions[settings.__name__]]}
+    properties = dict(schema.pop("properties"))
+    properties["trial"] = {"$ref": "#/$defs/TrialConfig", "description": properties["trial"]["description"]}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A study of kdr",
+        **schema,
+        "properties": properties,
+        "$defs": dict(sorted(definitions.items())),
+    }
+
+
+def _fields(settings: type[BaseModel]) -> list[str]:
+    return list(settings.model_fields)
