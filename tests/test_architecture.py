@@ -48,6 +48,7 @@ AT_HOME: dict[str, set[str]] = {
     "ray": {"run"},
     "optuna": {"run"},
     "typer": {"cli"},
+    "packaging": {"cli"},
     "rich": {"cli"},
 }
 """Package -> the rooms that may import it. A command may import any, inside its function: the last test here holds that."""

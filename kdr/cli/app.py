@@ -11,6 +11,7 @@ import typer
 import kdr
 from kdr.cli import (
     best,
+    doctor,
     evaluate,
     log_cancel,
     log_check,
@@ -53,9 +54,10 @@ COMMANDS = {
     "train": train_one,
     "evaluate": evaluate,
     "schema": schema,
+    "doctor": doctor,
 }
 for name, module in COMMANDS.items():
-    app.command(name, no_args_is_help=name != "schema")(module.command)
+    app.command(name, no_args_is_help=name not in ("schema", "doctor"))(module.command)
 
 log_app = typer.Typer(no_args_is_help=True, help="Look after the trial log: check, compact, exclude a trial, cancel a trial.")
 LOG_COMMANDS = {"check": log_check, "compact": log_compact, "exclude": log_exclude, "cancel": log_cancel}

@@ -1,0 +1,223 @@
+"""What `doctor` looks at: the installation, the machine, the storage, Ray, and what a study needs. Each check stands alone."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from kdr.errors import KdrError
+from kdr.storage import Storage
+
+if TYPE_CHECKING:
+    from kdr.config.study import Resources, Study
+
+FREE_GIB = 5.0
+"""Free disk space below which a warning is due: checkpoints and logs of a small study fit."""
+TOKEN_FILE = Path("~/.ray/auth_token")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found."""
+
+    name: str
+    state: Literal["ok", "warning", "failed"]
+    text: str
+    """One line, or several where a file has several problems."""
+    mend: str = ""
+    """What to do about it, where the text does not say so."""
+
+
+Check = Callable[[], Iterator[Finding]]
+
+
+def run_checks(checks: dict[str, Check]) -> Iterator[Finding]:
+    """Runs checks by name; one that raises has failed, and the others go on."""
+    for name, check in checks.items():
+        try:
+            yield from check()
+        except KdrError as error:
+            yield Finding(name, "failed", str(error))
+        except Exception as error:
+            yield Finding(name, "failed", f"{type(error).__name__}: {error}", "Unexpected: please report it")
+
+
+def installed_packages() -> Iterator[Finding]:
+    """Python, and every package that kdr requires, in a version that it takes."""
+    from packaging.requirements import Requirement
+
+    yield Finding("python", "ok", f"{platform.python_version()}")
+    wrong, versions = [], []
+    for text in importlib.metadata.requires("kdr") or ():
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            version = "nothing"
+        if version == "nothing" or not requirement.specifier.contains(version, prereleases=True):
+            wrong.append(f"{requirement.name} must be {requirement.specifier}, got {version}")
+        versions.append(f"{requirement.name} {version}")
+    if wrong:
+        yield Finding("packages", "failed", "; ".join(wrong), "Install again: pip install -c constraints.txt -e .")
+    else:
+        yield Finding("packages", "ok", ", ".join(versions))
+
+
+def torch_pair() -> Iterator[Finding]:
+    """Whether torchvision's operators run on the torch that is installed."""
+    mend = "Install both at once from one index: pip install torch torchvision"
+    try:
+        import torch
+        from torchvision.ops import nms
+
+        nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+    except (RuntimeError, ImportError) as error:
+        yield Finding("torch", "failed", f"torch and torchvision must be a matching pair, got: {error}", mend)
+        return
+    import torchvision
+
+    yield Finding("torch", "ok", f"torch {torch.__version__} and torchvision {torchvision.__version__} fit together")
+
+
+def devices() -> Iterator[Finding]:
+    """GPUs with their memory, or the CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        yield Finding("device", "ok", f"no GPU that torch can use: training runs on the CPU, {cores} cores")
+        return
+    for number in range(torch.cuda.device_count()):
+        free, total = (size / 2**30 for size in torch.cuda.mem_get_info(number))
+        kinds = "with bf16" if torch.cuda.is_bf16_supported() else "without bf16"
+        text = f"{torch.cuda.get_device_name(number)}, {free:.1f} of {total:.1f} GiB free, {kinds}"
+        busy = free < total / 2
+        yield Finding(
+            f"GPU {number}", "warning" if busy else "ok", text, "Another process uses it: see nvidia-smi" if busy else ""
+        )
+
+
+def storage_folder(storage: Storage) -> Iterator[Finding]:
+    """Whether the storage can be written, has room, and its log can be read."""
+    from kdr.results.check import check_log
+
+    storage.check_writable()
+    free = shutil.disk_usage(storage.root).free / 2**30
+    text = f"{storage.root}: can be written, {free:.1f} GiB free"
+    little = free < FREE_GIB
+    yield Finding("storage", "warning" if little else "ok", text, "Free some space, or name another folder" if little else "")
+    problems = [finding for finding in check_log(storage) if finding.is_problem]
+    for problem in problems:
+        yield Finding("log", "failed", f"{problem.where}: {problem.what}", "python orchestrate.py log check --quarantine")
+    if not problems:
+        yield Finding("log", "ok", "every file can be read")
+
+
+def ray_tokens() -> Iterator[Finding]:
+    """Whether Ray asks for a token, and where the token would come from; never the token."""
+    mode = os.environ.get("RAY_AUTH_MODE", "disabled")
+    sources = {
+        "the variable RAY_AUTH_TOKEN": "RAY_AUTH_TOKEN" in os.environ,
+        "the file that RAY_AUTH_TOKEN_PATH names": "RAY_AUTH_TOKEN_PATH" in os.environ,
+        f"the file {TOKEN_FILE}": TOKEN_FILE.expanduser().exists(),
+    }
+    source = next((name for name, found in sources.items() if found), None)
+    text = f"mode {mode} (RAY_AUTH_MODE); a token would come from {source or 'nowhere'}"
+    if mode == "token" and source is None:
+        yield Finding("Ray's token", "failed", text, "Set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token")
+    else:
+        yield Finding("Ray's token", "ok", text)
+
+
+def ray_cluster(address: str | None, resources: "Resources | None") -> Iterator[Finding]:
+    """Whether Ray starts or can be joined, its nodes, and how many trials of a study fit."""
+    from kdr.run.ray_session import nodes_of_ray, num_concurrent, ray_session, resolved
+
+    with ray_session(address):
+        import ray
+
+        nodes = nodes_of_ray()
+        of_nodes = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
+        place = f"the cluster at {address}" if address else "this machine"
+        yield Finding("Ray", "ok", f"ray {ray.__version__} on {place}, {len(nodes)} nodes: {of_nodes}")
+        if resources is not None:
+            needed = resolved(resources, nodes)
+            size = f"{needed.workers} x ({needed.cpus_per_worker:g} CPUs, {needed.gpus_per_worker:g} GPUs)"
+            yield Finding("resources", "ok", f"{num_concurrent(needed, nodes)} trials at a time, of {size} each")
+
+
+def study_space(study: "Study") -> Iterator[Finding]:
+    """Whether every point of a study's space is a trial."""
+    from kdr.plan.space import check_space
+
+    if study.search is not None:
+        check_space(study)
+    yield Finding("study", "ok", f"{study.study}: every setting can be used")
+
+
+def study_data(study: "Study", storage: Storage) -> Iterator[Finding]:
+    """Whether a study's images and annotations are there and fit together."""
+    from kdr.data.splits import open_splits
+
+    splits = open_splits(study.base.data, storage)
+    yield Finding("training data", "ok", splits.train.summary())
+    yield Finding("evaluation data", "ok", splits.evaluation.summary())
+
+
+def study_detectors(study: "Study", storage: Storage) -> Iterator[Finding]:
+    """Whether weights load, labels agree, and which level learns from which."""
+    import torch
+
+    from kdr.data.splits import open_splits
+    from kdr.detectors.build import build_detector
+    from kdr.detectors.weights import load_configured_weights
+    from kdr.distill.levels import match_levels
+    from kdr.run.trial_identity import trial_maker
+    from kdr.training.shared_parts import SharedParts
+
+    config = study.base
+    categories = open_splits(config.data, storage).categories
+    student = build_detector(config.student, categories, seed=config.seed, new_classes=True)
+    for report in load_configured_weights(student):
+        yield Finding("student", "ok", report.line())
+    if config.teacher is None or not config.needs_teacher:
+        yield Finding("teacher", "ok", "none is needed: plain training")
+        return
+    trained = config.teacher_trial() is not None
+    if trained:
+        teacher = build_detector(config.teacher, categories, seed=0)
+        yield Finding("teacher", "ok", "is trained by the study")
+    else:
+        teacher = SharedParts(storage).teacher(trial_maker(study, storage)(config), torch.device("cpu"))
+        yield Finding("teacher", "ok", f"{config.teacher.weights}: loads, and its labels agree with the data's")
+    pairs = match_levels(student.strides, teacher.strides)
+    levels = ", ".join(f"{student.level_names[mine]} from {teacher.level_names[its]}" for mine, its in pairs)
+    left = [name for level, name in enumerate(student.level_names) if level not in dict(pairs)]
+    mend = "Their review links and losses are left out" if left else ""
+    text = f"{levels}{'; without a partner: ' + ', '.join(left) if left else ''}"
+    yield Finding("levels", "warning" if left else "ok", text, mend)
+
+
+def all_checks(storage: Storage, *, address: str | None, study: "Study | None") -> dict[str, Check]:
+    """Every check by name, in the order in which a mistake should be mended."""
+    checks: dict[str, Check] = {
+        "packages": installed_packages,
+        "torch": torch_pair,
+        "device": devices,
+        "storage": lambda: storage_folder(storage),
+        "Ray's token": ray_tokens,
+        "Ray": lambda: ray_cluster(address, None if study is None else study.resources),
+    }
+    if study is not None:
+        checks |= {
+            "study": lambda: study_space(study),
+            "data": lambda: study_data(study, storage),
+            "detectors": lambda: study_detectors(study, storage),
+        }
+    return checks
