@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import os
+import socket
 import signal
 import threading
 import warnings
@@ -45,6 +46,7 @@ def ray_session(address: str | None) -> Iterator[None]:
         os.environ.setdefault(name, value)
     import ray
 
+    _check_reachable(address)
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     started = not ray.is_initialized()
@@ -71,6 +73,17 @@ def ray_session(address: str | None) -> Iterator[None]:
     finally:
         if started:
             ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Refuses an address where nothing listens; Ray itself tries for a quarter of an hour."""
+    host, _, port = (address or "").rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        return  # `auto`, or an address of another form
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ResourcesError(f"--address: needs a running Ray cluster, got {address} ({error}). Try --address auto") from error
 
 
 def resolved(resources: Resources, nodes: Sequence[Node]) -> Resources:
