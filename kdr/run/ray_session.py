@@ -4,8 +4,8 @@ import contextlib
 import logging
 import math
 import os
-import socket
 import signal
+import socket
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence

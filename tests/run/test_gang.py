@@ -1,6 +1,5 @@
 """Two gloo workers of Ray Train that stay warm between trials."""
 
-import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,13 @@ from kdr.data.splits import open_splits
 from kdr.errors import TrialFailure
 from kdr.run.engine import InlineEngine, ProcessLostError
 from kdr.run.gang import Gang, GangSettings
+from kdr.run.logged_fit import teacher_of
 from kdr.run.ray_session import ray_session
 from kdr.run.trial_identity import trial_maker
 from kdr.storage import Storage
+from kdr.training.metrics import EpochMetrics
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("default"),  # Ray Train warns about itself, here in the process of the test
-]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 CONTENT: dict[str, Any] = {
     "study": "together",
@@ -63,15 +60,50 @@ def ray_here() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def gang(ray_here: None, storage: Storage, make: Callable[[dict[str, Any]], Trial]) -> Iterator[Gang]:
-    """A gang whose trials' teacher has been trained."""
-    gang = Gang(SIZE, storage, "together")
-    from kdr.run.logged_fit import teacher_of
+class Owner:
+    """Owns a gang in an actor of its own, as a Tune trial does."""
 
+    def __init__(self, size: GangSettings, storage: Storage) -> None:
+        self._gang = Gang(size, storage, "together")
+        self._epochs: Iterator[EpochMetrics] = iter(())
+
+    def begin(self, trial: Trial) -> EpochMetrics:
+        self._epochs = self._gang.fit(trial)
+        return next(self._epochs)
+
+    def rest(self) -> list[EpochMetrics]:
+        return list(self._epochs)
+
+    def stop(self) -> None:
+        self._epochs.close()  # type: ignore[attr-defined]
+
+    def where(self) -> dict[str, Any]:
+        return dict(self._gang.where)
+
+    def close(self) -> None:
+        self._gang.close()
+
+
+class OwnedGang:
+    """A gang as the test calls it; its owner is another process."""
+
+    def __init__(self, storage: Storage, **changes: int) -> None:
+        self._owner = ray.remote(num_cpus=0)(Owner).remote(GangSettings(**{**vars(SIZE), **changes}), storage)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return lambda *given: ray.get(getattr(self._owner, name).remote(*given))
+
+    def fit(self, trial: Trial) -> list[EpochMetrics]:
+        return [self.begin(trial), *self.rest()]
+
+
+@pytest.fixture(scope="module")
+def gang(ray_here: None, storage: Storage, make: Callable[[dict[str, Any]], Trial]) -> Iterator[OwnedGang]:
+    """A gang whose trials' teacher has been trained."""
+    gang = OwnedGang(storage)
     teacher = teacher_of(make({}))
     assert teacher is not None
-    list(gang.fit(teacher))
+    gang.fit(teacher)
     yield gang
     gang.close()
 
@@ -95,21 +127,21 @@ def forget(storage: Storage, trial: Trial) -> None:
 
 def test_a_trial_has_the_same_bits_as_first_and_as_fifth_of_a_gang(gang, storage, make) -> None:
     trials = [make({"distill.kdr.weight": weight}) for weight in (1.0, 5.0, 0.5, 2.0)]
-    first = list(gang.fit(trials[0]))
+    first = gang.fit(trials[0])
     for other in trials[1:]:
-        list(gang.fit(other))
+        gang.fit(other)
     forget(storage, trials[0])
-    fifth = list(gang.fit(trials[0]))
+    fifth = gang.fit(trials[0])
     assert [epoch.weighted_losses for epoch in first] == [epoch.weighted_losses for epoch in fifth]
     assert [epoch.evaluation for epoch in first] == [epoch.evaluation for epoch in fifth]
     assert len(first) == 2
-    assert gang.where["host"]
+    assert gang.where()["host"]
 
 
 def test_a_trial_that_is_stopped_leaves_the_gang_ready_for_the_next(gang, storage, make) -> None:
     stopped = make({"training.epochs": 5})
-    with contextlib.closing(gang.fit(stopped)) as epochs:
-        assert next(epochs).epoch == 1
+    assert gang.begin(stopped).epoch == 1
+    gang.stop()
     before = workers()
     assert [epoch.epoch for epoch in gang.fit(make({"seed": 3}))] == [1, 2]
     assert workers() == before
@@ -119,24 +151,23 @@ def test_a_trial_that_is_stopped_leaves_the_gang_ready_for_the_next(gang, storag
 def test_losses_that_are_not_finite_end_the_trial_and_not_the_gang(gang, make) -> None:
     before = workers()
     with pytest.raises(TrialFailure, match="non_finite_loss"):
-        list(gang.fit(make({"training.lr": 1e30, "training.clip_norm": None, "training.schedule": "constant"})))
+        gang.fit(make({"training.lr": 1e30, "training.clip_norm": None, "training.schedule": "constant"}))
     assert [epoch.epoch for epoch in gang.fit(make({"seed": 4}))] == [1, 2]
     assert workers() == before
 
 
 def test_a_trial_whose_worker_is_killed_goes_on_in_new_workers(gang, storage, make) -> None:
     trial = make({"training.epochs": 3, "seed": 5})
-    whole = list(gang.fit(trial))
+    whole = gang.fit(trial)
     forget(storage, trial)
-    epochs = gang.fit(trial)
-    next(epochs)
+    gang.begin(trial)
     before = workers()
     assert len(before) == 2
     before[1].kill()
     with pytest.raises(ProcessLostError):
-        list(epochs)
+        gang.rest()
     assert held_groups() == []
-    again = list(gang.fit(trial))
+    again = gang.fit(trial)
     assert [epoch.losses for epoch in again] == [epoch.losses for epoch in whole]
     assert not set(workers()) & set(before)
 
@@ -149,7 +180,7 @@ def test_data_that_only_one_rank_reads_ends_trial_and_gang(gang, storage, make) 
     path.write_bytes(content[: len(content) // 2])
     try:
         with pytest.raises(TrialFailure, match="bad_data"):
-            list(gang.fit(trial))
+            gang.fit(trial)
     finally:
         path.write_bytes(content)
     assert held_groups() == []
@@ -158,10 +189,10 @@ def test_data_that_only_one_rank_reads_ends_trial_and_gang(gang, storage, make) 
 
 def test_after_so_many_trials_the_workers_are_new(gang, storage, make) -> None:
     gang.close()  # its workers would hold the CPUs
-    short_lived = Gang(GangSettings(**{**vars(SIZE), "max_trials": 1}), storage, "together")
-    list(short_lived.fit(make({"seed": 7})))
+    short_lived = OwnedGang(storage, max_trials=1)
+    short_lived.fit(make({"seed": 7}))
     before = workers()
-    list(short_lived.fit(make({"seed": 8})))
+    short_lived.fit(make({"seed": 8}))
     assert not set(workers()) & set(before)
     short_lived.close()
     assert held_groups() == []
