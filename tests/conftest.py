@@ -30,6 +30,22 @@ settings.load_profile("kdr")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    session.config.stash[_EXIT_STATUS] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    # Native threads of the libraries under test have crashed the interpreter's teardown, after everything had passed.
+    if _EXIT_STATUS in config.stash:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(config.stash[_EXIT_STATUS])
+
+
+_EXIT_STATUS = pytest.StashKey[int]()
+
+
 @dataclass
 class ExampleLog:
     """A trial log on disk, written by the real writer: a search over the weight and the links of KDR."""

@@ -104,7 +104,13 @@ def what_is_left() -> dict[str, Any]:
 def test_a_sweep_with_early_stops_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dashboard: bool) -> None:
     for name, value in QUIET.items():
         monkeypatch.setenv(name, value)
-    ray.init(include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": QUIET})
+    ray.init(
+        address="local",
+        include_dashboard=dashboard,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": QUIET},
+    )
     try:
         study, storage = study_from(STUDY, folder=tmp_path), Storage.at(tmp_path / "runs")
         outcome = run_study(study, storage=storage, observer=Watcher())
