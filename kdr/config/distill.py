@@ -32,7 +32,8 @@ class KdrConfig(Settings):
     foreground_share: Share = 2 / 3
     """Balance b: the loss is b x foreground + (1 - b) x background. Not used without masks."""
     review_links: Literal["all"] | tuple[str, ...] = "all"
-    """Links `P5->P4` that pass a reviewed coarse level down to the next finer one; [] switches the review off."""
+    """Links `P5->P4` that pass a reviewed coarse level down to the next finer one; [] switches the review off.
+    Links to or from a level whose stride the teacher does not have are dropped, with a warning."""
     attention: Literal["none", "spatial", "channel", "both"] = "both"
     """What the gates of a link look at."""
     fusion: Literal["residual", "gated"] = "residual"

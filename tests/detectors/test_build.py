@@ -2,11 +2,13 @@ import pytest
 import torch
 from torch import nn
 from torchvision.models.detection import (
+    FasterRCNN_ResNet50_FPN_Weights,
     fasterrcnn_resnet50_fpn,
     fcos_resnet50_fpn,
     retinanet_resnet50_fpn,
     retinanet_resnet50_fpn_v2,
 )
+from torchvision.ops import FrozenBatchNorm2d
 
 from kdr.config.detector import DetectorConfig
 from kdr.config.problems import validated
@@ -76,6 +78,21 @@ def test_class_names_come_from_torchvisions_coco_weights():
     assert detector.categories[1] == "person"
     assert detector.model.head.classification_head.num_classes == 91
     assert build_detector(config, ("circle",), seed=0, new_classes=True).categories == ("circle",)
+
+
+def test_class_names_of_faster_rcnns_coco_weights_leave_out_the_background_that_its_outputs_have():
+    weights = FasterRCNN_ResNet50_FPN_Weights.COCO_V1
+    config = DetectorConfig(**SMALL, detector="faster_rcnn", weights=str(weights))
+    detector = build_detector(config, ("circle",), seed=0)
+    assert ("__background__", *detector.categories) == tuple(weights.meta["categories"])
+    assert detector.model.roi_heads.box_predictor.cls_score.out_features == 91
+
+
+@pytest.mark.parametrize(("weights", "eps"), [("FasterRCNN_ResNet50_FPN_Weights.COCO_V1", 0.0), ("student.pt", 1e-5)])
+def test_frozen_norm_of_faster_rcnn_has_no_eps_under_its_coco_weights_alone(weights, eps):
+    config = DetectorConfig(detector="faster_rcnn", backbone="resnet18", fpn_channels=32, norm="frozen", weights=weights)
+    model = torchvision_model(config, 2)
+    assert {module.eps for module in model.modules() if isinstance(module, FrozenBatchNorm2d)} == {eps}
 
 
 def test_students_are_built_from_their_settings_too():

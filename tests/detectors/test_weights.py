@@ -13,6 +13,11 @@ from kdr.errors import WeightsError
 
 CATEGORIES = ("circle", "square", "star")
 RETINANET = DetectorConfig(backbone="mobilenet_v3_small", fpn_channels=32)
+FASTER_RCNN = RETINANET.with_changes(detector="faster_rcnn")
+# scores and boxes are both per class; the first stage's own `rpn.head.cls_logits` knows objects only
+FASTER_RCNN_CLASS_LAYER = tuple(
+    f"roi_heads.box_predictor.{layer}.{part}" for layer in ("cls_score", "bbox_pred") for part in ("weight", "bias")
+)
 
 
 def built(config=RETINANET, categories=CATEGORIES, seed=0):
@@ -56,6 +61,27 @@ def test_the_layer_of_other_classes_is_reported_and_keeps_its_initial_weights(tm
     assert report.head == 1 - 2 / sum(key.startswith("head") for key in initial)
     assert all(torch.equal(detector.model.state_dict()[name], initial[name]) for name in names)
     assert "; 2 of other shape or classes: head.classification_head.cls_logits.weight, " in report.line()
+
+
+@pytest.mark.parametrize(
+    "others", [pytest.param(("a", "b"), id="fewer"), pytest.param(("star", "circle", "square"), id="as many")]
+)
+def test_of_faster_rcnn_with_other_classes_only_the_second_stages_last_layer_stays_out(tmp_path, others):
+    path = tmp_path / "student.pt"
+    save_student(path, built(FASTER_RCNN, others, seed=1), extra={})
+    detector, initial = built(FASTER_RCNN), built(FASTER_RCNN).model.state_dict()
+    report = load_weights(detector, str(path), min_share=1.0)
+    assert report.mismatched == FASTER_RCNN_CLASS_LAYER
+    source = read_state(str(path))
+    for key, value in detector.model.state_dict().items():
+        assert torch.equal(value, initial[key] if key in FASTER_RCNN_CLASS_LAYER else source[key]), key
+
+
+def test_faster_rcnns_own_classes_are_loaded_in_full(tmp_path):
+    path = tmp_path / "student.pt"
+    save_student(path, built(FASTER_RCNN, seed=1), extra={})
+    report = load_weights(built(FASTER_RCNN), str(path), min_share=1.0)
+    assert (report.backbone, report.neck, report.head, report.mismatched) == (1.0, 1.0, 1.0, ())
 
 
 def test_frozen_statistics_fill_batch_norm_whose_step_counter_they_lack(tmp_path):
@@ -218,6 +244,21 @@ def test_inherit_copies_no_class_layer_of_other_names():
     report = inherit(student, teacher)
     assert len(report.mismatched) == 2
     assert torch.equal(student.model.head.classification_head.cls_logits.weight, before)
+
+
+def test_inherit_by_faster_rcnn_takes_the_first_stage_but_no_class_layer_of_other_names():
+    student, teacher = built(FASTER_RCNN), built(FASTER_RCNN, ("star", "circle", "square"), seed=1)
+    report = inherit(student, teacher)
+    assert (report.neck, report.mismatched) == (1.0, FASTER_RCNN_CLASS_LAYER)
+    assert torch.equal(student.model.rpn.head.cls_logits.weight, teacher.model.rpn.head.cls_logits.weight)
+
+
+@pytest.mark.parametrize(("student", "teacher"), [(RETINANET, FASTER_RCNN), (FASTER_RCNN, RETINANET)], ids=["from", "to"])
+def test_inherit_between_pyramids_of_other_levels_leaves_the_neck(student, teacher):
+    model, before = built(student), built(student).model.state_dict()
+    report = inherit(model, built(teacher, seed=1))
+    assert (report.backbone, report.neck, report.head) == (0.0, 0.0, 0.0)
+    assert equal_keys(model, before) == set(before)
 
 
 def test_inherit_shares_no_memory_with_the_teacher():

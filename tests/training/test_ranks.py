@@ -132,6 +132,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "not decoupled": {"distill.kdr.masks": "none"},
     "one scale": {"distill.kdr.pyramid_scales": [1]},
     "paper": {"distill.kdr.preset": "kdr-paper"},
+    # shares P3 to P6 with RetinaNet and FCOS; what a student has beyond that learns from the detector's losses alone
+    "teacher of other levels": {"teacher.detector": "faster_rcnn"},
 }
 
 
