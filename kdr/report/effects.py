@@ -1,0 +1,211 @@
+"""How far apart two arms are, and whether the seeds decide it: the statistics of a comparison, on plain arrays.
+
+An effect is an estimate with a standard error and degrees of freedom. Its interval, its p and its equivalence test are all
+those of Student's t; beside them stands the exact sign-flip p, which needs no normal distribution. `docs/ablations.md` tells
+users what the words mean.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special
+
+Word = Literal["helps", "hurts", "no relevant effect", "undecided"]
+ALPHA = 0.05
+"""Level of every test, after adjustment; intervals cover 1 - ALPHA."""
+MOST_SEEDS = 1000
+"""Where the search for a sufficient number of seeds ends."""
+_MOST_FLIPS = 40  # seeds up to which all 2^n signs are counted, as two halves of at most 2^20
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A difference between arms, in the unit of the metric. What n seeds without spread cannot tell is None."""
+
+    n: int
+    """Pairs of one seed, or for an unpaired comparison trials of the smaller arm."""
+    difference: float
+    """Arm minus reference."""
+    se: float | None = None
+    """Standard error of the difference."""
+    df: float | None = None
+    """Degrees of freedom of the standard error."""
+    df_per_seed: float = 1
+    """Degrees of freedom that a further seed brings."""
+    sign_flip_p: float | None = None
+    """Exact two-sided p over all 2^n signs of the paired differences."""
+    paired: bool = True
+
+    @property
+    def sd(self) -> float | None:
+        """Standard deviation that one seed adds to the difference."""
+        return None if self.se is None else self.se * math.sqrt(self.n)
+
+    @property
+    def p(self) -> float | None:
+        """Two-sided p of the t test that there is no difference."""
+        return None if self.se is None else float(two_sided_p(self.difference, self.se, self.df))
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % t interval of the difference, not adjusted for other comparisons."""
+        if self.se is None:
+            return None
+        half = float(half_width(self.se, self.df))
+        return self.difference - half, self.difference + half
+
+    def tost_p(self, margin: float) -> float | None:
+        """The larger p of the two one-sided tests that the difference lies within +-margin."""
+        return None if self.se is None else float(equivalence_p(self.difference, self.se, self.df, margin))
+
+    def with_seeds(self, n: ArrayLike) -> tuple[Any, Any]:
+        """Standard error and degrees of freedom with n seeds instead, at the same spread."""
+        assert self.se is not None
+        assert self.df is not None
+        n = np.asarray(n, float)
+        return self.se * np.sqrt(self.n / n), self.df + (n - self.n) * self.df_per_seed
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an effect means within its family of comparisons."""
+
+    word: Word
+    p_adjusted: float | None = None
+    tost_p_adjusted: float | None = None
+    more_seeds: int | None = None
+    """Further seeds that would decide it if difference and spread stayed as they are; MOST_SEEDS stands for that many or more."""
+
+
+def paired_effect(arm: ArrayLike, reference: ArrayLike) -> Effect:
+    """The mean of paired differences.
+
+    Args:
+        arm: (n,) values of one arm.
+        reference: (n,) values of the other, of the same seeds in the same order.
+    """
+    arm, reference = np.asarray(arm, float), np.asarray(reference, float)
+    assert arm.shape == reference.shape, "one value of either arm for each seed"
+    differences = arm - reference
+    n, mean = len(arm), float(differences.mean())
+    if n < 2 or _is_rounding(float(np.ptp(differences)), arm, reference):
+        return Effect(n, mean)
+    se = float(differences.std(ddof=1)) / math.sqrt(n)
+    return Effect(n, mean, se, n - 1, sign_flip_p=sign_flip_p(differences))
+
+
+def unpaired_effect(arm: ArrayLike, reference: ArrayLike) -> Effect:
+    """The difference of two means with Welch's standard error, for trials that share nothing but the number of their seed.
+
+    Args:
+        arm: (n,) values of one arm.
+        reference: (m,) values of the other.
+    """
+    arm, reference = np.asarray(arm, float), np.asarray(reference, float)
+    n, mean = min(len(arm), len(reference)), float(arm.mean() - reference.mean())
+    if n < 2 or _is_rounding(max(float(np.ptp(arm)), float(np.ptp(reference))), arm, reference):
+        return Effect(n, mean, paired=False)
+    parts = np.array([values.var(ddof=1) / len(values) for values in (arm, reference)])
+    df = parts.sum() ** 2 / (parts**2 / [len(arm) - 1, len(reference) - 1]).sum()
+    return Effect(n, mean, math.sqrt(parts.sum()), float(df), df_per_seed=df / (n - 1), paired=False)
+
+
+def judged(effects: Sequence[Effect], *, margin: float | None, adjust: bool = True) -> list[Verdict]:
+    """The verdicts on a family of comparisons.
+
+    *helps* and *hurts*: the adjusted p is below ALPHA. *no relevant effect*: it is not, and the adjusted equivalence test says
+    that the difference lies within the margin. *undecided*: neither.
+
+    Args:
+        effects: all comparisons that are looked at together; those without a p take no part in the adjustment.
+        margin: largest difference that does not matter; None where none was declared.
+        adjust: by Holm's method; False for a comparison that was declared beforehand.
+    """
+    ps = _adjusted([effect.p for effect in effects], adjust)
+    tosts = _adjusted([None if margin is None else effect.tost_p(margin) for effect in effects], adjust)
+    family = sum(p is not None for p in ps) if adjust else 1
+    return [_verdict(effect, p, tost, margin, family) for effect, p, tost in zip(effects, ps, tosts, strict=True)]
+
+
+def holm(p: ArrayLike) -> Any:
+    """Holm's adjusted p values along the last axis: all that lie below a level are rejected with that family-wise error."""
+    p = np.asarray(p, float)
+    m, order = p.shape[-1], np.argsort(p, axis=-1, kind="stable")
+    ascending = np.take_along_axis(p, order, -1) * np.arange(m, 0, -1)
+    adjusted = np.empty_like(p)
+    np.put_along_axis(adjusted, order, np.minimum(np.maximum.accumulate(ascending, -1), 1.0), -1)
+    return adjusted
+
+
+def two_sided_p(difference: Any, se: Any, df: Any) -> Any:
+    """Two-sided p of the t test that a difference is 0; for numbers or arrays."""
+    return 2 * special.stdtr(df, -np.abs(difference) / se)
+
+
+def half_width(se: Any, df: Any, level: float = ALPHA) -> Any:
+    """Half the width of the t interval that covers 1 - level; for numbers or arrays."""
+    return special.stdtrit(df, 1 - level / 2) * se
+
+
+def equivalence_p(difference: Any, se: Any, df: Any, margin: float) -> Any:
+    """The larger p of two one-sided t tests (TOST; Schuirmann 1987) that a difference lies within +-margin."""
+    return special.stdtr(df, (np.abs(difference) - margin) / se)
+
+
+def sign_flip_p(differences: ArrayLike) -> float | None:
+    """The share of all 2^n signs under which the sum of the differences is at least as far from 0; None for over 40.
+
+    All sums are pairs of a sum of the first half and one of the second, so that they are counted, not listed.
+    """
+    differences = np.asarray(differences, float)
+    n = len(differences)
+    if n > _MOST_FLIPS:
+        return None
+    # equal sums must count as equal whatever the order of their terms
+    reached = abs(differences.sum()) - 1e-9 * np.abs(differences).sum()
+    first, second = _all_sums(differences[: n // 2]), np.sort(_all_sums(differences[n // 2 :]))
+    above = len(second) - np.searchsorted(second, reached - first, side="left")
+    below = np.searchsorted(second, -reached - first, side="right")
+    return min(1.0, float((above + below).sum() / 2.0**n))
+
+
+def _all_sums(values: Any) -> Any:
+    sums = np.zeros(1)
+    for value in values:
+        sums = np.concatenate([sums + value, sums - value])
+    return sums
+
+
+def _is_rounding(spread: float, *values: Any) -> bool:
+    """Whether a spread is 0, or no more than the rounding of the values that it comes from."""
+    return not spread > 1e-12 * max(float(np.abs(part).max()) for part in values)
+
+
+def _adjusted(ps: Sequence[float | None], adjust: bool) -> list[float | None]:
+    known = [p for p in ps if p is not None]
+    adjusted = iter(holm(known).tolist() if adjust and known else known)
+    return [None if p is None else next(adjusted) for p in ps]
+
+
+def _verdict(effect: Effect, p: float | None, tost: float | None, margin: float | None, family: int) -> Verdict:
+    if p is None:
+        return Verdict("undecided")
+    if p < ALPHA:
+        return Verdict("helps" if effect.difference > 0 else "hurts", p, tost)
+    if tost is not None and tost < ALPHA:
+        return Verdict("no relevant effect", p, tost)
+    return Verdict("undecided", p, tost, _more_seeds(effect, margin, family))
+
+
+def _more_seeds(effect: Effect, margin: float | None, family: int) -> int:
+    """The smallest number of further seeds at which a test decides, as the hardest of its family."""
+    n = np.arange(effect.n + 1, effect.n + MOST_SEEDS)
+    se, df = effect.with_seeds(n)
+    decides = family * two_sided_p(effect.difference, se, df) < ALPHA
+    if margin is not None:
+        decides |= family * equivalence_p(effect.difference, se, df, margin) < ALPHA
+    return int(n[decides][0]) - effect.n if decides.any() else MOST_SEEDS

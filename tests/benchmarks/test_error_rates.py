@@ -1,0 +1,38 @@
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+import kdr
+
+STUDIES = 10_000
+NOISE = 0.007
+"""Three standard errors of a rate of 5 % over so many studies."""
+
+
+@pytest.fixture(scope="module")
+def rates():
+    path = Path(kdr.__file__).parents[1] / "benchmarks" / "error_rates.py"
+    spec = importlib.util.spec_from_file_location("error_rates", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+seeds = pytest.mark.parametrize("n", [3, 5, 8])
+
+
+@seeds
+def test_the_interval_covers_the_truth_in_95_of_100_studies(rates, n):
+    assert rates.coverage(STUDIES, n) == pytest.approx(0.95, abs=0.01)
+
+
+@seeds
+def test_at_most_one_study_in_twenty_without_effects_shows_one(rates, n):
+    assert rates.family_wise_error(STUDIES, 6, n) <= 0.05 + NOISE
+    assert rates.family_wise_error(STUDIES, 6, n, adjust=False) > 0.1  # what the adjustment is for
+
+
+@seeds
+def test_at_most_one_study_in_twenty_calls_differences_of_the_margin_irrelevant(rates, n):
+    assert rates.equivalence_error(STUDIES, 6, n) <= 0.05 + NOISE
