@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, PrivateAttr, model_validator
 
+from kdr.config.ablation import Ablation, ablation_problems
 from kdr.config.overrides import changed, parse_override
 from kdr.config.problems import validated
-from kdr.config.search import Search
+from kdr.config.search import Metric, Search
 from kdr.config.settings import Count, NonNegative, Settings
 from kdr.config.strict_yaml import read_yaml
 from kdr.config.trial import TrialConfig
@@ -63,13 +64,27 @@ class Study(Settings):
     trial: dict[str, JsonValue]
     """The trial that every trial of the study starts from, as it is written; `base` is the checked form."""
     search: Search | None = None
-    """What is searched; without it the study is the one trial."""
+    """What is searched; without it, and without an ablation, the study is the one trial."""
+    ablation: Ablation | None = None
+    """Which arms are compared, with which seeds."""
     resources: Resources = Resources()
     """What one trial may use."""
     keep_weights: Literal["all", "none"] | Count = 1
     """Whose students' weights are kept: of the study's best k, `all`, or `none`."""
 
     _base: TrialConfig = PrivateAttr()
+
+    @model_validator(mode="after")
+    def _one_question(self) -> Self:
+        if self.search is not None and self.ablation is not None:
+            raise ValueError("ablation: a study is a search or an ablation, got both. Make two studies")
+        return self
+
+    @property
+    def metric(self) -> Metric:
+        """The metric that the study is about."""
+        asked = self.search or self.ablation
+        return asked.metric if asked else "AP"
 
     @property
     def base(self) -> TrialConfig:
@@ -113,6 +128,8 @@ def study_from(content: Mapping[str, Any], *, folder: Path) -> Study:
         content["trial"] = _with_absolute_paths(content["trial"], folder)
     if isinstance(content.get("search"), dict):
         content["search"] = _with_absolute_choices(content["search"], folder)
+    if isinstance(content.get("ablation"), dict):
+        content["ablation"] = _with_absolute_changes(content["ablation"], folder)
     problems: list[str] = []
     study, base = None, None
     try:
@@ -124,19 +141,21 @@ def study_from(content: Mapping[str, Any], *, folder: Path) -> Study:
             base = validated(TrialConfig, content["trial"], prefix="trial")
         except ConfigError as error:
             problems += error.problems
+    if study is not None and study.ablation is not None:
+        problems += ablation_problems(study.ablation)
     if study is not None and base is not None:
-        problems += _uneven_batches(study.resources.workers, base)
+        problems += uneven_batches(study.resources.workers, base)
     if problems or study is None or base is None:
         raise ConfigError(problems)
     study._base = base
     return study
 
 
-def _uneven_batches(workers: int, base: TrialConfig) -> list[str]:
-    """Problems with batches that the workers cannot share evenly."""
-    sizes = {"trial.training.batch_size": base.training.batch_size}
-    if base.teacher is not None and base.teacher.training is not None:
-        sizes["trial.teacher.training.batch_size"] = base.teacher.training.batch_size
+def uneven_batches(workers: int, config: TrialConfig) -> list[str]:
+    """Problems with batches of a trial that its workers cannot share evenly."""
+    sizes = {"trial.training.batch_size": config.training.batch_size}
+    if config.teacher is not None and config.teacher.training is not None:
+        sizes["trial.teacher.training.batch_size"] = config.teacher.training.batch_size
     return [
         f"{path}: must be a multiple of resources.workers, {workers}, which share every batch, got {size}. Change one of them"
         for path, size in sizes.items()
@@ -154,13 +173,15 @@ def _study_path(path: str, value: Any) -> tuple[str, Any]:
     return (path if path.split(".")[0] in Study.model_fields else f"trial.{path}"), value
 
 
-def _with_absolute_paths(trial: dict[str, Any], folder: Path) -> dict[str, Any]:
-    changes = {}
-    for setting in _PATH_SETTINGS:
-        group, name = setting.split(".")
-        if isinstance(trial.get(group), dict) and name in trial[group]:
-            changes[setting] = _absolute(trial[group][name], folder)
-    return changed(trial, changes)
+def _with_absolute_paths(settings: dict[str, Any], folder: Path, above: str = "") -> dict[str, Any]:
+    """Settings of a trial by name or by path, with what names a file made absolute."""
+    return {name: _absolute_at(above + name, value, folder) for name, value in settings.items()}
+
+
+def _absolute_at(path: str, value: Any, folder: Path) -> Any:
+    if isinstance(value, dict):
+        return _with_absolute_paths(value, folder, f"{path}.")
+    return _absolute(value, folder) if path in _PATH_SETTINGS else value
 
 
 def _with_absolute_choices(search: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -172,6 +193,20 @@ def _with_absolute_choices(search: dict[str, Any], folder: Path) -> dict[str, An
             choice = [_absolute(value, folder) for value in parameter["choice"]]
             changes[setting] = {**parameter, "choice": choice}
     return {**search, "parameters": {**search["parameters"], **changes}} if changes else search
+
+
+def _with_absolute_changes(ablation: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The same for paths that the arms of an ablation change."""
+
+    def absolute(group: Any, depth: int) -> Any:
+        if not isinstance(group, dict):
+            return group
+        if not depth:
+            return _with_absolute_paths(group, folder)
+        return {name: absolute(value, depth - 1) for name, value in group.items()}
+
+    depths = {"baseline": 0, "arms": 1, "factors": 2}
+    return {**ablation, **{name: absolute(ablation[name], depth) for name, depth in depths.items() if name in ablation}}
 
 
 def _absolute(value: Any, folder: Path) -> Any:

@@ -1,14 +1,17 @@
 """What a study is going to run, before anything runs: its trials, its parameters, what is known already, and what looks wrong."""
 
 import json
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from kdr.config.ablation import Ablation
 from kdr.config.detector import BackboneName
-from kdr.config.search import Parameter
+from kdr.config.search import Parameter, Search
 from kdr.config.study import Study
 from kdr.config.trial import Trial, TrialConfig
+from kdr.plan.arm_checks import check_design
+from kdr.plan.designs import arm_points, arms_of, designed_arms, identity, left_out_arms, meets
 from kdr.plan.given_point import enqueued_points
 from kdr.plan.points import Point, Space, grid, num_cells, space_of
 from kdr.plan.space import check_space
@@ -44,12 +47,29 @@ class ParameterRow:
 
 
 @dataclass(frozen=True)
+class ArmPlan:
+    """One arm of an ablation."""
+
+    name: str
+    changes: Mapping[str, Any]
+    """What sets it apart from the study's trial, by path."""
+    is_reference: bool
+    """Whether it is the one that the others are compared with."""
+    same_as: str | None
+    """The arm before it that is the same trial; the two are run once."""
+    num_known: int | None
+    """Seeds of which the trial is known; None if that cannot be told here."""
+
+
+@dataclass(frozen=True)
 class StudyPlan:
     """What a study is going to run."""
 
     study: Study
+    base: TrialConfig
+    """The trial that others are told apart from: the study's own, with the changes of an ablation's baseline."""
     teacher: TrialConfig | None
-    """The trial that trains the base trial's teacher; None if no teacher is trained."""
+    """The trial that trains the teacher; None if no teacher is trained."""
     num_trials: int | None
     """Trials that the study runs at most, without its teacher; None where only hours or GPU-hours limit it."""
     num_cells: int | None
@@ -60,8 +80,12 @@ class StudyPlan:
     num_known: int | None
     """How many of the certain trials are known; None if that cannot be told here, without the data at hand."""
     teacher_known: bool | None
-    """Whether the teacher is trained already; None if there is none to train, or that cannot be told here."""
+    """Whether every teacher is trained already; None if there is none to train, or that cannot be told here."""
     warnings: tuple[str, ...]
+    arms: tuple[ArmPlan, ...] = ()
+    """Of an ablation, the reference first."""
+    left_out: tuple[str, ...] = ()
+    """Names of the design's arms that are left out."""
 
 
 def expand_study(
@@ -78,23 +102,47 @@ def expand_study(
         ConfigError: if the search space has points that cannot run.
     """
     check_space(study)
+    check_design(study)
     space = space_of(study)
     certain = [study.trial_with(point) for point in _certain_points(study, space)]
-    teacher = study.base.teacher_trial()
+    num_certain = len(set(map(identity, certain)))
+    base = study.trial_with(study.ablation.baseline) if study.ablation else study.base
+    teachers = list({identity(teacher): teacher for config in (base, *certain) if (teacher := config.teacher_trial())}.values())
+    keys = [make_trial(config).key for config in certain] if make_trial else None
     return StudyPlan(
         study=study,
-        teacher=teacher,
-        num_trials=_num_trials(study, space),
+        base=base,
+        teacher=next(iter(teachers), None),
+        num_trials=_num_trials(study.search, space) if study.search else num_certain,
         num_cells=num_cells(space) if study.search else None,
         parameters=tuple(_row(path, space.parameters[path]) for path in space.parameters),
-        num_certain=len(certain),
-        num_known=len({trial.key for trial in map(make_trial, certain)} & known) if make_trial else None,
-        teacher_known=make_trial(teacher).key in known if make_trial and teacher else None,
+        num_certain=num_certain,
+        num_known=len(known & set(keys)) if keys is not None else None,
+        teacher_known=all(make_trial(teacher).key in known for teacher in teachers) if make_trial and teachers else None,
         warnings=tuple(_warnings(study, space)),
+        arms=tuple(_arm_plans(study, known, keys)),
+        left_out=tuple(arm.name for arm in left_out_arms(study.ablation)) if study.ablation else (),
     )
 
 
+def _arm_plans(study: Study, known: Set[str], keys: Sequence[str] | None) -> Iterator[ArmPlan]:
+    """The arms of an ablation; `keys` are those of its points: all arms of a seed, then those of the next."""
+    arms = arms_of(study.ablation) if study.ablation else ()
+    first: dict[str, str] = {}
+    for index, arm in enumerate(arms):
+        same_as = first.setdefault(identity(study.trial_with(arm.changes)), arm.name)
+        yield ArmPlan(
+            name=arm.name,
+            changes=arm.changes,
+            is_reference=arm.is_reference,
+            same_as=same_as if same_as != arm.name else None,
+            num_known=None if keys is None else sum(key in known for key in keys[index :: len(arms)]),
+        )
+
+
 def _certain_points(study: Study, space: Space) -> list[Point]:
+    if study.ablation is not None:
+        return [point for _, point in arm_points(study.ablation)]
     if study.search is None:
         return [{}]
     enqueued = enqueued_points(study, space)
@@ -102,10 +150,8 @@ def _certain_points(study: Study, space: Space) -> list[Point]:
     return enqueued + [cell for cell in cells if cell not in enqueued]
 
 
-def _num_trials(study: Study, space: Space) -> int | None:
-    if study.search is None:
-        return 1
-    limits = [limit for limit in (study.search.trials, num_cells(space)) if limit is not None]
+def _num_trials(search: Search, space: Space) -> int | None:
+    limits = [limit for limit in (search.trials, num_cells(space)) if limit is not None]
     return min(limits, default=None)
 
 
@@ -146,6 +192,8 @@ def _warnings(study: Study, space: Space) -> Iterator[str]:
     teacher, student = base.teacher, base.student
     if base.needs_teacher and teacher and _BY_SIZE.index(teacher.backbone) < _BY_SIZE.index(student.backbone):
         yield f"trial.teacher.backbone: {teacher.backbone} is smaller than the student's {student.backbone}"
+    if study.ablation is not None:
+        yield from _ablation_warnings(study.ablation, base)
     if search is None:
         return
     if not base.data.search_split and "data.search_split" not in space.parameters:
@@ -159,6 +207,20 @@ def _warnings(study: Study, space: Space) -> Iterator[str]:
     cells = num_cells(space)
     if cells is not None and search.trials is not None and search.trials > cells:
         yield f"search.trials: {search.trials} is more than the {cells} points of the space; the search ends when they are done"
+
+
+def _ablation_warnings(ablation: Ablation, base: TrialConfig) -> Iterator[str]:
+    if len(ablation.all_seeds) < 2:
+        yield "ablation.seeds: is one seed, which leaves differences without intervals. Name at least 2, or better 8"
+    if base.data.search_split:
+        yield (
+            f"trial.data.search_split: is {base.data.search_split:g}, so that the arms are compared on images held out of the "
+            "training set, on which settings were chosen. Leave it out to report on the validation set"
+        )
+    arms = list(designed_arms(ablation))
+    for index, cell in enumerate(ablation.leave_out):
+        if not any(meets(arm, cell) for arm in arms):
+            yield f"ablation.leave_out.{index}: leaves nothing out of the design {ablation.design}"
 
 
 def _stop_early_warnings(study: Study) -> Iterator[str]:

@@ -108,6 +108,12 @@ class Log:
         rows.sort(key=lambda row: row["time"])
         return list({(row["arm"], row["key"]): row for row in rows}.values())
 
+    def ablation_arms_of(self, study: str) -> list[dict[str, Any]]:
+        """The rows of the arms of an ablation as it was last run: arms and seeds that its file no longer has are left out."""
+        rows = [row for row in self.arms_of(study) if row["levels"] is not None]
+        newest = max(rows, key=lambda row: row["time"], default={"study_config": None})
+        return [row for row in rows if row["study_config"] == newest["study_config"]]
+
     def epochs_of(self, key: str) -> pa.Table:
         """The epochs of one trial in order, without those that a later attempt has done again."""
         return self.current_epochs.filter(pc.equal(self.current_epochs["key"], key))

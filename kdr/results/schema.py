@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 """COCO's average precisions, in [0, 1]; null where nothing was evaluated or no object has that size."""
 
@@ -148,13 +148,18 @@ class ArmRow:
     study: str
     key: str
     arm: str
-    """Name of the arm; trials of a search have names such as `trial-0007`."""
+    """Name of the arm, such as `baseline` or `review=off`; trials of a search have names such as `trial-0007`."""
     seed: int = 0
     parameters: str | None = None
     """What sets this trial apart from the study's base, as JSON {path: value}."""
     study_config: str | None = None
     """The study as JSON, as `kdr.config.study.study_yaml` gives it."""
     time: datetime = field(default_factory=utc_now)
+    levels: str | None = None
+    """Of an ablation's arm: the level of each factor as JSON {factor: level}, `baseline` where it is unchanged; {} for an arm
+    that is no combination of levels. Null for a trial that is no arm of an ablation."""
+    is_reference: bool | None = None
+    """Whether it is the ablation's arm with which the others are compared."""
 
 
 Row = TrialEvent | EpochRow | ArmRow

@@ -157,6 +157,77 @@ def test_what_is_in_order_is_not_warned_of(changes: dict[str, Any]) -> None:
     assert expand_study(study_with(changes)).warnings == ()
 
 
+def ablation(**settings: Any) -> dict[str, Any]:
+    factors = {"weight": {"low": {"distill.kdr.weight": 1}}, "attention": {"off": {"distill.kdr.attention": "none"}}}
+    return {"trial.data.search_split": 0, "ablation": {"factors": factors, "seeds": [5, 6], **settings}}
+
+
+def test_an_ablation_is_arms_by_seeds_of_which_known_ones_are_counted() -> None:
+    study = study_with(ablation())
+    known = keys_of(study, {"seed": 5}, {"seed": 5, "distill.kdr.weight": 1}, {"seed": 6}, {"seed": 7})
+    plan = expand_study(study, make_trial=make, known=known)
+    assert (plan.num_trials, plan.num_certain, plan.num_known, plan.warnings) == (6, 6, 3, ())
+    assert [(arm.name, arm.num_known, arm.is_reference) for arm in plan.arms] == [
+        ("baseline", 2, True),
+        ("weight=low", 1, False),
+        ("attention=off", 0, False),
+    ]
+    assert expand_study(study).arms[0].num_known is None
+
+
+def test_arms_that_are_the_same_trial_are_counted_once_and_named() -> None:
+    factors = {
+        "review": {"off": {"distill.kdr.review_links": []}},
+        "attention": {"spatial": {"distill.kdr.attention": "spatial"}, "off": {"distill.kdr.attention": "none"}},
+    }
+    plan = expand_study(study_with(ablation(factors=factors, design="factorial")), make_trial=make)
+    assert {arm.name: arm.same_as for arm in plan.arms if arm.same_as} == {
+        "review=off, attention=spatial": "review=off",
+        "review=off, attention=off": "review=off",
+    }
+    assert (len(plan.arms), plan.num_trials, plan.num_certain) == (6, 4 * 2, 4 * 2)
+
+
+def test_left_out_arms_are_named() -> None:
+    cell = {"weight": "low", "attention": "off"}
+    plan = expand_study(study_with(ablation(design="factorial", leave_out=[cell])))
+    assert (plan.left_out, len(plan.arms), plan.warnings) == (("weight=low, attention=off",), 3, ())
+
+
+def test_the_plan_of_an_ablation_shows_its_baseline_and_the_teachers_of_all_arms() -> None:
+    study = study_with(ablation(baseline={"distill": {}}, factors={"kdr": {"on": {"distill": {"kdr": {}}}}}))
+    plan = expand_study(study, make_trial=make)
+    assert plan.base.distill.methods() == {}
+    assert plan.teacher == study.base.teacher_trial()
+    factors = {"teacher": {"long": {"teacher.training.epochs": 9}}}
+    study = study_with(ablation(factors=factors))
+    teachers = [study.trial_with(changes).teacher_trial() for changes in ({}, {"teacher.training.epochs": 9})]
+    short, long = (make(teacher).key for teacher in teachers if teacher is not None)
+    assert expand_study(study, make_trial=make, known={short}).teacher_known is False
+    assert expand_study(study, make_trial=make, known={short, long}).teacher_known is True
+
+
+@pytest.mark.parametrize(
+    ("changes", "warning"),
+    [
+        (ablation(seeds=[1]), "ablation.seeds: is one seed, which leaves differences without intervals. Name at least 2"),
+        (ablation() | {"trial.data.search_split": 10}, "trial.data.search_split: is 10, so that the arms are compared on images"),
+        (
+            ablation(leave_out=[{"weight": "low", "attention": "off"}]),
+            "ablation.leave_out.0: leaves nothing out of the design leave_one_out",
+        ),
+    ],
+)
+def test_what_looks_wrong_in_an_ablation_is_told(changes: dict[str, Any], warning: str) -> None:
+    [told] = expand_study(study_with(changes)).warnings
+    assert told.startswith(warning)
+
+
+def test_an_arm_that_cannot_run_has_no_plan() -> None:
+    with pytest.raises(ConfigError, match=r"ablation\.factors\.weight\.low\.distill\.kdr\.weight: must be .*, got -1"):
+        expand_study(study_with(ablation(factors={"weight": {"low": {"distill.kdr.weight": -1}}})))
+
+
 def test_a_space_that_cannot_run_has_no_plan() -> None:
     with pytest.raises(ConfigError, match=r"search\.parameters\.training\.lr: must be greater than 0, got 0"):
         expand_study(study_with(search({"training.lr": {"float": [0, 1]}})))

@@ -273,3 +273,15 @@ def test_ten_thousand_rows_are_resolved_in_a_moment():
     begin = time.perf_counter()
     assert len(log.states()) == 500
     assert time.perf_counter() - begin < 2
+
+
+def test_the_arms_of_an_ablation_are_those_of_its_last_file():
+    def arm(name, *, config, at, levels="{}"):
+        when = START + timedelta(seconds=at)
+        return ArmRow(study="s", key=f"k-{name}", arm=name, study_config=config, levels=levels, time=when)
+
+    first = [arm("baseline", config="one", at=0), arm("old", config="one", at=0)]
+    then = [arm("baseline", config="two", at=5), arm("new", config="two", at=5)]
+    by_hand = arm("trial-0001", config="two", at=9, levels=None)
+    assert [row["arm"] for row in log_of(arms=[*first, *then, by_hand]).ablation_arms_of("s")] == ["baseline", "new"]
+    assert log_of(arms=[by_hand]).ablation_arms_of("s") == []

@@ -39,9 +39,10 @@ def test_the_format_changes_only_with_its_version():
     }
     metrics = "AP:double AP50:double AP75:double APs:double APm:double APl:double"
     number_map = "map<string, double>"
-    assert SCHEMA_VERSION == 2
+    assert SCHEMA_VERSION == 3
     assert text["arms"] == (
-        "study:string! key:string! arm:string! seed:int64! parameters:string study_config:string time:timestamp[us, tz=UTC]!"
+        "study:string! key:string! arm:string! seed:int64! parameters:string study_config:string time:timestamp[us, tz=UTC]! "
+        "levels:string is_reference:bool"
     )
     assert text["epochs"] == (
         f"study:string! key:string! attempt:int64! epoch:int64! step:int64! time:timestamp[us, tz=UTC]! {metrics} "
