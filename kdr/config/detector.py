@@ -30,6 +30,8 @@ FEATURE_STRIDES: dict[str, tuple[int, ...]] = {
 }
 """Strides in pixels of a detector's FPN outputs, finest first. The detector itself is measured when it is built."""
 
+ANCHORS_PER_CELL: dict[str, int] = {"retinanet": 9, "fcos": 1}
+"""Boxes that a detector classifies in every cell of its FPN outputs; those left out (Faster R-CNN) classify proposals."""
 
 _CHOICES: dict[str, dict[str, tuple[str | bool, ...]]] = {
     "retinanet": {"p6_from": ("P5", "C5"), "box_loss": ("l1", "giou"), "center_sampling": (), "norm_on_bbox": ()},

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from kdr.config.detector import DetectorConfig, review_links
+from kdr.config.method import MethodConfig, Need, Ramp
 from kdr.config.settings import NonNegative, Settings, Share, defaulted
 
 Scale = Literal["full"] | Annotated[int, Field(ge=1)]
@@ -22,7 +24,7 @@ _KDR_PAPER: dict[str, Any] = {
 _PAPER_WEIGHT = {"retinanet": 3.0, "fcos": 4.8, "faster_rcnn": 1.5}
 
 
-class KdrConfig(Settings):
+class KdrConfig(MethodConfig):
     """Knowledge review, foreground/background decoupling and pyramid pooling (Zhang and Pan, 2023)."""
 
     preset: Literal["kdr", "kdr-paper"] = "kdr"
@@ -62,7 +64,7 @@ class KdrConfig(Settings):
     """How a coarse level is brought to the size of the finer one."""
     padding: Literal["ignored", "counted"] = "ignored"
     """Whether cells that only see padding count."""
-    ramp: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    ramp: Ramp = "auto"
     """Steps over which the weight rises from 0; `auto`: 500, or 5 % of all steps if that is less."""
 
     @model_validator(mode="after")
@@ -80,20 +82,32 @@ class KdrConfig(Settings):
             object.__setattr__(self, name, value)
         return self
 
-    def resolved(self, *, student: str, links: tuple[str, ...]) -> "KdrConfig":
-        """The settings for one kind of student: `all` links spelled out, the preset's weight for that detector.
+    def needs(self) -> frozenset[Need]:
+        """The spread of the teacher's features, where they are divided by it."""
+        return frozenset({"teacher_std"} if self.normalisation == "teacher_std" else ())
 
-        Args:
-            student: kind of detector, such as "retinanet".
-            links: the links that this detector has.
-        """
-        update: dict[str, Any] = {"review_links": links} if self.review_links == "all" else {}
+    def resolved(self, *, student: DetectorConfig, teacher: DetectorConfig) -> Self:
+        """The settings for one pair of detectors: `all` links spelled out, the preset's weight for that student."""
+        links = review_links(student.detector)
+        unknown = [] if self.review_links == "all" else [link for link in self.review_links if link not in links]
+        if unknown:
+            raise ValueError(
+                f"distill.kdr.review_links: {student.detector} has the links {', '.join(links)}, got {', '.join(unknown)}"
+            )
+        if self.align == "identity" and student.fpn_channels != teacher.fpn_channels:
+            raise ValueError(
+                "distill.kdr.align: identity needs equal FPN channels of student and teacher, got "
+                f"{student.fpn_channels} and {teacher.fpn_channels}. Use conv1x1"
+            )
+        # fine before coarse, so that two spellings of one set of links are one trial
+        chosen = tuple(link for link in links if self.review_links == "all" or link in self.review_links)
+        update: dict[str, Any] = {"review_links": chosen}
         if self.preset == "kdr-paper":
-            update |= defaulted(self, {"weight": _PAPER_WEIGHT.get(student, 3.0)})
+            update |= defaulted(self, {"weight": _PAPER_WEIGHT[student.detector]})
         return self.with_changes(**update)
 
-    def canonical(self) -> dict[str, Any]:
-        """What decides the numbers: settings that have no effect beside the others are left out, as is the preset's name."""
+    def unused(self) -> set[str]:
+        """The preset's name, and what belongs to parts that are off."""
         unused: set[str] = {"preset"}
         if not self.review_links:
             unused |= {"attention", "fusion", "gates", "upsample"}
@@ -103,7 +117,7 @@ class KdrConfig(Settings):
             unused |= {"foreground_share", "mask_values"}
         if self.pyramid_scales == ("full",):
             unused.add("scales_below")
-        return self.model_dump(mode="json", exclude=unused)
+        return unused
 
 
 class DistillConfig(Settings):
@@ -112,6 +126,10 @@ class DistillConfig(Settings):
     kdr: KdrConfig | None = None
     """Knowledge review, decoupling and pyramid pooling."""
 
-    def methods(self) -> dict[str, KdrConfig]:
-        """The methods that are on, by name."""
+    def methods(self) -> dict[str, MethodConfig]:
+        """The methods that are on, by name, in the order in which their losses are added."""
         return {name: method for name in type(self).model_fields if (method := getattr(self, name)) is not None}
+
+    def needs(self) -> frozenset[Need]:
+        """What the methods that are on need beside features."""
+        return frozenset().union(*(method.needs() for method in self.methods().values()))

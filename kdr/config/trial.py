@@ -6,8 +6,9 @@ from typing import Self
 from pydantic import model_validator
 
 from kdr.config.data import DataConfig
-from kdr.config.detector import DetectorConfig, review_links
+from kdr.config.detector import ANCHORS_PER_CELL, DetectorConfig
 from kdr.config.distill import DistillConfig
+from kdr.config.method import MethodConfig
 from kdr.config.settings import Settings
 from kdr.config.training import TrainingConfig
 
@@ -63,25 +64,11 @@ class TrialConfig(Settings):
                     f"got {'neither' if self.teacher.weights is None else 'both'}. "
                     "Name a weights file or torchvision enum in teacher.weights, or say in teacher.training how to train it"
                 )
-        kdr = self.distill.kdr
-        if kdr is not None:
-            links = review_links(self.student.detector)
-            unknown = [] if kdr.review_links == "all" else [link for link in kdr.review_links if link not in links]
-            if unknown:
-                raise ValueError(
-                    f"distill.kdr.review_links: {self.student.detector} has the links {', '.join(links)}, "
-                    f"got {', '.join(unknown)}"
-                )
-            # fine before coarse, so that two spellings of one set of links are one trial
-            chosen = kdr.resolved(student=self.student.detector, links=links)
-            ordered = tuple(link for link in links if link in chosen.review_links)
-            chosen = chosen.with_changes(review_links=ordered)
-            object.__setattr__(self, "distill", self.distill.with_changes(kdr=chosen))
-            if kdr.align == "identity" and self.teacher and self.student.fpn_channels != self.teacher.fpn_channels:
-                raise ValueError(
-                    "distill.kdr.align: identity needs equal FPN channels of student and teacher, got "
-                    f"{self.student.fpn_channels} and {self.teacher.fpn_channels}. Use conv1x1"
-                )
+        if self.teacher is not None:
+            methods = {
+                name: _resolved(name, method, self.student, self.teacher) for name, method in self.distill.methods().items()
+            }
+            object.__setattr__(self, "distill", self.distill.with_changes(**methods))
         return self
 
     def teacher_trial(self) -> "TrialConfig | None":
@@ -110,3 +97,15 @@ class Trial:
     def trained_teacher_key(self) -> str | None:
         """Key of the trial that trains this trial's teacher; None where the teacher comes with weights."""
         return self.teacher_id if self.config.teacher_trial() is not None else None
+
+
+def _resolved(name: str, method: MethodConfig, student: DetectorConfig, teacher: DetectorConfig) -> MethodConfig:
+    """A method's settings for one pair of detectors, which must have what it needs."""
+    needed = {"student_logits": ("student", student), "teacher_logits": ("teacher", teacher)}
+    for need, (role, config) in needed.items():
+        if need in method.needs() and config.detector not in ANCHORS_PER_CELL:
+            raise ValueError(
+                f"distill.{name}: needs class logits in every cell of the {role}, which {' and '.join(ANCHORS_PER_CELL)} have, "
+                f"got {config.detector}. Choose one of those for the {role}, or another method"
+            )
+    return method.resolved(student=student, teacher=teacher)

@@ -15,6 +15,23 @@ def head_outputs(model: Any, features: list[Tensor], images: ImageList) -> dict[
     return {name: output.to(images.tensors.dtype) for name, output in model.head(features).items()}
 
 
+def class_logits(model: Any, features: list[Tensor]) -> list[Tensor]:
+    """Returns class logits (N, A, K, H, W) of each level, by the head's class branch alone, in float32 or better."""
+    logits: Tensor = model.head.classification_head(features)
+    return logits_by_level(logits.to(torch.promote_types(logits.dtype, torch.float32)), features)
+
+
+def logits_by_level(logits: Tensor, features: list[Tensor]) -> list[Tensor]:
+    """Takes apart what a class branch gives, (N, anchors of all levels, K): views of (N, A, K, H, W), one per level."""
+    cells = cells_per_level(features)
+    anchors_per_cell = logits.shape[1] // sum(cells)
+    of_levels = logits.split_with_sizes([count * anchors_per_cell for count in cells], dim=1)
+    return [
+        of_level.view(len(logits), *level.shape[-2:], anchors_per_cell, logits.shape[-1]).permute(0, 3, 4, 1, 2)
+        for of_level, level in zip(of_levels, features, strict=True)
+    ]
+
+
 def anchors(model: Any, features: list[Tensor], images: ImageList) -> list[Tensor]:
     """Returns the anchors of each image, (anchors of all levels, 4) xyxy in pixels of the batch, in the pixels' type."""
     # torchvision's generator takes the features' type, and bfloat16 holds no odd pixel position above 256

@@ -23,10 +23,12 @@ class Kind:
 
     build: Callable[..., nn.Module]
     """(config, num_classes, **torchvision's options) -> torchvision's model, randomly initialised."""
-    losses: Callable[[Any, list[Tensor], ImageList, list[dict[str, Tensor]]], dict[str, Tensor]]
-    """(model, features, images, targets) -> loss terms, as in torchvision's forward."""
+    losses: Callable[[Any, list[Tensor], ImageList, list[dict[str, Tensor]]], tuple[dict[str, Tensor], list[Tensor] | None]]
+    """(model, features, images, targets) -> loss terms, as in torchvision's forward, and the class logits behind them."""
     detections: Callable[[Any, list[Tensor], ImageList], list[dict[str, Tensor]]]
     """(model, features, images) -> detections in pixels of the batch, as in torchvision's forward."""
+    class_logits: Callable[[Any, list[Tensor]], list[Tensor]] | None = None
+    """(model, features) -> class logits (N, A, K, H, W) of each level; None for a kind that does not classify cells."""
 
 
 class Detector(nn.Module):
@@ -101,7 +103,18 @@ class Detector(nn.Module):
         boxes: Sequence[Tensor],
         labels: Sequence[Tensor],
     ) -> dict[str, Tensor]:
-        """Returns the loss terms of the detector, float32 scalars under torchvision's names.
+        """Returns the loss terms of the detector, float32 scalars under torchvision's names; see `losses_and_class_logits`."""
+        return self.losses_and_class_logits(features, pixels, image_sizes, boxes, labels)[0]
+
+    def losses_and_class_logits(
+        self,
+        features: Sequence[Tensor],
+        pixels: Tensor,
+        image_sizes: Sequence[tuple[int, int]],
+        boxes: Sequence[Tensor],
+        labels: Sequence[Tensor],
+    ) -> tuple[dict[str, Tensor], list[Tensor] | None]:
+        """Returns the loss terms of the detector, and the class logits that they were computed from, by one pass of its head.
 
         Args:
             features: from `features`.
@@ -109,9 +122,23 @@ class Detector(nn.Module):
             image_sizes: (height, width) of each image without its padding.
             boxes: (M, 4) per image, xyxy in pixels of the batch, x1 < x2 and y1 < y2; M may be 0.
             labels: (M,) per image, int64 in [0, K).
+
+        Returns:
+            float32 scalars under torchvision's names; float32 (N, A, K, H, W) per level, views of what the head gave, or None
+            for a kind that does not classify cells.
         """
         targets = [{"boxes": found, "labels": names} for found, names in zip(boxes, labels, strict=True)]
         return self._kind.losses(self.model, list(features), ImageList(pixels, list(image_sizes)), targets)
+
+    def class_logits(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Returns class logits (N, A, K, H, W) of each level, float32; A boxes per cell. All that a teacher of scores has to run
+        beside `features`: the boxes' part of the head stays out.
+
+        Args:
+            features: from `features`; of a kind that classifies cells (`kdr.config.detector.ANCHORS_PER_CELL`).
+        """
+        assert self._kind.class_logits is not None, self.config.detector
+        return self._kind.class_logits(self.model, list(features))
 
     @torch.no_grad()
     def detections(

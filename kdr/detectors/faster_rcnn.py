@@ -79,12 +79,14 @@ def _full(outputs: Sequence[Tensor]) -> list[Tensor]:
     return [output.to(torch.promote_types(output.dtype, torch.float32)) for output in outputs]
 
 
-def _losses(model: FasterRCNN, features: list[Tensor], images: ImageList, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _losses(
+    model: FasterRCNN, features: list[Tensor], images: ImageList, targets: list[dict[str, Tensor]]
+) -> tuple[dict[str, Tensor], None]:
     named = dict(zip(_LEVELS, features, strict=True))
     shifted = [{**target, "labels": target["labels"] + 1} for target in targets]
     proposals, of_proposals = model.rpn(images, named, shifted)
     _, of_boxes = model.roi_heads(named, proposals, images.image_sizes, shifted)
-    return {**of_boxes, **of_proposals}
+    return {**of_boxes, **of_proposals}, None
 
 
 def _detections(model: FasterRCNN, features: list[Tensor], images: ImageList) -> list[dict[str, Tensor]]:

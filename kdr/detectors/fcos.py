@@ -94,11 +94,13 @@ def _by_cell(output: Tensor) -> Tensor:
     return output.flatten(2).transpose(1, 2)  # [N, C, H, W] -> [N, HW, C]
 
 
-def _losses(model: fcos.FCOS, features: list[Tensor], images: ImageList, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _losses(
+    model: fcos.FCOS, features: list[Tensor], images: ImageList, targets: list[dict[str, Tensor]]
+) -> tuple[dict[str, Tensor], list[Tensor]]:
     outputs, anchors = dense.head_outputs(model, features, images), dense.anchors(model, features, images)
     with dense.full_precision(images):
         losses: dict[str, Tensor] = model.compute_loss(targets, outputs, anchors, dense.cells_per_level(features))
-    return losses
+    return losses, dense.logits_by_level(outputs["cls_logits"], features)
 
 
-FCOS = Kind(build=_build, losses=_losses, detections=dense.detections)
+FCOS = Kind(build=_build, losses=_losses, detections=dense.detections, class_logits=dense.class_logits)

@@ -50,11 +50,13 @@ def anchor_generator(scale: float) -> AnchorGenerator:
     return AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
 
 
-def _losses(model: RetinaNet, features: list[Tensor], images: ImageList, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _losses(
+    model: RetinaNet, features: list[Tensor], images: ImageList, targets: list[dict[str, Tensor]]
+) -> tuple[dict[str, Tensor], list[Tensor]]:
     outputs, anchors = dense.head_outputs(model, features, images), dense.anchors(model, features, images)
     with dense.full_precision(images):
         losses: dict[str, Tensor] = model.compute_loss(targets, outputs, anchors)
-    return losses
+    return losses, dense.logits_by_level(outputs["cls_logits"], features)
 
 
-RETINANET = Kind(build=_build, losses=_losses, detections=dense.detections)
+RETINANET = Kind(build=_build, losses=_losses, detections=dense.detections, class_logits=dense.class_logits)

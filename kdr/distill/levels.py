@@ -1,10 +1,88 @@
 """Which feature level of the student learns from which level of the teacher."""
 
+import logging
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
 
 from kdr.config.detector import level_name
+from kdr.distill.method import Setup
 from kdr.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MatchedLevels:
+    """The levels of a student that learn, finest first, and those of the teacher that they learn from."""
+
+    names: tuple[str, ...]
+    """Unique names by the student's stride, such as P3."""
+    pairs: tuple[tuple[int, int], ...]
+    """(student level, teacher level) indices."""
+    student_channels: tuple[int, ...]
+    """Channels of the student's levels."""
+    teacher_channels: tuple[int, ...]
+    """Channels of the teacher's levels."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def of_student(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Those of the student's tensors, one per level, that are matched."""
+        return [levels[level] for level, _ in self.pairs]
+
+    def of_teacher(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Those of the teacher's tensors, one per level, that are matched; no gradient flows into them."""
+        return [levels[level].detach() for _, level in self.pairs]
+
+    def teacher_std(self, setup: Setup, setting: str) -> tuple[float, ...]:
+        """Standard deviations of the teacher's matched levels.
+
+        Args:
+            setup: what the method is built for.
+            setting: path of the setting that divides by them.
+
+        Raises:
+            ConfigError: if one is missing or cannot be divided by.
+        """
+        measured = dict(enumerate(setup.teacher_std or ()))
+        stds = [measured.get(level, math.nan) for _, level in self.pairs]
+        for name, std in zip(self.names, stds, strict=True):
+            if not 0 < std < math.inf:
+                raise ConfigError(
+                    f"{setting}: teacher_std needs a positive standard deviation of the teacher's features at every "
+                    f"level, got {std} at {name}. Check the teacher's weights, or use none"
+                )
+        return tuple(stds)
+
+
+def matched_levels(setup: Setup, method: str) -> MatchedLevels:
+    """The levels that a method distils; those of the student that it leaves out are logged.
+
+    Args:
+        setup: what the method is built for.
+        method: its name.
+
+    Raises:
+        ConfigError: if no level of the student has one of the teacher.
+    """
+    student, teacher = setup.student, setup.teacher
+    pairs = match_levels(student.strides, teacher.strides)
+    all_names = unique_level_names(student.strides)
+    names = [all_names[level] for level, _ in pairs]
+    if dropped := [name for name in all_names if name not in names]:
+        _log.warning(
+            "%s: levels %s of the student learn nothing: the teacher has none of their stride", method, ", ".join(dropped)
+        )
+    return MatchedLevels(
+        tuple(names),
+        tuple(pairs),
+        tuple(student.channels[level] for level, _ in pairs),
+        tuple(teacher.channels[level] for _, level in pairs),
+    )
 
 
 def match_levels(student_strides: Sequence[float], teacher_strides: Sequence[float]) -> list[tuple[int, int]]:

@@ -2,10 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+class Outputs(NamedTuple):
+    """What a detector computed from a batch, finest level first."""
+
+    features: Sequence[Tensor]
+    """FPN outputs, (N, C, H, W) per level."""
+    class_logits: Sequence[Tensor] | None = None
+    """(N, A, K, H, W) per level, A boxes per cell, the K classes of the data in their order; None where no method needs them."""
 
 
 class Term(NamedTuple):
@@ -15,8 +24,8 @@ class Term(NamedTuple):
     """Method and part, such as `kdr.foreground`; a column of the log."""
     value: Tensor
     """Scalar, unweighted."""
-    coefficient: float
-    """Weight of the term at this step."""
+    coefficient: float = 1.0
+    """Weight of the term among those of its method; after `kdr.distill.methods.Methods`, its weight in the total loss."""
 
 
 @dataclass(frozen=True)
@@ -29,40 +38,75 @@ class FeatureLevels:
     """Channels of each level."""
 
 
-class Method(Protocol):
-    """A distillation method: an `nn.Module` that holds what is trained beside the student and not kept after training.
+@dataclass(frozen=True)
+class Setup:
+    """What a trial gives the builders of its methods."""
 
+    student: FeatureLevels
+    """The student's feature levels."""
+    teacher: FeatureLevels
+    """The teacher's feature levels."""
+    seed: int
+    """The trial's seed; each module draws its initial weights from (seed, method, module name)."""
+    total_steps: int
+    """Optimiser steps of the whole training."""
+    teacher_std: tuple[float, ...] | None = None
+    """Standard deviation of each of the teacher's levels; None where no method needs `teacher_std`."""
+
+
+class Method(nn.Module):
+    """A distillation method: holds what is trained beside the student and not kept after training.
+
+    Its weight, ramp and calibration are applied by `kdr.distill.methods.Methods`: a method gives its terms at weight 1.
     Weight decay is for its parameters of two or more dimensions: norms, biases and scalars are left alone.
     """
 
-    def __call__(
+    counts_padding = False
+    """Whether cells that only see padding count, as they do in the originals of some methods."""
+
+    def forward(
         self,
-        student: Sequence[Tensor],
-        teacher: Sequence[Tensor],
+        student: Outputs,
+        teacher: Outputs,
         *,
         boxes: Sequence[Tensor],
         image_sizes: Sequence[tuple[int, int]],
         batch_size: tuple[int, int],
         step: int,
     ) -> list[Term]:
-        """Measures the student's features against the teacher's.
+        """Measures what the student computed against what the teacher did.
 
         Args:
-            student: (N, C, H, W) for every feature level of the student, finest first.
-            teacher: (N, C, H, W) for every feature level of the teacher; no gradient flows into them.
+            student: of the student; with class logits if the method's settings need `student_logits`.
+            teacher: of the teacher; with class logits if they need `teacher_logits`. No gradient flows into it.
             boxes: (M, 4) xyxy ground-truth boxes of each image in pixels of the padded batch, on the features' device.
             image_sizes: (height, width) of each image in pixels, before padding.
             batch_size: (height, width) of the padded batch in pixels.
-            step: optimiser steps taken so far; decides ramps.
+            step: optimiser steps taken so far; addresses random draws.
 
         Returns:
             The terms, the same names in the same order in every step.
         """
-        ...
+        raise NotImplementedError
 
     def logged_numbers(self) -> dict[str, Tensor]:
         """Further scalars for the log, once an epoch; none for most methods."""
-        ...
+        return {}
+
+    def units(self, grids: Sequence[tuple[int, int]], boxes_per_image: float) -> dict[str, float]:  # noqa: ARG002
+        """What weight 1 of the method means in the one unit that methods are compared in.
+
+        That is the coefficient of the mean squared feature error over the cells of a term's region and all channels
+        (section A.0 of the method page), attention aside. A term that is no squared error of features has none.
+
+        Args:
+            grids: (H, W) of each of the teacher's levels in cells.
+            boxes_per_image: ground-truth boxes.
+
+        Returns:
+            By term and level, such as `kdr.foreground.P3`.
+        """
+        return {}
 
 
 def weighted_sum(terms: Sequence[Term]) -> Tensor:

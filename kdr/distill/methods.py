@@ -1,55 +1,83 @@
-"""To add a method: its settings in `kdr/config/distill.py`, its file and builder here beside `kdr.py`, one line in `_BUILDERS`.
+"""All methods of a trial, each times its weight.
 
-The builder takes the settings and what `build_methods` passes on; the module follows `Method`.
+To add a method: its settings (`kdr/config/distill.py` has their place), its file and builder here beside `kdr.py`, one line in
+`_BUILDERS`. The builder takes the settings and the `Setup`; the module is a `Method`.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from kdr.config.distill import DistillConfig
 from kdr.distill.kdr import build_kdr
-from kdr.distill.method import FeatureLevels
+from kdr.distill.method import Method, Outputs, Setup, Term
 
-_BUILDERS: dict[str, Callable[..., nn.Module]] = {"kdr": build_kdr}
+_BUILDERS: dict[str, Callable[[Any, Setup], Method]] = {"kdr": build_kdr}
 
 
-def build_methods(
-    distill: DistillConfig,
-    *,
-    student: FeatureLevels,
-    teacher: FeatureLevels,
-    seed: int,
-    total_steps: int,
-    level_std: Mapping[int, float] | None,
-) -> nn.ModuleDict:
-    """Builds every method that is on.
+@dataclass(frozen=True)
+class Weight:
+    """The weight of one method in the course of a training: lambda(t) = lambda clip(t / t_ramp, 0, 1)."""
+
+    value: float
+    """lambda."""
+    ramp_steps: float = 0.0
+    """t_ramp; 0 for none."""
+
+    def at(self, step: int) -> float:
+        """lambda(t) after `step` optimiser steps."""
+        return self.value * (min(max(step / self.ramp_steps, 0.0), 1.0) if self.ramp_steps else 1.0)
+
+
+class Methods(nn.ModuleDict):
+    """The methods of a trial by name; their losses add up.
 
     Args:
-        distill: the settings of all methods.
-        student: the student's feature levels.
-        teacher: the teacher's feature levels.
-        seed: the trial's seed; each module draws its initial weights from (seed, method, module name).
-        total_steps: optimiser steps of the whole training.
-        level_std: teacher level -> standard deviation of its features; None where `needs_level_std` is False.
+        methods: by name, in the order in which their losses are added; empty for plain training.
+        weights: of each.
+    """
 
-    Returns:
-        Each a `Method`, by name; empty if distillation is off.
+    def __init__(self, methods: Mapping[str, Method], weights: Mapping[str, Weight]) -> None:
+        super().__init__(methods)
+        self.weights = dict(weights)
+
+    def forward(
+        self,
+        student: Outputs,
+        teacher: Outputs,
+        *,
+        boxes: Sequence[Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+        batch_size: tuple[int, int],
+        step: int,
+    ) -> dict[str, list[Term]]:
+        """Returns each method's terms, times its weight at this step. See `Method`."""
+        call: dict[str, Any] = {"boxes": boxes, "image_sizes": image_sizes, "batch_size": batch_size, "step": step}
+        return {name: self._weighted(name, method(student, teacher, **call), step) for name, method in self.items()}
+
+    def logged_numbers(self) -> dict[str, Tensor]:
+        """Further scalars for the log, by `method.number`."""
+        return {
+            f"{name}.{number}": value
+            for name, method in self.items()
+            for number, value in cast(Method, method).logged_numbers().items()
+        }
+
+    def _weighted(self, name: str, terms: list[Term], step: int) -> list[Term]:
+        weight = self.weights[name].at(step)
+        return [term._replace(coefficient=weight * term.coefficient) for term in terms]
+
+
+def build_methods(distill: DistillConfig, setup: Setup) -> Methods:
+    """Builds every method that is on.
 
     Raises:
         ConfigError: if settings do not fit the two detectors.
     """
-    shared: dict[str, Any] = {
-        "student": student,
-        "teacher": teacher,
-        "seed": seed,
-        "total_steps": total_steps,
-        "level_std": level_std,
-    }
-    return nn.ModuleDict({name: _BUILDERS[name](settings, **shared) for name, settings in distill.methods().items()})
-
-
-def needs_level_std(distill: DistillConfig) -> bool:
-    """Whether a method divides by the spread of the teacher's features, which then has to be measured first."""
-    return any(settings.normalisation == "teacher_std" for settings in distill.methods().values())
+    on = distill.methods()
+    return Methods(
+        {name: _BUILDERS[name](settings, setup) for name, settings in on.items()},
+        {name: Weight(settings.weight, settings.ramp_steps(setup.total_steps)) for name, settings in on.items()},
+    )

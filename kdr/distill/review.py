@@ -12,15 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdr.errors import ConfigError
+from kdr.distill.adapters import Adapter, AdapterInit, AdapterKind, AdapterNorm, blank_conv, refuse_identity
 from kdr.randomness import address
 
 Attention = Literal["none", "spatial", "channel", "both"]
 Fusion = Literal["residual", "gated"]
 Gates = Literal["softmax", "sigmoid"]
-AdapterKind = Literal["conv1x1", "conv3x3", "identity"]
-AdapterNorm = Literal["none", "batch", "group"]
-AdapterInit = Literal["dirac", "kaiming"]
 Upsample = Literal["nearest", "bilinear"]
 
 _REDUCTION = 16
@@ -77,8 +74,8 @@ class ReviewChain(nn.Module):
         self.level_names = tuple(level_names)
         self.align, self.project, self.links = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         for name, of_student, of_teacher in zip(level_names, student_channels, teacher_channels, strict=True):
-            _refuse_identity("align", align, name, of_student, width)
-            _refuse_identity("project", project, name, width, of_teacher)
+            refuse_identity("distill.kdr.align", align, name, of_student, width)
+            refuse_identity("distill.kdr.project", project, name, width, of_teacher)
             self.align[name] = Adapter(of_student, width, kind=align, norm=norm, init=init, seed=address(seed, "align", name))
             self.project[name] = Adapter(
                 width, of_teacher, kind=project, norm=norm, init=init, seed=address(seed, "project", name)
@@ -177,63 +174,11 @@ class Link(nn.Module):
         return [(of_x, of_u)]
 
 
-class Adapter(nn.Sequential):
-    """A convolution from one number of channels to another, with a normalisation or a bias; or nothing at all.
-
-    Args:
-        num_in: channels in.
-        num_out: channels out.
-        kind: `conv1x1`, `conv3x3` or `identity`.
-        norm: `none`, `batch` (of this process alone, as in ReviewKD) or `group`.
-        init: `dirac` where channels in = out, else kaiming uniform with a=1 as in ReviewKD; or always `kaiming`.
-        seed: seed of the initial weights.
-    """
-
-    def __init__(self, num_in: int, num_out: int, *, kind: AdapterKind, norm: AdapterNorm, init: AdapterInit, seed: int) -> None:
-        super().__init__()
-        if kind == "identity":
-            return
-        side = {"conv1x1": 1, "conv3x3": 3}[kind]
-        conv = _blank_conv(num_in, num_out, side, bias=norm == "none")
-        if init == "dirac" and num_in == num_out:
-            nn.init.dirac_(conv.weight)
-        else:
-            nn.init.kaiming_uniform_(conv.weight, a=1, generator=torch.Generator().manual_seed(seed))
-        self.add_module("conv", conv)
-        if norm == "batch":
-            self.add_module("norm", BatchNormOfAnySize(num_out))
-        elif norm == "group":
-            self.add_module("norm", nn.GroupNorm(_num_groups(num_out), num_out))
-
-
-class BatchNormOfAnySize(nn.BatchNorm2d):
-    """Batch norm that uses its running statistics where a channel has one value: one image at a level of one cell."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalises (N, C, H, W)."""
-        if x.numel() > x.shape[1]:
-            return super().forward(x)
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps)
-
-
 def _gate_conv(num_in: int, num_out: int, seed: int) -> nn.Conv2d:
     """A 1x1 convolution with the weights that torch would draw by default, and no bias at the start."""
-    conv = _blank_conv(num_in, num_out, 1, bias=True)
+    conv = blank_conv(num_in, num_out, 1, bias=True)
     nn.init.kaiming_uniform_(conv.weight, a=math.sqrt(5), generator=torch.Generator().manual_seed(seed))
     return conv
-
-
-def _blank_conv(num_in: int, num_out: int, side: int, *, bias: bool) -> nn.Conv2d:
-    """A convolution whose weights are still to be set; torch's global generator is not touched."""
-    conv = nn.Conv2d(num_in, num_out, side, padding=side // 2, bias=bias, device="meta").to_empty(device="cpu")
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
-    return conv
-
-
-def _num_groups(channels: int) -> int:
-    """At most 32 groups, of at least 8 channels each if there are as many."""
-    return max(groups for groups in range(1, max(1, min(32, channels // 8)) + 1) if channels % groups == 0)
 
 
 def _mean_over_cells(x: Tensor, padding: Tensor | None) -> Tensor:
@@ -251,10 +196,3 @@ def _resized(x: Tensor, like: Tensor, mode: Upsample) -> Tensor:
     if x.shape[-2:] == like.shape[-2:]:
         return x
     return F.interpolate(x, size=like.shape[-2:], mode=mode, align_corners=False if mode == "bilinear" else None)
-
-
-def _refuse_identity(setting: str, kind: AdapterKind, level: str, num_in: int, num_out: int) -> None:
-    if kind == "identity" and num_in != num_out:
-        raise ConfigError(
-            f"distill.kdr.{setting}: identity needs equal channels in and out, got {num_in} and {num_out} at {level}. Use conv1x1"
-        )

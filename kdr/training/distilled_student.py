@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from kdr.detectors.detector import Detector
-from kdr.distill.method import Term, weighted_sum
+from kdr.distill.method import Outputs, Term, weighted_sum
+from kdr.distill.methods import Methods
 from kdr.training.ranks import ALONE, Ranks
 
 
@@ -33,10 +34,10 @@ class DistilledStudent(nn.Module):
 
     Args:
         student: the detector that is trained.
-        methods: distillation methods by name; empty for plain training.
+        methods: the distillation methods; empty for plain training.
     """
 
-    def __init__(self, student: Detector, methods: nn.ModuleDict) -> None:
+    def __init__(self, student: Detector, methods: Methods) -> None:
         super().__init__()
         self.student = student
         self.methods = methods
@@ -47,7 +48,7 @@ class DistilledStudent(nn.Module):
         image_sizes: Sequence[tuple[int, int]],
         boxes: Sequence[Tensor],
         labels: Sequence[Tensor],
-        teacher_features: Sequence[Tensor] | None,
+        teacher: Outputs | None,
         step: int,
     ) -> StepLosses:
         """Computes every loss term.
@@ -57,22 +58,16 @@ class DistilledStudent(nn.Module):
             image_sizes: (height, width) of each image without its padding.
             boxes: per image (M, 4) xyxy in pixels of the padded image.
             labels: per image (M,) class indices.
-            teacher_features: FPN outputs of the teacher on the same pixels; None without distillation.
+            teacher: what the teacher computed from the same images; None without distillation.
             step: optimisation steps finished so far, for ramps.
         """
         features = self.student.features(pixels)
-        detection = self.student.losses(features, pixels, image_sizes, boxes, labels)
-        terms = {
-            name: method(
-                features,
-                teacher_features,
-                boxes=boxes,
-                image_sizes=image_sizes,
-                batch_size=(pixels.shape[-2], pixels.shape[-1]),
-                step=step,
-            )
-            for name, method in self.methods.items()
-        }
+        detection, class_logits = self.student.losses_and_class_logits(features, pixels, image_sizes, boxes, labels)
+        terms = {}
+        if teacher is not None:
+            batch_size = (pixels.shape[-2], pixels.shape[-1])
+            outputs = Outputs(features, class_logits)
+            terms = self.methods(outputs, teacher, boxes=boxes, image_sizes=image_sizes, batch_size=batch_size, step=step)
         return StepLosses(detection, terms, features)
 
 

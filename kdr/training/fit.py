@@ -141,16 +141,8 @@ def _step(
     on_device = batch.to(state.device)
     with torch.autocast(state.device.type, dtype, enabled=dtype != torch.float32):
         pixels = _formatted(state.model.student.pixels(on_device.images, batch.image_sizes), config)
-        teacher_features = None
-        if state.teacher is not None and len(state.model.methods) > 0:
-            with torch.no_grad():
-                teacher_pixels = (
-                    pixels
-                    if state.shares_pixels
-                    else _formatted(state.teacher.pixels(on_device.images, batch.image_sizes), config)
-                )
-                teacher_features = state.teacher.features(teacher_pixels)
-        losses = state.parallel(pixels, batch.image_sizes, on_device.boxes, on_device.labels, teacher_features, step)
+        teacher = None if state.teacher is None else state.teacher.outputs(on_device, pixels)
+        losses = state.parallel(pixels, batch.image_sizes, on_device.boxes, on_device.labels, teacher, step)
     total = losses.total()
     norms = gradient_norms(losses, state.ranks) if with_norms else {}
     state.optimizer.zero_grad(set_to_none=True)

@@ -2,20 +2,21 @@
 
 import logging
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import nn
 
 from kdr.config.trial import Trial, TrialConfig
+from kdr.data.labels import match_labels
 from kdr.data.loader import EvaluationBatches, TrainingBatches
 from kdr.detectors.build import build_detector
 from kdr.detectors.detector import Detector
 from kdr.detectors.weights import inherit, load_configured_weights
-from kdr.distill.method import FeatureLevels, Method
-from kdr.distill.methods import build_methods, needs_level_std
+from kdr.distill.method import FeatureLevels, Setup
+from kdr.distill.methods import Methods, build_methods
 from kdr.training.checkpoint import Stateful
 from kdr.training.distilled_student import DistilledStudent
+from kdr.training.frozen_teacher import FrozenTeacher
 from kdr.training.optimisation import make_optimizer, make_schedule
 from kdr.training.ranks import ALONE, Ranks
 from kdr.training.shared_parts import SharedParts
@@ -31,7 +32,8 @@ class TrainingState:
     parallel: nn.Module
     """The model as it is called in training: with several ranks, the wrapper that averages gradients."""
     ranks: Ranks
-    teacher: Detector | None
+    teacher: FrozenTeacher | None
+    """None where no method is on."""
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
@@ -40,8 +42,6 @@ class TrainingState:
     device: torch.device
     loaded: dict[str, float]
     """Shares of keys that weights filled in the student, by `loaded.part` and `inherited.part`; empty without weights."""
-    shares_pixels: bool
-    """Whether student and teacher normalise alike, so that pixels are normalised once."""
 
     def close(self) -> None:
         """Ends the processes that load images."""
@@ -52,11 +52,7 @@ class TrainingState:
         """Further numbers for the log: of the methods by `method.name`, such as the residual scale of each of KDR's review
         links; and which shares of the student's keys were loaded.
         """
-        return self.loaded | {
-            f"{name}.{number}": float(value)
-            for name, method in self.model.methods.items()
-            for number, value in cast(Method, method).logged_numbers().items()
-        }
+        return self.loaded | {name: float(value) for name, value in self.model.methods.logged_numbers().items()}
 
     def parts(self) -> dict[str, Stateful]:
         """What a checkpoint holds."""
@@ -74,7 +70,9 @@ def prepare(trial: Trial, shared: SharedParts, device: torch.device, loader_work
     teacher = shared.teacher(trial, device) if config.needs_teacher else None
     student, loaded = build_student(config, splits.categories, teacher)
     total_steps = config.training.epochs * len(training)
-    methods = _build_methods(trial, student, teacher, shared, device, ranks, total_steps=total_steps)
+    methods = Methods({}, {})
+    if teacher is not None:
+        methods = _build_methods(trial, student, teacher, shared, device, ranks, total_steps=total_steps)
     memory_format = torch.channels_last if config.training.channels_last else torch.contiguous_format
     model = DistilledStudent(student, methods).to(device, memory_format=memory_format)  # type: ignore[call-overload]
     optimizer = make_optimizer(config.training, model.student, model.methods)
@@ -82,7 +80,7 @@ def prepare(trial: Trial, shared: SharedParts, device: torch.device, loader_work
         model=model,
         parallel=ranks.parallel(model, device),
         ranks=ranks,
-        teacher=teacher,
+        teacher=_frozen(teacher, student, config, splits.categories, device) if teacher is not None and len(methods) else None,
         optimizer=optimizer,
         schedule=make_schedule(config.training, optimizer, len(training)),
         scaler=torch.amp.GradScaler(device.type, enabled=config.training.precision == "fp16"),
@@ -90,7 +88,6 @@ def prepare(trial: Trial, shared: SharedParts, device: torch.device, loader_work
         evaluation=evaluation,
         device=device,
         loaded=loaded,
-        shares_pixels=teacher is not None and _normalise_alike(student, teacher),
     )
 
 
@@ -108,31 +105,36 @@ def build_student(
     return student, {f"{way}.{part}": getattr(report, part) for way, report in reports for part in parts[way]}
 
 
-def _normalise_alike(student: Detector, teacher: Detector) -> bool:
-    return all(torch.equal(mine.cpu(), its.cpu()) for mine, its in ((student.mean, teacher.mean), (student.std, teacher.std)))
+def _frozen(
+    teacher: Detector, student: Detector, config: TrialConfig, categories: tuple[str, ...], device: torch.device
+) -> FrozenTeacher:
+    """The teacher, with what the methods ask of it."""
+    assert config.teacher is not None
+    classes = None
+    if "teacher_logits" in config.distill.needs():
+        classes = torch.tensor(match_labels(teacher.categories, categories, config.teacher.labels), device=device)
+    alike = all(torch.equal(mine.cpu(), its.cpu()) for mine, its in ((student.mean, teacher.mean), (student.std, teacher.std)))
+    return FrozenTeacher(teacher, alike, classes)
 
 
 def _build_methods(
     trial: Trial,
     student: Detector,
-    teacher: Detector | None,
+    teacher: Detector,
     shared: SharedParts,
     device: torch.device,
     ranks: Ranks,
     *,
     total_steps: int,
-) -> nn.ModuleDict:
-    config = trial.config
-    if teacher is None:
-        return nn.ModuleDict()
-    std = None
-    if needs_level_std(config.distill):
-        std = ranks.from_first(lambda: shared.teacher_level_std(trial, device))
-    return build_methods(
-        config.distill,
+) -> Methods:
+    distill, std = trial.config.distill, None
+    if "teacher_std" in distill.needs():
+        std = tuple(ranks.from_first(lambda: shared.teacher_level_std(trial, device)))
+    setup = Setup(
         student=FeatureLevels(student.strides, student.channels),
         teacher=FeatureLevels(teacher.strides, teacher.channels),
-        seed=config.seed,
+        seed=trial.config.seed,
         total_steps=total_steps,
-        level_std=None if std is None else dict(enumerate(std)),
+        teacher_std=std,
     )
+    return build_methods(distill, setup)

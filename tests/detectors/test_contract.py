@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdr.config.detector import FEATURE_STRIDES, DetectorConfig, level_names
+from kdr.config.detector import ANCHORS_PER_CELL, FEATURE_STRIDES, DetectorConfig, level_names
 from kdr.detectors.build import build_detector, torchvision_model
 from kdr.detectors.detector import Detector
 
@@ -117,6 +117,22 @@ def test_features_have_the_size_that_their_stride_says(detector, random_batch):
     features = detector.features(detector.pixels(batch.images, batch.image_sizes))
     expected = [(1, C, -(-128 // s), -(-96 // s)) for C, s in zip(detector.channels, detector.strides, strict=True)]
     assert [tuple(level.shape) for level in features] == expected
+
+
+def test_the_class_logits_behind_the_losses_are_those_of_the_convolution_cell_by_cell(detector, random_batch):
+    batch = random_batch([(64, 96)], num_boxes=[2])
+    pixels = detector.pixels(batch.images, batch.image_sizes)
+    features = detector.features(pixels)
+    _, logits = detector.losses_and_class_logits(features, pixels, batch.image_sizes, batch.boxes, batch.labels)
+    num_anchors = ANCHORS_PER_CELL.get(detector.config.detector)
+    assert (logits is None) == (num_anchors is None)
+    if logits is None:
+        return
+    head = detector.model.head.classification_head
+    for level, alone, found in zip(features, detector.class_logits(features), logits, strict=True):
+        expected = head.cls_logits(head.conv(level)).view(1, num_anchors, len(CATEGORIES), *level.shape[-2:])
+        assert torch.equal(found, expected)
+        assert torch.equal(alone, expected)
 
 
 def test_measuring_the_levels_leaves_batch_norm_untouched(built):

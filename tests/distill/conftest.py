@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdr.config.distill import KdrConfig
 from kdr.distill.kdr import Kdr, build_kdr
-from kdr.distill.method import FeatureLevels, weighted_sum
+from kdr.distill.method import FeatureLevels, Outputs, Setup, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Scene:
 
     def terms(self, method: nn.Module, step: int = 10**6) -> Any:
         return method(
-            self.student,
-            self.teacher,
+            Outputs(self.student),
+            Outputs(self.teacher),
             boxes=self.boxes,
             image_sizes=self.image_sizes,
             batch_size=self.batch_size,
@@ -79,16 +79,16 @@ def drawn_scene(
 def built_kdr(
     *, channels: tuple[int, int] = (6, 8), num_levels: int = 5, seed: int = 0, stirred: bool = False, **settings: Any
 ) -> Kdr:
-    """KDR as the settings say; without `normalisation` features are not divided. Stirred: no parameter at its start."""
+    """KDR as the settings say, at weight 1; without `normalisation` nothing is divided by. Stirred: no parameter at its start."""
     strides = (8.0, 16.0, 32.0, 64.0, 128.0)[:num_levels]
-    kdr = build_kdr(
-        KdrConfig(**{"normalisation": "none", **settings}),
+    setup = Setup(
         student=FeatureLevels(strides, (channels[0],) * num_levels),
         teacher=FeatureLevels(strides, (channels[1],) * num_levels),
         seed=seed,
         total_steps=1000,
-        level_std={level: 0.5 + level for level in range(num_levels)},
-    ).double()
+        teacher_std=tuple(0.5 + level for level in range(num_levels)),
+    )
+    kdr = build_kdr(KdrConfig(**{"normalisation": "none", **settings}), setup).double()
     if stirred:
         generator = torch.Generator().manual_seed(7)
         with torch.no_grad():

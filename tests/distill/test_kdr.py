@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from kdr.config.distill import KdrConfig
+from kdr.config.method import MethodConfig
 from kdr.distill.distance import masked_pyramid_distance
 from kdr.distill.kdr import build_kdr
-from kdr.distill.method import FeatureLevels, weighted_sum
+from kdr.distill.method import FeatureLevels, Setup, weighted_sum
 from kdr.errors import ConfigError
 
 LINKS = ("P4->P3", "P5->P4", "P6->P5", "P7->P6")
@@ -19,27 +20,27 @@ PLAIN = {"review_links": (), "masks": "none", "padding": "counted"}
 FULL = ("full",)
 
 
-# --- terms, weights, ramp ---
+# --- terms ---
 
 
 def test_terms_are_named_unweighted_and_weighted_by_the_balance(make_scene, make_kdr):
     scene = make_scene()
-    foreground, background = scene.terms(make_kdr(weight=3.0, foreground_share=0.25))
+    foreground, background = scene.terms(make_kdr(foreground_share=0.25))
     assert (foreground.name, background.name) == ("kdr.foreground", "kdr.background")
-    assert (foreground.coefficient, background.coefficient) == (0.75, 2.25)
-    (feature,) = scene.terms(make_kdr(weight=3.0, masks="none"))
-    assert (feature.name, feature.coefficient) == ("kdr.feature", 3.0)
-    other = scene.terms(make_kdr(weight=9.0, foreground_share=0.9))
+    assert (foreground.coefficient, background.coefficient) == (0.25, 0.75)
+    (feature,) = scene.terms(make_kdr(masks="none"))
+    assert (feature.name, feature.coefficient) == ("kdr.feature", 1.0)
+    other = scene.terms(make_kdr(foreground_share=0.9))
     assert [term.value for term in other] == [foreground.value, background.value]
-    expected = 0.75 * foreground.value + 2.25 * background.value
+    expected = 0.25 * foreground.value + 0.75 * background.value
     torch.testing.assert_close(weighted_sum([foreground, background]), expected)
 
 
 def test_switching_decoupling_off_does_not_change_the_total_weight(make_scene, make_kdr):
     scene = make_scene()
     for masks in ("boxes", "none"):
-        terms = scene.terms(make_kdr(weight=2.5, foreground_share=0.3, masks=masks))
-        assert sum(term.coefficient for term in terms) == pytest.approx(2.5)
+        terms = scene.terms(make_kdr(foreground_share=0.3, masks=masks))
+        assert sum(term.coefficient for term in terms) == pytest.approx(1)
 
 
 def test_regions_are_those_of_the_boxes_on_every_level(make_scene, make_kdr):
@@ -58,28 +59,9 @@ def test_regions_are_those_of_the_boxes_on_every_level(make_scene, make_kdr):
     torch.testing.assert_close(distances.sum(1), torch.stack([term.value for term in scene.terms(kdr)]))
 
 
-@pytest.mark.parametrize(
-    ("ramp", "total_steps", "weights"),
-    [
-        ("auto", 1000, {0: 0.0, 25: 1.5, 50: 3.0, 51: 3.0}),
-        ("auto", 90_000, {0: 0.0, 250: 1.5, 500: 3.0}),
-        (10, 1000, {0: 0.0, 5: 1.5, 10: 3.0, 999: 3.0}),
-        (0, 1000, {0: 3.0, 7: 3.0}),
-    ],
-)
-def test_weight_rises_along_the_ramp(ramp, total_steps, weights):
-    levels = FeatureLevels((8.0,), (4,))
-    kdr = build_kdr(
-        KdrConfig(ramp=ramp, review_links=(), normalisation="none", weight=3.0),
-        student=levels, teacher=levels, seed=0, total_steps=total_steps, level_std=None,
-    )  # fmt: skip
-    assert {step: kdr.weight_at(step) for step in weights} == pytest.approx(weights)
-
-
-# Every setting of KdrConfig with a change that must be seen, and what else has to be set for it.
+# Every setting of KDR's own with a change that must be seen, and what else has to be set for it.
 EFFECTS = {
     "preset": ("kdr-paper", {}),
-    "weight": (4.0, {}),
     "foreground_share": (0.1, {}),
     "review_links": (("P4->P3",), {}),
     "attention": ("spatial", {}),
@@ -96,16 +78,15 @@ EFFECTS = {
     "init": ("kaiming", {"channels": (8, 8), "stirred": False}),
     "upsample": ("bilinear", {}),
     "padding": ("counted", {}),
-    "ramp": (2000, {}),
 }
 
 
-@pytest.mark.parametrize("setting", KdrConfig.model_fields)
+@pytest.mark.parametrize("setting", [name for name in KdrConfig.model_fields if name not in MethodConfig.model_fields])
 def test_every_setting_has_its_effect(make_scene, make_kdr, setting):
     value, needed = EFFECTS[setting]
     build = {"channels": (6, 8), "stirred": True} | needed
     scene = make_scene(channels=build["channels"], grids=((17, 13), (9, 4), (5, 3), (3, 2), (2, 1)))
-    before, after = (scene.loss(make_kdr(**build, **change), step=1000) for change in ({}, {setting: value}))
+    before, after = (scene.loss(make_kdr(**build, **change)) for change in ({}, {setting: value}))
     assert before.isfinite()
     assert after.isfinite()
     assert abs(after - before) > 1e-6 * abs(before)
@@ -139,8 +120,6 @@ ARMS = {
     "identity projection": {"project": "identity"},
     "foreground only": {"foreground_share": 1.0},
     "background only": {"foreground_share": 0.0},
-    "weight 0": {"weight": 0.0},
-    "first step of a ramp": {"ramp": 10**7},
 }  # fmt: skip
 
 
@@ -266,8 +245,8 @@ def test_one_image_with_one_cell_levels_is_finite(make_scene, make_kdr, preset):
 def test_levels_of_another_size_are_resized_to_the_teachers_and_said_once(make_scene, make_kdr, caplog):
     teacher_grids = ((13, 17), (7, 9), (4, 6), (2, 3), (1, 2))
     scene = make_scene(teacher_grids=teacher_grids)
-    kdr = make_kdr(**PLAIN, project="conv1x1", pyramid_scales=FULL, weight=1.0, stirred=True)
-    with caplog.at_level(logging.INFO, logger="kdr.distill.kdr"):
+    kdr = make_kdr(**PLAIN, project="conv1x1", pyramid_scales=FULL, stirred=True)
+    with caplog.at_level(logging.INFO, logger="kdr.distill.cells"):
         found = scene.loss(kdr)
         scene.loss(kdr)
     expected = 0.0
@@ -281,13 +260,13 @@ def test_levels_of_another_size_are_resized_to_the_teachers_and_said_once(make_s
 
 
 def test_levels_without_a_partner_learn_nothing_and_lose_their_links(make_scene, make_kdr, caplog):
-    with caplog.at_level(logging.WARNING, logger="kdr.distill.kdr"):
-        kdr = build_kdr(
-            KdrConfig(review_links=LINKS, normalisation="none"),
+    with caplog.at_level(logging.WARNING, logger="kdr.distill"):
+        setup = Setup(
             student=FeatureLevels((8, 16, 32, 64, 128), (6,) * 5), teacher=FeatureLevels((4, 8, 16, 32, 64), (8,) * 5),
-            seed=0, total_steps=10, level_std=None,
-        ).double()  # fmt: skip
-    assert kdr.pairs == ((0, 1), (1, 2), (2, 3), (3, 4))
+            seed=0, total_steps=10,
+        )  # fmt: skip
+        kdr = build_kdr(KdrConfig(review_links=LINKS, normalisation="none"), setup).double()
+    assert kdr.levels.pairs == ((0, 1), (1, 2), (2, 3), (3, 4))
     assert list(kdr.logged_numbers()) == [f"zeta.{link}" for link in LINKS[:3]]
     assert "levels P7 of the student learn nothing" in caplog.text
     assert "review links P7->P6 are dropped" in caplog.text
@@ -304,11 +283,21 @@ def test_a_link_that_does_not_exist_is_refused_with_those_that_do(make_kdr, link
         make_kdr(review_links=("P4->P3", link))
 
 
-@pytest.mark.parametrize(("level_std", "shown"), [(None, "None"), ({0: 0.0}, "0.0"), ({0: float("nan")}, "nan")])
-def test_a_std_that_cannot_be_divided_by_is_refused(level_std, shown):
+@pytest.mark.parametrize("teacher_std", [None, (0.0,), (float("nan"),)])
+def test_a_std_that_cannot_be_divided_by_is_refused(teacher_std):
     levels = FeatureLevels((8.0,), (4,))
-    with pytest.raises(ConfigError, match=rf"distill\.kdr\.normalisation: .*got {shown} at P3.*use none"):
-        build_kdr(KdrConfig(), student=levels, teacher=levels, seed=0, total_steps=10, level_std=level_std)
+    setup = Setup(levels, levels, seed=0, total_steps=10, teacher_std=teacher_std)
+    with pytest.raises(ConfigError, match=r"distill\.kdr\.normalisation: .*got (0\.0|nan) at P3.*use none"):
+        build_kdr(KdrConfig(), setup)
+
+
+def test_units_are_the_shares_of_the_regions_over_the_variance_of_the_level(make_kdr):
+    assert make_kdr(masks="none", num_levels=2).units([], 0) == {"kdr.feature.P3": 1, "kdr.feature.P4": 1}
+    units = make_kdr(foreground_share=0.25, normalisation="teacher_std", num_levels=2).units([], 0)
+    assert units == {
+        "kdr.foreground.P3": 0.25 / 0.5**2, "kdr.foreground.P4": 0.25 / 1.5**2,
+        "kdr.background.P3": 0.75 / 0.5**2, "kdr.background.P4": 0.75 / 1.5**2,
+    }  # fmt: skip
 
 
 # --- precision, devices, state ---
@@ -363,8 +352,7 @@ def test_a_saved_state_gives_the_same_loss_again(make_scene, make_kdr, preset):
     scene.loss(trained)  # moves running statistics
     restored = make_kdr(preset=preset, seed=1)
     restored.load_state_dict(trained.state_dict())
-    for step in (0, 7, 1000):
-        assert torch.equal(scene.loss(restored, step), scene.loss(trained, step))
+    assert torch.equal(scene.loss(restored), scene.loss(trained))
 
 
 def test_zetas_are_read_by_link_and_are_spared_by_a_rule_of_dimensions(make_kdr):

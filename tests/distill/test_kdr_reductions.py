@@ -10,7 +10,7 @@ FULL = ("full",)
 
 
 def test_without_links_masks_and_pyramid_it_is_fitnet(make_scene, make_kdr):
-    kdr = make_kdr(**PLAIN, project="identity", pyramid_scales=FULL, weight=1.0, stirred=True)
+    kdr = make_kdr(**PLAIN, project="identity", pyramid_scales=FULL, stirred=True)
     scene = make_scene()
     adapters = [kdr.review.align[name].conv for name in kdr.review.level_names]
     expected = sum(F.mse_loss(a(s), t) for a, s, t in zip(adapters, scene.student, scene.teacher, strict=True))
@@ -18,9 +18,9 @@ def test_without_links_masks_and_pyramid_it_is_fitnet(make_scene, make_kdr):
 
 
 def test_with_identity_adapters_too_it_is_the_mean_squared_error(make_scene, make_kdr):
-    kdr = make_kdr(**PLAIN, channels=(5, 5), align="identity", project="identity", pyramid_scales=FULL, weight=2.0)
+    kdr = make_kdr(**PLAIN, channels=(5, 5), align="identity", project="identity", pyramid_scales=FULL)
     scene = make_scene(channels=(5, 5))
-    expected = 2 * sum(F.mse_loss(s, t) for s, t in zip(scene.student, scene.teacher, strict=True))
+    expected = sum(F.mse_loss(s, t) for s, t in zip(scene.student, scene.teacher, strict=True))
     torch.testing.assert_close(scene.loss(kdr), expected)
 
 
@@ -35,7 +35,7 @@ def context_loss(student, teacher):
 
 
 def test_pyramid_alone_is_the_same_level_context_loss(make_scene, make_kdr):
-    kdr = make_kdr(**PLAIN, channels=(5, 5), align="identity", project="identity", scales_below="height", weight=1.0)
+    kdr = make_kdr(**PLAIN, channels=(5, 5), align="identity", project="identity", scales_below="height")
     scene = make_scene(channels=(5, 5))
     expected = sum(context_loss(s, t) for s, t in zip(scene.student, scene.teacher, strict=True))
     torch.testing.assert_close(scene.loss(kdr), expected)
@@ -43,7 +43,7 @@ def test_pyramid_alone_is_the_same_level_context_loss(make_scene, make_kdr):
 
 def test_review_alone_is_a_residual_review_under_the_mean_squared_error(make_scene, make_kdr):
     kdr = make_kdr(
-        channels=(5, 5), attention="none", masks="none", padding="counted", pyramid_scales=FULL, weight=1.0,
+        channels=(5, 5), attention="none", masks="none", padding="counted", pyramid_scales=FULL,
         align="identity", project="identity", stirred=True,
     )  # fmt: skip
     scene = make_scene(channels=(5, 5))
@@ -79,7 +79,7 @@ def reviewkd_loss(kdr, scene):
 
 
 def test_preset_kdr_paper_with_spatial_attention_and_no_masks_is_reviewkd(make_scene, make_kdr):
-    kdr = make_kdr(preset="kdr-paper", attention="spatial", masks="none", weight=1.0, stirred=True)
+    kdr = make_kdr(preset="kdr-paper", attention="spatial", masks="none", stirred=True)
     grids = ((25, 34), (13, 17), (7, 9), (4, 5), (2, 3))
     scene = make_scene(grids=grids).learning()
     found, expected = scene.loss(kdr), reviewkd_loss(kdr, scene)

@@ -3,14 +3,21 @@ import torch
 
 from kdr.config.distill import DistillConfig, KdrConfig
 from kdr.distill.kdr import Kdr
-from kdr.distill.method import FeatureLevels, Term, weighted_sum
-from kdr.distill.methods import build_methods, needs_level_std
+from kdr.distill.method import FeatureLevels, Outputs, Setup, Term, weighted_sum
+from kdr.distill.methods import Methods, Weight, build_methods
 
 LEVELS = FeatureLevels((8.0, 16.0), (4, 4))
 
 
-def built(distill, seed=0):
-    return build_methods(distill, student=LEVELS, teacher=LEVELS, seed=seed, total_steps=100, level_std={0: 1.0, 1: 2.0})
+def built(distill: DistillConfig, seed: int = 0, total_steps: int = 100) -> Methods:
+    return build_methods(distill, Setup(LEVELS, LEVELS, seed=seed, total_steps=total_steps, teacher_std=(1.0, 2.0)))
+
+
+def called(methods: Methods, step: int) -> dict[str, list[Term]]:
+    draw = torch.Generator().manual_seed(0)
+    outputs = [Outputs([torch.randn(2, 4, side, side, generator=draw) for side in (6, 3)]) for _ in "st"]
+    boxes = [torch.tensor([[0.0, 0.0, 20.0, 20.0]]), torch.zeros(0, 4)]
+    return methods(*outputs, boxes=boxes, image_sizes=[(48, 48)] * 2, batch_size=(48, 48), step=step)
 
 
 def test_every_method_that_can_be_set_can_be_built():
@@ -21,30 +28,51 @@ def test_every_method_that_can_be_set_can_be_built():
 
 def test_without_methods_there_is_nothing_to_train_beside_the_student():
     assert not list(built(DistillConfig()).parameters())
-    assert not needs_level_std(DistillConfig())
+    assert not DistillConfig().needs()
 
 
-@pytest.mark.parametrize(("normalisation", "needed"), [("teacher_std", True), ("none", False)])
+@pytest.mark.parametrize(("normalisation", "needed"), [("teacher_std", {"teacher_std"}), ("none", set())])
 def test_the_teachers_spread_is_needed_where_features_are_divided_by_it(normalisation, needed):
-    assert needs_level_std(DistillConfig(kdr=KdrConfig(normalisation=normalisation))) is needed
+    assert DistillConfig(kdr=KdrConfig(normalisation=normalisation)).needs() == needed
+
+
+@pytest.mark.parametrize(
+    ("ramp", "total_steps", "weights"),
+    [
+        ("auto", 1000, {0: 0.0, 25: 1.5, 50: 3.0, 51: 3.0}),
+        ("auto", 90_000, {0: 0.0, 250: 1.5, 500: 3.0}),
+        (10, 1000, {0: 0.0, 5: 1.5, 10: 3.0, 999: 3.0}),
+        (0, 1000, {0: 3.0, 7: 3.0}),
+    ],
+)
+def test_weight_rises_along_the_ramp(ramp, total_steps, weights):
+    methods = built(DistillConfig(kdr=KdrConfig(ramp=ramp, weight=3.0)), total_steps=total_steps)
+    assert {step: methods.weights["kdr"].at(step) for step in weights} == pytest.approx(weights)
+
+
+def test_each_term_is_multiplied_with_the_weight_of_its_method_at_the_step():
+    methods = built(DistillConfig(kdr=KdrConfig(ramp=10, weight=3.0, foreground_share=0.25)))
+    full, half = called(methods, 10)["kdr"], called(methods, 5)["kdr"]
+    assert [term.coefficient for term in full] == [0.75, 2.25]
+    assert [term.coefficient for term in half] == [0.375, 1.125]
+    assert [term.value for term in full] == [term.value for term in half]
 
 
 @pytest.mark.parametrize("name", DistillConfig.model_fields)
 def test_a_method_gives_the_same_scalar_terms_in_every_step_and_its_seed_decides_its_weights(name):
-    settings = DistillConfig(**{name: {"init": "kaiming"}})
-    first, again, other = built(settings)[name], built(settings)[name], built(settings, seed=1)[name]
-    features = [torch.randn(2, 4, 6, 6), torch.randn(2, 4, 3, 3)]
-    call = {
-        "boxes": [torch.tensor([[0.0, 0.0, 20.0, 20.0]]), torch.zeros(0, 4)],
-        "image_sizes": [(48, 48)] * 2,
-        "batch_size": (48, 48),
-    }
-    early, late = (first(features, features, **call, step=step) for step in (0, 99))
+    initially_random = {"init": "kaiming"} if name == "kdr" else {}
+    settings = DistillConfig(**{name: {"ramp": 10, **initially_random}})
+    first, again, other = built(settings), built(settings), built(settings, seed=1)
+    early, late = (called(first, step)[name] for step in (0, 99))
     assert [term.name for term in early] == [term.name for term in late]
     assert all(term.name.startswith(f"{name}.") and term.value.shape == () for term in early)
     assert [term.coefficient for term in early] == [0.0] * len(early)
-    assert weighted_sum(again(features, features, **call, step=99)) == weighted_sum(late)
-    assert weighted_sum(other(features, features, **call, step=99)) != weighted_sum(late)
+    assert weighted_sum(called(again, 99)[name]) == weighted_sum(late)
+    assert weighted_sum(called(other, 99)[name]) != weighted_sum(late)
+
+
+def test_the_weight_without_a_ramp_is_there_from_the_first_step():
+    assert Weight(2.0).at(0) == 2.0
 
 
 def test_the_loss_of_a_method_is_the_weighted_sum_of_its_terms():

@@ -148,9 +148,9 @@ def test_every_parameter_takes_part_in_every_step(make: Make, shared: SharedPart
     empty = replace(batch, boxes=tuple(torch.zeros(0, 4) for _ in batch.boxes), labels=tuple(label[:0] for label in batch.labels))
     for given in (batch, empty):
         pixels = state.model.student.pixels(given.images, given.image_sizes)
-        features = None if state.teacher is None else state.teacher.features(pixels)
+        teacher = None if state.teacher is None else state.teacher.outputs(given, pixels)
         state.model.zero_grad()
-        state.model(pixels, given.image_sizes, given.boxes, given.labels, features, 0).total().backward()
+        state.model(pixels, given.image_sizes, given.boxes, given.labels, teacher, 0).total().backward()
         left_out = [
             name for name, parameter in state.model.named_parameters() if parameter.requires_grad and parameter.grad is None
         ]
