@@ -1,6 +1,6 @@
 """Settings of one training run: how long, with which optimiser and schedule, in which precision."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import model_validator
 
@@ -22,6 +22,10 @@ class TrainingConfig(Settings):
     """Momentum of SGD."""
     weight_decay: NonNegative = 1e-4
     """Weight decay."""
+    bias_lr_factor: Positive | None = None
+    """Learning rate of the detector's biases in convolutions and linear layers, divided by `lr`; unset: 1. FCOS began with 2."""
+    bias_weight_decay: NonNegative | None = None
+    """Weight decay of these biases; unset: `weight_decay`. The first FCOS had 0."""
     schedule: Literal["constant", "step", "cosine", "one_cycle"] = "step"
     """Course of the learning rate: `step` multiplies it by `step_factor` after each of `step_epochs`, `cosine` falls to 0,
     `one_cycle` is torch's OneCycleLR over the whole run."""
@@ -41,6 +45,11 @@ class TrainingConfig(Settings):
     """Channels-last memory format, usually faster on GPUs with bf16 or fp16."""
     eval_every_epochs: Count = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
+
+    def canonical(self) -> dict[str, Any]:
+        """What decides the numbers. What came with a later version is left out where it is unset, so that it changes no key."""
+        later = ("bias_lr_factor", "bias_weight_decay")
+        return self.model_dump(mode="json", exclude={name for name in later if getattr(self, name) is None})
 
     @model_validator(mode="after")
     def _steps_lie_inside(self) -> "TrainingConfig":

@@ -53,7 +53,7 @@ def trial_key(config: TrialConfig, *, data_id: str, teacher_id: str | None, weig
             "student": _detector(config.student, weights_ids),
             "teacher": teacher,
             "distill": {name: method.canonical() for name, method in methods.items()},
-            "training": config.training.model_dump(mode="json"),
+            "training": config.training.canonical(),
             "seed": config.seed,
             "workers": workers,
             "versions": _versions(["trainer", "data", config.student.detector, *methods]),

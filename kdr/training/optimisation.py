@@ -16,11 +16,15 @@ def make_optimizer(config: TrainingConfig, student: nn.Module, methods: nn.Modul
     """The optimiser over the student's and the distillation's parameters, in groups of their own.
 
     Weight decay leaves norms, biases and scalars of the distillation alone (`kdr.distill.method`); the student's parameters
-    are treated alike, as torchvision's own training does.
+    are treated alike, as torchvision's own training does, unless its biases are to have a rate or decay of their own.
     """
     decayed = [parameter for parameter in methods.parameters() if parameter.ndim > 1]
     undecayed = [parameter for parameter in methods.parameters() if parameter.ndim <= 1]
-    groups: list[dict[str, Any]] = [{"params": [parameter for parameter in student.parameters() if parameter.requires_grad]}]
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    biases = _biases(student) if (config.bias_lr_factor, config.bias_weight_decay) != (None, None) else []
+    apart = {id(parameter) for parameter in biases}
+    groups: list[dict[str, Any]] = [{"params": [parameter for parameter in trained if id(parameter) not in apart]}]
+    groups += [{"params": biases, **_of_biases(config)}] if biases else []
     groups += [{"params": decayed}] if decayed else []
     groups += [{"params": undecayed, "weight_decay": 0.0}] if undecayed else []
     if config.optimizer == "sgd":
@@ -34,8 +38,21 @@ def make_schedule(
     """The course of the learning rate, advanced once per optimisation step."""
     total_steps = config.epochs * steps_per_epoch
     if config.schedule == "one_cycle":
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=config.lr, total_steps=total_steps)
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], total_steps)
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(config, steps_per_epoch))
+
+
+def _biases(student: nn.Module) -> list[nn.Parameter]:
+    """The biases of convolutions and linear layers that are trained; norms keep theirs."""
+    layers = (module for module in student.modules() if isinstance(module, nn.Conv2d | nn.Linear))
+    biases = [parameter for layer in layers for name, parameter in layer.named_parameters() if name == "bias"]
+    return [bias for bias in biases if bias.requires_grad]
+
+
+def _of_biases(config: TrainingConfig) -> dict[str, float]:
+    """Rate and decay of the biases, in torch's words."""
+    decay = config.weight_decay if config.bias_weight_decay is None else config.bias_weight_decay
+    return {"lr": config.lr * (1.0 if config.bias_lr_factor is None else config.bias_lr_factor), "weight_decay": decay}
 
 
 def lr_factor(config: TrainingConfig, steps_per_epoch: int) -> Callable[[int], float]:

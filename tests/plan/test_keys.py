@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from kdr.config.overrides import changed
 from kdr.config.problems import validated
+from kdr.config.training import TrainingConfig
 from kdr.config.trial import TrialConfig
 from kdr.config.versions import RESULTS_VERSION
 from kdr.plan.keys import key_of, make_trial
@@ -51,6 +52,8 @@ CHANGES_THAT_MATTER: list[tuple[str, Any]] = [
     ("training.precision", "bf16"),
     ("training.eval_every_epochs", 2),
     ("training.clip_norm", None),
+    ("training.bias_lr_factor", 2.0),
+    ("training.bias_weight_decay", 0.0),
     ("seed", 1),
 ]
 
@@ -121,6 +124,11 @@ def test_workers_train_the_teacher_too() -> None:
 )
 def test_what_does_not_change_numbers_does_not_change_the_key(path: str, value: Any) -> None:
     assert key(changed(TRIAL, {path: value})) == key(TRIAL)
+
+
+def test_settings_of_training_that_came_later_are_left_out_where_they_are_unset() -> None:
+    assert {"bias_lr_factor", "bias_weight_decay"}.isdisjoint(TrainingConfig().canonical())
+    assert TrainingConfig().canonical()["step_epochs"] is None
 
 
 def test_every_default_spelled_out_gives_the_key_of_the_default() -> None:
