@@ -47,7 +47,8 @@ class TrialFailure(KdrError):  # noqa: N818 - a trial's end, not a mistake of th
     """A trial that cannot go on; the study does.
 
     Args:
-        kind: the class under which the log counts it: `non_finite_loss`, `out_of_memory`, `bad_data`, or `error`.
+        kind: the class under which the log counts it: `non_finite_loss`, `not_calibrated`, `out_of_memory`, `bad_data`, or
+            `error`.
         reason: one sentence for the log.
     """
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field
 
 from kdr.config.detector import DetectorConfig
-from kdr.config.settings import NonNegative, Settings
+from kdr.config.settings import NonNegative, Positive, Settings
 
 Need = Literal["teacher_std", "teacher_logits", "student_logits"]
 """What a method may need beside the features of both detectors: the spread of the teacher's features, and class logits."""
@@ -19,6 +19,11 @@ class MethodConfig(Settings):
     """Weight of the method: its terms are multiplied with it."""
     ramp: Ramp = 0
     """Steps over which the weight rises from 0; `auto`: 500, or 5 % of all steps if that is less."""
+
+    calibrate: Positive | None = None
+    """Measure the weight instead: the norm of the method's gradient at the student's FPN outputs, ramp aside, is this many times
+    that of the detector's own losses, over the first 8 batches before the first step. `weight` is not used then, and what was
+    measured is logged as `<method>.weight`. Unset: `weight` counts."""
 
     def needs(self) -> frozenset[Need]:
         """What the method has to be given beside features."""
@@ -38,7 +43,8 @@ class MethodConfig(Settings):
 
     def canonical(self) -> dict[str, Any]:
         """What decides the numbers: settings that are unset, or have no effect beside the others, are left out."""
-        return self.model_dump(mode="json", exclude=self.unused(), exclude_none=True)
+        unused = self.unused() | ({"weight"} if self.calibrate is not None else set())
+        return self.model_dump(mode="json", exclude=unused, exclude_none=True)
 
     def ramp_steps(self, total_steps: int) -> float:
         """Steps over which the weight rises from 0, in a training of `total_steps`."""

@@ -5,7 +5,7 @@ To add a method: its settings (`kdr/config/distill.py` has their place), its fil
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ class Weight:
     """lambda."""
     ramp_steps: float = 0.0
     """t_ramp; 0 for none."""
+    calibrate: float | None = None
+    """Ratio of gradients from which `value` is measured before the first step; None where it is set."""
 
     def at(self, step: int) -> float:
         """lambda(t) after `step` optimiser steps."""
@@ -57,10 +59,19 @@ class Methods(nn.ModuleDict):
         call: dict[str, Any] = {"boxes": boxes, "image_sizes": image_sizes, "batch_size": batch_size, "step": step}
         return {name: self._weighted(name, method(student, teacher, **call), step) for name, method in self.items()}
 
-    def logged_numbers(self) -> dict[str, Tensor]:
-        """Further scalars for the log, by `method.number`."""
+    def units(self, grids: Sequence[tuple[int, int]], boxes_per_image: float) -> dict[str, float]:
+        """What the weights mean, ramps aside, by `unit.term.level`. See `Method.units`."""
         return {
-            f"{name}.{number}": value
+            f"unit.{term}": self.weights[name].value * unit
+            for name, method in self.items()
+            for term, unit in cast(Method, method).units(grids, boxes_per_image).items()
+        }
+
+    def logged_numbers(self) -> dict[str, float]:
+        """Further numbers for the log, by `method.number`; among them the weights that were measured."""
+        measured = {f"{name}.weight": value for name, value in MeasuredWeights(self).state_dict().items()}
+        return measured | {
+            f"{name}.{number}": float(value)
             for name, method in self.items()
             for number, value in cast(Method, method).logged_numbers().items()
         }
@@ -68,6 +79,26 @@ class Methods(nn.ModuleDict):
     def _weighted(self, name: str, terms: list[Term], step: int) -> list[Term]:
         weight = self.weights[name].at(step)
         return [term._replace(coefficient=weight * term.coefficient) for term in terms]
+
+
+class MeasuredWeights:
+    """The weights of `calibrate`, as a part of a checkpoint.
+
+    Args:
+        methods: whose weights these are.
+    """
+
+    def __init__(self, methods: Methods) -> None:
+        self._methods = methods
+
+    def state_dict(self) -> dict[str, float]:
+        """Returns the measured weights by method; empty where all are set."""
+        return {name: weight.value for name, weight in self._methods.weights.items() if weight.calibrate is not None}
+
+    def load_state_dict(self, state_dict: dict[str, float], /) -> None:
+        """Restores the measured weights."""
+        for name, value in state_dict.items():
+            self._methods.weights[name] = replace(self._methods.weights[name], value=value)
 
 
 def build_methods(distill: DistillConfig, setup: Setup) -> Methods:
@@ -79,5 +110,8 @@ def build_methods(distill: DistillConfig, setup: Setup) -> Methods:
     on = distill.methods()
     return Methods(
         {name: _BUILDERS[name](settings, setup) for name, settings in on.items()},
-        {name: Weight(settings.weight, settings.ramp_steps(setup.total_steps)) for name, settings in on.items()},
+        {
+            name: Weight(settings.weight, settings.ramp_steps(setup.total_steps), settings.calibrate)
+            for name, settings in on.items()
+        },
     )

@@ -72,7 +72,7 @@ class TrialEvent:
     teacher_id: str | None = None
     """Key of the teacher's trial, or the identity of its weights."""
     failure_kind: str | None = None
-    """`non_finite_loss`, `out_of_memory`, `bad_data` or `error`."""
+    """`non_finite_loss`, `not_calibrated`, `out_of_memory`, `bad_data` or `error`."""
     reason: str | None = None
     """Why it failed, was stopped, cancelled or excluded, one sentence."""
     traceback: str | None = None

@@ -64,8 +64,8 @@ def _train(trial: Trial, settings: WorkerSettings, ranks: Any, shared: Any, devi
                 if not metrics.is_last and channel.receive(ranks.rank).now:
                     break
     except TrialFailure as failure:
-        # the ranks look at their losses together; anything else has happened to this one alone
-        by_all = failure.kind == "non_finite_loss"
+        # the ranks look at their losses and gradients together; anything else has happened to this one alone
+        by_all = failure.kind in ("non_finite_loss", "not_calibrated")
         if not by_all or ranks.is_first:
             channel.report(Failed(failure, by_all))
         if not by_all:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdr.detectors.detector import Detector
+from kdr.distill.cells import grid_of
 from kdr.distill.method import Outputs, Term, weighted_sum
 from kdr.distill.methods import Methods
 from kdr.training.ranks import ALONE, Ranks
@@ -22,6 +23,8 @@ class StepLosses(NamedTuple):
     """Distillation terms of each method, by the method's name."""
     features: list[Tensor]
     """FPN outputs of the student, finest first."""
+    units: dict[str, float]
+    """What the weights of the methods mean for this batch, by `unit.term.level` (`kdr.distill.method.Method.units`)."""
 
     def total(self) -> Tensor:
         """What is minimised. Without distillation exactly the sum that a plain torchvision loop takes."""
@@ -63,12 +66,13 @@ class DistilledStudent(nn.Module):
         """
         features = self.student.features(pixels)
         detection, class_logits = self.student.losses_and_class_logits(features, pixels, image_sizes, boxes, labels)
-        terms = {}
+        terms, units = {}, {}
         if teacher is not None:
             batch_size = (pixels.shape[-2], pixels.shape[-1])
             outputs = Outputs(features, class_logits)
             terms = self.methods(outputs, teacher, boxes=boxes, image_sizes=image_sizes, batch_size=batch_size, step=step)
-        return StepLosses(detection, terms, features)
+            units = self.methods.units([grid_of(level) for level in teacher.features], sum(map(len, boxes)) / len(boxes))
+        return StepLosses(detection, terms, features, units)
 
 
 def gradient_norms(losses: StepLosses, ranks: Ranks = ALONE) -> dict[str, float]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from kdr.config.trial import Trial, TrialConfig
 from kdr.data.loader import Batch, first_batch_hash
@@ -14,12 +13,13 @@ from kdr.detectors.checkpoint_files import save_student
 from kdr.errors import StorageError, TrialFailure
 from kdr.randomness import address
 from kdr.storage import Storage
+from kdr.training.calibration import calibrate
 from kdr.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from kdr.training.distilled_student import gradient_norms
 from kdr.training.evaluation import evaluate
 from kdr.training.loss_sums import LossSums
 from kdr.training.metrics import EpochMetrics, Evaluation
-from kdr.training.optimisation import AUTOCAST_DTYPES, clip_gradients
+from kdr.training.optimisation import clip_gradients
 from kdr.training.ranks import ALONE, Ranks
 from kdr.training.shared_parts import SharedParts
 from kdr.training.training_state import TrainingState, prepare
@@ -74,6 +74,8 @@ def fit(
         try:
             progress = load_checkpoint(folder / "checkpoint.pt", state.parts())
             _check_same_start(folder, progress, ranks)
+            if progress.step == 0:
+                calibrate(state, trial.config.seed)
             yield from progress.history
             while progress.epoch < trial.config.training.epochs:
                 metrics, progress = _run_epoch(trial.config, state, progress, shared, track)
@@ -127,7 +129,7 @@ def _run_epoch(
         images_seen=progress.images_seen + images * ranks.count,
         peak_memory_bytes=_peak_memory_bytes(state),
         first_batch_hash="-".join(ranks.gathered(batch_hash)),
-        extras=state.numbers(),
+        extras=state.numbers() | sums.mean_units(),
         evaluation=evaluation,
         is_last=is_last,
     )
@@ -137,16 +139,11 @@ def _run_epoch(
 def _step(
     config: TrialConfig, state: TrainingState, batch: Batch, step: int, sums: LossSums, *, with_norms: bool
 ) -> dict[str, float]:
-    dtype = AUTOCAST_DTYPES[config.training.precision]
-    on_device = batch.to(state.device)
-    with torch.autocast(state.device.type, dtype, enabled=dtype != torch.float32):
-        pixels = _formatted(state.model.student.pixels(on_device.images, batch.image_sizes), config)
-        teacher = None if state.teacher is None else state.teacher.outputs(on_device, pixels)
-        losses = state.parallel(pixels, batch.image_sizes, on_device.boxes, on_device.labels, teacher, step)
+    losses = state.losses(batch, step)
     total = losses.total()
     norms = gradient_norms(losses, state.ranks) if with_norms else {}
     state.optimizer.zero_grad(set_to_none=True)
-    state.scaler.scale(total).backward()
+    torch.autograd.backward(state.scaler.scale(total))
     state.scaler.unscale_(state.optimizer)
     clip_gradients((state.model.student.parameters(), state.model.methods.parameters()), config.training.clip_norm)
     state.scaler.step(state.optimizer)
@@ -161,8 +158,7 @@ def _evaluate(config: TrialConfig, state: TrainingState, shared: SharedParts, tr
     begin = time.perf_counter()
     index = shared.splits(config.data).evaluation
     batches = track(iter(state.evaluation), len(state.evaluation), "evaluation")
-    precision = AUTOCAST_DTYPES[config.training.precision]
-    found = evaluate(state.model.student, batches, index, precision=precision, ranks=state.ranks)
+    found = evaluate(state.model.student, batches, index, precision=state.precision, ranks=state.ranks)
     return found, time.perf_counter() - begin
 
 
@@ -189,10 +185,6 @@ def _peak_memory_bytes(state: TrainingState) -> int | None:
     if state.device.type != "cuda":
         return None
     return max(state.ranks.gathered(torch.cuda.max_memory_allocated(state.device)))
-
-
-def _formatted(pixels: Tensor, config: TrialConfig) -> Tensor:
-    return pixels.contiguous(memory_format=torch.channels_last) if config.training.channels_last else pixels
 
 
 @contextlib.contextmanager

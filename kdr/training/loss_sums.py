@@ -10,7 +10,7 @@ from kdr.training.ranks import ALONE, Ranks
 
 
 class LossSums:
-    """Sums of every loss term over an epoch, unweighted and weighted.
+    """Sums of every loss term over an epoch, unweighted and weighted; and of the units of their weights.
 
     Args:
         ranks: the processes that train together; means are taken over all of them, and what one finds, all find.
@@ -20,6 +20,7 @@ class LossSums:
         self._ranks = ranks
         self._plain: dict[str, Tensor] = {}
         self._weighted: dict[str, Tensor] = {}
+        self._units: dict[str, float] = {}
         self._count = 0
 
     def add(self, losses: StepLosses) -> None:
@@ -31,6 +32,8 @@ class LossSums:
             value = value.detach().double()
             self._plain[name] = self._plain.get(name, 0) + value
             self._weighted[name] = self._weighted.get(name, 0) + coefficient * value
+        for name, unit in losses.units.items():
+            self._units[name] = self._units.get(name, 0.0) + unit
 
     def means(self) -> tuple[dict[str, float], dict[str, float]]:
         """Means over the steps: unweighted, and as they entered the total."""
@@ -39,6 +42,10 @@ class LossSums:
         )
         of_ranks = self._ranks.gathered((plain, weighted))
         return _mean([plain for plain, _ in of_ranks]), _mean([weighted for _, weighted in of_ranks])
+
+    def mean_units(self) -> dict[str, float]:
+        """Means of what the methods' weights meant, over the steps and ranks."""
+        return _mean(self._ranks.gathered({name: value / self._count for name, value in self._units.items()}))
 
     def check_finite(self, epoch: int, step: int) -> None:
         """Raises TrialFailure if any term has been NaN or infinite since the epoch began; sums pass that on."""

@@ -8,16 +8,16 @@ from torch import nn
 
 from kdr.config.trial import Trial, TrialConfig
 from kdr.data.labels import match_labels
-from kdr.data.loader import EvaluationBatches, TrainingBatches
+from kdr.data.loader import Batch, EvaluationBatches, TrainingBatches
 from kdr.detectors.build import build_detector
 from kdr.detectors.detector import Detector
 from kdr.detectors.weights import inherit, load_configured_weights
 from kdr.distill.method import FeatureLevels, Setup
-from kdr.distill.methods import Methods, build_methods
+from kdr.distill.methods import MeasuredWeights, Methods, build_methods
 from kdr.training.checkpoint import Stateful
-from kdr.training.distilled_student import DistilledStudent
+from kdr.training.distilled_student import DistilledStudent, StepLosses
 from kdr.training.frozen_teacher import FrozenTeacher
-from kdr.training.optimisation import make_optimizer, make_schedule
+from kdr.training.optimisation import AUTOCAST_DTYPES, make_optimizer, make_schedule
 from kdr.training.ranks import ALONE, Ranks
 from kdr.training.shared_parts import SharedParts
 
@@ -40,6 +40,9 @@ class TrainingState:
     training: TrainingBatches
     evaluation: EvaluationBatches
     device: torch.device
+    precision: torch.dtype
+    """Of autocast; float32 runs without."""
+    memory_format: torch.memory_format
     loaded: dict[str, float]
     """Shares of keys that weights filled in the student, by `loaded.part` and `inherited.part`; empty without weights."""
 
@@ -48,15 +51,39 @@ class TrainingState:
         self.training.close()
         self.evaluation.close()
 
+    def losses(self, batch: Batch, step: int, *, model: nn.Module | None = None) -> StepLosses:
+        """The loss terms of a batch.
+
+        Args:
+            batch: from the loader.
+            step: optimisation steps finished so far.
+            model: `parallel`; or `model`, whose gradients stay with this rank.
+        """
+        on_device = batch.to(self.device)
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+            pixels = self.model.student.pixels(on_device.images, batch.image_sizes).contiguous(memory_format=self.memory_format)
+            teacher = None if self.teacher is None else self.teacher.outputs(on_device, pixels)
+            found: StepLosses = (model or self.parallel)(
+                pixels, batch.image_sizes, on_device.boxes, on_device.labels, teacher, step
+            )
+        return found
+
     def numbers(self) -> dict[str, float]:
         """Further numbers for the log: of the methods by `method.name`, such as the residual scale of each of KDR's review
         links; and which shares of the student's keys were loaded.
         """
-        return self.loaded | {name: float(value) for name, value in self.model.methods.logged_numbers().items()}
+        return self.loaded | self.model.methods.logged_numbers()
 
     def parts(self) -> dict[str, Stateful]:
         """What a checkpoint holds."""
-        return {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
+        parts: dict[str, Stateful] = {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "scaler": self.scaler,
+        }
+        measured = MeasuredWeights(self.model.methods)
+        return parts | ({"weights": measured} if measured.state_dict() else {})
 
 
 def prepare(trial: Trial, shared: SharedParts, device: torch.device, loader_workers: int, ranks: Ranks = ALONE) -> TrainingState:
@@ -87,6 +114,8 @@ def prepare(trial: Trial, shared: SharedParts, device: torch.device, loader_work
         training=training,
         evaluation=evaluation,
         device=device,
+        precision=AUTOCAST_DTYPES[config.training.precision],
+        memory_format=memory_format,
         loaded=loaded,
     )
 

@@ -125,12 +125,17 @@ def test_the_teacher_is_the_same_after_training_and_stays_in_evaluation_mode(mak
 
 
 @pytest.mark.slow
-def test_every_term_is_reported_unweighted_and_weighted(make: Make, run: Run) -> None:
-    last = run(make({"distill.kdr.ramp": 0, "distill.kdr.weight": 4.0, "distill.kdr.foreground_share": 0.75}))[-1]
+def test_every_term_is_reported_unweighted_and_weighted_and_with_what_its_weight_means(make: Make, run: Run) -> None:
+    kdr = {"ramp": 0, "weight": 4.0, "foreground_share": 0.75, "normalisation": "none"}
+    last = run(make({f"distill.kdr.{name}": value for name, value in kdr.items()}))[-1]
     assert set(last.losses) == {"classification", "bbox_regression", "kdr.foreground", "kdr.background"}
     assert last.weighted_losses["kdr.foreground"] == pytest.approx(3.0 * last.losses["kdr.foreground"])
     assert last.weighted_losses["kdr.background"] == pytest.approx(1.0 * last.losses["kdr.background"])
     assert last.weighted_losses["classification"] == last.losses["classification"]
+    units = {name: value for name, value in last.extras.items() if name.startswith("unit.")}
+    assert units == {
+        f"unit.kdr.{region}.P{level}": value for region, value in (("foreground", 3), ("background", 1)) for level in range(3, 8)
+    }
     assert set(last.gradient_norms) == {"detection", "kdr", "total"}
     assert all(norm > 0 for norm in last.gradient_norms.values())
 

@@ -95,6 +95,16 @@ def test_two_workers_have_the_losses_of_one(make: Make, run: Run, together: Toge
 
 
 @pytest.mark.slow
+def test_two_workers_measure_the_weight_of_one(make: Make, run: Run, together: Together, comparable: dict[str, Any]) -> None:
+    trial = make(comparable | {"distill.kdr.calibrate": 0.4, "training.epochs": 1})
+    (alone,) = run(trial)
+    (first,), (second,) = together(trial)
+    assert first.extras == second.extras
+    assert first.extras == pytest.approx(alone.extras, rel=1e-3)
+    assert first.weighted_losses == pytest.approx(alone.weighted_losses, rel=1e-3)
+
+
+@pytest.mark.slow
 def test_every_image_counts_once(make: Make, storage: Storage, shared: SharedParts, together: Together) -> None:
     # the weights of two ranks, evaluated by one process
     trial = make({"training.epochs": 1, "student.norm_momentum": 0.1, "data.num_val": 7})
