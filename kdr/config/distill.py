@@ -4,6 +4,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from kdr.config.baselines import (
+    CwdConfig,
+    DefeatConfig,
+    FgdConfig,
+    FitnetConfig,
+    MgdConfig,
+    PkdConfig,
+    ReviewKdConfig,
+)
 from kdr.config.detector import DetectorConfig, review_links
 from kdr.config.method import MethodConfig, Need, Ramp
 from kdr.config.settings import NonNegative, Settings, Share, defaulted
@@ -125,6 +134,20 @@ class DistillConfig(Settings):
 
     kdr: KdrConfig | None = None
     """Knowledge review, decoupling and pyramid pooling."""
+    fitnet: FitnetConfig | None = None
+    """Mean squared error of adapted features."""
+    reviewkd: ReviewKdConfig | None = None
+    """Knowledge review alone: fused levels, compared at several scales."""
+    defeat: DefeatConfig | None = None
+    """Foreground and background of the neck apart."""
+    fgd: FgdConfig | None = None
+    """Foreground and background under the teacher's attention, and global relations."""
+    mgd: MgdConfig | None = None
+    """The teacher's features generated from masked ones of the student."""
+    pkd: PkdConfig | None = None
+    """Pearson correlation of features."""
+    cwd: CwdConfig | None = None
+    """Each channel as a distribution over cells."""
 
     def methods(self) -> dict[str, MethodConfig]:
         """The methods that are on, by name, in the order in which their losses are added."""

@@ -7,6 +7,13 @@ RESULTS_VERSION: dict[str, int] = {
     "fcos": 1,
     "faster_rcnn": 1,
     "kdr": 1,
+    "fitnet": 1,
+    "reviewkd": 1,
+    "defeat": 1,
+    "fgd": 1,
+    "mgd": 1,
+    "pkd": 1,
+    "cwd": 1,
 }
 """Part -> version. Raising one gives new keys to the trials that use the part, and to no other.
 

@@ -1,5 +1,6 @@
 """Adapters from a student's channels to a teacher's: convolutions whose draws are addressed and shift no other."""
 
+import math
 from typing import Literal
 
 import torch
@@ -10,7 +11,7 @@ from kdr.errors import ConfigError
 
 AdapterKind = Literal["conv1x1", "conv3x3", "identity"]
 AdapterNorm = Literal["none", "batch", "group"]
-AdapterInit = Literal["dirac", "kaiming"]
+AdapterInit = Literal["dirac", "kaiming", "tiny"]
 
 
 class Adapter(nn.Sequential):
@@ -21,7 +22,8 @@ class Adapter(nn.Sequential):
         num_out: channels out.
         kind: `conv1x1`, `conv3x3` or `identity`.
         norm: `none`, `batch` (of this process alone, as in ReviewKD) or `group`.
-        init: `dirac` where channels in = out, else kaiming uniform with a=1 as in ReviewKD; or always `kaiming`.
+        init: `dirac` where channels in = out, else kaiming uniform with a=1 as in ReviewKD; or always `kaiming`; or `tiny`, so
+            that what comes out starts near 0, as in DeFeat.
         seed: seed of the initial weights.
     """
 
@@ -31,10 +33,13 @@ class Adapter(nn.Sequential):
             return
         side = {"conv1x1": 1, "conv3x3": 3}[kind]
         conv = blank_conv(num_in, num_out, side, bias=norm == "none")
+        generator = torch.Generator().manual_seed(seed)
         if init == "dirac" and num_in == num_out:
             nn.init.dirac_(conv.weight)
+        elif init == "tiny":
+            nn.init.trunc_normal_(conv.weight, std=1e-4, a=-2e-4, b=2e-4, generator=generator)
         else:
-            nn.init.kaiming_uniform_(conv.weight, a=1, generator=torch.Generator().manual_seed(seed))
+            nn.init.kaiming_uniform_(conv.weight, a=1, generator=generator)
         self.add_module("conv", conv)
         if norm == "batch":
             self.add_module("norm", BatchNormOfAnySize(num_out))
@@ -58,6 +63,13 @@ def refuse_identity(setting: str, kind: AdapterKind, level: str, num_in: int, nu
         raise ConfigError(
             f"{setting}: identity needs equal channels in and out, got {num_in} and {num_out} at {level}. Use conv1x1"
         )
+
+
+def default_conv(num_in: int, num_out: int, side: int = 1, *, seed: int) -> nn.Conv2d:
+    """A convolution with the weights that torch would draw by default, and a bias that starts at 0."""
+    conv = blank_conv(num_in, num_out, side, bias=True)
+    nn.init.kaiming_uniform_(conv.weight, a=math.sqrt(5), generator=torch.Generator().manual_seed(seed))
+    return conv
 
 
 def blank_conv(num_in: int, num_out: int, side: int, *, bias: bool) -> nn.Conv2d:

@@ -68,9 +68,8 @@ def masked_pyramid_distances(
     halves = [0.5**i for i in range(len(used))]
     omegas = [half / sum(halves) for half in halves]
     with torch.autocast(student.device.type, enabled=False):
-        dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
-        difference = student.to(dtype) - teacher.detach()
-        weights = weights.detach().to(dtype)
+        difference = _difference(student, teacher)
+        weights = weights.detach().to(difference.dtype)
         total = difference.new_zeros(len(weights))
         if used[0] == "full":
             total = total + omegas[0] * _cell_distances(difference, weights)
@@ -80,11 +79,45 @@ def masked_pyramid_distances(
     return total
 
 
+def squared_errors(student: Tensor, teacher: Tensor, *, channel_weights: Tensor | None = None) -> Tensor:
+    """The squared difference of each cell, as a mean over channels: (N, H, W).
+
+    Args:
+        student: (N, C, H, W) student features, already projected to the teacher's channels.
+        teacher: (N, C, H, W) teacher features; no gradient flows into them.
+        channel_weights: (N, C) weights of the squares before their mean; 1 by default.
+
+    Raises:
+        ShapeMismatchError: if the two feature maps differ in shape.
+    """
+    refuse_unequal_shapes(student, teacher)
+    with torch.autocast(student.device.type, enabled=False):
+        squares = _difference(student, teacher).square()
+        if channel_weights is not None:
+            squares = squares * channel_weights.detach().to(squares.dtype)[:, :, None, None]
+        return squares.mean(1)
+
+
+def refuse_unequal_shapes(student: Tensor, teacher: Tensor) -> None:
+    """Raises ShapeMismatchError where student features (N, C, H, W) have not been brought to the teacher's shape."""
+    if student.shape != teacher.shape:
+        raise ShapeMismatchError(
+            "distill: student and teacher features must agree in images, channels and cells, "
+            f"got {tuple(student.shape)} and {tuple(teacher.shape)}. Project and resize first"
+        )
+
+
 def used_scales(scales: Sequence[Scale], grid: tuple[int, int], *, below: ScalesBelow) -> list[Scale]:
     """The scales that fit a feature map of (H, W) cells, largest first; `full` if no other does."""
     limit = min(grid) if below == "side" else grid[0]
     numbers = sorted({k for k in scales if k != "full" and k < limit}, reverse=True)
     return ["full", *numbers] if "full" in scales or not numbers else [*numbers]
+
+
+def _difference(student: Tensor, teacher: Tensor) -> Tensor:
+    """Student minus teacher in float32 or better."""
+    dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+    return student.to(dtype) - teacher.detach()
 
 
 def _cell_distances(difference: Tensor, weights: Tensor) -> Tensor:

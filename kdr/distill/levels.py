@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -29,6 +29,29 @@ class MatchedLevels:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def only(self, names: Collection[str] | None, setting: str) -> "MatchedLevels":
+        """Those of some names; all for None.
+
+        Args:
+            names: names of levels; one that is not here is left out, since the teacher has none of its stride.
+            setting: path of the setting that names them.
+
+        Raises:
+            ConfigError: if none is left.
+        """
+        kept = [i for i, name in enumerate(self.names) if names is None or name in names]
+        if not kept:
+            raise ConfigError(
+                f"{setting}: must name a level that student and teacher share, got {', '.join(names or ())}. "
+                f"They share {', '.join(self.names)}"
+            )
+        return MatchedLevels(
+            tuple(self.names[i] for i in kept),
+            tuple(self.pairs[i] for i in kept),
+            tuple(self.student_channels[i] for i in kept),
+            tuple(self.teacher_channels[i] for i in kept),
+        )
 
     def of_student(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """Those of the student's tensors, one per level, that are matched."""

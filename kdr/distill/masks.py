@@ -36,7 +36,7 @@ def valid_cells(
         [-(-extent * cells // pixels) for extent, cells, pixels in zip(size, grid, batch_size, strict=True)]
         for size in image_sizes
     ]
-    rows, columns = _sent(counts, device).unbind(1)
+    rows, columns = sent(torch.tensor(counts), device).unbind(1)
     in_rows = torch.arange(grid[0], device=device) < rows[:, None]
     in_columns = torch.arange(grid[1], device=device) < columns[:, None]
     return in_rows[:, :, None] & in_columns[:, None, :]
@@ -92,6 +92,32 @@ def foreground_mask(
     return mask * valid
 
 
+@torch.no_grad()
+def boxes_of_level(boxes_xyxy: Tensor, level: int, num_levels: int) -> Tensor:
+    """Keeps the boxes whose size belongs to one of L levels, 0 the finest: floor(log2(sqrt(area) / 56 px)) within 0 and L - 1.
+
+    The source `boxes_by_size` of section F.3 of the method page: how DeFeat gives each box to a single level.
+
+    Args:
+        boxes_xyxy: (N, M, 4) in pixels, see `padded_boxes`.
+        level: the level.
+        num_levels: L.
+
+    Returns:
+        (N, M, 4), the other boxes moved to where `padded_boxes` puts those that fill up.
+    """
+    sides = (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).double()
+    levels = torch.floor(torch.log2(sides.prod(-1).sqrt() / 56)).clamp(0, num_levels - 1)
+    return torch.where((levels == level)[..., None], boxes_xyxy, -1.0)
+
+
+def sent(values: Tensor, device: torch.device | str) -> Tensor:
+    """Sends small host values to a device; pinned, since a copy from pageable memory would wait for the GPU."""
+    if torch.device(device).type == "cuda":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
 def background_mask(foreground: Tensor, valid: Tensor) -> Tensor:
     """Weighs with 1 the cells that count and lie under no box: (N, H, W), in the type of the foreground."""
     return ((foreground == 0) & valid).to(foreground.dtype)
@@ -104,11 +130,3 @@ def _covered(low: Tensor, high: Tensor, *, cells: int, pixels: int) -> Tensor:
     last = torch.maximum(torch.ceil(high.double() * cells / pixels), first + 1)
     index = torch.arange(cells, device=low.device)
     return (index >= first[..., None]) & (index < last[..., None])
-
-
-def _sent(values: list[list[int]], device: torch.device | str) -> Tensor:
-    """Sends small host values to the device; pinned, since a copy from pageable memory would wait for the GPU."""
-    tensor = torch.tensor(values)
-    if torch.device(device).type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)

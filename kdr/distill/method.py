@@ -50,6 +50,10 @@ class Setup:
     """The trial's seed; each module draws its initial weights from (seed, method, module name)."""
     total_steps: int
     """Optimiser steps of the whole training."""
+    rank: int = 0
+    """Of this process among those that train together."""
+    num_ranks: int = 1
+    """Processes that train together: process r of R has the images r, r + R, r + 2R and so on of each batch."""
     teacher_std: tuple[float, ...] | None = None
     """Standard deviation of each of the teacher's levels; None where no method needs `teacher_std`."""
 

@@ -11,10 +11,26 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from kdr.config.distill import DistillConfig
+from kdr.distill.cwd import build_cwd
+from kdr.distill.defeat import build_defeat
+from kdr.distill.fgd import build_fgd
+from kdr.distill.fitnet import build_fitnet
 from kdr.distill.kdr import build_kdr
 from kdr.distill.method import Method, Outputs, Setup, Term
+from kdr.distill.mgd import build_mgd
+from kdr.distill.pkd import build_pkd
+from kdr.distill.reviewkd import build_reviewkd
 
-_BUILDERS: dict[str, Callable[[Any, Setup], Method]] = {"kdr": build_kdr}
+_BUILDERS: dict[str, Callable[[Any, Setup], Method]] = {
+    "kdr": build_kdr,
+    "fitnet": build_fitnet,
+    "reviewkd": build_reviewkd,
+    "defeat": build_defeat,
+    "fgd": build_fgd,
+    "mgd": build_mgd,
+    "pkd": build_pkd,
+    "cwd": build_cwd,
+}
 
 
 @dataclass(frozen=True)

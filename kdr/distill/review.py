@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdr.distill.adapters import Adapter, AdapterInit, AdapterKind, AdapterNorm, blank_conv, refuse_identity
+from kdr.distill.adapters import Adapter, AdapterInit, AdapterKind, AdapterNorm, default_conv, refuse_identity
 from kdr.randomness import address
 
 Attention = Literal["none", "spatial", "channel", "both"]
@@ -137,9 +137,10 @@ class Link(nn.Module):
         super().__init__()
         self.gates, self.upsample = gates, upsample
         hidden = max(1, 2 * channels // _REDUCTION)
-        self.spatial = _gate_conv(2 * channels, 2, address(seed, "spatial")) if attention in ("spatial", "both") else None
-        self.squeeze = _gate_conv(2 * channels, hidden, address(seed, "squeeze")) if attention in ("channel", "both") else None
-        self.excite = _gate_conv(hidden, 2 * channels, address(seed, "excite")) if attention in ("channel", "both") else None
+        spatial, channel = attention in ("spatial", "both"), attention in ("channel", "both")
+        self.spatial = default_conv(2 * channels, 2, seed=address(seed, "spatial")) if spatial else None
+        self.squeeze = default_conv(2 * channels, hidden, seed=address(seed, "squeeze")) if channel else None
+        self.excite = default_conv(hidden, 2 * channels, seed=address(seed, "excite")) if channel else None
         # without dimensions, so that weight decay leaves it alone: it would pull every link towards being off
         self.zeta = nn.Parameter(torch.zeros(())) if fusion == "residual" else None
 
@@ -172,13 +173,6 @@ class Link(nn.Module):
         means = torch.cat([_mean_over_cells(x, padding), _mean_over_cells(u, padding)], 1).to(x.dtype)
         of_x, of_u = self.excite(self.squeeze(means).relu()).chunk(2, 1)
         return [(of_x, of_u)]
-
-
-def _gate_conv(num_in: int, num_out: int, seed: int) -> nn.Conv2d:
-    """A 1x1 convolution with the weights that torch would draw by default, and no bias at the start."""
-    conv = blank_conv(num_in, num_out, 1, bias=True)
-    nn.init.kaiming_uniform_(conv.weight, a=math.sqrt(5), generator=torch.Generator().manual_seed(seed))
-    return conv
 
 
 def _mean_over_cells(x: Tensor, padding: Tensor | None) -> Tensor:

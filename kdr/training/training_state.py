@@ -164,6 +164,8 @@ def _build_methods(
         teacher=FeatureLevels(teacher.strides, teacher.channels),
         seed=trial.config.seed,
         total_steps=total_steps,
+        rank=ranks.rank,
+        num_ranks=ranks.count,
         teacher_std=std,
     )
     return build_methods(distill, setup)

@@ -9,6 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdr.config.distill import DistillConfig
 from kdr.config.overrides import changed
 from kdr.config.study import is_weights_enum, read_study, study_from, study_yaml
 from kdr.errors import ConfigError
@@ -78,7 +79,10 @@ def test_the_study_of_the_design_is_read(tmp_path: Path) -> None:
             {"trial.distill.kdr.wieght": 1},
             "trial.distill.kdr.wieght: no such setting. Did you mean 'weight'? Settings: adapter_norm, ",
         ),
-        ({"trial.distill.fitnet": {}}, "trial.distill.fitnet: no such setting. Settings: kdr"),
+        (
+            {"trial.distill.yolo": {}},
+            "trial.distill.yolo: no such setting. Settings: " + ", ".join(sorted(DistillConfig.model_fields)),
+        ),
         (
             {"trial.data.num_trian": 3},
             "trial.data.num_trian: no such setting. Did you mean 'num_train'? Settings: aspect_ratio_grouping, ",

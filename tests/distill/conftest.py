@@ -1,5 +1,6 @@
 """A small scene with padding, odd sizes and unequal channels, and KDR built from settings, in double precision."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdr.config.distill import KdrConfig
-from kdr.distill.kdr import Kdr, build_kdr
+from kdr.config.distill import DistillConfig
+from kdr.distill.kdr import Kdr
 from kdr.distill.method import FeatureLevels, Outputs, Setup, weighted_sum
+from kdr.distill.methods import build_methods
 
 
 @dataclass(frozen=True)
@@ -76,25 +78,46 @@ def drawn_scene(
     )
 
 
-def built_kdr(
-    *, channels: tuple[int, int] = (6, 8), num_levels: int = 5, seed: int = 0, stirred: bool = False, **settings: Any
-) -> Kdr:
-    """KDR as the settings say, at weight 1; without `normalisation` nothing is divided by. Stirred: no parameter at its start."""
-    strides = (8.0, 16.0, 32.0, 64.0, 128.0)[:num_levels]
+def built_method(
+    name: str,
+    *,
+    channels: tuple[int, int] = (6, 8),
+    num_levels: int = 5,
+    teacher_levels: int | None = None,
+    finest: int = 3,
+    seed: int = 0,
+    share: tuple[int, int] = (0, 1),
+    stirred: bool = False,
+    **settings: Any,
+) -> Any:
+    """A method as the settings say, at weight 1, over levels from P3 or another. Stirred: no parameter at its start."""
+    strides = tuple(2.0 ** (finest + level) for level in range(num_levels))
+    of_teacher = strides[: teacher_levels or num_levels]
     setup = Setup(
-        student=FeatureLevels(strides, (channels[0],) * num_levels),
-        teacher=FeatureLevels(strides, (channels[1],) * num_levels),
+        student=FeatureLevels(strides, (channels[0],) * len(strides)),
+        teacher=FeatureLevels(of_teacher, (channels[1],) * len(of_teacher)),
         seed=seed,
         total_steps=1000,
-        teacher_std=tuple(0.5 + level for level in range(num_levels)),
+        rank=share[0],
+        num_ranks=share[1],
+        teacher_std=tuple(0.5 + level for level in range(len(of_teacher))),
     )
-    kdr = build_kdr(KdrConfig(**{"normalisation": "none", **settings}), setup).double()
-    if stirred:
-        generator = torch.Generator().manual_seed(7)
-        with torch.no_grad():
-            for parameter in kdr.parameters():
-                parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-    return kdr
+    method = build_methods(DistillConfig(**{name: settings}), setup)[name].double()
+    return stir(method) if stirred else method
+
+
+def built_kdr(**settings: Any) -> Kdr:
+    """KDR; without `normalisation` nothing is divided by."""
+    return built_method("kdr", **{"normalisation": "none", **settings})
+
+
+def stir(module: nn.Module) -> nn.Module:
+    """Moves every parameter away from where it starts."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    return module
 
 
 @pytest.fixture
@@ -105,3 +128,14 @@ def make_scene() -> Callable[..., Scene]:
 @pytest.fixture
 def make_kdr() -> Callable[..., Kdr]:
     return built_kdr
+
+
+@pytest.fixture
+def make_method() -> Callable[..., Any]:
+    return built_method
+
+
+@pytest.fixture
+def coco_grids() -> Callable[[int], list[tuple[int, int]]]:
+    """The cells of five levels, from the finest on, in a batch of 800 x 1344 px."""
+    return lambda finest: [(math.ceil(800 / 2**level), math.ceil(1344 / 2**level)) for level in range(finest, finest + 5)]

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdr.distill.distance import masked_pyramid_distance, masked_pyramid_distances, used_scales
+from kdr.distill.distance import masked_pyramid_distance, masked_pyramid_distances, squared_errors, used_scales
 from kdr.errors import ShapeMismatchError
 
 ALL = ("full", 4, 2, 1)
@@ -216,3 +216,27 @@ def test_half_precision_features_are_measured_in_float32_also_under_autocast(dty
 def test_shapes_that_do_not_agree_are_refused(student, teacher, weight):
     with pytest.raises(ShapeMismatchError, match="must agree"):
         masked_pyramid_distance(torch.zeros(student), torch.zeros(teacher), torch.zeros(weight), scales=ALL)
+
+
+def test_squared_errors_are_means_over_channels_of_weighted_squares():
+    student, teacher, channels = drawn(0, 2, 3, 4, 5), drawn(1, 2, 3, 4, 5), drawn(2, 2, 3).abs()
+    squares = (student - teacher).square()
+    torch.testing.assert_close(squared_errors(student, teacher), squares.mean(1))
+    torch.testing.assert_close(
+        squared_errors(student, teacher, channel_weights=channels), torch.einsum("nchw,nc->nhw", squares, channels) / 3
+    )
+
+
+def test_squared_errors_are_taken_in_float32_under_autocast_and_give_the_teacher_no_gradient():
+    student, teacher = drawn(0, 2, 3, 4, 5).bfloat16().requires_grad_(), drawn(1, 2, 3, 4, 5).bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = squared_errors(student, teacher)
+    assert found.dtype == torch.float32
+    found.sum().backward()
+    assert student.grad is not None
+    assert teacher.grad is None
+
+
+def test_squared_errors_of_shapes_that_do_not_agree_are_refused():
+    with pytest.raises(ShapeMismatchError, match="must agree"):
+        squared_errors(torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 3, 3))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdr.distill import masks
-from kdr.distill.masks import background_mask, foreground_mask, is_padded, padded_boxes, valid_cells
+from kdr.distill.masks import background_mask, boxes_of_level, foreground_mask, is_padded, padded_boxes, valid_cells
 
 BATCH = (96, 133)
 COORDINATE = st.floats(-30, 170, width=32)
@@ -162,3 +162,34 @@ def test_masks_never_wait_for_the_device():
     boxes = padded_boxes([torch.zeros(3, 4, device="meta"), torch.zeros(1, 4, device="meta")])
     foreground = foreground_mask(boxes, valid, BATCH)
     assert background_mask(foreground, valid).shape == (2, 12, 17)
+
+
+def box(width, height):
+    return [10.0, 20.0, 10.0 + width, 20.0 + height]
+
+
+@pytest.mark.parametrize(
+    ("sides", "level"),
+    [
+        ((0.0, 0.0), 0),
+        ((55, 55), 0),
+        ((111, 112), 0),
+        ((112, 112), 1),
+        ((14, 896), 1),
+        ((223, 223), 1),
+        ((224, 224), 2),
+        ((900, 900), 2),
+    ],
+)
+def test_a_box_belongs_to_the_one_level_of_its_size(sides, level):
+    boxes = padded_boxes([torch.tensor([box(*sides)]), torch.tensor([box(30, 30), box(130, 130)])])
+    of_levels = [boxes_of_level(boxes, i, 3) for i in range(3)]
+    assert [(of_level[0, 0] == boxes[0, 0]).all().item() for of_level in of_levels] == [i == level for i in range(3)]
+    valid = valid_cells([(1024, 1024)] * 2, (1024, 1024), (64, 64), device="cpu")
+    masks = [foreground_mask(of_level, valid, (1024, 1024), values="binary") for of_level in of_levels]
+    assert [mask[0].any().item() for mask in masks] == [i == level for i in range(3)]
+    assert [mask[1].any().item() for mask in masks] == [True, True, False]
+
+
+def test_sorting_boxes_by_size_never_waits_for_the_device():
+    assert boxes_of_level(torch.zeros(2, 3, 4, device="meta"), 1, 5).shape == (2, 3, 4)

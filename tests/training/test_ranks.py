@@ -10,6 +10,7 @@ import pytest
 import torch
 import torchvision
 
+from kdr.config.distill import DistillConfig
 from kdr.config.trial import Trial
 from kdr.data.loader import EvaluationBatches
 from kdr.detectors.checkpoint_files import open_student
@@ -144,6 +145,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "paper": {"distill.kdr.preset": "kdr-paper"},
     # shares P3 to P6 with RetinaNet and FCOS; what a student has beyond that learns from the detector's losses alone
     "teacher of other levels": {"teacher.detector": "faster_rcnn"},
+    "every method": {"distill": {name: {} for name in DistillConfig.model_fields}},
 }
 
 

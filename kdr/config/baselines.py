@@ -1,0 +1,147 @@
+"""Settings of the methods that KDR is compared with, one class each, with the values of their papers and repositories."""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from kdr.config.detector import DetectorConfig, level_names
+from kdr.config.method import MethodConfig
+from kdr.config.settings import NonNegative, Positive, Share, defaulted
+
+_WITHOUT_P7 = {"levels": ("P3", "P4", "P5", "P6")}
+_WITHOUT_P6 = {"levels": ("P2", "P3", "P4", "P5")}
+
+
+class BaselineConfig(MethodConfig):
+    """What these methods share: defaults that depend on the student's kind, and the levels that learn."""
+
+    method: ClassVar[str]
+    """Name of the method."""
+    for_student: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Kind of student -> defaults that differ from those of the class."""
+
+    levels: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Feature levels of the student that learn, such as [P3, P4]. Unset: those that the original distils (`docs/methods.md`)."""
+
+    def resolved(self, *, student: DetectorConfig, teacher: DetectorConfig) -> Self:  # noqa: ARG002 - some methods ask
+        """The settings for one pair of detectors: the defaults for that student, its levels spelled out."""
+        known = level_names(student.detector)
+        usual = self.for_student.get(student.detector, {})
+        wanted = self.levels or usual.get("levels", known)
+        if unknown := [name for name in wanted if name not in known]:
+            raise ValueError(
+                f"distill.{self.method}.levels: {student.detector} has the levels {', '.join(known)}, got {', '.join(unknown)}"
+            )
+        # fine before coarse, so that two spellings of one set of levels are one trial
+        levels = tuple(name for name in known if name in wanted)
+        return self.with_changes(**defaulted(self, usual) | {"levels": levels})
+
+    def refuse_unequal_channels(self, setting: str, student: DetectorConfig, teacher: DetectorConfig, *, way_out: str) -> None:
+        """Raises ValueError if student and teacher differ in FPN channels."""
+        if student.fpn_channels != teacher.fpn_channels:
+            raise ValueError(
+                f"distill.{self.method}{setting} needs equal FPN channels of student and teacher, "
+                f"got {student.fpn_channels} and {teacher.fpn_channels}. {way_out}"
+            )
+
+
+class FitnetConfig(BaselineConfig):
+    """Mean squared error of adapted features (after Romero et al., ICLR 2015)."""
+
+    method = "fitnet"
+
+    align: Literal["conv1x1", "identity"] = "conv1x1"
+    """Adapter to the teacher's channels; `identity` compares the features as they are."""
+
+    def resolved(self, *, student: DetectorConfig, teacher: DetectorConfig) -> Self:
+        """See `BaselineConfig.resolved`; identity adapters need equal channels."""
+        if self.align == "identity":
+            self.refuse_unequal_channels(".align: identity", student, teacher, way_out="Use conv1x1")
+        return super().resolved(student=student, teacher=teacher)
+
+
+class ReviewKdConfig(MethodConfig):
+    """Knowledge review: attention-based fusion and hierarchical context loss (Chen et al., CVPR 2021)."""
+
+
+class DefeatConfig(BaselineConfig):
+    """Decoupled features: foreground and background of the neck apart (Guo et al., CVPR 2021)."""
+
+    method = "defeat"
+
+    foreground_weight: NonNegative = 4.0
+    """Weight of half the mean squared error of the foreground; the author's for COCO."""
+    background_weight: NonNegative = 16.0
+    """Weight of half the mean squared error of the background; the author's for COCO."""
+
+
+class FgdConfig(BaselineConfig):
+    """Focal and global distillation (Yang et al., CVPR 2022). The weights are of sums over cells and channels."""
+
+    method = "fgd"
+    for_student = {
+        "fcos": {
+            "foreground_weight": 1.6e-3,
+            "background_weight": 8e-4,
+            "attention_weight": 8e-4,
+            "relation_weight": 8e-6,
+            "temperature": 0.8,
+        },
+        "faster_rcnn": {
+            "foreground_weight": 5e-5,
+            "background_weight": 2.5e-5,
+            "attention_weight": 5e-5,
+            "relation_weight": 5e-7,
+            **_WITHOUT_P6,
+        },
+    }
+
+    foreground_weight: NonNegative = 1e-3
+    """alpha, of the foreground; FCOS 1.6e-3, Faster R-CNN 5e-5."""
+    background_weight: NonNegative = 5e-4
+    """beta, of the background; FCOS 8e-4, Faster R-CNN 2.5e-5."""
+    attention_weight: NonNegative = 5e-4
+    """gamma, of the difference in attention; FCOS 8e-4, Faster R-CNN 5e-5."""
+    relation_weight: NonNegative = 5e-6
+    """lambda, of the global part; FCOS 8e-6, Faster R-CNN 5e-7."""
+    temperature: Positive = 0.5
+    """tau of both attentions; FCOS 0.8."""
+
+
+class MgdConfig(BaselineConfig):
+    """Masked generative distillation (Yang et al., ECCV 2022). The weight is of a sum over cells and channels."""
+
+    method = "mgd"
+    for_student = {"faster_rcnn": {"weight": 5e-7, "masked_share": 0.45, **_WITHOUT_P6}}
+
+    weight: NonNegative = 2e-5
+    """alpha; Faster R-CNN 5e-7."""
+    masked_share: Share = 0.65
+    """lambda, the share of cells that the generator does not see; Faster R-CNN 0.45."""
+
+
+class PkdConfig(BaselineConfig):
+    """Pearson correlation of features (Cao et al., NeurIPS 2022). It has no adapter: channels must be equal."""
+
+    method = "pkd"
+    for_student = {"retinanet": _WITHOUT_P7, "fcos": _WITHOUT_P7, "faster_rcnn": {"weight": 6.0, **_WITHOUT_P6}}
+
+    weight: NonNegative = 10.0
+    """Weight of every level; Faster R-CNN 6."""
+
+    def resolved(self, *, student: DetectorConfig, teacher: DetectorConfig) -> Self:
+        """See `BaselineConfig.resolved`; channels must be equal."""
+        way_out = "Set student.fpn_channels to the teacher's, or take a method with adapters, such as cwd"
+        self.refuse_unequal_channels(":", student, teacher, way_out=way_out)
+        return super().resolved(student=student, teacher=teacher)
+
+
+class CwdConfig(BaselineConfig):
+    """Channel-wise distillation: divergence of each channel's distribution over cells (Shu et al., ICCV 2021)."""
+
+    method = "cwd"
+
+    weight: NonNegative = 10.0
+    """Weight of every level."""
+    temperature: Positive = 1.0
+    """tau of the softmax over cells."""

@@ -1,0 +1,58 @@
+"""The student's feature levels as most methods compare them: in the channels and cells of the teacher's."""
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from kdr.distill.adapters import Adapter, AdapterInit, AdapterKind
+from kdr.distill.cells import ToTeachersGrid
+from kdr.distill.levels import MatchedLevels
+from kdr.distill.method import Outputs
+from kdr.errors import ConfigError
+from kdr.randomness import address
+
+
+class AlignedLevels(nn.Module):
+    """Brings each level of the student that learns to the channels and cells of its teacher's level.
+
+    Args:
+        method: name of the method that asks.
+        levels: the levels that learn.
+        seed: the trial's seed.
+        kind: kind of the adapters.
+        init: their initial weights, see `Adapter`.
+        where_channels_differ: adapt only the levels whose channels differ from the teacher's, as FGD, MGD and CWD do.
+
+    Raises:
+        ConfigError: if an identity adapter would have to change the number of channels.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        levels: MatchedLevels,
+        *,
+        seed: int,
+        kind: AdapterKind = "conv1x1",
+        init: AdapterInit = "kaiming",
+        where_channels_differ: bool = False,
+    ) -> None:
+        super().__init__()
+        self.levels = levels
+        self.adapters = nn.ModuleDict()
+        for name, num_in, num_out in zip(levels.names, levels.student_channels, levels.teacher_channels, strict=True):
+            if kind == "identity" and num_in != num_out:
+                raise ConfigError(
+                    f"distill.{method}: without adapters needs equal channels of student and teacher, got {num_in} and {num_out} "
+                    f"at {name}. Give the student as many FPN channels, or take a method with adapters, such as cwd"
+                )
+            its_kind: AdapterKind = "identity" if where_channels_differ and num_in == num_out else kind
+            its_seed = address(seed, method, "align", name)
+            self.adapters[name] = Adapter(num_in, num_out, kind=its_kind, norm="none", init=init, seed=its_seed)
+        self._to_teachers_grid = ToTeachersGrid(method)
+
+    def forward(self, student: Outputs, teacher: Outputs) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Yields (name, aligned student features, teacher features) of each level, finest first, in equal shapes."""
+        of_student, of_teacher = self.levels.of_student(student.features), self.levels.of_teacher(teacher.features)
+        for name, features, target in zip(self.levels.names, of_student, of_teacher, strict=True):
+            yield name, self._to_teachers_grid(self.adapters[name](features), target, name), target
