@@ -92,18 +92,19 @@ class ExampleLog:
         AP: float | None = 0.2,
         arm: str | None = None,
         seconds_per_epoch: float = 10.0,
+        levels: Mapping[str, str] | None = None,
         **columns: Any,
     ) -> None:
-        """One trial from its arm to its last event, with a row per epoch."""
+        """One trial from its arm to its last event, with a row per epoch; `levels` make it an arm of an ablation."""
         study = study_from(self.content, folder=Path("/"))
         parameters = {"distill.kdr.weight": 2.0} if parameters is None else parameters
         config = study.trial_with({**parameters, **(changes or {})})
         row = {"study": self.study, "key": key, "seed": config.seed}
         drawn = json.dumps(parameters)
         with LogWriter(self.storage, self.study) as writer:
-            writer.arms(
-                [ArmRow(**row, arm=arm or key, parameters=drawn, study_config=json.dumps(study_yaml(study)), time=self.tick())]
-            )
+            of_arm = {} if levels is None else {"levels": json.dumps(levels), "is_reference": arm == "baseline"}
+            study_config = json.dumps(study_yaml(study))
+            writer.arms([ArmRow(**row, arm=arm or key, parameters=drawn, study_config=study_config, time=self.tick(), **of_arm)])
             common = {"config": config.model_dump_json(), **row, "parameters": drawn, **columns}
             writer.event(TrialEvent(**common, event="started", time=self.tick()))
             for number in range(1, epoch + 1):

@@ -97,10 +97,16 @@ class LiveView:
                 Text(_first_line(trial.reason) or shown(short_settings(trial.parameters))),
             )
         hidden = len(trials) - len(visible)
-        head = Text(f"{self._phase}  {_clock(time.monotonic() - self._begin)}{self._left()}", style="bold")
+        head = Text(f"{self._phase}  {_clock(time.monotonic() - self._begin)}{self._ended()}{self._left()}", style="bold")
         more = [Text(f"and {hidden} more", style="dim")] if hidden else []
         foot = Text(f"log: {self._log}    Ctrl-C ends cleanly; the same command continues", style="dim")
         return Group(head, table, *more, foot)
+
+    def _ended(self) -> str:
+        """How many of the trials have ended, here and before."""
+        students = [trial for trial in list(self._trials.values()) if trial.name != "teacher"]
+        ended = sum(trial.state not in ("running", "interrupted") for trial in students)
+        return f", {ended} of {self._num_trials} trials" if self._num_trials is not None and students else ""
 
     def _left(self) -> str:
         """How long the trials that are left will take, at the rate of those that have run here."""

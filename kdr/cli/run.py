@@ -1,4 +1,4 @@
-"""`run`: what is missing of a study, on Ray; then its ranking."""
+"""`run`: what is missing of a study, on Ray; then what it has found."""
 
 from typing import Annotated
 
@@ -16,7 +16,7 @@ def command(
     ] = None,
     rerun: Annotated[bool, typer.Option("--rerun", help="Run trials again whose results are in the log.")] = False,
 ) -> None:
-    """Run what is missing of a study, then print its ranking.
+    """Run what is missing of a study, then print its ranking, or the table of its arms.
 
     Finished trials are never run twice. Ctrl-C ends cleanly and keeps what is done; the same command continues. SIGTERM does
     the same, after up to resources.grace_s seconds for the epochs that run; a second one, or Ctrl-C, ends at once.
@@ -34,11 +34,10 @@ def command(
     chosen = read_study(study, set_ or ())
     place = Storage.at(storage)
     console = Console()
-    metric = chosen.search.metric if chosen.search else "AP"
-    with LiveView(console, metric=metric, log=str(place.log)) as view:
+    with LiveView(console, metric=chosen.metric, log=str(place.log)) as view:
         outcome = run_study(chosen, storage=place, observer=view, address=address, rerun=rerun)
     console.print()
-    print_ranking(console, place, chosen, metric)
+    print_ranking(console, place, chosen, chosen.metric)
     console.out(f"\n{outcome.num_run} trials run in {outcome.seconds:.0f} s. The log: {place.log}", highlight=False)
     if outcome.interrupted:
         how = "Terminated" if outcome.terminated else "Interrupted"

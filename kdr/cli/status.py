@@ -99,14 +99,30 @@ def _text(progress: "StudyProgress") -> str:
         for trial in progress.trials
     ]
     columns = ["trial", "state", "epoch", progress.metric, "last row", "reason"]
-    return f"{_headline(progress)}\n{plain_table(columns, rows)}"
+    tables = [*([_arms(progress)] if progress.arms else []), plain_table(columns, rows)]
+    return f"{_headline(progress)}\n" + "\n\n".join(tables)
+
+
+def _arms(progress: "StudyProgress") -> str:
+    """One row for each arm of an ablation: how many of its seeds are done."""
+    from kdr.cli.output import plain_table
+
+    rows = []
+    for arm in progress.arms:
+        others = ", ".join(f"{count} {state}" for state, count in _counts(arm.counts) if state != "completed")
+        rows.append([arm.name, f"{arm.counts.get('completed', 0)} of {arm.num_seeds}", others])
+    return plain_table(["arm", "seeds done", ""], rows)
+
+
+def _counts(counts: dict[str, int]) -> list[tuple[str, int]]:
+    return [(state.replace("_", " "), count) for state, count in counts.items()]
 
 
 def _headline(progress: "StudyProgress") -> str:
     from kdr.cli.output import duration
 
     total = f" of {progress.total}" if progress.total is not None else ""
-    counts = ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in progress.counts.items()) or "none begun"
+    counts = ", ".join(f"{count} {state}" for state, count in _counts(progress.counts)) or "none begun"
     left = "" if progress.is_over or progress.seconds_left is None else f"; about {duration(progress.seconds_left)} left"
     budget = f" of {progress.gpu_hours:g}" if progress.gpu_hours is not None else ""
     gpus = f"; {progress.gpu_hours_used:.1f}{budget} GPU-hours used" if budget or progress.gpu_hours_used else ""

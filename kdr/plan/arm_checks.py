@@ -140,16 +140,18 @@ def _same(study: Study, arm: Arm, other: Arm) -> bool:
 
 def _incomparable(study: Study, arms: tuple[Arm, ...]) -> Iterator[str]:
     """Arms with other budgets, or measured on other images, than the reference."""
-    reference, *others = ((arm.name, study.trial_with(arm.changes)) for arm in arms)
-    epochs, images = reference[1].training.epochs, _measured_on(reference[1])
-    for name, config in others:
-        if config.training.epochs != epochs:
-            yield f"ablation: the arm '{name}' must have the {epochs} epochs of '{reference[0]}', got {config.training.epochs}"
-        if _measured_on(config) != images:
-            yield f"ablation: the arm '{name}' must be evaluated on the images of '{reference[0]}', got other settings of data"
+    reference, *others = ((arm.name, _conditions(study.trial_with(arm.changes))) for arm in arms)
+    for name, conditions in others:
+        for path, value in conditions.items():
+            if value != (wanted := reference[1].get(path)):
+                yield (
+                    f"ablation: the arm '{name}' must have trial.{path} of '{reference[0]}', {wanted}, got {value}. "
+                    "Arms with other budgets, or measured on other images, cannot be compared"
+                )
 
 
-def _measured_on(config: TrialConfig) -> dict[str, Any]:
-    """What decides the images on which a trial is evaluated, but for their size."""
-    of_training = set() if config.data.search_split else {"num_train", "train_images", "train_annotations"}
-    return config.data.model_dump(mode="json", exclude={"augment", "aspect_ratio_grouping", "resize", *of_training})
+def _conditions(config: TrialConfig) -> dict[str, Any]:
+    """What decides how many images a trial sees, and on which it is evaluated; by path."""
+    free = {"augment", "aspect_ratio_grouping", "resize", "train_images", "train_annotations"}
+    data = config.data.model_dump(mode="json", exclude=free)
+    return {"training.epochs": config.training.epochs, **{f"data.{name}": value for name, value in data.items()}}

@@ -3,7 +3,7 @@
 import json
 import statistics
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from kdr.report.ranking import value_of
 from kdr.results.flat_settings import flat_settings
-from kdr.results.reader import Log
+from kdr.results.reader import Log, TrialState
 from kdr.results.usage import gpu_hours_used
 
 _UNFINISHED = ("planned", "running", "interrupted", "excluded")  # an excluded trial runs again
@@ -41,6 +41,17 @@ class TrialProgress:
 
 
 @dataclass(frozen=True)
+class ArmProgress:
+    """One arm of an ablation."""
+
+    name: str
+    num_seeds: int
+    """Trials that it will have."""
+    counts: dict[str, int]
+    """Number of its trials in each state that occurs."""
+
+
+@dataclass(frozen=True)
 class StudyProgress:
     """All trials of a study."""
 
@@ -55,6 +66,8 @@ class StudyProgress:
     """GPUs that its trials have held, times the hours in which they did."""
     gpu_hours: float | None = None
     """Budget of GPU-hours; None where the study has none."""
+    arms: tuple[ArmProgress, ...] = ()
+    """The arms of an ablation."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -82,10 +95,9 @@ def study_progress(log: Log, study: str, *, now: datetime, metric: str = "AP") -
         now: the time from which the ages of rows are counted, UTC.
         metric: the metric that is shown.
     """
-    names = {row["key"]: row["arm"] for row in log.arms_of(study)}
-    last_rows = _last_rows(log)
+    names, last_rows = trial_names(log, study), _last_rows(log)
     trials = []
-    for key, state in log.states_of(study).items():
+    for key, state in _states(log, study).items():
         name = "teacher" if state.role == "teacher" else names.get(key, key[:8])
         age = (now - max(state.last.time, last_rows.get(key, state.last.time))).total_seconds()
         epochs = int(flat_settings(state.config).get("training.epochs", 0))
@@ -93,7 +105,34 @@ def study_progress(log: Log, study: str, *, now: datetime, metric: str = "AP") -
         trials.append(TrialProgress(name, key, state.state, state.epoch, epochs, value, max(age, 0.0), state.last.reason))
     total = _total(log, study, sum(trial.name != "teacher" for trial in trials))
     left, budget = _seconds_left(log, trials, total), _search_of(log, study).get("gpu_hours")
-    return StudyProgress(study, metric, tuple(trials), total, left, gpu_hours_used(log, study), budget)
+    arms = tuple(_arm_progress(log, study))
+    return StudyProgress(study, metric, tuple(trials), total, left, gpu_hours_used(log, study), budget, arms)
+
+
+def trial_names(log: Log, study: str) -> dict[str, str]:
+    """Key -> name of each of a study's trials: that of its arm, in an ablation with its seed."""
+    arms: dict[str, list[str]] = {}
+    rows = log.ablation_arms_of(study)
+    for row in rows:
+        arms.setdefault(row["key"], []).append(row["arm"])
+    of_ablation = {row["key"]: f"{' and '.join(arms[row['key']])}, seed {row['seed']}" for row in rows}
+    return {row["key"]: row["arm"] for row in log.arms_of(study)} | of_ablation
+
+
+def _states(log: Log, study: str) -> dict[str, TrialState]:
+    """The states of a study's trials; of an ablation, those of the arms that it has now, and of its teachers."""
+    current = {row["key"] for row in log.ablation_arms_of(study)}
+    states = log.states_of(study)
+    return {key: state for key, state in states.items() if not current or key in current or state.role == "teacher"}
+
+
+def _arm_progress(log: Log, study: str) -> Iterator[ArmProgress]:
+    arms: dict[str, list[str]] = {}
+    for row in log.ablation_arms_of(study):
+        arms.setdefault(row["arm"], []).append(row["key"])
+    states = log.states()
+    for name, keys in arms.items():
+        yield ArmProgress(name, len(keys), dict(Counter(states[key].state for key in keys if key in states)))
 
 
 def _last_rows(log: Log) -> dict[str, datetime]:
@@ -103,7 +142,7 @@ def _last_rows(log: Log) -> dict[str, datetime]:
 
 def _total(log: Log, study: str, known: int) -> int | None:
     """Trials in the end: a search's budget, or the arms that are in the log."""
-    rows = log.arms_of(study)
+    rows = log.ablation_arms_of(study) or log.arms_of(study)
     search = _search_of(log, study)
     if search:
         budget = search.get("trials")

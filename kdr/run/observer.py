@@ -9,7 +9,7 @@ class TrialProgress:
     """How far one trial has come."""
 
     name: str
-    """Short name for people: `teacher`, or the trial's number in the study."""
+    """For people: `teacher`, the trial's number in a search, or an arm with its seed."""
     key: str
     state: str
     """running, completed, stopped_early, failed, cancelled or interrupted."""

@@ -5,19 +5,22 @@ import shutil
 import time
 from dataclasses import dataclass
 
+from kdr.config.data import DataConfig
 from kdr.config.study import Resources, Study
 from kdr.config.trial import Trial
 from kdr.data.splits import open_splits
 from kdr.errors import ResourcesError, TrialFailure
+from kdr.plan.arm_checks import check_design
+from kdr.plan.designs import arms_of
 from kdr.plan.space import check_space
 from kdr.results.compact import compact
-from kdr.results.reader import known_keys, read_log
+from kdr.results.reader import read_log
 from kdr.results.writer import LogWriter
 from kdr.run.logged_fit import has_weights, teacher_of
 from kdr.run.observer import Observer
 from kdr.run.ray_session import nodes_of_ray, num_concurrent, ray_session, resolved
-from kdr.run.study_arms import note_arm
 from kdr.run.trial_identity import trial_maker
+from kdr.run.trial_list import TrialList
 from kdr.storage import Storage
 
 
@@ -51,18 +54,20 @@ def run_study(study: Study, *, storage: Storage, observer: Observer, address: st
     """
     begin = time.monotonic()
     storage.check_writable()
-    if study.search is not None:
-        check_space(study)
+    check_space(study)
+    check_design(study)
     if address is None:
         _check_fits_here(study.resources)
     observer.phase("Opening the data")
-    open_splits(study.base.data, storage)
+    for data in _data_of(study):
+        open_splits(data, storage)
     make = trial_maker(study, storage)
-    base = make(study.base)
-    teacher = teacher_of(base)
-    needs_teacher = teacher is not None and (rerun or not has_weights(teacher, storage))
-    if study.search is None and not rerun and _is_known(base, study, storage):
+    listed = TrialList(study, make) if study.search is None else None
+    missing = [make(study.base)] if listed is None else _noted(listed, study, storage, rerun=rerun)
+    if not missing:
         return Outcome(0, 0, False, time.monotonic() - begin)
+    needed_teachers = {teacher.key: teacher for trial in missing if (teacher := teacher_of(trial)) is not None}
+    teachers = [teacher for teacher in needed_teachers.values() if rerun or not has_weights(teacher, storage)]
     observer.phase("Starting Ray")
     with ray_session(address):
         from kdr.run.sweep import Sweep
@@ -77,33 +82,36 @@ def run_study(study: Study, *, storage: Storage, observer: Observer, address: st
             )
         sweep = Sweep(study, storage, observer)
         try:
-            if teacher is not None and needs_teacher:
-                observer.phase("Training the teacher")
-                sweep.run_trials([teacher], _alone(needed, local=address is None), 1, role="teacher")
+            if teachers:
+                observer.phase("Training the teacher" if len(teachers) == 1 else "Training the teachers")
+                sweep.run_teachers(teachers, _alone(needed, local=address is None))
                 if sweep.num_failed:
-                    raise TrialFailure("error", f"the teacher could not be trained. See the log: trial {teacher.key}")
+                    named = ", ".join(teacher.key for teacher in teachers)
+                    raise TrialFailure("error", f"the teacher could not be trained. See the log: trial {named}")
             if not sweep.interrupted:
                 observer.phase("Running trials")
-                if study.search is not None:
+                if listed is None:
                     sweep.run_search(make, needed, concurrent, rerun=rerun)
                 else:
-                    sweep.run_trials([base], needed, concurrent)
+                    sweep.run_list(listed, needed, concurrent, rerun=rerun)
         finally:
             shutil.rmtree(storage.ray / study.study, ignore_errors=True)
             compact(storage, study.study)
     return Outcome(sweep.num_run, sweep.num_failed, sweep.interrupted, time.monotonic() - begin, sweep.terminated)
 
 
-def _is_known(trial: Trial, study: Study, storage: Storage) -> bool:
-    """Whether the one trial of a study is completed, or cancelled; the study notes that it uses it, if another one ran it."""
-    log = read_log(storage)
-    state = log.states().get(trial.key)
-    if trial.key not in known_keys(log) and (state is None or state.state != "cancelled"):
-        return False
-    if trial.key not in log.keys_of(study.study):
-        with LogWriter(storage, study.study) as writer:
-            note_arm(writer, study, trial)
-    return True
+def _data_of(study: Study) -> list[DataConfig]:
+    """The data of all arms, each once; a search opens others when it comes to them."""
+    configs = [study.trial_with(arm.changes) for arm in arms_of(study.ablation)] if study.ablation else [study.base]
+    return list({config.data.model_dump_json(): config.data for config in configs}.values())
+
+
+def _noted(listed: TrialList, study: Study, storage: Storage, *, rerun: bool) -> list[Trial]:
+    """The trials of a list that are to run; which ones the study uses is in the log by then, whoever has run them."""
+    past = read_log(storage)
+    with LogWriter(storage, study.study) as writer:
+        listed.note(writer, past)
+    return [one.trial for one in (listed.trials.values() if rerun else listed.missing(past))]
 
 
 def _alone(needed: Resources, *, local: bool) -> Resources:

@@ -22,6 +22,7 @@ from kdr.run.searcher import StudySearcher
 from kdr.run.study_arms import note_arm
 from kdr.run.trial_actor import ActorSettings, TrialActor, tune_config
 from kdr.run.trial_events import TrialEvents
+from kdr.run.trial_list import TrialList
 from kdr.storage import Storage
 
 MAX_CRASHES = 2
@@ -39,11 +40,11 @@ class Sweep:
 
     def __init__(self, study: Study, storage: Storage, observer: Observer) -> None:
         self.study, self.storage, self.observer = study, storage, observer
-        self.metric = study.search.metric if study.search else "AP"
+        self.metric = study.metric
         self.num_run = self.num_failed = 0
         self.interrupted = self.terminated = False
         self._log = LogWriter(storage, study.study)
-        self._numbers: dict[str, int] = {}
+        self._names: dict[str, str] = {}
         self._ended: list[tuple[str, float | None]] = []
 
     def run_search(
@@ -53,7 +54,7 @@ class Sweep:
         search = self.study.search
         assert search is not None
         history = History.of(read_log(self.storage), self.study, forget=rerun)
-        self._numbers = dict(history.numbers)
+        self._names = {key: str(number) for key, number in history.numbers.items()}
         self._ended = [(past.key, past.value) for past in history.progress(self.metric) if past.key in history.own]
         searcher = StudySearcher(
             self.study,
@@ -81,15 +82,22 @@ class Sweep:
         )
         self._tune({}, resources, num_concurrent, searcher=searcher, scheduler=scheduler)
 
-    def run_trials(self, trials: Sequence[Trial], resources: Resources, num_concurrent: int, *, role: Role = "student") -> None:
-        """Runs a list of trials to their full length."""
-        if role == "student":
-            for trial in trials:
-                self._plan(trial, {})
-            self.observer.plan(len(trials), 0, num_concurrent)
-        self._tune(
-            {"trial": tune.grid_search([tune_config(trial)["trial"] for trial in trials])}, resources, num_concurrent, role=role
-        )
+    def run_list(self, listed: TrialList, resources: Resources, num_concurrent: int, *, rerun: bool = False) -> None:
+        """Runs what is missing of a list of trials, each to its full length."""
+        past = read_log(self.storage)
+        to_run = list(listed.trials.values()) if rerun else listed.missing(past)
+        over = [] if rerun else list(listed.progress(past))
+        self._names = {key: one.name for key, one in listed.trials.items()}
+        own = {key for key, state in past.states().items() if state.study == self.study.study}
+        self._ended = [(progress.key, progress.value) for progress in over if progress.key in own]
+        self.observer.plan(len(listed.trials), len(over), num_concurrent)
+        for progress in over:
+            self.observer.update(progress)
+        self._tune(_grid([tune_config(one.trial, parameters=one.parameters) for one in to_run]), resources, num_concurrent)
+
+    def run_teachers(self, teachers: Sequence[Trial], resources: Resources) -> None:
+        """Trains teachers, one after the other."""
+        self._tune(_grid(list(map(tune_config, teachers))), resources, 1, role="teacher")
 
     def _tune(
         self,
@@ -118,7 +126,7 @@ class Sweep:
             self.observer,
             role=role,
             metric=self.metric,
-            numbers=self._numbers,
+            names=self._names,
             max_crashes=MAX_CRASHES,
             kept_weights=kept,
             on_report=self._interruption.trial_reported,
@@ -158,8 +166,13 @@ class Sweep:
 
     def _plan(self, trial: Trial, parameters: dict[str, Any]) -> None:
         """Notes a trial of the study, before it is launched."""
-        number = self._numbers.setdefault(trial.key, len(self._numbers) + 1)
-        note_arm(self._log, self.study, trial, number=number, parameters=parameters)
+        number = self._names.setdefault(trial.key, str(len(self._names) + 1))
+        note_arm(self._log, self.study, trial, number=int(number), parameters=parameters)
+
+
+def _grid(configs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Tune's space of a list of trials, which it runs in this order."""
+    return {"trial": tune.grid_search([config["trial"] for config in configs])}
 
 
 def _of_actor(resources: Resources) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ray import tune
@@ -32,7 +32,7 @@ class TrialEvents(tune.Callback):
         observer: is told how each trial comes on.
         role: of the trials that are run.
         metric: the searched metric.
-        numbers: key -> number of the trial in the study.
+        names: key -> name of the trial for people.
         max_crashes: how often a trial is started again whose process died.
         kept_weights: is told of each trial that ends; None keeps everything.
         on_report: is told of each trial that has ended an epoch or itself, by Tune's id, with the ids of those that run then.
@@ -46,14 +46,14 @@ class TrialEvents(tune.Callback):
         *,
         role: Role,
         metric: str,
-        numbers: dict[str, int],
+        names: Mapping[str, str],
         max_crashes: int,
         kept_weights: KeptWeights | None = None,
         on_report: Callable[[str, Iterable[str]], None] = unheard,
     ) -> None:
         self.num_run = self.num_failed = 0
         self._study, self._storage, self._observer = study, storage, observer
-        self._role, self._metric, self._numbers, self._max_crashes = role, metric, numbers, max_crashes
+        self._role, self._metric, self._names, self._max_crashes = role, metric, names, max_crashes
         self._kept_weights, self._on_report = kept_weights, on_report
         self._log = LogWriter(storage, study.study)
         self._running: dict[str, Any] = {}
@@ -137,7 +137,7 @@ class TrialEvents(tune.Callback):
         value = result.get(self._metric)
         self._observer.update(
             TrialProgress(
-                name=self._role if self._role == "teacher" else str(self._numbers.get(known.key, "")),
+                name=self._role if self._role == "teacher" else self._names.get(known.key, ""),
                 key=known.key,
                 state=state,
                 epoch=result.get("epoch", 0),

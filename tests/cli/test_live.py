@@ -132,10 +132,10 @@ def test_time_left_counts_what_was_trained_here_and_not_the_past(clock, terminal
     view.update(progress(6, epoch=0))
     clock.now += 60
     view.update(progress(6, epoch=2))  # half a trial a minute; four and a half are left
-    assert lines_of(view, terminal)[0] == "Running trials  9:20, about 9:00 left"
+    assert lines_of(view, terminal)[0] == "Running trials  9:20, 5 of 10 trials, about 9:00 left"
     clock.now += 60
     view.update(progress(6, "stopped_early", epoch=3))
-    assert lines_of(view, terminal)[0] == "Running trials  10:20, about 8:00 left"
+    assert lines_of(view, terminal)[0] == "Running trials  10:20, 6 of 10 trials, about 8:00 left"
 
 
 def test_without_a_number_of_trials_no_time_is_promised(view, terminal):

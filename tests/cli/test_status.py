@@ -37,6 +37,24 @@ def test_gpu_hours_are_told_beside_their_budget(ask, example_log):
     assert ask("example").stdout.splitlines()[0].endswith("; 0.8 of 10 GPU-hours used")
 
 
+def test_the_arms_of_an_ablation_are_shown_with_how_many_seeds_are_done(ask, example_log):
+    del example_log.content["search"]
+    example_log.content["trial"]["distill"] = {}
+    example_log.content["ablation"] = {"factors": {"lr": {"low": {"training.lr": 0.001}}}, "seeds": [5, 6], "metric": "AP"}
+    for seed in (5, 6):
+        for arm, event in (("baseline", "completed"), ("lr=low", "failed" if seed == 6 else "completed")):
+            changes = {"seed": seed, "training.lr": 0.01 if arm == "baseline" else 0.001}
+            example_log.trial(f"{arm}-{seed}", arm=arm, parameters=changes, event=event, levels={"lr": arm.rpartition("=")[2]})
+    lines = ask("example").stdout.splitlines()
+    assert lines[0].startswith("example: 4 of 4 trials (3 completed, 1 failed)")
+    assert [line.split() for line in lines[1:4]] == [
+        ["arm", "seeds", "done"],
+        ["baseline", "2", "of", "2"],
+        ["lr=low", "1", "of", "2", "1", "failed"],
+    ]
+    assert lines[6].startswith("baseline, seed 5  completed")
+
+
 def test_json_is_for_scripts(ask, example_log):
     example_log.trial("a", AP=0.25)
     found = json.loads(ask("example", "--json").stdout)

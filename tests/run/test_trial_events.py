@@ -56,7 +56,7 @@ def recorder() -> Recorder:
 
 @pytest.fixture
 def events(study: Study, storage: Storage, recorder: Recorder, trial: Trial) -> TrialEvents:
-    return TrialEvents(study, storage, recorder, role="student", metric="AP", numbers={trial.key: 1}, max_crashes=2)
+    return TrialEvents(study, storage, recorder, role="student", metric="AP", names={trial.key: "1"}, max_crashes=2)
 
 
 def tunes_trial(trial: Trial, result: dict[str, Any] | None = None) -> Any:

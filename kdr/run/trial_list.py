@@ -1,0 +1,90 @@
+"""The trials of a study that is no search: its one trial, or the arms of an ablation by its seeds."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from kdr.config.study import Study
+from kdr.config.trial import Trial, TrialConfig
+from kdr.plan.designs import Arm, arm_points
+from kdr.results.reader import Log, TrialState
+from kdr.results.writer import LogWriter
+from kdr.run.observer import TrialProgress
+from kdr.run.study_arms import note_arm, note_arms
+
+
+@dataclass(frozen=True)
+class ListedTrial:
+    """A trial of the list."""
+
+    trial: Trial
+    name: str
+    """For people: the arm and the seed; arms that are the same trial are named together."""
+    parameters: dict[str, Any] | None = None
+    """What sets it apart from the study's trial, by path; None for a study's one trial."""
+
+
+class TrialList:
+    """The trials of a study that is no search, in the order in which they run, each key once.
+
+    Args:
+        study: the study.
+        make_trial: gives a trial its identity.
+    """
+
+    def __init__(self, study: Study, make_trial: Callable[[TrialConfig], Trial]) -> None:
+        self._study = study
+        points = arm_points(study.ablation) if study.ablation else []
+        self._arms: list[tuple[Arm, Trial]] = [(arm, make_trial(study.trial_with(point))) for arm, point in points]
+        listed = list(_by_key(self._arms)) if study.ablation else [ListedTrial(make_trial(study.base), "1")]
+        self.trials = {one.trial.key: one for one in listed}
+        """By key."""
+
+    def missing(self, past: Log) -> list[ListedTrial]:
+        """The trials that are to run: neither completed, in whichever study, nor cancelled."""
+        states = past.states()
+        return [one for key, one in self.trials.items() if key not in states or not _is_over(states[key])]
+
+    def note(self, log: LogWriter, past: Log) -> None:
+        """Writes which trials the study uses, where the log does not say so yet."""
+        if self._study.ablation is not None:
+            note_arms(log, past, self._study, self._arms)
+            return
+        [one] = self.trials.values()
+        if one.trial.key not in past.keys_of(self._study.study):
+            note_arm(log, self._study, one.trial)
+
+    def progress(self, past: Log) -> Iterator[TrialProgress]:
+        """The trials that need not run, as whoever watches a run sees them."""
+        states = past.states()
+        missing = {one.trial.key for one in self.missing(past)}
+        for key, one in self.trials.items():
+            if key not in missing:
+                yield _progress(one, states[key], self._study.metric)
+
+
+def _by_key(arms: list[tuple[Arm, Trial]]) -> Iterator[ListedTrial]:
+    trials: dict[str, list[tuple[Arm, Trial]]] = {}
+    for arm, trial in arms:
+        trials.setdefault(trial.key, []).append((arm, trial))
+    for same in trials.values():
+        arm, trial = same[0]
+        name = f"{' and '.join(arm.name for arm, _ in same)}, seed {trial.config.seed}"
+        yield ListedTrial(trial, name, {**arm.changes, "seed": trial.config.seed})
+
+
+def _is_over(state: TrialState) -> bool:
+    return state.state in ("completed", "cancelled")
+
+
+def _progress(one: ListedTrial, state: TrialState, metric: str) -> TrialProgress:
+    return TrialProgress(
+        name=one.name,
+        key=state.key,
+        state=state.state,
+        epoch=state.epoch,
+        epochs=one.trial.config.training.epochs,
+        value=state.metrics[metric],
+        parameters=one.parameters or {},
+        reason=state.last.reason or "",
+    )
