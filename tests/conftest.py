@@ -143,3 +143,35 @@ def python_process() -> Callable[..., subprocess.Popen[bytes]]:
 def example_log(tmp_path: Path) -> ExampleLog:
     """An empty log in a folder of its own, to be filled trial by trial."""
     return ExampleLog(Storage.at(tmp_path / "runs"))
+
+
+def write_mmdetection_file(path: Path, categories: tuple[str, ...] | None) -> str:
+    """A RetinaNet's weights in mmdetection's names of layers, with or without the names of its classes."""
+    import torch
+
+    from kdr.config.detector import DetectorConfig
+    from kdr.detectors.build import build_detector
+
+    config = DetectorConfig(backbone="resnet18", fpn_channels=32, p6_from="C5")
+    state = build_detector(config, ("a",) * 6, seed=4).model.state_dict()
+    parts = {
+        "backbone.body.": "backbone.",
+        "backbone.fpn.extra_blocks.p6.": "neck.fpn_convs.3.conv.",
+        "backbone.fpn.extra_blocks.p7.": "neck.fpn_convs.4.conv.",
+        **{f"backbone.fpn.inner_blocks.{level}.0.": f"neck.lateral_convs.{level}.conv." for level in range(3)},
+        **{f"backbone.fpn.layer_blocks.{level}.0.": f"neck.fpn_convs.{level}.conv." for level in range(3)},
+        **{f"head.classification_head.conv.{n}.0.": f"bbox_head.cls_convs.{n}.conv." for n in range(4)},
+        **{f"head.regression_head.conv.{n}.0.": f"bbox_head.reg_convs.{n}.conv." for n in range(4)},
+        "head.classification_head.cls_logits.": "bbox_head.retina_cls.",
+        "head.regression_head.bbox_reg.": "bbox_head.retina_reg.",
+    }
+    for ours, theirs in parts.items():
+        state = {theirs + key.removeprefix(ours) if key.startswith(ours) else key: value for key, value in state.items()}
+    torch.save({"state_dict": state, "meta": {} if categories is None else {"CLASSES": categories}}, path)
+    return str(path)
+
+
+@pytest.fixture
+def mmdetection_file(tmp_path: Path) -> Callable[[tuple[str, ...] | None], str]:
+    """Writes the file `teacher.pth` of a RetinaNet-R18 of mmdetection with six classes, of these names or of none."""
+    return lambda categories: write_mmdetection_file(tmp_path / "teacher.pth", categories)

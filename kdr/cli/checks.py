@@ -195,7 +195,10 @@ def study_detectors(study: "Study", storage: Storage) -> Iterator[Finding]:
         yield Finding("teacher", "ok", "is trained by the study")
     else:
         teacher = SharedParts(storage).teacher(trial_maker(study, storage)(config), torch.device("cpu"))
-        yield Finding("teacher", "ok", f"{config.teacher.weights}: loads, and its labels agree with the data's")
+        for report in load_configured_weights(teacher):  # once more, for what it tells
+            yield Finding("teacher", "ok", report.line())
+        classes = "its head is not loaded in full: features only" if teacher.unloaded_head else "its labels agree with the data's"
+        yield Finding("teacher", "ok", f"{config.teacher.weights}: loads, and {classes}")
     pairs = match_levels(student.strides, teacher.strides)
     levels = ", ".join(f"{student.level_names[mine]} from {teacher.level_names[its]}" for mine, its in pairs)
     left = [name for level, name in enumerate(student.level_names) if level not in dict(pairs)]

@@ -89,7 +89,8 @@ def _facts(plan: "StudyPlan", unknown: str, storage: "Storage") -> dict[str, obj
     }
     if base.teacher is not None and base.needs_teacher:
         state = {True: ", trained already", False: ", trained first", None: ""}[plan.teacher_known]
-        facts["teacher"] = f"{base.teacher.detector} {base.teacher.backbone}{state}"
+        layout = f", weights of {base.teacher.weights_layout}" if base.teacher.weights_layout else ""
+        facts["teacher"] = f"{base.teacher.detector} {base.teacher.backbone}{layout}{state}"
     if search is not None:
         kind = next(name for name in ("tpe", "random", "grid") if getattr(search.sampler, name) is not None)
         stop = next((name for name in ("asha", "median") if getattr(search.stop_early, name) is not None), "none")

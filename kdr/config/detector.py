@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kdr.config.settings import Settings, Share
+from kdr.config.layout import WeightsLayout, has_bottlenecks, layout_defaults
+from kdr.config.settings import Positive, Settings, Share, defaulted
 
 DetectorName = Literal["retinanet", "fcos", "faster_rcnn"]
 BackboneName = Literal[
@@ -36,7 +37,7 @@ ANCHORS_PER_CELL: dict[str, int] = {"retinanet": 9, "fcos": 1}
 _CHOICES: dict[str, dict[str, tuple[str | bool, ...]]] = {
     "retinanet": {"p6_from": ("P5", "C5"), "box_loss": ("l1", "giou"), "center_sampling": (), "norm_on_bbox": ()},
     "fcos": {"p6_from": ("P5", "C5"), "box_loss": ("giou", "iou")},
-    "faster_rcnn": {"p6_from": (), "box_loss": (), "center_sampling": (), "norm_on_bbox": ()},
+    "faster_rcnn": {"p6_from": (), "p7_relu": (), "box_loss": (), "center_sampling": (), "norm_on_bbox": ()},
 }
 """Detector -> what it can be told, of the settings that not every detector has; those left out it knows in full."""
 
@@ -79,6 +80,20 @@ class DetectorConfig(Settings):
     p6_from: Literal["P5", "C5"] | None = None
     """What P6 is computed from, in RetinaNet and FCOS: P5, or the backbone's last level C5. Unset: as torchvision has it, C5 in
     the second version of its RetinaNet and P5 elsewhere."""
+    p7_relu: bool | None = None
+    """Whether P7 is computed from P6 after a ReLU, in RetinaNet and FCOS; unset: yes, as torchvision does. mmdetection's
+    RetinaNet does not."""
+    bottleneck_stride: Literal["3x3", "1x1"] | None = None
+    """Which convolution of a bottleneck has its stride, in resnets from 50 layers on: the 3x3, or the first 1x1 as in the
+    original ("caffe", MSRA) ones. Unset: the 3x3, as in torchvision."""
+    pixel_mean: tuple[float, float, float] | None = None
+    """Mean of the pixels that is subtracted, in 0 to 255, by channel in the order of `channel_order`. Unset: torchvision's,
+    [123.675, 116.28, 103.53] in RGB."""
+    pixel_std: tuple[Positive, Positive, Positive] | None = None
+    """What the pixels are divided by, in the same form. Unset: torchvision's, [58.395, 57.12, 57.375] in RGB."""
+    channel_order: Literal["RGB", "BGR"] | None = None
+    """Order of the colours in `pixel_mean`, `pixel_std`, and the first convolution of `weights` in another library's layout;
+    unset: RGB. The detector itself takes RGB: a BGR file's first convolution is turned around when it is loaded."""
     box_loss: Literal["l1", "giou", "iou"] | None = None
     """Loss of the boxes: `l1` or `giou` in RetinaNet, `giou` or `iou` (-log IoU, as in the first FCOS) in FCOS. Unset: as
     torchvision has it, `l1` in the first version of its RetinaNet and `giou` elsewhere."""
@@ -90,6 +105,10 @@ class DetectorConfig(Settings):
     pixels, the exponential of the output times a learned scale of the level, as in the first FCOS."""
     weights: str | None = None
     """Weights of the whole detector: a torchvision enum name such as `RetinaNet_ResNet50_FPN_Weights.COCO_V1`, or a file."""
+    weights_layout: WeightsLayout | None = None
+    """Library that saved the file `weights`, where its names of layers are not torchvision's. It sets the defaults of `p6_from`,
+    `p7_relu`, `bottleneck_stride`, `channel_order`, `pixel_mean` and `pixel_std` to those of the library's own models; see
+    docs/teachers.md."""
     backbone_weights: str | None = None
     """Weights of the backbone alone: a torchvision enum name such as `ResNet50_Weights.IMAGENET1K_V1`, or a file."""
     trainable_stages: Annotated[int, Field(ge=0, le=5)] = 5
@@ -99,6 +118,8 @@ class DetectorConfig(Settings):
 
     @model_validator(mode="after")
     def _fits_the_detector(self) -> "DetectorConfig":
+        if self.weights_layout is not None:
+            self._fill_in(self.weights_layout)
         if self.norm == "frozen" and self.weights is None and self.backbone_weights is None:
             raise ValueError(
                 "norm: frozen batch norm needs weights whose statistics it can keep, got neither weights nor backbone_weights. "
@@ -119,4 +140,38 @@ class DetectorConfig(Settings):
             raise ValueError("head_norm: torchvision's Faster R-CNN has no group norm in its head, got group. Leave it out")
         if "group" in (self.head_norm, "group" if self.detector == "fcos" else None) and self.fpn_channels % 32:
             raise ValueError(f"fpn_channels: group norm of 32 groups needs a multiple of 32, got {self.fpn_channels}")
+        if self.bottleneck_stride is not None and not has_bottlenecks(self.backbone):
+            raise ValueError(
+                f"bottleneck_stride: {self.backbone} has no bottlenecks of three convolutions, got {self.bottleneck_stride}. "
+                "Leave it out"
+            )
+        if self.channel_order is not None and self.weights_layout is None:
+            raise ValueError(
+                f"channel_order: is that of a file of another library and needs weights_layout, got {self.channel_order} alone. "
+                "Leave it out: pixel_mean and pixel_std are in RGB"
+            )
+        if self.channel_order == "BGR" and None in (self.pixel_mean, self.pixel_std):
+            raise ValueError(
+                "channel_order: BGR needs pixel_mean and pixel_std in the same order, got only the order. "
+                "Take both from the file's own configuration"
+            )
         return self
+
+    def _fill_in(self, layout: WeightsLayout) -> None:
+        """Checks that weights can have this layout, and sets its defaults without marking them as set by the user."""
+        if self.weights is None or is_weights_enum(self.weights):
+            raise ValueError(
+                f"weights_layout: needs a file in weights, got {self.weights or 'none'}. Name the file, or leave it out"
+            )
+        if not self.backbone.startswith(("resnet", "resnext", "wide_resnet")):
+            raise ValueError(
+                f"weights_layout: {layout} files are read for resnets and resnexts, got {self.backbone}. Leave it out"
+            )
+        defaults = layout_defaults(layout, detector=self.detector, backbone=self.backbone, channel_order=self.channel_order)
+        for name, value in defaulted(self, defaults).items():
+            object.__setattr__(self, name, value)
+
+
+def is_weights_enum(name: str) -> bool:
+    """Whether `name` is a torchvision weights enum such as `ResNet50_Weights.IMAGENET1K_V1`, rather than a file."""
+    return "_Weights." in name and "/" not in name

@@ -80,7 +80,9 @@ def _type(annotation: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(_type(part) for part in parts if part is not type(None)))
     if origin is tuple:
-        return f"list of {_type(parts[0])}" if Ellipsis in parts else "[low, high]"
+        if Ellipsis in parts:
+            return f"list of {_type(parts[0])}"
+        return "[low, high]" if len(parts) == 2 else f"list of {len(parts)} {_type(parts[0])}s"
     if origin is dict or annotation is dict:
         return "group"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

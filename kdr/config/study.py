@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, PrivateAttr, model_validator
 
 from kdr.config.ablation import Ablation, ablation_problems
+from kdr.config.detector import is_weights_enum
 from kdr.config.overrides import changed, parse_override
 from kdr.config.problems import validated
 from kdr.config.search import Metric, Search
@@ -211,8 +212,3 @@ def _with_absolute_changes(ablation: dict[str, Any], folder: Path) -> dict[str, 
 
 def _absolute(value: Any, folder: Path) -> Any:
     return str(folder / Path(value).expanduser()) if isinstance(value, str) and not is_weights_enum(value) else value
-
-
-def is_weights_enum(name: str) -> bool:
-    """Whether `name` is a torchvision weights enum such as `ResNet50_Weights.IMAGENET1K_V1`, rather than a file."""
-    return "_Weights." in name and "/" not in name

@@ -8,6 +8,7 @@ from pydantic import model_validator
 from kdr.config.data import DataConfig
 from kdr.config.detector import ANCHORS_PER_CELL, DetectorConfig
 from kdr.config.distill import DistillConfig
+from kdr.config.layout import tells_classes
 from kdr.config.method import MethodConfig
 from kdr.config.settings import Settings
 from kdr.config.training import TrainingConfig
@@ -108,4 +109,9 @@ def _resolved(name: str, method: MethodConfig, student: DetectorConfig, teacher:
                 f"distill.{name}: needs class logits in every cell of the {role}, which {' and '.join(ANCHORS_PER_CELL)} have, "
                 f"got {config.detector}. Choose one of those for the {role}, or another method"
             )
+    if "teacher_logits" in method.needs() and not tells_classes(teacher.weights_layout, detector=teacher.detector):
+        raise ValueError(
+            f"distill.{name}: needs the teacher's class logits, got {teacher.weights_layout}'s {teacher.detector}, whose class "
+            "layer is not loaded. Choose a method of features, or another teacher"
+        )
     return method.resolved(student=student, teacher=teacher)

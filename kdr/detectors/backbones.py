@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import mobilenetv3, resnet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
@@ -25,6 +25,8 @@ def fpn_backbone(
     norm: Literal["batch", "frozen"],
     trainable_stages: int,
     p6_from: Literal["P5", "C5", "pool"] = "P5",
+    p7_relu: bool = True,
+    bottleneck_stride: Literal["3x3", "1x1"] = "3x3",
 ) -> BackboneWithFPN:
     """Builds a backbone with an FPN over strides 8, 16, 32 and two extra levels of strides 64 and 128; with `pool`, over
     strides 4 to 32 and one of stride 64.
@@ -38,6 +40,8 @@ def fpn_backbone(
         norm: `frozen` fixes statistics and affine parameters, which makes sense only with weights that are loaded later.
         trainable_stages: how many of the five stages are trained, counted from the last.
         p6_from: what P6 is computed from; C5 in torchvision's second RetinaNet only; `pool` takes every second cell of P5.
+        p7_relu: whether P7 is computed from P6 after a ReLU.
+        bottleneck_stride: the convolution of a resnet's bottleneck that has its stride; the first, 1x1, in the original ones.
 
     Returns:
         A module whose outputs are named "0", "1", "2", "p6", "p7", finest first; with `pool` "0", "1", "2", "3", "pool".
@@ -45,10 +49,28 @@ def fpn_backbone(
     build = _mobilenet_body if name.startswith("mobilenet") else _resnet_body
     num_levels = 4 if p6_from == "pool" else 3
     body, return_layers, in_channels = build(name, norm, trainable_stages, num_levels)
+    if bottleneck_stride == "1x1":
+        _move_strides(body)
     extra: ExtraFPNBlock = LastLevelMaxPool()
     if p6_from != "pool":
-        extra = LastLevelP6P7(channels if p6_from == "P5" else in_channels[-1], channels)
+        extra = (LastLevelP6P7 if p7_relu else _PlainP6P7)(channels if p6_from == "P5" else in_channels[-1], channels)
+        extra.use_P5 = p6_from == "P5"  # torchvision's guess from the channels fails where C5 has as many as the FPN
     return BackboneWithFPN(body, return_layers, in_channels, channels, extra_blocks=extra)
+
+
+class _PlainP6P7(LastLevelP6P7):  # type: ignore[misc]
+    """torchvision's extra levels without the ReLU between them, as in mmdetection's FPN by default."""
+
+    def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        p6 = self.p6(p[-1] if self.use_P5 else c[-1])
+        return [*p, p6, self.p7(p6)], [*names, "p6", "p7"]
+
+
+def _move_strides(body: nn.Module) -> None:
+    """Moves the stride of each bottleneck from its 3x3 convolution into the 1x1 before it, where He et al. (2015) have it."""
+    for block in body.modules():
+        if isinstance(block, resnet.Bottleneck):
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
 
 
 Body = tuple[nn.Module, dict[str, str], list[int]]

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from kdr.config.detector import DetectorConfig
+from kdr.detectors.categories import categories_of
 from kdr.detectors.detector import Detector, Kind
 from kdr.detectors.faster_rcnn import FASTER_RCNN
 from kdr.detectors.fcos import FCOS
 from kdr.detectors.retinanet import RETINANET
-from kdr.detectors.sidecar import weights_categories
 from kdr.randomness import address
 
 KINDS: dict[str, Kind] = {"retinanet": RETINANET, "fcos": FCOS, "faster_rcnn": FASTER_RCNN}
@@ -31,7 +31,7 @@ def build_detector(config: DetectorConfig, categories: Sequence[str], *, seed: i
             other classes must; its class layer then keeps its initial weights. Otherwise the names of the weights count.
     """
     if config.weights is not None and not new_classes:
-        categories = weights_categories(config.weights) or categories
+        categories = categories_of(config.weights, config.weights_layout) or categories
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would reseed the GPUs as well, which the fork does not give back
         torch.default_generator.manual_seed(address(seed, "detector"))
@@ -54,4 +54,11 @@ def torchvision_model(config: DetectorConfig, num_classes: int, **options: Any) 
     Returns:
         `torchvision.models.detection.RetinaNet`, `FCOS` or `FasterRCNN`; this one has K + 1 classes, the first the background.
     """
-    return KINDS[config.detector].build(config, num_classes, **options)
+    return KINDS[config.detector].build(config, num_classes, **{**_pixel_statistics(config), **options})
+
+
+def _pixel_statistics(config: DetectorConfig) -> dict[str, list[float]]:
+    """Mean and std of the pixels where they are not torchvision's, in its units: RGB, 0 to 1."""
+    set_ = {"image_mean": config.pixel_mean, "image_std": config.pixel_std}
+    order = -1 if config.channel_order == "BGR" else 1
+    return {name: [value / 255 for value in values[::order]] for name, values in set_.items() if values is not None}

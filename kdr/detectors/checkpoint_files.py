@@ -9,7 +9,7 @@ from kdr.detectors.build import KINDS, torchvision_model
 from kdr.detectors.detector import Detector
 from kdr.detectors.identity import content_id, weights_file
 from kdr.detectors.sidecar import Sidecar, read_sidecar, write_sidecar
-from kdr.detectors.weights import read_state
+from kdr.detectors.state_file import read_state
 from kdr.errors import WeightsError
 from kdr.storage import written_aside
 

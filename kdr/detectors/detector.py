@@ -53,6 +53,8 @@ class Detector(nn.Module):
         self.config = config
         self.model = model
         self.categories = tuple(categories)
+        self.unloaded_head: frozenset[str] = frozenset()
+        """Keys of the head that `weights` did not fill. They keep initial values: in a teacher they mean nothing."""
         self._kind = kind
         self.strides, self.channels = _measured_levels(model.get_submodule("backbone"))
         """Pixels per cell and channels of each feature level, finest first; measured, not assumed."""

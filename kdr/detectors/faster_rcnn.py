@@ -32,6 +32,7 @@ def _build(config: DetectorConfig, num_classes: int, **options: Any) -> FasterRC
         norm=config.norm,
         trainable_stages=config.trainable_stages,
         p6_from="pool",
+        bottleneck_stride=config.bottleneck_stride or "3x3",
     )
     scale = _TORCHVISION_ANCHOR_SCALE if config.anchor_scale is None else config.anchor_scale
     generator = _Anchors(

@@ -26,6 +26,8 @@ def _build(config: DetectorConfig, num_classes: int, **options: Any) -> fcos.FCO
         norm=config.norm,
         trainable_stages=config.trainable_stages,
         p6_from=config.p6_from or "P5",
+        p7_relu=config.p7_relu is not False,
+        bottleneck_stride=config.bottleneck_stride or "3x3",
     )
     if config.center_sampling is False:
         options = {"center_sampling_radius": math.inf, **options}

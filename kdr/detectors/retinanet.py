@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
@@ -27,8 +28,13 @@ def _build(config: DetectorConfig, num_classes: int, **options: Any) -> RetinaNe
         norm=config.norm,
         trainable_stages=config.trainable_stages,
         p6_from=config.p6_from or ("C5" if second else "P5"),
+        p7_relu=config.p7_relu is not False,
+        bottleneck_stride=config.bottleneck_stride or "3x3",
     )
-    generator = anchor_generator(_TORCHVISION_ANCHOR_SCALE if config.anchor_scale is None else config.anchor_scale)
+    generator = anchor_generator(
+        _TORCHVISION_ANCHOR_SCALE if config.anchor_scale is None else config.anchor_scale,
+        whole_pixels=config.weights_layout is None,
+    )
     norm = partial(nn.GroupNorm, 32) if config.head_norm == "group" else None
     head = RetinaNetHead(config.fpn_channels, generator.num_anchors_per_location()[0], num_classes, norm_layer=norm)
     if (config.box_loss or ("giou" if second else "l1")) == "giou":
@@ -39,15 +45,34 @@ def _build(config: DetectorConfig, num_classes: int, **options: Any) -> RetinaNe
     return model
 
 
-def anchor_generator(scale: float) -> AnchorGenerator:
-    """Returns nine anchors per cell: three sizes in thirds of an octave, cut to whole pixels as in torchvision, by three ratios.
+def anchor_generator(scale: float, *, whole_pixels: bool = True) -> AnchorGenerator:
+    """Returns nine anchors per cell: three sizes in thirds of an octave by three ratios.
 
     Args:
         scale: side of the smallest anchor divided by the stride; 4 gives torchvision's own anchors.
+        whole_pixels: cut sizes and round anchors to whole pixels, as torchvision does; mmdetection and detectron2 do not.
     """
-    bases = [scale * stride for stride in FEATURE_STRIDES["retinanet"]]
-    sizes = tuple(tuple(int(base * 2 ** (third / 3)) for third in range(3)) for base in bases)
-    return AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
+    sizes = tuple(tuple(scale * stride * 2 ** (third / 3) for third in range(3)) for stride in FEATURE_STRIDES["retinanet"])
+    ratios = ((0.5, 1.0, 2.0),) * len(sizes)
+    if not whole_pixels:
+        return _ExactAnchors(sizes, ratios)
+    return AnchorGenerator(tuple(tuple(map(int, of_level)) for of_level in sizes), ratios)
+
+
+class _ExactAnchors(AnchorGenerator):  # type: ignore[misc]
+    """torchvision's anchors, in its order, without rounding."""
+
+    def generate_anchors(
+        self,
+        scales: list[float],
+        aspect_ratios: list[float],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Returns (9, 4) xyxy around 0; the size changes fastest, then the ratio of height to width."""
+        sizes, ratios = (torch.tensor(values, dtype=dtype, device=device) for values in (scales, aspect_ratios))
+        widths, heights = (torch.outer(of_ratios, sizes).flatten() for of_ratios in (ratios.rsqrt(), ratios.sqrt()))
+        return torch.stack([-widths, -heights, widths, heights], dim=1) / 2
 
 
 def _losses(

@@ -1,17 +1,15 @@
 """Loads weights into a detector and tells what was loaded: of torchvision's enums, of files, and of a teacher."""
 
-import pickle
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
-from torchvision.models import get_weight
 
+from kdr.detectors.categories import categories_of
 from kdr.detectors.detector import Detector
-from kdr.detectors.identity import is_enum, weights_file
-from kdr.detectors.sidecar import weights_categories
+from kdr.detectors.layouts import in_torchvisions_names
+from kdr.detectors.state_file import read_state, read_state_file
 from kdr.errors import WeightsError
 
 _BODY = "backbone.body."
@@ -43,13 +41,17 @@ class LoadReport:
     """Keys of the source that the detector does not have."""
     mismatched: tuple[str, ...]
     """Keys of both that differ in shape, or mean other classes; they were not loaded."""
+    others: tuple[str, ...] = ()
+    """What else is in the file, such as `optimizer`."""
 
     def line(self) -> str:
         """The report as one line of text."""
         shares = ", ".join(f"{getattr(self, part):.0%} of the {part}" for part in _PARTS)
-        lists = {"of other shape or classes": self.mismatched, "missing": self.missing, "unexpected": self.unexpected}
-        rest = "".join(f"; {len(keys)} {what}: {_first_few(keys)}" for what, keys in lists.items() if keys)
-        return f"{self.source}: loaded {shares}{rest}"
+        lists = {"of other shape or classes": self.mismatched, "missing": self.missing}
+        rest = [f"; {len(keys)} {what}: {_first_few(keys)}" for what, keys in lists.items() if keys]
+        rest += [f"; {len(self.unexpected)} not used: {_by_part(self.unexpected)}"] if self.unexpected else []
+        rest += [f"; beside them in the file: {', '.join(self.others)}"] if self.others else []
+        return f"{self.source}: loaded {shares}{''.join(rest)}"
 
 
 def load_configured_weights(detector: Detector) -> tuple[LoadReport, ...]:
@@ -69,24 +71,35 @@ def load_configured_weights(detector: Detector) -> tuple[LoadReport, ...]:
 def load_weights(detector: Detector, source: str, *, min_share: float) -> LoadReport:
     """Loads weights of a whole detector; keys of another shape, and the layer of other classes, keep what they had.
 
+    Of a file in another library's layout, the layer of classes without names stays out too, and so does a head that computes
+    something else than torchvision's.
+
     Args:
         detector: is changed only if nothing is refused.
         source: a name out of `kdr.detectors.identity.DETECTOR_ENUMS`, or a file with a state_dict.
         min_share: smallest share of keys to be loaded, of backbone and neck each.
 
     Raises:
-        WeightsError: for a source that cannot be read; below `min_share`; or if the detector has the class names of these
-            weights but not the head for them.
+        WeightsError: for a source that cannot be read, or in another layout than the settings say; below `min_share`; if the
+            detector has the class names of these weights but not the head for them; or if anything of the backbone or neck of
+            another library's file has no place in this detector.
     """
-    state = _current_names(read_state(source), detector.model.state_dict())
-    names = weights_categories(source)
-    foreign = _CLASS_LAYER if names is not None and names != detector.categories else None
+    config, file = detector.config, read_state_file(source)
+    target = detector.model.state_dict()
+    state = _current_names(in_torchvisions_names(file, source, config, target), target)
+    names = categories_of(source, config.weights_layout, file)
+    is_torchvisions = config.weights_layout is None
+    foreign = None if names == detector.categories or (names is None and is_torchvisions) else _CLASS_LAYER
     report, fitting = _compared(detector, state, source, foreign=foreign)
+    report = replace(report, others=file.others)
+    if not is_torchvisions:
+        _refuse_rest(report)
     way_out = "Check detector, backbone and fpn_channels against these weights (a classifier's belong in backbone_weights)"
     _refuse_below(report, min_share, parts=("backbone", "neck"), way_out=way_out)
-    if names == detector.categories:
+    if names == detector.categories and is_torchvisions:
         _refuse_below(report, 1.0, parts=("head",), way_out="Check detector, head_norm and anchor_scale against these weights")
     detector.model.load_state_dict(fitting, strict=False)
+    detector.unloaded_head = frozenset(key for key in target if _PARTS["head"](key) and key not in fitting)
     return report
 
 
@@ -116,58 +129,18 @@ def inherit(student: Detector, teacher: Detector) -> LoadReport:
     """Copies the teacher's neck and head into the student where shapes match (PKD and others start students so).
 
     The class layer is copied only between equal class names in equal order, the neck only between equal levels: the same key
-    belongs to P2 in Faster R-CNN and to P3 in RetinaNet.
+    belongs to P2 in Faster R-CNN and to P3 in RetinaNet. What the teacher's own weights did not fill is not copied.
     """
-    others = _PARTS["backbone"]
-    skipped = others if student.strides == teacher.strides else lambda key: others(key) or _PARTS["neck"](key)
+    others, equal_levels = _PARTS["backbone"], student.strides == teacher.strides
+
+    def skipped(key: str) -> bool:
+        return others(key) or key in teacher.unloaded_head or (not equal_levels and _PARTS["neck"](key))
+
     state = {key: value for key, value in teacher.model.state_dict().items() if not skipped(key)}
     foreign = _CLASS_LAYER if student.categories != teacher.categories else None
     report, fitting = _compared(student, state, "teacher", among=lambda key: not others(key), foreign=foreign)
     student.model.load_state_dict(fitting, strict=False)
     return report
-
-
-def read_state(source: str) -> dict[str, Tensor]:
-    """Returns the state_dict of a torchvision enum (downloaded once into torch's cache) or of a file, on the CPU.
-
-    In a file it may lie under `model` or `state_dict`, and its keys may have the prefix `module.` of a parallel wrapper.
-
-    Raises:
-        WeightsError: if it cannot be had or read, or holds no tensors.
-    """
-    if is_enum(source):
-        try:
-            found: dict[str, Tensor] = get_weight(source).get_state_dict(
-                progress=False, check_hash=True, weights_only=True, map_location="cpu"
-            )
-        except (OSError, RuntimeError) as error:
-            raise WeightsError(
-                f"{source}: must be in torch's cache or come from the network, got {error}. "
-                "Download it where there is a network, and name the file"
-            ) from error
-        return found
-    path = weights_file(source)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise WeightsError(
-            f"{source}: must be a state_dict that torch.load(weights_only=True) reads, got: {reason} Save it with torch.save"
-        ) from error
-    return _state_dict_in(content, source)
-
-
-def _state_dict_in(content: object, source: str) -> dict[str, Tensor]:
-    for name in ("model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
-    if not isinstance(content, Mapping) or not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise WeightsError(
-            f"{source}: must hold a state_dict (names -> tensors), alone or under 'model' or 'state_dict', "
-            f"got {type(content).__name__}. Save model.state_dict()"
-        )
-    prefix = "module." if all(str(key).startswith("module.") for key in content) else ""
-    return {str(key).removeprefix(prefix): value for key, value in content.items()}
 
 
 def _current_names(state: dict[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -199,13 +172,16 @@ def _compared(
 
     fitting = {key: value for key, value in state.items() if fits(key)}
     counted = [key for key in target if not key.endswith(_COUNTER)]
-    shares = {}
-    for part, belongs in _PARTS.items():
-        keys = [key for key in counted if belongs(key)]
-        shares[part] = sum(key in fitting for key in keys) / len(keys)
+
+    def share(part: str) -> float:
+        keys = [key for key in counted if _PARTS[part](key)]
+        return sum(key in fitting for key in keys) / len(keys)
+
     report = LoadReport(
         source=source,
-        **shares,
+        backbone=share("backbone"),
+        neck=share("neck"),
+        head=share("head"),
         missing=tuple(key for key in counted if key not in state and among(key)),
         unexpected=tuple(key for key in state if key not in target and not key.endswith(_COUNTER)),
         mismatched=tuple(key for key in state if key in target and key not in fitting),
@@ -218,6 +194,28 @@ def _refuse_below(report: LoadReport, min_share: float, *, parts: tuple[str, ...
         if not getattr(report, part) >= min_share:
             rule = f"must fill at least {min_share:.0%} of the {part}'s keys, got {getattr(report, part):.0%}"
             raise WeightsError(f"{report.source}: {rule}. {way_out}. {report.line()}")
+
+
+def _refuse_rest(report: LoadReport) -> None:
+    """Refuses what would silently be another network: deformable convolutions, norms in the FPN, P6 from another level."""
+    rest = tuple(key for key in report.mismatched + report.unexpected if not _PARTS["head"](key))
+    if rest:
+        raise WeightsError(
+            f"{report.source}: backbone and neck must be those of detector, backbone, fpn_channels and p6_from, got {len(rest)} "
+            f"keys of other shape or without a place: {_first_few(rest)}. Change these settings; kdr has no deformable "
+            "convolutions, plugins, or norms in the FPN"
+        )
+
+
+def _by_part(keys: tuple[str, ...]) -> str:
+    """Keys by the part that they begin with: one of each, and how many."""
+    parts: dict[str, list[str]] = {}
+    for key in keys:
+        # mmdetection's averaged weights have their key in one word, such as ema_backbone_conv1_weight
+        parts.setdefault("ema" if key.startswith("ema_") else key.split(".")[0], []).append(key)
+    return ", ".join(
+        of_part[0] + (f" and {len(of_part) - 1} more of {part}" if len(of_part) > 1 else "") for part, of_part in parts.items()
+    )
 
 
 def _first_few(keys: tuple[str, ...], count: int = 3) -> str:

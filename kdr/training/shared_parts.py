@@ -50,12 +50,20 @@ class SharedParts:
         """The frozen teacher of a trial: in evaluation mode, without gradients.
 
         Raises:
-            WeightsError: if its weights are missing, do not fit, or its categories do not agree with the data's.
+            WeightsError: if its weights are missing, do not fit, or its categories do not agree with the data's; or if a method
+            needs its class logits and they would be those of initial weights.
         """
         assert trial.teacher_id is not None
         if trial.teacher_id not in self._teachers:
             self._teachers = {trial.teacher_id: self._open_teacher(trial)}
-        return self._teachers[trial.teacher_id].to(device)
+        teacher = self._teachers[trial.teacher_id]
+        if teacher.unloaded_head and "teacher_logits" in trial.config.distill.needs():
+            raise WeightsError(
+                "trial.teacher.weights: a method that learns from class logits needs the teacher's whole head, got a file that "
+                f"left {len(teacher.unloaded_head)} of its keys unfilled, such as {min(teacher.unloaded_head)}. Choose a method "
+                "of features, or weights that name their classes"
+            )
+        return teacher.to(device)
 
     def teacher_level_std(self, trial: Trial, device: torch.device) -> list[float]:
         """Standard deviation of each of the teacher's feature levels, measured once per teacher and data set."""

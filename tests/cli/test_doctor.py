@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,17 @@ def test_levels_weights_and_labels_of_a_study_are_told(storage: Storage, tmp_pat
     [failed] = run_checks({"detectors": lambda: study_detectors(other, storage)})
     assert failed.state == "failed"
     assert "must fill at least 90% of the backbone's keys, got 0%" in failed.text
+
+
+@pytest.mark.slow
+def test_what_is_used_of_another_librarys_file_is_told(storage: Storage, mmdetection_file: Callable[..., str]) -> None:
+    teacher = {"backbone": "resnet18", "fpn_channels": 32, "weights": mmdetection_file(None)}
+    [failed] = run_checks({"detectors": lambda: study_detectors(study_with({"trial.teacher": teacher}), storage)})
+    assert failed.text.endswith("got mmdetection. Set weights_layout: mmdetection")
+    study = study_with({"trial.teacher": {**teacher, "weights_layout": "mmdetection"}})
+    loaded, used = (finding.text for finding in study_detectors(study, storage) if finding.name == "teacher")
+    assert "teacher.pth: loaded 100% of the backbone, 100% of the neck, 90% of the head; 2 of other shape or classes: " in loaded
+    assert used.endswith("its head is not loaded in full: features only")
 
 
 @pytest.mark.ray

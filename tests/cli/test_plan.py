@@ -130,6 +130,13 @@ def test_what_looks_wrong_is_warned_of(invoke, write):
     assert warnings[0].startswith("warning: trial.training.batch_size: 64 is more than the 8 training images")
 
 
+def test_a_teacher_of_another_library_is_told_and_its_settings_are_checked(invoke, write, tmp_path):
+    teacher = {"backbone": "resnet101", "weights": str(tmp_path / "model.pkl"), "weights_layout": "detectron2"}
+    text = invoke(plan.command, write(teacher=teacher), "--storage", tmp_path / "runs").stdout
+    assert facts(text)["teacher"] == "retinanet resnet101, weights of detectron2"
+    assert "cannot be counted here" in facts(text)["known already"]
+
+
 def test_known_trials_and_teachers_are_counted(invoke, write, tmp_path):
     from kdr.config.study import read_study
     from kdr.results.schema import TrialEvent

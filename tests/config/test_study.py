@@ -9,9 +9,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdr.config.detector import is_weights_enum
 from kdr.config.distill import DistillConfig
 from kdr.config.overrides import changed
-from kdr.config.study import is_weights_enum, read_study, study_from, study_yaml
+from kdr.config.study import read_study, study_from, study_yaml
 from kdr.errors import ConfigError
 
 DESIGN = """

@@ -1,0 +1,124 @@
+"""Files of other libraries: recognised, their keys in torchvision's names, and what they tell of themselves."""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from kdr.config.detector import DetectorConfig
+from kdr.config.layout import IMAGENET_MEAN_RGB, IMAGENET_STD_RGB, has_bottlenecks
+from kdr.detectors import detectron2_keys, mmdetection_keys, mmdetection_meta
+from kdr.detectors.state_file import StateFile
+from kdr.detectors.translation import Rule, renamed
+from kdr.errors import WeightsError
+
+_FIRST_CONVOLUTION = "backbone.body.conv1.weight"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one library names layers."""
+
+    mark: re.Pattern[str]
+    """A key that only its files have."""
+    rules: Mapping[str, Sequence[Rule]]
+    """Kind of detector -> rules that give torchvision's names."""
+    in_torchvisions_order: Callable[[str, Tensor], Tensor] = lambda _, value: value
+    """(key in the file, value) -> the value as torchvision orders it."""
+
+
+LAYOUTS: dict[str, Layout] = {
+    "mmdetection": Layout(re.compile(mmdetection_keys.MARK), mmdetection_keys.RULES),
+    "detectron2": Layout(re.compile(detectron2_keys.MARK), detectron2_keys.RULES, detectron2_keys.in_torchvisions_order),
+}
+
+
+def in_torchvisions_names(
+    file: StateFile, source: str, config: DetectorConfig, target: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Returns a file's state_dict under torchvision's names, values as torchvision's layers take them.
+
+    What has no name in torchvision keeps its own, and so does the whole head unless all of it has a place, its last layer for
+    whatever number of classes aside. A file without `weights_layout` comes back as it is.
+
+    Args:
+        file: what was read.
+        source: its name, for errors.
+        config: the detector's settings.
+        target: the detector's own state_dict.
+
+    Raises:
+        WeightsError: if the file's layout is not that of `weights_layout`, or the file tells of a network with other settings.
+    """
+    _check_layout(file.state, source, config)
+    if config.weights_layout is None:
+        return file.state
+    _check_recorded(file, source, config)
+    layout = LAYOUTS[config.weights_layout]
+    names = {key: renamed(key, layout.rules[config.detector]) for key in file.state}
+    if not _is_whole_head(names.values(), target):
+        names = {key: key if name.startswith("head.") else name for key, name in names.items()}
+    state = {name: layout.in_torchvisions_order(key, file.state[key]) for key, name in names.items()}
+    if config.channel_order == "BGR" and _FIRST_CONVOLUTION in state:
+        # the same network for pixels in RGB
+        state[_FIRST_CONVOLUTION] = state[_FIRST_CONVOLUTION].flip(1)
+    return state
+
+
+def _check_layout(state: Mapping[str, Tensor], source: str, config: DetectorConfig) -> None:
+    found = next((name for name, layout in LAYOUTS.items() if any(map(layout.mark.fullmatch, state))), None)
+    if found == config.weights_layout:
+        return
+    told = f"weights_layout: {found}" if found else "no weights_layout"
+    rule = f"must have {config.weights_layout or 'torchvision'}'s names of layers"
+    raise WeightsError(
+        f"{source}: {rule}, got {found or 'others'}{'' if found else f', such as {next(iter(state))}'}. Set {told}"
+    )
+
+
+def _check_recorded(file: StateFile, source: str, config: DetectorConfig) -> None:
+    """Refuses settings that are not those which the file itself records: the keys and shapes would be the same."""
+    if config.weights_layout == "mmdetection":
+        recorded = mmdetection_meta.recorded_settings(file.meta)
+    else:
+        names = [name for name in ("pixel_mean", "pixel_std") if name in file.state]
+        recorded = {name: tuple(file.state[name].flatten().tolist()) for name in names}
+    ours = _in_effect(config)
+    wrong = {name: value for name, value in recorded.items() if name in ours and not _equal(value, ours[name])}
+    if wrong:
+        got = ", ".join(str(ours[name]) for name in wrong)
+        values = ", ".join(f"{name}: {_as_yaml(value)}" for name, value in wrong.items())
+        raise WeightsError(f"{source}: must be given the settings that it was trained with ({values}), got {got}. Set them")
+
+
+def _in_effect(config: DetectorConfig) -> dict[str, Any]:
+    """The settings that decide the features beside keys and shapes, those that are unset as torchvision has them."""
+    found: dict[str, Any] = {
+        "channel_order": config.channel_order or "RGB",
+        "pixel_mean": config.pixel_mean or IMAGENET_MEAN_RGB,
+        "pixel_std": config.pixel_std or IMAGENET_STD_RGB,
+    }
+    if has_bottlenecks(config.backbone):
+        found["bottleneck_stride"] = config.bottleneck_stride or "3x3"
+    if config.detector != "faster_rcnn":
+        found |= {"p6_from": config.p6_from or "P5", "p7_relu": config.p7_relu is not False}
+    return found
+
+
+def _equal(value: Any, other: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(math.isclose(a, b, abs_tol=0.01) for a, b in zip(value, other, strict=True))
+    return bool(value == other)
+
+
+def _as_yaml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(f'{number:g}' for number in value)}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _is_whole_head(names: Iterable[str], target: Mapping[str, Tensor]) -> bool:
+    return {name for name in names if name.startswith("head.")} == {name for name in target if name.startswith("head.")}
