@@ -60,8 +60,8 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 def facts(text: str) -> dict[str, str]:
     """The lines above the table of parameters, by their first column."""
-    lines = [line for line in text.split("\n\n")[0].splitlines() if line]
-    return {line[:16].strip(): line[16:].strip() for line in lines}
+    cells = [line.partition("  ") for line in text.split("\n\n")[0].splitlines() if line]
+    return {name: value.strip() for name, _, value in cells}
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
