@@ -1,8 +1,9 @@
 """The command line: registers the commands, prints errors that users can act on, sets exit codes.
 
-Exit codes: 0 done, 1 some trials failed, 2 wrong input, 130 interrupted by Ctrl-C, 143 by SIGTERM.
+Exit codes: 0 done, 1 some trials failed, 2 wrong input, 130 interrupted by Ctrl-C, 143 by SIGTERM or SIGHUP.
 """
 
+import os
 import sys
 from typing import Annotated
 
@@ -26,7 +27,7 @@ from kdr.cli import (
     train_one,
 )
 from kdr.errors import KdrError, TrialFailure
-from kdr.run.interruption import GracePeriod, Terminated, end_by_exception
+from kdr.run.interruption import GracePeriod, RayTerminated, Terminated, end_by_exception
 
 _NOT_A_PAIR = """\
 torch, torchvision: must be a matching pair from one package index, got two builds that do not fit together.
@@ -95,6 +96,10 @@ def main() -> None:
         _fail(_NOT_A_PAIR, code=2)
     except KeyboardInterrupt:
         _fail("Interrupted. What was finished is in the log; the same command continues.", code=130)
+    except RayTerminated:
+        print("Terminated, and Ray with it. What was finished is in the log; the same command continues.", file=sys.stderr)
+        sys.stdout.flush()
+        os._exit(143)  # at exit, Ray's library would wait a minute for Ray's processes
     except Terminated:
         _fail("Terminated. What was finished is in the log; the same command continues.", code=143)
 

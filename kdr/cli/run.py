@@ -18,8 +18,9 @@ def command(
 ) -> None:
     """Run what is missing of a study, then print its ranking, or the table of its arms.
 
-    Finished trials are never run twice. Ctrl-C ends cleanly and keeps what is done; the same command continues. SIGTERM does
-    the same, after up to resources.grace_s seconds for the epochs that run; a second one, or Ctrl-C, ends at once.
+    Finished trials are never run twice. Ctrl-C ends cleanly and keeps what is done; the same command continues. SIGTERM and
+    a closed terminal do the same, after up to resources.grace_s seconds for the epochs that run; a second SIGTERM, or Ctrl-C,
+    ends at once.
 
     Example: python orchestrate.py run search_spaces/quickstart.yaml
     """

@@ -1,20 +1,36 @@
-"""Ctrl-C and SIGTERM: what runs ends in good order, and whoever started it learns that it did not reach its end."""
+"""Ctrl-C, SIGTERM and SIGHUP: what runs ends in good order, and whoever started it learns that it did not reach its end.
 
+SIGHUP, of a terminal that was closed, means the same as SIGTERM.
+"""
+
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
+
+_SAME_S = 0.5
+"""Within so many seconds a second SIGTERM is the first one again: `timeout` sends it to a process and to its group."""
 
 
 class Terminated(BaseException):
     """SIGTERM came, and its grace period is over. Nothing but the command line catches it."""
 
 
+class RayTerminated(Terminated):
+    """SIGTERM came to Ray's own processes, too, so that there was no grace period."""
+
+
 def end_by_exception() -> None:
     """Ends what runs where it is, as Ctrl-C does."""
     raise Terminated
+
+
+def unheard() -> None:
+    """Hears of SIGTERM and does nothing."""
 
 
 class GracePeriod:
@@ -23,13 +39,16 @@ class GracePeriod:
     Args:
         grace_s: seconds from SIGTERM to `end`; 0 ends at once.
         end: ends what runs; called in the main thread, once.
+        on_asked: is told of the first SIGTERM, before anything else.
     """
 
-    def __init__(self, grace_s: float, end: Callable[[], None]) -> None:
+    def __init__(self, grace_s: float, end: Callable[[], None], on_asked: Callable[[], None] = unheard) -> None:
         self.asked = False
         """Whether SIGTERM has come."""
-        self._grace_s, self._end, self._has_ended = grace_s, end, False
+        self._grace_s, self._end, self._has_ended, self._on_asked = grace_s, end, False, on_asked
+        self._asked_at = -math.inf
         self._before: dict[int, Any] = {}
+        self._terminals: list[int] = []
 
     def end_now(self) -> None:
         """Ends what runs, unless that has been done."""
@@ -40,7 +59,10 @@ class GracePeriod:
 
     def __enter__(self) -> "GracePeriod":
         if _hears_signals():
+            self._terminals = [number for number in (0, 1, 2) if os.isatty(number)]
             handlers = {signal.SIGTERM: self._terminate, signal.SIGALRM: lambda *_: self.end_now()}
+            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as `nohup` wants it
+                handlers[signal.SIGHUP] = self._hang_up
             self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
 
@@ -51,12 +73,22 @@ class GracePeriod:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _terminate(self, *_: Any) -> None:
-        if self.asked or not self._grace_s > 0:
-            self.asked = True
+        if not self.asked:
+            self.asked, self._asked_at = True, time.monotonic()
+            self._on_asked()
+            if self._grace_s > 0:
+                signal.setitimer(signal.ITIMER_REAL, self._grace_s)
+                return
+        if time.monotonic() - self._asked_at >= _SAME_S or not self._grace_s > 0:
             self.end_now()
-        else:
-            self.asked = True
-            signal.setitimer(signal.ITIMER_REAL, self._grace_s)
+
+    def _hang_up(self, *_: Any) -> None:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for number in self._terminals:
+            os.dup2(nowhere, number)  # to print to a closed terminal would be an error
+        os.close(nowhere)
+        if not self.asked:  # it comes from the terminal and again from its shell
+            self._terminate()
 
 
 class Interruption:
@@ -66,11 +98,18 @@ class Interruption:
     returns. When it never comes, Tune's handler stays, and would swallow a Ctrl-C after the sweep: it is taken away here.
     SIGTERM, of which Tune knows nothing, becomes a SIGINT as soon as every running trial has reported once more, or when the
     grace period is over.
+
+    Args:
+        grace_s: seconds from SIGTERM to the end of the trials that run.
+        ray_ends: says, when SIGTERM has come, whether it has ended Ray itself, too: then nobody may wait for Ray any more.
     """
 
-    def __init__(self, grace_s: float = 0.0) -> None:
+    def __init__(self, grace_s: float = 0.0, ray_ends: Callable[[], bool] = lambda: False) -> None:
         self.happened = False
-        self._grace = GracePeriod(grace_s, lambda: signal.raise_signal(signal.SIGINT))
+        self.ray_has_ended = False
+        """Whether SIGTERM has ended Ray, too."""
+        self._ray_ends = ray_ends
+        self._grace = GracePeriod(grace_s, lambda: signal.raise_signal(signal.SIGINT), on_asked=self._look_at_ray)
         self._reported: set[str] = set()
         self._before: Any = None
 
@@ -98,7 +137,12 @@ class Interruption:
             self.happened = self.is_ending or signal.getsignal(signal.SIGINT) is self._before
             signal.signal(signal.SIGINT, self._before)
         if self.is_ending and kind is KeyboardInterrupt:
-            raise Terminated from error  # Tune was not listening yet
+            raise (RayTerminated if self.ray_has_ended else Terminated) from error
+
+    def _look_at_ray(self) -> None:
+        if self._ray_ends():
+            self.ray_has_ended = True
+            raise KeyboardInterrupt  # the one exception of a signal's handler that passes through Ray
 
 
 def _hears_signals() -> bool:

@@ -1,12 +1,15 @@
 """Starting Ray quietly on this machine, or joining a cluster; and how many trials fit at a time."""
 
 import contextlib
+import functools
+import importlib
 import logging
 import math
 import os
 import signal
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -52,7 +55,7 @@ def ray_session(address: str | None) -> Iterator[None]:
     started = not ray.is_initialized()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if started:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _processes_in_groups_of_their_own():
             warnings.simplefilter("ignore")
             try:
                 ray.init(
@@ -73,6 +76,37 @@ def ray_session(address: str | None) -> Iterator[None]:
     finally:
         if started:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _processes_in_groups_of_their_own() -> Iterator[None]:
+    """Keeps a signal to this process's group, as `timeout` and a closed terminal send it, from Ray's own processes.
+
+    They would die of it at once, and this process with them, before it has ended anything in good order.
+    """
+    services: Any = importlib.import_module("ray._private.services")
+    popen = services.ConsolePopen
+    services.ConsolePopen = functools.partial(popen, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
+
+
+def local_ray_ends(within_s: float = 1.0) -> bool:
+    """Whether a process of the Ray that this one has started ends within a second.
+
+    So it does where SIGTERM has come to every process of a machine or a container. Whoever then asks anything of Ray waits
+    for a minute, or is ended by Ray itself.
+    """
+    from ray._private.worker import _global_node
+
+    end = time.monotonic() + within_s
+    while _global_node is not None and time.monotonic() < end:
+        if _global_node.dead_processes():
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def _check_reachable(address: str | None) -> None:

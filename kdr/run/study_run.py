@@ -32,10 +32,10 @@ class Outcome:
     """Trials that this run trained, to their end or until they were stopped early."""
     num_failed: int
     interrupted: bool
-    """Whether Ctrl-C or SIGTERM ended it."""
+    """Whether Ctrl-C, SIGTERM or SIGHUP ended it."""
     seconds: float
     terminated: bool = False
-    """Whether SIGTERM ended it."""
+    """Whether SIGTERM or SIGHUP ended it."""
 
 
 def run_study(study: Study, *, storage: Storage, observer: Observer, address: str | None = None, rerun: bool = False) -> Outcome:

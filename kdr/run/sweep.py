@@ -17,7 +17,7 @@ from kdr.run.history import History
 from kdr.run.interruption import Interruption
 from kdr.run.kept_weights import KeptWeights
 from kdr.run.observer import Observer
-from kdr.run.ray_session import num_gpus_of
+from kdr.run.ray_session import local_ray_ends, num_gpus_of
 from kdr.run.searcher import StudySearcher
 from kdr.run.study_arms import note_arm
 from kdr.run.trial_actor import ActorSettings, TrialActor, tune_config
@@ -109,7 +109,7 @@ class Sweep:
         searcher: StudySearcher | None = None,
         scheduler: Any = None,
     ) -> None:
-        self._interruption = Interruption(self.study.resources.grace_s)
+        self._interruption = Interruption(self.study.resources.grace_s, local_ray_ends)
         settings = ActorSettings(
             storage=self.storage,
             study=self.study.study,
@@ -154,7 +154,8 @@ class Sweep:
                 tuner.fit()
         finally:
             events.close()
-            remove_leftover_groups()
+            if not self._interruption.ray_has_ended:
+                remove_leftover_groups()
         self.num_run += events.num_run if role == "student" else 0
         self.num_failed += events.num_failed
         self.interrupted |= self._interruption.happened

@@ -1,5 +1,6 @@
 """A study that is cut off, in every way that happens: Ctrl-C, a killed driver, a killed trial. The same command goes on."""
 
+import contextlib
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from kdr.config.study import Study, read_study
 from kdr.results.exclusion import exclude
 from kdr.results.reader import Log, TrialState, read_log
 from kdr.run.cancellation import ask_to_end
-from kdr.run.interruption import GracePeriod, Interruption, Terminated
+from kdr.run.interruption import GracePeriod, Interruption, RayTerminated, Terminated
 from kdr.run.logged_fit import teacher_of
 from kdr.run.trial_identity import trial_maker
 from kdr.storage import Storage
@@ -243,7 +244,9 @@ def test_a_second_sigterm_ends_at_once_and_only_once() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with GracePeriod(60, end_of(ended)) as grace:
         signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # `timeout` sends it to the process and to its group
         assert not ended
+        time.sleep(0.6)
         signal.raise_signal(signal.SIGTERM)
         assert len(ended) == 1
         grace.end_now()
@@ -269,6 +272,55 @@ def test_sigterm_ends_tune_when_every_running_trial_has_reported() -> None:
 def test_sigterm_before_tune_listens_ends_it_all_the_same() -> None:
     with pytest.raises(Terminated, match=r"^$"), Interruption(0):
         signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("_handlers_given_back")
+def test_sigterm_that_has_ended_ray_too_waits_for_nothing() -> None:
+    with pytest.raises(RayTerminated, match=r"^$"), Interruption(60, lambda: True) as interruption:
+        signal.raise_signal(signal.SIGTERM)
+    assert interruption.is_ending
+    assert interruption.ray_has_ended
+
+
+IN_A_TERMINAL = """
+import os, time
+from kdr.run.interruption import GracePeriod, Terminated, end_by_exception
+with GracePeriod(0.5, end_by_exception) as grace:
+    print("up", flush=True)
+    while not grace.asked:
+        time.sleep(0.01)
+    print("into the closed terminal", flush=True)
+    try:
+        time.sleep(30)
+    except Terminated:
+        os._exit(143)
+"""
+
+
+CLOSES_THE_TERMINAL = """
+import os, pty, sys
+pid, terminal = pty.fork()  # the child leads a session with a terminal of its own, as a shell does
+if pid == 0:
+    os.execv(sys.executable, [sys.executable, "-c", sys.argv[1]])
+assert os.read(terminal, 100).strip() == b"up"
+os.close(terminal)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_a_closed_terminal_is_a_sigterm_and_what_is_printed_then_is_no_error(python_process: Callable[..., Any]) -> None:
+    assert python_process(CLOSES_THE_TERMINAL, IN_A_TERMINAL).wait(30) == 143
+
+
+def test_what_nohup_started_does_not_hear_sighup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with GracePeriod(60, lambda: None) as grace:
+            signal.raise_signal(signal.SIGHUP)
+            assert not grace.asked
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_in_another_thread_there_is_no_signal_to_hear() -> None:
@@ -314,7 +366,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(begin: Callable[
 def test_sigterm_lets_the_epoch_end_and_starts_nothing_new(begin: Callable[[], Run]) -> None:
     first = begin()
     cut_off = first.wait_for("the second trial", second_trial_is_under_way(first.storage))
-    first.driver.terminate()
+    os.killpg(first.driver.pid, signal.SIGTERM)  # as `timeout` does
     assert first.ended(timeout_s=40) == 143, first.text()
     assert "Terminated: what was finished is kept. The same command continues." in first.text()
     assert "Traceback" not in first.text()
@@ -328,6 +380,25 @@ def test_sigterm_lets_the_epoch_end_and_starts_nothing_new(begin: Callable[[], R
     second = begin()
     assert second.ended() == 0, second.text()
     check_everything_ran_once(first.storage)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_sigterm_to_ray_as_well_ends_at_once_and_nothing_finished_is_lost(begin: Callable[[], Run]) -> None:
+    run = begin()
+    cut_off = run.wait_for("the second trial", second_trial_is_under_way(run.storage))
+    for process in run.processes():  # as SLURM and systemd do
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGTERM)
+    assert run.ended(timeout_s=30) == 143, run.text()
+    assert "Terminated, and Ray with it. What was finished is in the log; the same command continues." in run.text()
+    assert "Traceback" not in run.text()
+    check_nothing_is_left(run, within_s=20, but_for=AGENTS)
+    log = read_log(run.storage)
+    assert not log.damaged
+    assert events(log, cut_off) == [(1, "started"), (1, "interrupted")]
+    assert [state.state for state in students(log)] == ["completed", "interrupted"]
+    assert (run.storage.trial(cut_off) / "checkpoint.pt").exists()
 
 
 @pytest.mark.ray
