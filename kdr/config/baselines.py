@@ -4,8 +4,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from kdr.config.detector import DetectorConfig, level_names
-from kdr.config.method import MethodConfig
+from kdr.config.detector import ANCHORS_PER_CELL, DetectorConfig, level_names
+from kdr.config.method import MethodConfig, Need, Ramp
 from kdr.config.settings import NonNegative, Positive, Share, defaulted
 
 _WITHOUT_P7 = {"levels": ("P3", "P4", "P5", "P6")}
@@ -145,3 +145,30 @@ class CwdConfig(BaselineConfig):
     """Weight of every level."""
     temperature: Positive = 1.0
     """tau of the softmax over cells."""
+
+
+class FrsConfig(BaselineConfig):
+    """Feature richness: features and class scores where the teacher is sure of a class (Du et al., NeurIPS 2021)."""
+
+    method = "frs"
+
+    ramp: Ramp = "auto"
+    """Steps over which the weight rises from 0; `auto`: 500, or 5 % of all steps if that is less. The original has 500."""
+    feature_weight: NonNegative = 0.005
+    """Weight of the squared error of a cell's features, summed over channels."""
+    score_weight: NonNegative = 0.02
+    """Weight of the cross entropy of a cell's class scores, summed over its boxes and classes."""
+
+    def needs(self) -> frozenset[Need]:
+        """Class logits of both detectors."""
+        return frozenset({"teacher_logits", "student_logits"})
+
+    def resolved(self, *, student: DetectorConfig, teacher: DetectorConfig) -> Self:
+        """See `BaselineConfig.resolved`; both must classify as many boxes in a cell."""
+        num_boxes = [ANCHORS_PER_CELL[detector.detector] for detector in (student, teacher)]
+        if num_boxes[0] != num_boxes[1]:
+            raise ValueError(
+                "distill.frs: needs as many boxes per cell in the student as in the teacher, got "
+                f"{num_boxes[0]} ({student.detector}) and {num_boxes[1]} ({teacher.detector}). Choose detectors of one kind"
+            )
+        return super().resolved(student=student, teacher=teacher)

@@ -9,6 +9,7 @@ from kdr.config.baselines import (
     DefeatConfig,
     FgdConfig,
     FitnetConfig,
+    FrsConfig,
     MgdConfig,
     PkdConfig,
     ReviewKdConfig,
@@ -148,6 +149,8 @@ class DistillConfig(Settings):
     """Pearson correlation of features."""
     cwd: CwdConfig | None = None
     """Each channel as a distribution over cells."""
+    frs: FrsConfig | None = None
+    """Features and class scores where the teacher is sure of a class."""
 
     def methods(self) -> dict[str, MethodConfig]:
         """The methods that are on, by name, in the order in which their losses are added."""

@@ -14,6 +14,7 @@ RESULTS_VERSION: dict[str, int] = {
     "mgd": 1,
     "pkd": 1,
     "cwd": 1,
+    "frs": 1,
 }
 """Part -> version. Raising one gives new keys to the trials that use the part, and to no other.
 

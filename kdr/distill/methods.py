@@ -15,6 +15,7 @@ from kdr.distill.cwd import build_cwd
 from kdr.distill.defeat import build_defeat
 from kdr.distill.fgd import build_fgd
 from kdr.distill.fitnet import build_fitnet
+from kdr.distill.frs import build_frs
 from kdr.distill.kdr import build_kdr
 from kdr.distill.method import Method, Outputs, Setup, Term
 from kdr.distill.mgd import build_mgd
@@ -30,6 +31,7 @@ _BUILDERS: dict[str, Callable[[Any, Setup], Method]] = {
     "mgd": build_mgd,
     "pkd": build_pkd,
     "cwd": build_cwd,
+    "frs": build_frs,
 }
 
 

@@ -17,7 +17,7 @@ TRIAL: dict[str, Any] = {
     "teacher": {"backbone": "resnet18", "training": {"epochs": 2}},
     "distill": {},
 }
-WITH_LEVELS = [name for name in DistillConfig.model_fields if name in ("fitnet", "defeat", "fgd", "mgd", "pkd", "cwd")]
+WITH_LEVELS = [name for name in DistillConfig.model_fields if name in ("fitnet", "defeat", "fgd", "mgd", "pkd", "cwd", "frs")]
 
 
 def resolved(method: str, changes: dict[str, Any] | None = None, *, student: str = "retinanet", **others: Any) -> Any:
@@ -46,6 +46,7 @@ def resolved(method: str, changes: dict[str, Any] | None = None, *, student: str
         ("pkd", "fcos", {"weight": 10.0}),
         ("pkd", "faster_rcnn", {"weight": 6.0}),
         ("cwd", "faster_rcnn", {"weight": 10.0, "temperature": 1.0}),
+        ("frs", "retinanet", {"weight": 1.0, "feature_weight": 0.005, "score_weight": 0.02, "ramp": "auto"}),
     ],
 )
 def test_defaults_are_those_of_the_originals_for_that_student(method: str, student: str, expected: dict[str, Any]) -> None:
@@ -59,7 +60,7 @@ def test_what_the_user_sets_stays_as_it_is_set() -> None:
 
 
 @pytest.mark.parametrize("student", ["retinanet", "faster_rcnn"])
-@pytest.mark.parametrize("method", WITH_LEVELS)
+@pytest.mark.parametrize("method", [name for name in WITH_LEVELS if name != "frs"])
 def test_the_levels_that_learn_are_those_of_the_original(method: str, student: str) -> None:
     names = level_names(student)
     finest_four = method == "pkd" or (method in ("fgd", "mgd") and student == "faster_rcnn")
@@ -97,3 +98,25 @@ def test_unequal_channels_are_refused_where_there_is_no_adapter(method: str, set
     assert resolved(method, settings)
     with pytest.raises(ConfigError, match=message):
         resolved(method, settings, **{"student.fpn_channels": 64})
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "message"),
+    [
+        (
+            "faster_rcnn",
+            "retinanet",
+            r"distill\.frs: needs class logits in every cell of the student, .* got faster_rcnn\. Choose",
+        ),
+        (
+            "retinanet",
+            "faster_rcnn",
+            r"distill\.frs: needs class logits in every cell of the teacher, .* got faster_rcnn\. Choose",
+        ),
+        ("fcos", "retinanet", r"distill\.frs: needs as many boxes .* got 1 \(fcos\) and 9 \(retinanet\)\. Choose"),
+    ],
+)
+def test_a_method_of_class_scores_refuses_detectors_that_do_not_have_them_alike(student: str, teacher: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolved("frs", student=student, **{"teacher.detector": teacher})
+    assert resolved("frs", student="fcos", **{"teacher.detector": "fcos"})

@@ -58,20 +58,6 @@ def test_each_term_is_multiplied_with_the_weight_of_its_method_at_the_step():
     assert [term.value for term in full] == [term.value for term in half]
 
 
-@pytest.mark.parametrize("name", DistillConfig.model_fields)
-def test_a_method_gives_the_same_scalar_terms_in_every_step_and_its_seed_decides_its_weights(name):
-    initially_random = {"init": "kaiming"} if name == "kdr" else {}
-    settings = DistillConfig(**{name: {"ramp": 10, **initially_random}})
-    first, again, other = built(settings), built(settings), built(settings, seed=1)
-    early, late = (called(first, step)[name] for step in (0, 99))
-    assert [term.name for term in early] == [term.name for term in late]
-    assert all(term.name.startswith(f"{name}.") and term.value.shape == () for term in early)
-    assert [term.coefficient for term in early] == [0.0] * len(early)
-    assert weighted_sum(called(again, 99)[name]) == weighted_sum(late)
-    drawn, others = ([p for p in methods[name].parameters() if p.ndim > 1 and p.any()] for methods in (first, other))
-    assert [torch.equal(*both) for both in zip(drawn, others, strict=True)] == [False] * len(drawn)
-
-
 def test_the_weight_without_a_ramp_is_there_from_the_first_step():
     assert Weight(2.0).at(0) == 2.0
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torchvision.models.detection import FCOS, RetinaNet
 
+from kdr.config.distill import DistillConfig
 from kdr.config.trial import Trial
 from kdr.data.loader import Batch, TrainingBatches
 from kdr.detectors.build import torchvision_model
@@ -114,8 +115,10 @@ def test_a_trial_gives_the_same_bits_as_first_and_as_fifth_of_its_process(make: 
 
 
 @pytest.mark.slow
-def test_the_teacher_is_the_same_after_training_and_stays_in_evaluation_mode(make: Make, run: Run, shared: SharedParts) -> None:
-    trial = make()
+def test_the_teacher_is_the_same_after_training_by_all_methods_and_stays_in_evaluation_mode(
+    make: Make, run: Run, shared: SharedParts
+) -> None:
+    trial = make({"distill": {name: {} for name in DistillConfig.model_fields}, "training.epochs": 1})
     teacher = shared.teacher(trial, torch.device("cpu"))
     before = digest(teacher)
     run(trial)

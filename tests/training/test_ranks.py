@@ -1,5 +1,6 @@
 """Two gloo processes that train one trial together, beside one process that trains it alone."""
 
+import itertools
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
@@ -145,16 +146,19 @@ ARMS: dict[str, dict[str, Any]] = {
     "paper": {"distill.kdr.preset": "kdr-paper"},
     # shares P3 to P6 with RetinaNet and FCOS; what a student has beyond that learns from the detector's losses alone
     "teacher of other levels": {"teacher.detector": "faster_rcnn"},
-    "every method": {"distill": {name: {} for name in DistillConfig.model_fields}},
+    "every method of features": {"distill": {name: {} for name in DistillConfig.model_fields if name != "frs"}},
+    "frs": {"distill": {"frs": {}}},
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("detector", ["retinanet", "fcos", "faster_rcnn"])
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize(
+    ("arm", "detector"),
+    [each for each in itertools.product(ARMS, ("retinanet", "fcos", "faster_rcnn")) if each != ("frs", "faster_rcnn")],
+)
 def test_every_parameter_takes_part_in_every_step(make: Make, shared: SharedParts, arm: str, detector: str) -> None:
     # data-parallel training waits for the gradient of each, and asks for none of the rest
-    trial = make(ARMS[arm] | {"student.detector": detector})
+    trial = make(ARMS[arm] | {"student.detector": detector} | ({"teacher.detector": detector} if arm == "frs" else {}))
     state = prepare(trial, shared, torch.device("cpu"), 0)
     batch = next(state.training.epoch(1))
     empty = replace(batch, boxes=tuple(torch.zeros(0, 4) for _ in batch.boxes), labels=tuple(label[:0] for label in batch.labels))
