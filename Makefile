@@ -1,11 +1,14 @@
-# Two commands: `make demo` runs a real sweep from nothing, `make test` checks everything.
+# `make demo` runs a real sweep from nothing, `make demo-ablation` an ablation to its table, `make test` checks everything.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test quick lint clean
+.PHONY: demo demo-ablation test quick lint clean
 
 demo: .venv/installed
 	$(BIN)/python orchestrate.py run search_spaces/quickstart.yaml
+
+demo-ablation: .venv/installed
+	$(BIN)/python orchestrate.py run search_spaces/ablation_quickstart.yaml
 
 test: .venv/installed-dev lint
 	$(BIN)/python -m pytest

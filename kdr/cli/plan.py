@@ -8,7 +8,8 @@ from kdr.cli.options import DEFAULT_STORAGE, JsonOption, SetOption, StorageOptio
 
 if TYPE_CHECKING:
     from kdr.config.study import Study
-    from kdr.plan.expand import StudyPlan
+    from kdr.plan.expand import ArmPlan, StudyPlan
+    from kdr.results.reader import Log
     from kdr.storage import Storage
 
 DataCheck = Literal["none", "headers", "full"]
@@ -25,6 +26,10 @@ def command(
             help="Also read the data: the headers of all images, as `run` does, or every pixel. Generates it if need be.",
         ),
     ] = "none",
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="Train a few steps of the baseline in this process, and tell from them what all costs."),
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Show what a study is going to run, and every mistake in it, before anything runs.
@@ -35,36 +40,47 @@ def command(
 
     python orchestrate.py plan search_spaces/quickstart.yaml --set search.trials=40 --check-data full
     """
+    from kdr.cli.plan_facts import plan_facts
     from kdr.config.study import read_study
     from kdr.storage import Storage
 
     chosen, place = read_study(study, set_ or ()), Storage.at(storage)
-    plan, unknown = _plan(chosen, place)
+    log = _read_log(place)
+    plan, unknown = _plan(chosen, place, log)
     data_lines = [] if check_data == "none" else _checked_data(chosen, place, check_data)
-    facts = _facts(plan, unknown, place)
+    facts = plan_facts(plan, log, unknown=unknown, probed=_probed(plan, place) if probe else "") | {"log": str(place.log)}
+    warnings = [*plan.warnings, *_chosen_with(plan, log)]
     if json_:
         import dataclasses
 
         from kdr.cli.output import json_text
 
-        rows = [dataclasses.asdict(row) for row in plan.parameters]
-        content = {**facts, "parameters": rows, "warnings": plan.warnings, "data": data_lines}
-        print(json_text(content))
+        rows, arms = ([dataclasses.asdict(row) for row in table] for table in (plan.parameters, plan.arms))
+        print(json_text({**facts, "parameters": rows, "arms": arms, "warnings": warnings, "data": data_lines}))
         return
-    _print(facts, plan, data_lines)
+    _print(facts, plan, data_lines, warnings)
 
 
-def _plan(study: "Study", storage: "Storage") -> tuple["StudyPlan", str]:
+def _read_log(storage: "Storage") -> "Log | None":
+    """The log; None where there is none yet, so that a first plan is instant."""
+    if not storage.log.exists():
+        return None
+    from kdr.results.reader import read_log
+
+    return read_log(storage)
+
+
+def _plan(study: "Study", storage: "Storage", log: "Log | None") -> tuple["StudyPlan", str]:
     """The plan, and why known trials cannot be counted here; empty if they can."""
     from kdr.errors import DataError, WeightsError
     from kdr.plan.expand import expand_study
     from kdr.run.trial_identity import trial_maker
 
     known: frozenset[str] = frozenset()
-    if storage.log.exists():
-        from kdr.results.reader import known_keys, read_log
+    if log is not None:
+        from kdr.results.reader import known_keys
 
-        known = known_keys(read_log(storage))
+        known = known_keys(log)
     try:
         return expand_study(study, make_trial=trial_maker(study, storage), known=known), ""
     except (DataError, WeightsError) as error:
@@ -78,53 +94,37 @@ def _checked_data(study: "Study", storage: "Storage", check: Literal["headers", 
     return [f"training: {splits.train.summary()}", f"evaluation: {splits.evaluation.summary()}"]
 
 
-def _facts(plan: "StudyPlan", unknown: str, storage: "Storage") -> dict[str, object]:
-    base, search = plan.study.base, plan.study.search
-    student = f"{base.student.detector} {base.student.backbone}, {base.training.epochs} epochs"
-    facts: dict[str, object] = {
-        "study": plan.study.study,
-        "data": _data_line(plan.study),
-        "student": student,
-        "methods": ", ".join(base.distill.methods()) or "none: plain training",
-    }
-    if base.teacher is not None and base.needs_teacher:
-        state = {True: ", trained already", False: ", trained first", None: ""}[plan.teacher_known]
-        layout = f", weights of {base.teacher.weights_layout}" if base.teacher.weights_layout else ""
-        facts["teacher"] = f"{base.teacher.detector} {base.teacher.backbone}{layout}{state}"
-    if search is not None:
-        kind = next(name for name in ("tpe", "random", "grid") if getattr(search.sampler, name) is not None)
-        stop = next((name for name in ("asha", "median") if getattr(search.stop_early, name) is not None), "none")
-        facts |= {"searches": f"{search.metric} with {kind}", "early stopping": stop}
-        if search.hours is not None:
-            facts["hours"] = search.hours
-        if search.gpu_hours is not None:
-            facts["GPU-hours"] = f"{search.gpu_hours:g}, {_gpu_hours_used(plan.study.study, storage):.1f} of them used"
-    facts["trials"] = "as many as the budget allows" if plan.num_trials is None else plan.num_trials
-    if unknown:
-        facts["known already"] = f"cannot be counted here: {unknown}"
-    elif plan.num_certain:
-        facts["known already"] = f"{plan.num_known} of {plan.num_certain}"
-    facts["log"] = str(storage.log)
-    return facts
+def _probed(plan: "StudyPlan", storage: "Storage") -> str:
+    """What a few steps of the plan's baseline say about the cost of all its trials."""
+    from kdr.cli.output import duration
+    from kdr.run.logged_fit import has_weights, teacher_of
+    from kdr.run.trial_identity import trial_maker
+    from kdr.training.probe import probe
 
-
-def _gpu_hours_used(study: str, storage: "Storage") -> float:
-    from kdr.results.reader import read_log
-    from kdr.results.usage import gpu_hours_used
-
-    return gpu_hours_used(read_log(storage), study)
-
-
-def _data_line(study: "Study") -> str:
-    data = study.base.data
-    place = (
-        data.train_annotations if data.dataset == "coco" else f"{data.num_train} training and {data.num_val} validation images"
+    trial = trial_maker(plan.study, storage)(plan.base)
+    teacher = teacher_of(trial)
+    if teacher is not None and has_weights(teacher, storage):
+        teacher = None
+    *of_teacher, one = probe(trial, teacher, storage=storage, loader_workers=plan.study.resources.loader_workers)
+    num = len(plan.missing) if plan.study.search is None else plan.num_trials or 1
+    seconds = num * one.seconds + sum(cost.seconds for cost in of_teacher)
+    first = f", {duration(of_teacher[0].seconds)} of it for the teacher" if of_teacher else ""
+    return (
+        f"{duration(seconds)} for {num} trials one after the other in this process{first}: "
+        f"{one.step_s:.2g} s a step, {one.evaluation_s:.2g} s an evaluation of the baseline"
     )
-    split = f", evaluated on {data.search_split:g} of the training images" if data.search_split else ""
-    return f"{data.dataset}: {place}{split}"
 
 
-def _print(facts: dict[str, object], plan: "StudyPlan", data_lines: list[str]) -> None:
+def _chosen_with(plan: "StudyPlan", log: "Log | None") -> list[str]:
+    """Warnings that the settings of an ablation were chosen with its seeds."""
+    if plan.study.ablation is None or log is None:
+        return []
+    from kdr.report.choice import choice_warnings
+
+    return choice_warnings(log, plan.base, plan.study.ablation.all_seeds)
+
+
+def _print(facts: dict[str, object], plan: "StudyPlan", data_lines: list[str], warnings: list[str]) -> None:
     from kdr.cli.output import plain_table, print_table
 
     print(plain_table(["", ""], [(name, str(value)) for name, value in facts.items()]).strip("\n"))
@@ -134,5 +134,16 @@ def _print(facts: dict[str, object], plan: "StudyPlan", data_lines: list[str]) -
         print()
         rows = [[row.path, row.kind, row.values, row.condition] for row in plan.parameters]
         print_table(["parameter", "kind", "values", "drawn when"], rows)
-    for warning in plan.warnings:
+    if plan.arms:
+        print()
+        print_table(["arm", "known", "changes"], [_arm_row(arm) for arm in plan.arms])
+    for warning in warnings:
         print(f"\nwarning: {warning}")
+
+
+def _arm_row(arm: "ArmPlan") -> list[object]:
+    from kdr.cli.output import shown
+
+    changes = ", ".join(f"{path} = {shown(value)}" for path, value in arm.changes.items())
+    same = f" (the same trial as '{arm.same_as}')" if arm.same_as else ""
+    return [arm.name, arm.num_known, (changes or "nothing") + same]

@@ -79,6 +79,8 @@ class StudyPlan:
     """Trials that are sure to be asked for: the one trial, the cells of a grid, or the enqueued points."""
     num_known: int | None
     """How many of the certain trials are known; None if that cannot be told here, without the data at hand."""
+    missing: tuple[TrialConfig, ...]
+    """The certain trials that are not known, each once; all of them where that cannot be told here."""
     teacher_known: bool | None
     """Whether every teacher is trained already; None if there is none to train, or that cannot be told here."""
     warnings: tuple[str, ...]
@@ -105,19 +107,20 @@ def expand_study(
     check_design(study)
     space = space_of(study)
     certain = [study.trial_with(point) for point in _certain_points(study, space)]
-    num_certain = len(set(map(identity, certain)))
+    keys = [make_trial(config).key for config in certain] if make_trial else None
+    unique = dict(zip(keys or map(identity, certain), certain, strict=True))
     base = study.trial_with(study.ablation.baseline) if study.ablation else study.base
     teachers = list({identity(teacher): teacher for config in (base, *certain) if (teacher := config.teacher_trial())}.values())
-    keys = [make_trial(config).key for config in certain] if make_trial else None
     return StudyPlan(
         study=study,
         base=base,
         teacher=next(iter(teachers), None),
-        num_trials=_num_trials(study.search, space) if study.search else num_certain,
+        num_trials=_num_trials(study.search, space) if study.search else len(unique),
         num_cells=num_cells(space) if study.search else None,
         parameters=tuple(_row(path, space.parameters[path]) for path in space.parameters),
-        num_certain=num_certain,
-        num_known=len(known & set(keys)) if keys is not None else None,
+        num_certain=len(unique),
+        num_known=len(known & unique.keys()) if make_trial else None,
+        missing=tuple(config for key, config in unique.items() if key not in known),
         teacher_known=all(make_trial(teacher).key in known for teacher in teachers) if make_trial and teachers else None,
         warnings=tuple(_warnings(study, space)),
         arms=tuple(_arm_plans(study, known, keys)),

@@ -1,6 +1,7 @@
 """What `plan` tells of a study before anything runs, and what it does not need for that."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -60,8 +61,8 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 def facts(text: str) -> dict[str, str]:
     """The lines above the table of parameters, by their first column."""
-    cells = [line.partition("  ") for line in text.split("\n\n")[0].splitlines() if line]
-    return {name: value.strip() for name, _, value in cells}
+    lines = [line for line in text.split("\n\n")[0].splitlines() if line]
+    return dict(re.split(r" {2,}", line, maxsplit=1) for line in lines)
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
@@ -76,7 +77,8 @@ def test_every_study_that_comes_along_can_be_planned_without_heavy_packages(stud
     )
     command = [sys.executable, "-c", code, "plan", str(study), "--storage", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert result.stderr == "[] 0\n"
+    # the smallest effect that an ablation can decide needs the noncentral t distribution
+    assert result.stderr == ("['scipy', 'numpy'] 0\n" if "ablation" in yaml.safe_load(study.read_text()) else "[] 0\n")
     assert facts(result.stdout)["study"] == yaml.safe_load(study.read_text())["study"]
     assert "warning" not in result.stdout
     assert not list(tmp_path.iterdir())
@@ -96,6 +98,133 @@ def test_trials_teacher_and_search_are_told(invoke, write, tmp_path):
         "known already": "0 of 1",
         "log": str(tmp_path / "runs" / "log" / "v1"),
     }
+
+
+ABLATION: dict[str, Any] = {
+    "factors": {
+        "review": {"off": {"distill.kdr.review_links": []}},
+        "attention": {"off": {"distill.kdr.attention": "none"}},
+    },
+    "seeds": [5, 6, 7],
+}
+
+
+@pytest.fixture
+def write_ablation(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the small study as an ablation, with some of its settings replaced."""
+
+    def to_disk(**ablation: Any) -> Path:
+        path = tmp_path / "ablation.yaml"
+        trial = {**SMALL["trial"], "data": {**SMALL["trial"]["data"], "search_split": 0}}
+        path.write_text(yaml.safe_dump({"study": "parts", "trial": trial, "ablation": {**ABLATION, **ablation}}, sort_keys=False))
+        return path
+
+    return to_disk
+
+
+def test_the_arms_of_an_ablation_are_told(invoke, write_ablation, tmp_path):
+    text = invoke(plan.command, write_ablation(design="factorial"), "--storage", tmp_path / "runs").stdout
+    found = facts(text)
+    assert (found["compares"], found["seeds"]) == ("AP of 4 arms (factorial) with 'baseline'", "3: 5, 6, 7")
+    assert (found["trials"], found["known already"]) == ("9", "0 of 9")
+    lines = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in text.split("\n\n")[1].splitlines()]
+    assert lines == [
+        ["arm", "known", "changes"],
+        ["baseline", "0", "nothing"],
+        ["attention=off", "0", "distill.kdr.attention = none"],
+        ["review=off", "0", "distill.kdr.review_links = []"],
+        [
+            "review=off, attention=off",
+            "0",
+            "distill.kdr.review_links = [], distill.kdr.attention = none (the same trial as 'review=off')",
+        ],
+    ]
+
+
+def test_arms_that_are_left_out_are_named(invoke, write_ablation):
+    leave_out = [{"review": "off", "attention": "off"}]
+    found = facts(invoke(plan.command, write_ablation(design="factorial", leave_out=leave_out)).stdout)
+    assert (found["left out"], found["trials"]) == ("review=off, attention=off", "9")
+
+
+def log_values(path: Path, storage: Any, values: dict[str, tuple[float, ...]], **columns: Any) -> None:
+    """Writes an ablation's trials as completed: the AP of each arm by seed, for the first seeds."""
+    from kdr.config.study import read_study
+    from kdr.plan.designs import arm_points
+    from kdr.results.reader import read_log
+    from kdr.results.schema import TrialEvent
+    from kdr.results.writer import LogWriter
+    from kdr.run.study_arms import note_arms
+    from kdr.run.trial_identity import trial_maker
+
+    study = read_study(path)
+    make = trial_maker(study, storage)
+    assert study.ablation is not None
+    trials = [(arm, make(study.trial_with(point))) for arm, point in arm_points(study.ablation)]
+    with LogWriter(storage, study.study) as log:
+        note_arms(log, read_log(storage), study, trials)
+        for arm, trial in trials:
+            index = study.ablation.all_seeds.index(trial.config.seed)
+            if index < len(values[arm.name]):
+                done = {"event": "completed", "config": trial.config.model_dump_json(), "seed": trial.config.seed}
+                log.event(TrialEvent(study=study.study, key=trial.key, AP=values[arm.name][index], **done, **columns))
+
+
+def test_what_the_log_knows_gives_cost_and_smallest_effect(invoke, write_ablation, tmp_path):
+    from kdr.storage import Storage
+
+    storage, path = Storage.at(tmp_path / "runs"), write_ablation()
+    before = facts(invoke(plan.command, path, "--storage", storage.root).stdout)
+    assert before["cost"].startswith("unknown: the log has no completed trial of this shape. --probe trains a few steps")
+    assert before["can decide"] == (
+        "a difference of 4.6 sd of the paired differences (80% power, 3 seeds, 2 comparisons): 0.023 AP if sd is 0.005"
+    )
+    values = {"baseline": (0.20, 0.21), "review=off": (0.18, 0.21), "attention=off": (0.19, 0.20)}
+    log_values(path, storage, values, seconds=90.0, num_gpus=4.0, device="GPU")
+    after = facts(invoke(plan.command, path, "--storage", storage.root).stdout)
+    assert after["known already"] == "6 of 9"
+    assert after["cost"] == (
+        "4 min for 3 trials one after the other, 0.3 GPU-hours: the mean of 6 logged trials of this shape on GPU"
+    )
+    # the differences are -0.02, 0 and -0.01, -0.01: pooled sd sqrt(0.0002 / 2) = 0.01
+    assert after["can decide"] == "a difference of 0.046 AP (80% power, 3 seeds, 2 comparisons, sd of differences 0.01 so far)"
+    rows = json.loads(invoke(plan.command, path, "--storage", storage.root, "--json").stdout)["arms"]
+    assert [(row["name"], row["num_known"]) for row in rows] == [("baseline", 2), ("review=off", 2), ("attention=off", 2)]
+
+
+def test_a_contrast_is_not_adjusted_for(invoke, write_ablation):
+    found = facts(invoke(plan.command, write_ablation(contrast="review=off")).stdout)
+    assert "3 seeds, 1 comparison)" in found["can decide"]
+
+
+def test_seeds_with_which_a_search_has_chosen_are_warned_of(invoke, write_ablation, tmp_path):
+    from kdr.config.study import study_from
+    from kdr.results.schema import TrialEvent
+    from kdr.results.writer import LogWriter
+    from kdr.run.study_arms import note_arm
+    from kdr.run.trial_identity import trial_maker
+    from kdr.storage import Storage
+
+    storage = Storage.at(tmp_path / "runs")
+    search = study_from(SMALL, folder=tmp_path)
+    trial = trial_maker(search, storage)(search.trial_with({"seed": 6}))
+    with LogWriter(storage, "small") as log:
+        note_arm(log, search, trial, parameters={})
+        completed = TrialEvent(study="small", key=trial.key, event="completed", config=trial.config.model_dump_json(), seed=6)
+        log.event(completed)
+    text = invoke(plan.command, write_ablation(), "--storage", storage.root).stdout
+    assert "warning: ablation.seeds: the search small has chosen with 6 among settings like the baseline's" in text
+    assert "warning" not in invoke(plan.command, write_ablation(seeds=[7, 8]), "--storage", storage.root).stdout
+
+
+@pytest.mark.slow
+def test_a_probe_tells_the_cost_of_teacher_and_trials(invoke, write_ablation, tmp_path):
+    text = invoke(plan.command, write_ablation(), "--storage", tmp_path / "runs", "--probe").stdout
+    found = facts(text)["cost"]
+    assert " for 9 trials one after the other in this process, " in found
+    assert " of it for the teacher: " in found
+    assert found.endswith(" s an evaluation of the baseline")
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["data"]
 
 
 def test_the_parameters_are_a_table(invoke, write):

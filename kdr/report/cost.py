@@ -1,0 +1,99 @@
+"""What trials will cost, from those of the same shape in the log."""
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kdr.config.canonical import canonical_json
+from kdr.config.trial import TrialConfig
+from kdr.results.reader import Log, TrialState
+
+_SAME_COST = {"weights", "backbone_weights", "min_loaded_share", "training", "seed", "labels", "inherit"}
+"""Settings of a detector that do not change how long a step of it takes."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What some trials will take, one after the other."""
+
+    num_trials: int
+    seconds: float
+    gpu_hours: float
+    """0 where trials hold no GPU, or the log does not say."""
+    num_logged: int
+    """Logged trials that this is known from."""
+    device: str | None
+    """Where they ran."""
+
+
+def logged_cost(log: Log, configs: Sequence[TrialConfig], *, workers: int = 1) -> Cost | None:
+    """The cost of trials by the mean seconds of completed ones of the same shape, on the device that ran one of them last.
+
+    Of one shape are trials with the same student, data, teacher, methods, epochs, batch, precision and workers; the values of
+    other settings may differ.
+
+    Args:
+        log: the trial log.
+        configs: the trials that will run.
+        workers: processes that train one of them together.
+
+    Returns:
+        None if some trial has a shape that no completed one has.
+    """
+    logged = _by_shape(log)
+    seconds, gpu_hours, basis = 0.0, 0.0, []
+    for config in configs:
+        found = logged.get(_shape(config.model_dump(mode="json"), workers), [])
+        if not found:
+            return None
+        one = statistics.fmean(state.seconds or 0.0 for state in found)
+        seconds += one
+        gpu_hours += one / 3600 * (found[-1].last.num_gpus or 0.0)
+        basis += found
+    keys = {state.key for state in basis}
+    return Cost(len(configs), seconds, gpu_hours, len(keys), basis[-1].last.device if basis else None)
+
+
+def _by_shape(log: Log) -> dict[str, list[TrialState]]:
+    """Completed students by shape, those of the device that ran the last one of it."""
+    workers = _workers(log)
+    shapes: dict[str, list[TrialState]] = {}
+    for state in sorted(log.states().values(), key=lambda state: state.last.time):
+        if state.state == "completed" and state.role == "student" and state.seconds is not None:
+            shapes.setdefault(_shape(json.loads(state.config), workers.get(state.key, 1)), []).append(state)
+    return {shape: [one for one in found if one.last.device == found[-1].last.device] for shape, found in shapes.items()}
+
+
+def _workers(log: Log) -> dict[str, int]:
+    """By key the processes that train it, from the studies that use it."""
+    configs = {text: json.loads(text).get("resources") or {} for text in _texts(log.arms["study_config"].to_pylist())}
+    rows = log.arms.select(["key", "study_config"]).to_pylist()
+    return {row["key"]: configs[row["study_config"]].get("workers", 1) for row in rows if row["study_config"]}
+
+
+def _texts(values: Iterable[str | None]) -> set[str]:
+    return {value for value in values if value}
+
+
+def _shape(settings: Mapping[str, Any], workers: int) -> str:
+    data, training = settings["data"], settings["training"]
+    methods = sorted(name for name, method in settings["distill"].items() if method is not None)
+    needs_teacher = bool(methods or settings["student"].get("inherit"))
+    return canonical_json(
+        {
+            "student": _detector(settings["student"]),
+            "teacher": _detector(settings["teacher"] or {}) if needs_teacher else None,
+            "methods": methods,
+            "data": {name: value for name, value in data.items() if name not in ("augment", "seed")},
+            "training": [
+                training.get(name) for name in ("epochs", "batch_size", "precision", "channels_last", "eval_every_epochs")
+            ],
+            "workers": workers,
+        }
+    )
+
+
+def _detector(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in _SAME_COST and value is not None}
