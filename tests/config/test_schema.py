@@ -10,6 +10,7 @@ import yaml
 
 from kdr.config.overrides import changed
 from kdr.config.schema import study_schema
+from kdr.config.strict_yaml import read_yaml
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "search_spaces").glob("*.yaml"))
@@ -34,7 +35,7 @@ def test_every_shipped_study_names_the_schema_and_keeps_to_it(path: Path) -> Non
     first_line = path.read_text().splitlines()[0]
     assert first_line == "# yaml-language-server: $schema=../docs/study.schema.json"
     assert (path.parent / first_line.split("=")[1]).resolve() == ROOT / "docs" / "study.schema.json"
-    assert problems(yaml.safe_load(path.read_text())) == []
+    assert problems(read_yaml(path)) == []
 
 
 @pytest.mark.parametrize(
