@@ -336,3 +336,20 @@ def test_a_step_never_waits_for_the_device(usual: Case) -> None:
         loss.backward()
         with pytest.raises(DataDependentOutputException):
             float(loss)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_a_step_gives_the_same_loss_without_synchronising(usual: Case) -> None:
+    scene = usual.scene().mapped(Tensor.double)
+    expected = scene.loss(usual.method.double())
+    scene = replace(scene.mapped(Tensor.cuda), boxes=[x.cuda() for x in scene.boxes]).learning()
+    usual.method.cuda()
+    scene.loss(usual.method)  # the first call may load kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = scene.loss(usual.method)
+        found.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(found.detach().cpu(), expected.detach())

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from kdr.config.distill import DistillConfig
 from kdr.config.study import Study, study_from
 from kdr.errors import ConfigError
 from kdr.plan.points import extremes, space_of
@@ -44,6 +45,17 @@ def test_a_good_space_has_no_problems() -> None:
             enqueue=[{}, {"distill.kdr.weight": 5}],
         )
     )
+
+
+@pytest.mark.parametrize("method", DistillConfig.model_fields)
+def test_a_search_reaches_into_every_method(method: str) -> None:
+    for trial in ({"distill": {}}, {"distill": {method: {}}}):
+        parameters = {f"distill.{method}.weight": {"float": [0.1, 50], "log": True}, f"distill.{method}.ramp": {"int": [0, 9]}}
+        check_space(study_with(parameters, trial))
+    parameters = {f"distill.{method}.calibrate": {"float": [0.1, 2], "log": True}}
+    check_space(study_with(parameters))
+    (problem,) = problems_of(study_with({f"distill.{method}.wieght": {"float": [0.1, 50]}}))
+    assert problem.startswith(f"search.parameters.distill.{method}.wieght: no such setting. Did you mean 'weight'?")
 
 
 def test_a_study_without_a_search_has_no_problems() -> None:

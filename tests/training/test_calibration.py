@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kdr.config.distill import DistillConfig
 from kdr.config.trial import Trial
 from kdr.distill.methods import Weight
 from kdr.errors import TrialFailure
@@ -46,13 +47,15 @@ def first_norms(state: TrainingState) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_afterwards_the_gradients_have_the_ratio_that_was_asked_for(state: TrainingState) -> None:
+def test_afterwards_the_gradient_of_every_method_has_the_ratio_that_was_asked_for(make: Make, shared: SharedParts) -> None:
+    ratios = {name: 0.1 * number for number, name in enumerate(DistillConfig.model_fields, 1)}
+    settings = {name: {"calibrate": ratio, "ramp": 0} for name, ratio in ratios.items()}
+    state = prepare(make({"distill": settings}), shared, torch.device("cpu"), 0)
     before = first_norms(state)
     calibrate(state, seed=0)
     after = first_norms(state)
-    assert abs(before["kdr"] / before["detection"] - 0.4) > 0.04
-    assert after["kdr"] / after["detection"] == pytest.approx(0.4, rel=1e-5)
     assert after["detection"] == before["detection"]
+    assert {name: after[name] / after["detection"] for name in ratios} == pytest.approx(ratios, rel=1e-5)
 
 
 @pytest.mark.slow
