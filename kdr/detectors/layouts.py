@@ -89,7 +89,7 @@ def _check_recorded(file: StateFile, source: str, config: DetectorConfig) -> Non
     ours = _in_effect(config)
     wrong = {name: value for name, value in recorded.items() if name in ours and not _equal(value, ours[name])}
     if wrong:
-        got = ", ".join(str(ours[name]) for name in wrong)
+        got = ", ".join(_as_yaml(ours[name]) for name in wrong)
         values = ", ".join(f"{name}: {_as_yaml(value)}" for name, value in wrong.items())
         raise WeightsError(f"{source}: must be given the settings that it was trained with ({values}), got {got}. Set them")
 

@@ -1,13 +1,15 @@
 """Settings of weights that other libraries saved: what they fill in, and what they refuse."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from kdr.config.detector import DetectorConfig
 from kdr.config.problems import validated
-from kdr.config.trial import TrialConfig
+from kdr.config.trial import TeacherConfig, TrialConfig
 from kdr.errors import ConfigError
 
 FILLED_IN = ("p6_from", "p7_relu", "bottleneck_stride", "channel_order", "pixel_mean", "pixel_std")
@@ -99,6 +101,17 @@ def test_without_a_layout_nothing_is_filled_in() -> None:
 def test_what_cannot_be_is_refused(settings: dict[str, Any], error: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(error)):
         detector(**settings)
+
+
+def test_every_example_in_the_docs_is_a_teacher() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "teachers.md").read_text()
+    examples = [yaml.safe_load(block)["teacher"] for block in re.findall(r"```yaml\n(.+?)```", text, re.DOTALL)]
+    assert [example["weights_layout"] for example in examples] == ["mmdetection", "mmdetection", "detectron2"]
+    told = re.findall(r"weights_layout: (\w+) +# fills in (.+)", text)
+    for example in examples:
+        teacher = validated(TeacherConfig, example)
+        for name in [name for layout, names in told if layout == example["weights_layout"] for name in names.split(", ")]:
+            assert teacher.detector == "fcos" or getattr(teacher, name.split(":")[0]) is not None
 
 
 def with_logits(monkeypatch: pytest.MonkeyPatch, **teacher: Any) -> TrialConfig:

@@ -115,6 +115,7 @@ def test_a_head_that_does_not_fit_as_a_whole_stays_out_as_a_whole(tmp_path, fore
     assert len(teacher.unloaded_head) == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layout", "detector"), [("mmdetection", "fcos"), ("detectron2", "faster_rcnn")])
 def test_inherit_copies_the_neck_and_nothing_of_a_head_that_stayed_out(tmp_path, foreign_network, layout, detector):
     network = foreign_network(layout, p6_from="P5", finest=2 if detector == "faster_rcnn" else 3)

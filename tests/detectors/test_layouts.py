@@ -1,6 +1,7 @@
 """Features of other libraries' files, beside a plain float64 forward over the files' own keys, as those libraries compute it."""
 
 import pickle
+import re
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 from kdr.config.detector import DetectorConfig
 from kdr.detectors.build import build_detector
 from kdr.detectors.checkpoint_files import open_student, save_student
+from kdr.detectors.layouts import in_torchvisions_names
+from kdr.detectors.state_file import StateFile
 from kdr.detectors.weights import load_configured_weights
 from kdr.errors import WeightsError
 
@@ -61,8 +64,11 @@ CASES = [
         {"p6_from": "P5"},
         (MEAN, STD, "RGB"),
         id="mmdetection RetinaNet, P6 on output, ReLU",
+        marks=pytest.mark.slow,
     ),
-    pytest.param("mmdetection", {"detector": "fcos"}, {"p6_from": "P5"}, (MEAN, STD, "RGB"), id="mmdetection FCOS"),
+    pytest.param(
+        "mmdetection", {"detector": "fcos"}, {"p6_from": "P5"}, (MEAN, STD, "RGB"), id="mmdetection FCOS", marks=pytest.mark.slow
+    ),
     pytest.param(
         "mmdetection",
         {"detector": "fcos", "backbone": "resnet50", **CAFFE},
@@ -71,7 +77,14 @@ CASES = [
         id="mmdetection FCOS, caffe resnet50",
         marks=pytest.mark.slow,
     ),
-    pytest.param("mmdetection", {"detector": "faster_rcnn"}, {"finest": 2}, (MEAN, STD, "RGB"), id="mmdetection Faster R-CNN"),
+    pytest.param(
+        "mmdetection",
+        {"detector": "faster_rcnn"},
+        {"finest": 2},
+        (MEAN, STD, "RGB"),
+        id="mmdetection Faster R-CNN",
+        marks=pytest.mark.slow,
+    ),
     pytest.param(
         "mmdetection",
         {**RETINANET, "backbone": "resnext50_32x4d"},
@@ -89,7 +102,14 @@ CASES = [
         id="detectron2 RetinaNet, resnet50",
         marks=pytest.mark.slow,
     ),
-    pytest.param("detectron2", {"detector": "fcos"}, {"p6_from": "P5"}, (MEAN[::-1], (1.0,) * 3, "BGR"), id="detectron2 FCOS"),
+    pytest.param(
+        "detectron2",
+        {"detector": "fcos"},
+        {"p6_from": "P5"},
+        (MEAN[::-1], (1.0,) * 3, "BGR"),
+        id="detectron2 FCOS",
+        marks=pytest.mark.slow,
+    ),
     pytest.param(
         "detectron2",
         {"detector": "faster_rcnn", "backbone": "resnet50", "bottleneck_stride": "3x3", "channel_order": "RGB"},
@@ -141,6 +161,7 @@ def test_every_setting_counts(tmp_path, batch, foreign_network, change, levels):
     assert [level for level, (a, b) in enumerate(pairs) if not torch.allclose(a, b, rtol=1e-3, atol=1e-3)] == list(levels)
 
 
+@pytest.mark.slow
 def test_p6_is_from_c5_where_it_has_as_many_channels_as_the_fpn(tmp_path, batch, foreign_network):
     theirs = foreign_network("detectron2", fpn_channels=512)
     teacher, _ = loaded(tmp_path / "teacher.pth", theirs.state, {"weights_layout": "detectron2", "fpn_channels": 512})
@@ -171,26 +192,40 @@ def test_averaged_weights_beside_the_others_are_counted_and_left(tmp_path, forei
     assert torch.equal(teacher.model.backbone.body.conv1.weight, network.state["backbone.conv1.weight"].double())
 
 
+A_KEY = {
+    "mmdetection": "neck.fpn_convs.0.conv.weight",
+    "detectron2": "backbone.fpn_lateral3.weight",
+    "torchvision": "backbone.body.conv1.weight",
+}
+
+
+def named(settings, layout, *, meta=None, **tensors) -> dict[str, Tensor]:
+    """What becomes of a file of one key, and these tensors, under some settings."""
+    file = StateFile({A_KEY[layout]: torch.zeros(1), **tensors}, meta or {})
+    return in_torchvisions_names(file, "w.pth", DetectorConfig(weights="w.pth", **settings), {})
+
+
 @pytest.mark.parametrize(
-    ("layout", "named", "error"),
+    ("layout", "settings", "error"),
     [
-        ("mmdetection", None, r"must have torchvision's names of layers, got mmdetection\. Set weights_layout: mmdetection"),
-        ("detectron2", None, r"must have torchvision's names of layers, got detectron2\. Set weights_layout: detectron2"),
+        ("mmdetection", {}, "must have torchvision's names of layers, got mmdetection. Set weights_layout: mmdetection"),
+        ("detectron2", {}, "must have torchvision's names of layers, got detectron2. Set weights_layout: detectron2"),
         (
             "detectron2",
-            "mmdetection",
-            r"must have mmdetection's names of layers, got detectron2\. Set weights_layout: detectron2",
+            {"weights_layout": "mmdetection"},
+            "must have mmdetection's names of layers, got detectron2. Set weights_layout: detectron2",
         ),
-        ("torchvision", "mmdetection", r"got others, such as backbone\.body\.conv1\.weight\. Set no weights_layout"),
+        (
+            "torchvision",
+            {"weights_layout": "mmdetection"},
+            "must have mmdetection's names of layers, got others, such as backbone.body.conv1.weight. Set no weights_layout",
+        ),
     ],
 )
-def test_another_layout_than_the_settings_say_is_refused(tmp_path, foreign_network, layout, named, error):
-    if layout == "torchvision":
-        state = build_detector(DetectorConfig(backbone="resnet18", fpn_channels=32), CATEGORIES, seed=0).model.state_dict()
-    else:
-        state = foreign_network(layout).state
-    with pytest.raises(WeightsError, match=rf"w\.pth: .*{error}$"):
-        loaded(tmp_path / "w.pth", state, {} if named is None else {"weights_layout": named})
+def test_another_layout_than_the_settings_say_is_refused(layout, settings, error):
+    with pytest.raises(WeightsError, match=f"^{re.escape(f'w.pth: {error}')}$"):
+        named(settings, layout)
+    assert list(named({}, "torchvision")) == ["backbone.body.conv1.weight"]
 
 
 def deformable(state):
@@ -225,63 +260,67 @@ def test_a_layer_that_the_file_lacks_counts_against_the_smallest_share(tmp_path,
         loaded(tmp_path / "w.pth", state, {"weights_layout": "mmdetection"})
 
 
-CAFFE_TEXT = """model = dict(
-    data_preprocessor=dict(mean=[102.9801, 115.9465, 122.7717], std=[1.0, 1.0, 1.0], bgr_to_rgb=False),
-    backbone=dict(style='{style}'), neck=dict(add_extra_convs='{extra}', relu_before_extra_convs={relu}))"""
+def recorded(style="caffe", extra="on_output", relu=True) -> dict[str, str]:
+    """The meta data of a caffe model."""
+    return {
+        "cfg": f"""model = dict(
+            data_preprocessor=dict(mean=[102.9801, 115.9465, 122.7717], std=[1.0, 1.0, 1.0], bgr_to_rgb=False),
+            backbone=dict(style='{style}'), neck=dict(add_extra_convs='{extra}', relu_before_extra_convs={relu}))"""
+    }
 
 
-def test_settings_that_the_file_itself_contradicts_are_refused(tmp_path, foreign_network):
-    network = foreign_network("mmdetection", "resnet50", p6_from="P5")
-    text = CAFFE_TEXT.format(style="caffe", extra="on_output", relu=True)
-    path = tmp_path / "w.pth"
-    torch.save({"state_dict": network.state, "meta": {"cfg": text}}, path)
-
-    def load(**settings):
-        shared = {"weights": str(path), "weights_layout": "mmdetection", "backbone": "resnet50", "fpn_channels": 32}
-        return load_configured_weights(build_detector(DetectorConfig(**shared, **settings), CATEGORIES, seed=0))
-
-    with pytest.raises(
-        WeightsError,
-        match=r"w\.pth: must be given the settings that it was trained with \(bottleneck_stride: 1x1, p6_from: P5, "
-        r"p7_relu: true, channel_order: BGR, pixel_mean: \[102\.98, 115\.947, 122\.772\], pixel_std: \[1, 1, 1\]\), "
-        r"got 3x3, C5, False, RGB, ",
-    ):
-        load()
-    with pytest.raises(WeightsError, match=r"trained with \(bottleneck_stride: 1x1\), got 3x3\. Set them"):
-        load(**{**CAFFE, "bottleneck_stride": None, "detector": "fcos"})
-    (report,) = load(**CAFFE, detector="fcos")
-    assert report.neck == 1.0
+FCOS = {"detector": "fcos", "weights_layout": "mmdetection"}
 
 
-def test_p6_from_a_lateral_convolution_is_refused(tmp_path, foreign_network):
-    state = foreign_network("mmdetection", p6_from="P5").state
-    torch.save(
-        {"state_dict": state, "meta": {"cfg": CAFFE_TEXT.format(style="pytorch", extra="on_lateral", relu=True)}},
-        tmp_path / "w.pth",
-    )
-    config = DetectorConfig(
-        detector="fcos",
-        backbone="resnet18",
-        fpn_channels=32,
-        weights=str(tmp_path / "w.pth"),
-        weights_layout="mmdetection",
-        **{name: value for name, value in CAFFE.items() if name != "bottleneck_stride"},
-    )
-    with pytest.raises(WeightsError, match=r"trained with \(p6_from: the last lateral convolution\), got P5"):
-        load_configured_weights(build_detector(config, CATEGORIES, seed=0))
+@pytest.mark.parametrize(
+    ("settings", "meta", "error"),
+    [
+        (
+            {"weights_layout": "mmdetection"},
+            recorded(),
+            "(bottleneck_stride: 1x1, p6_from: P5, p7_relu: true, channel_order: BGR, pixel_mean: [102.98, 115.947, 122.772], "
+            "pixel_std: [1, 1, 1]), got 3x3, C5, false, RGB, [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]. Set them",
+        ),
+        ({**FCOS, **CAFFE, "bottleneck_stride": None}, recorded(), "(bottleneck_stride: 1x1), got 3x3. Set them"),
+        ({**FCOS, **CAFFE}, recorded(style="pytorch"), "(bottleneck_stride: 3x3), got 1x1. Set them"),
+        ({**FCOS, **CAFFE}, recorded(relu=False), "(p7_relu: false), got true. Set them"),
+        ({**FCOS, **CAFFE}, recorded(extra="on_lateral"), "(p6_from: the last lateral convolution), got P5. Set them"),
+        (
+            {**FCOS, **CAFFE, "pixel_mean": (103.53, 116.28, 123.675)},
+            recorded(),
+            "(pixel_mean: [102.98, 115.947, 122.772]), got [103.53, 116.28, 123.675]. Set them",
+        ),
+    ],
+)
+def test_settings_that_the_file_itself_contradicts_are_refused(settings, meta, error):
+    told = f"w.pth: must be given the settings that it was trained with {error}"
+    with pytest.raises(WeightsError, match=f"^{re.escape(told)}$"):
+        named(settings, "mmdetection", meta=meta)
 
 
-def test_pixel_statistics_that_an_old_detectron2_file_holds_must_be_those_set(tmp_path, foreign_network):
-    state = foreign_network("detectron2").state
-    state |= {"pixel_mean": torch.tensor([103.53, 116.28, 123.675]).view(3, 1, 1), "pixel_std": torch.ones(3, 1, 1)}
-    _, report = loaded(tmp_path / "a.pth", state, {"weights_layout": "detectron2"})
-    assert report.unexpected == ("pixel_mean", "pixel_std")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({**FCOS, **CAFFE}, id="FCOS"),
+        # what has no effect on this detector is not compared
+        pytest.param({**FCOS, **CAFFE, "backbone": "resnet18", "bottleneck_stride": None}, id="a backbone without bottlenecks"),
+        pytest.param({**FCOS, **CAFFE, "detector": "faster_rcnn"}, id="Faster R-CNN"),
+    ],
+)
+def test_settings_that_the_file_confirms_are_taken(settings):
+    assert list(named(settings, "mmdetection", meta=recorded())) == ["backbone.fpn.layer_blocks.0.0.weight"]
+
+
+def test_pixel_statistics_that_an_old_detectron2_file_holds_must_be_those_set():
+    pixels = {"pixel_mean": torch.tensor([103.53, 116.28, 123.675]).view(3, 1, 1), "pixel_std": torch.ones(3, 1, 1)}
+    assert {"pixel_mean", "pixel_std"} < set(named({"weights_layout": "detectron2"}, "detectron2", **pixels))
     with pytest.raises(
         WeightsError, match=r"trained with \(pixel_mean: \[103\.53, 116\.28, 123\.675\], pixel_std: \[1, 1, 1\]\), got"
     ):
-        loaded(tmp_path / "b.pth", state, {"weights_layout": "detectron2", "channel_order": "RGB"})
+        named({"weights_layout": "detectron2", "channel_order": "RGB"}, "detectron2", **pixels)
 
 
+@pytest.mark.slow
 def test_a_student_that_started_from_such_a_file_is_saved_and_opened_as_it_is(tmp_path, batch, foreign_network):
     start, _ = loaded(tmp_path / "w.pth", foreign_network("detectron2").state, {"weights_layout": "detectron2"})
     save_student(tmp_path / "student.pt", start.float(), extra={})
@@ -289,6 +328,7 @@ def test_a_student_that_started_from_such_a_file_is_saved_and_opened_as_it_is(tm
     assert all(torch.equal(a, b) for a, b in zip(features_of(start.double(), batch), features_of(opened, batch), strict=True))
 
 
+@pytest.mark.slow
 def test_a_pickle_of_detectron2s_zoo_gives_the_features_of_the_same_weights_in_torchs_format(tmp_path, batch, foreign_network):
     network = foreign_network("detectron2", finest=2)
     settings = {"detector": "faster_rcnn", "backbone": "resnet18", "fpn_channels": 32, "weights_layout": "detectron2"}
