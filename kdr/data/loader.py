@@ -272,8 +272,9 @@ def _packed(samples: Sequence[_Loaded | TrialFailure], *, square_px: int | None)
     sizes = [(sample.image.shape[-2], sample.image.shape[-1]) for sample in loaded]
     height, width = (math.ceil(max(side, square_px or 1) / _STRIDE) * _STRIDE for side in map(max, zip(*sizes, strict=True)))
     images = torch.zeros((len(loaded), 3, height, width), dtype=torch.uint8)
-    for image, sample, (h, w) in zip(images, loaded, sizes, strict=True):
-        image[:, :h, :w] = sample.image
+    # decoded pixels have their channels side by side in memory: numpy takes them apart twice as fast as torch
+    for image, sample, (h, w) in zip(images.numpy(), loaded, sizes, strict=True):
+        image[:, :h, :w] = sample.image.numpy()
     return {
         "images": images,
         "image_sizes": tuple(sizes),
