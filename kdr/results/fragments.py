@@ -5,13 +5,15 @@ the rows of many fragments, then `c-<number>-<id>.json` naming the files it repl
 without its manifest it does not exist. Everything else in the folder is ignored.
 """
 
+import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kdr.results.schema import SCHEMA_VERSION, SCHEMAS, TableName
@@ -84,8 +86,27 @@ def logged_studies(storage: Storage) -> tuple[str, ...]:
     return tuple(sorted({study for table in SCHEMAS for study in study_folders(storage, table)}))
 
 
-def read_fragment(path: Path, table: TableName) -> pa.Table:
+def files_by_key(storage: Storage, keys: Collection[str]) -> dict[str, list[Path]]:
+    """The files of the log that hold events or epochs of some trials, by trial key; files that cannot be read are left out."""
+    wanted, files = pa.array(list(keys), pa.string()), dict[str, list[Path]]()
+    for table in ("trials", "epochs"):
+        for folder in study_folders(storage, table).values():
+            for path in list_folder(folder, table).fragments:
+                with contextlib.suppress(OSError, pa.ArrowException):
+                    found = pc.unique(pq.read_table(path, columns=["key"], partitioning=None)["key"])
+                    for key in found.filter(pc.is_in(found, value_set=wanted)).to_pylist():
+                        files.setdefault(key, []).append(path)
+    return files
+
+
+def read_fragment(path: Path, table: TableName, keys: pa.Array | None = None, leave_out: Collection[str] = ()) -> pa.Table:
     """The rows of one file with the table's schema; columns of a newer version are left out.
+
+    Args:
+        path: the file.
+        table: the table that it is a part of.
+        keys: only rows of these trials; of a file that has none of them, nothing but the keys is read.
+        leave_out: columns that are not read; all their values are null.
 
     Raises:
         FileNotFoundError: if it is gone, as after a compaction.
@@ -93,7 +114,13 @@ def read_fragment(path: Path, table: TableName) -> pa.Table:
     """
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:
-            found = file.read(use_threads=False)
+            columns = [name for name in file.schema_arrow.names if name not in leave_out]
+            known = None if keys is None else pc.is_in(file.read(["key"], use_threads=False)["key"], value_set=keys)
+            if known is not None and not pc.any(known).as_py():
+                found = file.schema_arrow.empty_table()
+            else:
+                found = file.read(columns, use_threads=False)
+                found = found if known is None else found.filter(known)
         return _conforming(found, table)
     except FileNotFoundError:
         raise

@@ -1,9 +1,9 @@
 """Reads the trial log, and says what state each trial is in. Whatever files lie in its folders, reading goes on."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kdr.results.current_rows import current_rows, deciding_rows, excluded_attempts, last_draws, last_epochs
 from kdr.results.fragments import DamagedFragmentError, list_folder, read_fragment, study_folders
 from kdr.results.schema import EVENTS, METRICS, SCHEMAS, TableName, TrialEvent, to_events
 from kdr.storage import Storage
@@ -104,7 +105,7 @@ class Log:
 
     def arms_of(self, study: str) -> list[dict[str, Any]]:
         """The study's rows of the table `arms`: the last one of each (arm, key), in the order in which they came."""
-        rows = self.arms.filter(pc.equal(self.arms["study"], study)).to_pylist()
+        rows = _arm_rows(self.arms.filter(pc.equal(self.arms["study"], study)))
         rows.sort(key=lambda row: row["time"])
         return list({(row["arm"], row["key"]): row for row in rows}.values())
 
@@ -124,19 +125,19 @@ class Log:
 
         Excluded attempts, and those before them, are left out.
         """
-        return self.epochs.take(pa.array(_current_rows(self.epochs, self.excluded_attempts), pa.int64()))
+        return self.epochs.take(current_rows(self.epochs, self.excluded_attempts))
 
     @cached_property
     def excluded_attempts(self) -> dict[str, int]:
         """By key the last attempt that does not count; nor do those before it."""
-        return _excluded_attempts(self.trials)
+        return excluded_attempts(self.trials)
 
     @cached_property
     def _states(self) -> dict[str, TrialState]:
         events = self.trials.filter(pc.is_in(self.trials["event"], value_set=pa.array(EVENTS)))
-        deciding = to_events(events.take(pa.array(_deciding_rows(events, self.excluded_attempts), pa.int64())))
-        drawn = _last_draws(events)
-        reached = _last_epochs(self.current_epochs)
+        deciding = to_events(events.take(pa.array(deciding_rows(events, self.excluded_attempts), pa.int64())))
+        drawn = last_draws(events)
+        reached = last_epochs(self.current_epochs)
         return {event.key: _state(event, drawn.get(event.key), reached.get(event.key, {})) for event in deciding}
 
 
@@ -145,126 +146,88 @@ def known_keys(log: Log) -> frozenset[str]:
     return frozenset(key for key, state in log.states().items() if state.state == "completed")
 
 
-def read_log(storage: Storage, study: str | None = None) -> Log:
+def read_log(storage: Storage, study: str | None = None, *, leave_out: Collection[str] = ()) -> Log:
     """Reads the log; one that does not exist yet is empty.
 
     Args:
         storage: where the log lies.
         study: only what this study ran or uses; another study's rows of the same keys are among it.
+        leave_out: columns of the epochs that are not needed, such as `losses`; they read as null.
     """
-    damaged: list[Path] = []
-    tables = {}
     with ThreadPoolExecutor(max_workers=4) as pool:
-        for name, schema in SCHEMAS.items():
-            found = _read_table(storage, name, pool.map, damaged)
-            tables[name] = pa.concat_tables([schema.empty_table(), *found]).combine_chunks()
-    log = Log(**tables, damaged=tuple(damaged))
-    return log if study is None else _only(log, study)
+        reading = _Reading(storage, pool.map, leave_out)
+        tables = {name: reading.table(name) for name in SCHEMAS} if study is None else _tables_of(reading, study)
+    return Log(**tables, damaged=tuple(reading.damaged))
 
 
-def _read_table(storage: Storage, name: TableName, run: Callable[..., Iterator[Any]], damaged: list[Path]) -> list[pa.Table]:
-    tables = []
-    for folder in study_folders(storage, name).values():
+def _tables_of(reading: "_Reading", study: str) -> dict[TableName, pa.Table]:
+    """The rows of one study, and other studies' rows of the same keys; of other files, little more than keys is read."""
+    others = [name for name in reading.studies("trials") if name != study]
+    arms, trials = reading.table("arms", [study]), reading.table("trials", [study])
+    keys = pc.unique(pa.chunked_array([*arms["key"].chunks, *trials["key"].chunks], pa.string()))
+    elsewhere = reading.table("trials", others, keys)
+    # whoever wrote an epoch of a trial has written an event of it before
+    ran_in = pc.unique(elsewhere["study"]).to_pylist()
+    epochs = [reading.table("epochs", [study]), reading.table("epochs", ran_in, keys)]
+    return {"trials": _joined_tables(trials, elsewhere), "epochs": _joined_tables(*epochs), "arms": arms}
+
+
+def _joined_tables(*tables: pa.Table) -> pa.Table:
+    return pa.concat_tables(tables).combine_chunks()
+
+
+@dataclass
+class _Reading:
+    """One reading of the log."""
+
+    storage: Storage
+    run: Callable[..., Iterator[Any]]
+    leave_out: Collection[str]
+    damaged: list[Path] = field(default_factory=list)
+
+    def studies(self, name: TableName) -> list[str]:
+        """Studies that have a folder of a table."""
+        return list(study_folders(self.storage, name))
+
+    def table(self, name: TableName, studies: Collection[str] | None = None, keys: pa.Array | None = None) -> pa.Table:
+        """The rows of a table, of some studies or all, and of some trials or all."""
+        folders = study_folders(self.storage, name)
+        found = [
+            rows
+            for study, folder in folders.items()
+            if studies is None or study in studies
+            for rows in self._rows(folder, name, keys)
+        ]
+        return _joined_tables(SCHEMAS[name].empty_table(), *found)
+
+    def _rows(self, folder: Path, name: TableName, keys: pa.Array | None) -> list[pa.Table]:
+        left_out = self.leave_out if name == "epochs" else ()
         for attempt in range(_LISTINGS):
             listing = list_folder(folder, name)
-            found = list(run(lambda path: _read_or_reason(path, name), listing.fragments))
+            found = list(self.run(lambda path: _read_or_reason(path, name, keys, left_out), listing.fragments))
             vanished = any(isinstance(result, FileNotFoundError) for result in found)
             if not vanished or attempt == _LISTINGS - 1:
                 break
-        tables += [result for result in found if isinstance(result, pa.Table)]
-        damaged += listing.damaged
-        damaged += [path for path, result in zip(listing.fragments, found, strict=True) if isinstance(result, Exception)]
-    return tables
+        self.damaged += listing.damaged
+        self.damaged += [path for path, result in zip(listing.fragments, found, strict=True) if isinstance(result, Exception)]
+        return [result for result in found if isinstance(result, pa.Table)]
 
 
-def _read_or_reason(path: Path, name: TableName) -> pa.Table | Exception:
+def _read_or_reason(path: Path, name: TableName, keys: pa.Array | None, leave_out: Collection[str]) -> pa.Table | Exception:
     try:
-        return read_fragment(path, name)
+        return read_fragment(path, name, keys, leave_out)
     except (DamagedFragmentError, FileNotFoundError) as error:
         return error
 
 
-def _only(log: Log, study: str) -> Log:
-    keys = pa.array(log.keys_of(study), pa.string())
-
-    def used(table: pa.Table) -> pa.Table:
-        return table.filter(pc.or_(pc.equal(table["study"], study), pc.is_in(table["key"], value_set=keys)))
-
-    arms = log.arms.filter(pc.equal(log.arms["study"], study))
-    return Log(used(log.trials), used(log.epochs), arms, log.damaged)
-
-
-def _columns(table: pa.Table, *names: str) -> list[list[Any]]:
-    """Columns as Python values, times as microseconds: making a datetime of each would cost more than all the rest."""
-    return [(table[name].cast(pa.int64()) if name == "time" else table[name]).to_pylist() for name in names]
-
-
-def _excluded_attempts(events: pa.Table) -> dict[str, int]:
-    """By key the last attempt whose exclusion is in force: neither undone nor followed by a new start of the same number."""
-    decisive = ("started", "resumed", "excluded", "included")
-    rows = events.filter(pc.is_in(events["event"], value_set=pa.array(decisive)))
-    last: dict[tuple[str, int], tuple[int, int, str]] = {}
-    for key, attempt, event, time in zip(*_columns(rows, "key", "attempt", "event", "time"), strict=True):
-        last[key, attempt] = max(last.get((key, attempt), (time, -1, "")), (time, decisive.index(event), event))
-    excluded: dict[str, int] = {}
-    for (key, attempt), (_, _, event) in last.items():
-        if event == "excluded":
-            excluded[key] = max(attempt, excluded.get(key, 0))
-    return excluded
-
-
-def _deciding_rows(events: pa.Table, excluded: Mapping[str, int]) -> list[int]:
-    """For each key the index of the event that decides its state, keys in the order of the log."""
-    columns = _columns(events, "key", "attempt", "event", "time", "epoch")
-    best: dict[str, tuple[Any, ...]] = {}
-    for index, (key, attempt, event, time, epoch) in enumerate(zip(*columns, strict=True)):
-        is_excluded = attempt == excluded.get(key)
-        if event == "included" or (event == "excluded" and not is_excluded):
-            continue
-        # whatever an excluded attempt goes on to do, it stays excluded
-        weight = event == "excluded", event != "planned"
-        # `planned` may come late, from another study that plans what is running; EVENTS settles ties of one instant
-        order = (attempt, *weight, time, EVENTS.index(event), epoch or 0, index)
-        if key not in best or order > best[key]:
-            best[key] = order
-    return [order[-1] for order in best.values()]
-
-
-def _current_rows(epochs: pa.Table, excluded: Mapping[str, int]) -> list[int]:
-    columns = _columns(epochs, "key", "attempt", "epoch", "time")
-    latest: dict[str, dict[int, dict[int, tuple[Any, int]]]] = {}  # key -> attempt -> epoch -> (time, row)
-    for index, (key, attempt, epoch, time) in enumerate(zip(*columns, strict=True)):
-        if attempt <= excluded.get(key, 0):
-            continue
-        rows = latest.setdefault(key, {}).setdefault(attempt, {})
-        if epoch not in rows or (time, index) > rows[epoch]:
-            rows[epoch] = (time, index)
-    return [row for key in sorted(latest) for row in _joined(latest[key])]
-
-
-def _joined(attempts: dict[int, dict[int, tuple[Any, int]]]) -> Iterable[int]:
-    """Row indices of one trial's epochs in order: of each attempt those before the next one's first."""
-    rows: dict[int, int] = {}
-    begun = None
-    for attempt in sorted(attempts, reverse=True):
-        rows |= {epoch: row for epoch, (_, row) in attempts[attempt].items() if begun is None or epoch < begun}
-        begun = min(rows)
-    return (rows[epoch] for epoch in sorted(rows))
-
-
-def _last_draws(events: pa.Table) -> dict[str, str]:
-    drawn = events.filter(pc.is_valid(events["parameters"])).sort_by([("time", "ascending"), ("parameters", "ascending")])
-    return dict(zip(drawn["key"].to_pylist(), drawn["parameters"].to_pylist(), strict=True))
-
-
-def _last_epochs(epochs: pa.Table) -> dict[str, dict[str, Any]]:
-    """By key the last epoch, and the metrics of the last epoch that was evaluated."""
-    reached: dict[str, dict[str, Any]] = {}
-    columns = ("key", "attempt", "epoch", *METRICS)
-    for row in epochs.select(columns).to_pylist():
-        known = reached.setdefault(row["key"], dict.fromkeys(columns))
-        known.update({name: value for name, value in row.items() if name not in METRICS or row["AP"] is not None})
-    return reached
+def _arm_rows(arms: pa.Table) -> list[dict[str, Any]]:
+    """Rows as Python values. All rows of a run share the text of its study, which is long where there are many arms."""
+    contents = pc.dictionary_encode(arms["study_config"]).combine_chunks()
+    texts = contents.dictionary.to_pylist()
+    rows: list[dict[str, Any]] = arms.drop_columns(["study_config"]).to_pylist()
+    for row, index in zip(rows, contents.indices.to_pylist(), strict=True):
+        row["study_config"] = None if index is None else texts[index]
+    return rows
 
 
 def _state(event: TrialEvent, parameters: str | None, reached: dict[str, Any]) -> TrialState:

@@ -285,3 +285,24 @@ def test_the_arms_of_an_ablation_are_those_of_its_last_file():
     by_hand = arm("trial-0001", config="two", at=9, levels=None)
     assert [row["arm"] for row in log_of(arms=[*first, *then, by_hand]).ablation_arms_of("s")] == ["baseline", "new"]
     assert log_of(arms=[by_hand]).ablation_arms_of("s") == []
+
+
+def test_one_studys_log_has_what_other_studies_logged_of_its_trials(example_log):
+    for study, key in (("one", "a"), ("two", "b"), ("three", "c")):
+        other = dataclasses.replace(example_log, study=study)
+        other.trial(key, AP=0.3)
+    LogWriter(example_log.storage, "one").arms([ArmRow(study="one", key="b", arm="shared")])
+    log, everything = read_log(example_log.storage, "one"), read_log(example_log.storage)
+    assert log.keys_of("one") == ("a", "b")
+    assert log.states_of("one") == everything.states_of("one")
+    assert set(log.trials["key"].to_pylist()) == set(log.epochs["key"].to_pylist()) == {"a", "b"}
+    for key in ("a", "b"):
+        assert log.epochs_of(key).equals(everything.epochs_of(key))
+
+
+def test_columns_that_are_left_out_are_null(example_log):
+    example_log.trial("a")
+    whole, lean = read_log(example_log.storage, "example"), read_log(example_log.storage, "example", leave_out=["losses"])
+    assert lean.epochs["losses"].null_count == len(whole.epochs) == 4
+    assert lean.epochs.schema.equals(whole.epochs.schema)
+    assert lean.epochs.drop_columns(["losses"]).equals(whole.epochs.drop_columns(["losses"]))

@@ -1,0 +1,122 @@
+"""Which rows of the log count: events that decide a trial's state, and epochs that no later attempt has done again."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kdr.results.schema import EVENTS, METRICS
+
+
+def excluded_attempts(events: pa.Table) -> dict[str, int]:
+    """By key the last attempt whose exclusion is in force: neither undone nor followed by a new start of the same number."""
+    decisive = ("started", "resumed", "excluded", "included")
+    rows = events.filter(pc.is_in(events["event"], value_set=pa.array(decisive)))
+    last: dict[tuple[str, int], tuple[int, int, str]] = {}
+    for key, attempt, event, time in zip(*_columns(rows, "key", "attempt", "event", "time"), strict=True):
+        last[key, attempt] = max(last.get((key, attempt), (time, -1, "")), (time, decisive.index(event), event))
+    excluded: dict[str, int] = {}
+    for (key, attempt), (_, _, event) in last.items():
+        if event == "excluded":
+            excluded[key] = max(attempt, excluded.get(key, 0))
+    return excluded
+
+
+def deciding_rows(events: pa.Table, excluded: Mapping[str, int]) -> list[int]:
+    """For each key the index of the event that decides its state, keys in the order of the log."""
+    columns = _columns(events, "key", "attempt", "event", "time", "epoch")
+    best: dict[str, tuple[Any, ...]] = {}
+    for index, (key, attempt, event, time, epoch) in enumerate(zip(*columns, strict=True)):
+        is_excluded = attempt == excluded.get(key)
+        if event == "included" or (event == "excluded" and not is_excluded):
+            continue
+        # whatever an excluded attempt goes on to do, it stays excluded
+        weight = event == "excluded", event != "planned"
+        # `planned` may come late, from another study that plans what is running; EVENTS settles ties of one instant
+        order = (attempt, *weight, time, EVENTS.index(event), epoch or 0, index)
+        if key not in best or order > best[key]:
+            best[key] = order
+    return [order[-1] for order in best.values()]
+
+
+def current_rows(epochs: pa.Table, excluded: Mapping[str, int]) -> pa.Array:
+    """Indices of the epochs that count, by key and epoch. An attempt that begins at epoch e replaces e and all after it.
+
+    Args:
+        epochs: rows of the table `epochs`.
+        excluded: by key the last attempt that does not count; nor do those before it.
+    """
+    keys, intricate = epochs["key"], _intricate_keys(epochs, excluded)
+    plain = pc.invert(pc.is_in(keys, value_set=intricate))
+    others = pc.indices_nonzero(pc.invert(plain))
+    chosen = _resolved(epochs.select(["key", "attempt", "epoch", "time"]).take(others), excluded)
+    rows = pa.concat_arrays([pc.indices_nonzero(plain), others.take(chosen)])
+    order = pc.sort_indices(epochs.select(["key", "epoch"]).take(rows), sort_keys=[("key", "ascending"), ("epoch", "ascending")])
+    return rows.take(order)
+
+
+def _intricate_keys(epochs: pa.Table, excluded: Mapping[str, int]) -> pa.Array:
+    """Trials with several attempts or with rows of one epoch twice, which take more than sorting."""
+    sums = epochs.group_by("key").aggregate(
+        [("attempt", "min"), ("attempt", "max"), ("epoch", "count"), ("epoch", "count_distinct")]
+    )
+    one_attempt = pc.equal(sums["attempt_min"], sums["attempt_max"])
+    each_once = pc.equal(sums["epoch_count"], sums["epoch_count_distinct"])
+    counts = pc.invert(pc.is_in(sums["key"], value_set=pa.array(list(excluded), pa.string())))
+    is_plain = pc.and_(pc.and_(one_attempt, each_once), counts)
+    return sums["key"].filter(pc.invert(is_plain)).combine_chunks()
+
+
+def _resolved(epochs: pa.Table, excluded: Mapping[str, int]) -> pa.Array:
+    columns = _columns(epochs, "key", "attempt", "epoch", "time")
+    latest: dict[str, dict[int, dict[int, tuple[Any, int]]]] = {}  # key -> attempt -> epoch -> (time, row)
+    for index, (key, attempt, epoch, time) in enumerate(zip(*columns, strict=True)):
+        if attempt <= excluded.get(key, 0):
+            continue
+        rows = latest.setdefault(key, {}).setdefault(attempt, {})
+        if epoch not in rows or (time, index) > rows[epoch]:
+            rows[epoch] = (time, index)
+    return pa.array([row for attempts in latest.values() for row in _joined(attempts)], pa.uint64())
+
+
+def _joined(attempts: dict[int, dict[int, tuple[Any, int]]]) -> Iterable[int]:
+    """Row indices of one trial's epochs in order: of each attempt those before the next one's first."""
+    rows: dict[int, int] = {}
+    begun = None
+    for attempt in sorted(attempts, reverse=True):
+        rows |= {epoch: row for epoch, (_, row) in attempts[attempt].items() if begun is None or epoch < begun}
+        begun = min(rows)
+    return (rows[epoch] for epoch in sorted(rows))
+
+
+def last_draws(events: pa.Table) -> dict[str, str]:
+    """By key the last draw of a search, as JSON."""
+    drawn = events.filter(pc.is_valid(events["parameters"])).sort_by([("time", "ascending"), ("parameters", "ascending")])
+    return dict(zip(drawn["key"].to_pylist(), drawn["parameters"].to_pylist(), strict=True))
+
+
+def last_epochs(epochs: pa.Table) -> dict[str, dict[str, Any]]:
+    """By key the last epoch with its attempt, and the metrics of the last epoch that was evaluated.
+
+    Args:
+        epochs: the epochs that count, by key and epoch.
+    """
+    evaluated = epochs.filter(pc.is_valid(epochs["AP"]))
+    reached = {row["key"]: {**row, **dict.fromkeys(METRICS)} for row in _last_of_each(epochs, "key", "attempt", "epoch")}
+    for row in _last_of_each(evaluated, "key", *METRICS):
+        reached[row["key"]] |= row
+    return reached
+
+
+def _last_of_each(epochs: pa.Table, *columns: str) -> list[dict[str, Any]]:
+    """The last row of each key."""
+    numbered = epochs.select(["key"]).append_column("row", pa.array(range(len(epochs)), pa.int64()))
+    last = numbered.group_by("key").aggregate([("row", "max")])["row_max"]
+    rows: list[dict[str, Any]] = epochs.select(list(columns)).take(last).to_pylist()
+    return rows
+
+
+def _columns(table: pa.Table, *names: str) -> list[list[Any]]:
+    """Columns as Python values, times as microseconds: making a datetime of each would cost more than all the rest."""
+    return [(table[name].cast(pa.int64()) if name == "time" else table[name]).to_pylist() for name in names]
