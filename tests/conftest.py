@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -127,6 +127,79 @@ class ExampleLog:
                 writer.event(TrialEvent(**ended, event=event, time=self.tick()))
 
 
+@dataclass
+class AblationLog:
+    """The log of an ablation, written by the real writer arm by arm: the baseline first, then others with their seeds' AP."""
+
+    storage: Storage
+    study: str = "ablate"
+    ablation: dict[str, Any] = field(default_factory=lambda: {"seeds": [0, 1, 2, 3, 4], "margin": 0.005})
+    workers: int = 1
+    prefix: str = ""
+    """Begins every key, so that two studies have trials of their own."""
+    time: datetime = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def content(self) -> dict[str, Any]:
+        """The study as its file says it."""
+        trial = ExampleLog(self.storage).content["trial"] | {"data": {"dataset": "shapes"}}
+        ablation = {"design": "arms", "arms": {"any": {"distill.kdr.weight": 9.0}}, **self.ablation}
+        if "factors" in ablation:
+            del ablation["arms"]
+        return {"study": self.study, "trial": trial, "ablation": ablation, "resources": {"workers": self.workers}}
+
+    def arm(
+        self,
+        name: str,
+        APs: Mapping[int, float | None] | Sequence[float | None],
+        *,
+        levels: Mapping[str, str] | None = None,
+        changes: Mapping[str, Any] | None = None,
+        keys: str | None = None,
+        event: str = "completed",
+        epoch_columns: Mapping[str, Any] | None = None,
+        batch: str = "batch",
+        **columns: Any,
+    ) -> None:
+        """Trials of one arm: by seed an AP, or None for a trial that is not begun; seeds count from 0 in a list.
+
+        Args:
+            name: of the arm; `baseline` and `nothing` are references.
+            APs: of the last epoch.
+            levels: level of each factor.
+            changes: settings, by path.
+            keys: another arm whose trials these are.
+            event: how the trials ended.
+            epoch_columns: of each epoch's row.
+            batch: begins the hashes of the first batches, which end with seed and epoch.
+            columns: of the last event.
+        """
+        by_seed = APs if isinstance(APs, Mapping) else dict(enumerate(APs))
+        study = study_from(self.content(), folder=Path("/"))
+        content, is_reference = json.dumps(study_yaml(study)), name in ("baseline", "nothing")
+        common = {
+            seed: {"study": self.study, "key": f"{self.prefix}{keys or name}-{seed}", "time": self.tick()} for seed in by_seed
+        }
+        arm = {"arm": name, "study_config": content, "levels": json.dumps(levels or {}), "is_reference": is_reference}
+        with LogWriter(self.storage, self.study) as writer:
+            writer.arms([ArmRow(**common[seed], **arm, seed=seed) for seed in by_seed])
+            for seed, AP in by_seed.items():
+                if AP is None or keys is not None:
+                    continue
+                config = study.trial_with({**(changes or {}), "seed": seed})
+                epochs = config.training.epochs
+                for epoch in range(1, epochs + 1):
+                    row = {"AP": AP * epoch / epochs, "AP50": AP + 0.2, "seconds": 10.0 + seed, "images_seen": epoch * 512}
+                    row |= {"first_batch_hash": f"{batch}-{seed}-{epoch}", **(epoch_columns or {})}
+                    writer.epoch(EpochRow(**common[seed], attempt=1, epoch=epoch, step=epoch * 32, **row))
+                ended = {"epoch": epochs, "AP": AP, "AP50": AP + 0.2, "commit": "c1", "data_id": "d1", "seed": seed, **columns}
+                writer.event(TrialEvent(**common[seed], event=event, config=config.model_dump_json(), **ended))
+
+    def tick(self) -> datetime:
+        """The next second of the log's time."""
+        self.time += timedelta(seconds=1)
+        return self.time
+
+
 def start_python(code: str, *arguments: object) -> subprocess.Popen[bytes]:
     """Starts another Python process that runs `code`, with `arguments` in its `sys.argv[1:]`."""
     root = Path(kdr.__file__).parents[1]
@@ -175,3 +248,9 @@ def write_mmdetection_file(path: Path, categories: tuple[str, ...] | None) -> st
 def mmdetection_file(tmp_path: Path) -> Callable[[tuple[str, ...] | None], str]:
     """Writes the file `teacher.pth` of a RetinaNet-R18 of mmdetection with six classes, of these names or of none."""
     return lambda categories: write_mmdetection_file(tmp_path / "teacher.pth", categories)
+
+
+@pytest.fixture
+def ablation_log(tmp_path: Path) -> AblationLog:
+    """An ablation of five seeds without any rows yet."""
+    return AblationLog(Storage.at(tmp_path / "runs"))

@@ -25,6 +25,7 @@ from kdr.cli import (
     status,
     table,
     train_one,
+    verify,
 )
 from kdr.errors import KdrError, TrialFailure
 from kdr.run.interruption import GracePeriod, RayTerminated, Terminated, end_by_exception
@@ -50,6 +51,7 @@ COMMANDS = {
     "run": run,
     "status": status,
     "table": table,
+    "verify": verify,
     "query": query,
     "best": best,
     "train": train_one,

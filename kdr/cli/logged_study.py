@@ -1,5 +1,6 @@
 """The argument STUDY of commands that read the log: a study file, or the name of a study in the log."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,9 @@ MetricOption = Annotated[
     str | None, typer.Option("--metric", help="AP, AP50, AP75, APs, APm or APl; by default what the study searches.")
 ]
 
+NOT_IN_TABLES = ("losses", "weighted_losses", "gradient_norms")
+"""Columns of the epochs that no table shows; they are most of a log."""
+
 
 def study_name(argument: str) -> str:
     """The name of a study that is given by its file or by its name.
@@ -35,20 +39,26 @@ def study_name(argument: str) -> str:
     return name
 
 
-def read_logged_study(argument: str, storage: Path) -> "tuple[Log, str]":
+def read_logged_study(argument: str, storage: Path, *, leave_out: Collection[str] = ()) -> "tuple[Log, str]":
     """What the log holds of a study, and its name. Files of the log that could not be read are named on standard error.
+
+    Args:
+        argument: a study file, or the name of a study.
+        storage: where the log lies.
+        leave_out: columns of the epochs that are not needed.
 
     Raises:
         ConfigError: if the log holds nothing of it.
     """
     from kdr.cli.output import warn
+    from kdr.results.fragments import logged_studies
     from kdr.results.reader import read_log
 
     place, name = Storage.at(storage), study_name(argument)
-    log = read_log(place)
+    log = read_log(place, name, leave_out=leave_out)
     warn(damage(log))
-    if name not in log.studies():
-        known = ", ".join(log.studies()) or "none yet"
+    if not log.keys_of(name):
+        known = ", ".join(logged_studies(place)) or "none yet"
         raise ConfigError(
             f"{argument}: must be a study in the log of {place.root}, got {name!r}. Studies there: {known}. "
             "Run it first, or name its storage with --storage"

@@ -1,67 +1,173 @@
-"""`table`: the ranking of a study, or a metric by settings."""
+"""`table`: what a study has found. An ablation's arms, a search's ranking, or a metric by settings; in any format."""
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from kdr.cli.logged_study import MetricOption, StudyInLog
+from kdr.cli.logged_study import NOT_IN_TABLES, StudyInLog
 from kdr.cli.options import DEFAULT_STORAGE, StorageOption
-from kdr.cli.output import Format
+from kdr.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from kdr.config.study import Study
+    from kdr.report.grid import Grid
+    from kdr.report.requested_table import TableRequest
     from kdr.results.reader import Log
     from kdr.storage import Storage
+
+TableFormat = Literal["table", "md", "latex", "csv", "json", "html"]
+_ENDINGS: dict[str, TableFormat] = {".md": "md", ".tex": "latex", ".csv": "csv", ".json": "json", ".html": "html"}
 
 
 def command(
     study: StudyInLog,
     storage: StorageOption = DEFAULT_STORAGE,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            help="AP, AP50, AP75, APs, APm, APl; in an ablation also AP/<class>, s/epoch, memory, extras/<name>. "
+            "May be repeated; by default what the study is about.",
+        ),
+    ] = None,
     by: Annotated[
         list[str] | None,
         typer.Option("--by", metavar="PATH", help="Setting to group by, such as distill.kdr.review_links. May be repeated."),
     ] = None,
-    metric: MetricOption = None,
-    format_: Annotated[Format, typer.Option("--format", help="How to print.")] = "table",
+    pivot: Annotated[
+        tuple[str, str] | None, typer.Option("--pivot", metavar="PATH PATH", help="Means by two settings, down and across.")
+    ] = None,
+    compare: Annotated[
+        str | None, typer.Option("--compare", metavar="STUDY", help="Subtract another study's arms of the same names.")
+    ] = None,
+    cell: Annotated[
+        tuple[str, str] | None,
+        typer.Option("--cell", metavar="ARM METRIC", help="The trials, commits and log files behind one number."),
+    ] = None,
+    allow_unequal: Annotated[
+        bool, typer.Option("--allow-unequal", help="Mark arms of other epochs, images or workers instead of refusing them.")
+    ] = False,
+    format_: Annotated[
+        TableFormat | None, typer.Option("--format", help="How to print; by default a table, or as --output ends.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write to.", show_default=False)] = None,
 ) -> None:
-    """Show n, mean and spread of a metric by any settings; without --by, the ranking of the study's trials.
+    """Show what a study has found: the arms of an ablation, the ranking of a search, or a metric by settings.
 
-    Only completed trials are averaged; what was stopped early or failed is counted below the table.
+    An ablation's arms are compared with its baseline, seed by seed: mean and spread, the difference with its 95 % interval, p
+    adjusted for the number of arms, and in words what the seeds decide. Only completed trials count; what failed or was stopped
+    is named below. `verify` recomputes every cell of a table that was written to a file.
 
     For example:
 
-    python orchestrate.py table quickstart
+    python orchestrate.py table ablate_kdr --metric AP --metric AP50 --metric s/epoch
 
-    python orchestrate.py table search_spaces/quickstart.yaml --by distill.kdr.review_links --by distill.kdr.attention
+    python orchestrate.py table ablate_kdr --output paper/ablation.tex
+
+    python orchestrate.py table ablate_kdr --cell baseline AP
+
+    python orchestrate.py table ablate_kdr --compare ablate_kdr_24_epochs
+
+    python orchestrate.py table quickstart --by distill.kdr.review_links --by distill.kdr.attention
+
+    python orchestrate.py table quickstart --pivot distill.kdr.attention distill.kdr.review_links
     """
     from kdr.cli.logged_study import read_logged_study
-    from kdr.cli.output import print_table
-    from kdr.report.ranking import searched_metric
-    from kdr.report.settings_table import settings_table
 
-    log, name = read_logged_study(study, storage)
-    metric = metric or searched_metric(log, name)
-    if not by:
-        _print_ranking(log, name, metric, format_)
+    ways = {"--by": by, "--pivot": pivot, "--compare": compare, "--cell": cell}
+    if len(given := [name for name, value in ways.items() if value]) > 1:
+        raise ConfigError(f"table: needs at most one of {', '.join(ways)}, got {' and '.join(given)}")
+    chosen = format_ or (_ENDINGS.get(output.suffix.lower(), "table") if output else "table")
+    log, name = read_logged_study(study, storage, leave_out=NOT_IN_TABLES)
+    if cell:
+        _print(_sources(log, name, *cell, storage), chosen)
         return
-    found = settings_table(log, name, by, metric)
-    print_table(*found.cells(), format=format_, title=f"{name}: {metric} by {', '.join(by)}", notes=found.notes)
+    from kdr.report.requested_table import requested_grid
+
+    request = _request(log, name, metric or (), by or (), pivot or (), compare, allow_unequal)
+    plain_rows = request.kind in ("ranking", "settings")  # numbers, which a printed table rounds by itself
+    in_full = chosen in ("csv", "json") or (plain_rows and chosen == "table" and output is None)
+    grid = requested_grid(
+        request,
+        lambda other: log if other == name else read_logged_study(other, storage, leave_out=NOT_IN_TABLES)[0],
+        in_full=in_full,
+    )
+    if output is None and (chosen == "table" or (plain_rows and in_full)):
+        _print(grid, chosen)
+    else:
+        _write(grid, chosen, request, output)
 
 
 def print_ranking(console: "Console", storage: "Storage", study: "Study", metric: str) -> None:
-    """Prints the ranking of a study's trials from the log, as `run` does at its end."""
+    """Prints what a study has found from the log, as `run` does at its end: its ranking, or the table of its ablation."""
+    from kdr.report.arm_trials import ablation_of
+    from kdr.report.requested_table import TableRequest, requested_grid
     from kdr.results.reader import read_log
 
-    _print_ranking(read_log(storage, study.study), study.study, metric, "table", console)
+    log = read_log(storage, study.study)
+    if ablation_of(log, study.study) is not None:
+        request = TableRequest(study.study, "ablation", allow_unequal=True)
+    else:
+        request = TableRequest(study.study, "ranking", (metric,))
+    _print(requested_grid(request, lambda _: log, in_full=request.kind == "ranking"), "table", console)
 
 
-def _print_ranking(log: "Log", study: str, metric: str, format_: Format, console: "Console | None" = None) -> None:
+def _request(
+    log: "Log",
+    study: str,
+    metrics: Sequence[str],
+    by: Sequence[str],
+    pivot: Sequence[str],
+    other: str | None,
+    allow_unequal: bool,
+) -> "TableRequest":
+    from kdr.cli.logged_study import study_name
+    from kdr.report.arm_trials import ablation_of
+    from kdr.report.ranking import searched_metric
+    from kdr.report.requested_table import Kind, TableRequest
+
+    kind: Kind = "comparison" if other else "pivot" if pivot else "settings" if by else "ranking"
+    if kind == "ranking" and ablation_of(log, study) is not None:
+        kind = "ablation"
+    if allow_unequal and kind not in ("ablation", "comparison"):
+        raise ConfigError("--allow-unequal: is for the arms of an ablation and --compare, got a table without. Leave it out")
+    shown = tuple(metrics) or (searched_metric(log, study),)
+    return TableRequest(study, kind, shown, tuple(pivot or by), study_name(other) if other else None, allow_unequal)
+
+
+def _sources(log: "Log", study: str, arm: str, metric: str, storage: Path) -> "Grid":
+    from kdr.report.cell_sources import cell_sources
+    from kdr.results.fragments import files_by_key
+    from kdr.storage import Storage
+
+    return cell_sources(log, study, arm, metric, files_by_key(Storage.at(storage), log.keys_of(study)))
+
+
+def _print(grid: "Grid", format_: TableFormat, console: "Console | None" = None) -> None:
     from kdr.cli.output import print_table
-    from kdr.report.ranking import count_states, ranking, ranking_rows
 
-    trials = ranking(log, study, metric)
-    counts = ", ".join(f"{count} {state}" for state, count in count_states(trials).items()) or "no trials"
-    title = f"{study}: trials by {metric} of their last epoch ({counts})"
-    print_table(*ranking_rows(trials, metric), format=format_, title=title, notes=[], console=console)
+    if format_ not in ("table", "csv", "json"):
+        raise ConfigError(f"--format: must be table, csv or json here, got {format_}")
+    print_table(grid.columns, grid.rows, format=format_, title=grid.title, notes=grid.notes, console=console)
+
+
+def _write(grid: "Grid", format_: TableFormat, request: "TableRequest", output: Path | None) -> None:
+    from kdr.report.formats import written
+    from kdr.storage import written_aside
+
+    if format_ == "table":
+        raise ConfigError(f"--output: must end in {', '.join(_ENDINGS)}, got {output}. Rename it, or add --format")
+    text = written(grid, format_, request.source())
+    if output is None:
+        print(text, end="")
+        return
+    try:
+        with written_aside(output.absolute()) as aside:
+            aside.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"--output: needs a file that can be written, got {output} ({error.strerror or error})") from error
+    print(f"Written to {output}. Check it at any time with: python orchestrate.py verify {output}")

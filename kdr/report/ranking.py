@@ -85,10 +85,10 @@ def count_states(trials: Sequence[RankedTrial]) -> dict[str, int]:
 
 
 def searched_metric(log: Log, study: str) -> str:
-    """The metric that a study maximises; AP for a study without a search."""
+    """The metric that a study maximises or compares; AP where it names none."""
     configs = [row["study_config"] for row in log.arms_of(study) if row["study_config"]]
-    search = json.loads(configs[-1]).get("search") if configs else None
-    return str((search or {}).get("metric", "AP"))
+    content = json.loads(configs[-1]) if configs else {}
+    return str((content.get("search") or content.get("ablation") or {}).get("metric", "AP"))
 
 
 def value_of(state: TrialState, metric: str) -> float | None:

@@ -1,0 +1,156 @@
+"""How long `table` and `verify` take on a large log, and how much memory: 10,000 trials of 24 epochs, written as runs write them.
+
+    python benchmarks/report.py                            # 50 ablations of 20 arms by 10 seeds
+    python benchmarks/report.py --studies 1 --seeds 100    # as many trials in one ablation of 100 arms
+    python benchmarks/report.py --storage FOLDER           # keeps the log there, or uses the one that is there
+
+The log has the real schema and is compacted, as it is at the end of each run. Each command is a process of its own, its start
+included.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from kdr.config.study import study_from, study_yaml
+from kdr.results.compact import compact
+from kdr.results.schema import ArmRow, EpochRow, TrialEvent, utc_now
+from kdr.results.writer import LogWriter
+from kdr.storage import Storage
+
+EPOCHS, SEED_SD, TRIAL_SD = 24, 0.004, 0.003
+ORCHESTRATE = Path(__file__).parents[1] / "orchestrate.py"
+TERMS = ("classification", "bbox_regression", "kdr.foreground", "kdr.background")
+CLASSES = ("circle", "square", "triangle", "star", "cross", "ring")
+
+
+def study_content(name: str, num_arms: int, num_seeds: int) -> dict[str, Any]:
+    """An ablation of so many arms beside the baseline."""
+    return {
+        "study": name,
+        "trial": {
+            "data": {"dataset": "shapes"},
+            "teacher": {"backbone": "resnet18", "training": {"epochs": 4}},
+            "student": {"backbone": "mobilenet_v3_small", "fpn_channels": 64},
+            "distill": {"kdr": {"weight": 3.0}},
+            "training": {"epochs": EPOCHS},
+        },
+        "ablation": {
+            "design": "arms",
+            "arms": {f"arm-{number:03}": {"distill.kdr.weight": number + 4.0} for number in range(num_arms)},
+            "seeds": {"count": num_seeds},
+            "margin": 0.005,
+        },
+    }
+
+
+def write_study(storage: Storage, name: str, num_arms: int, num_seeds: int, generator: np.random.Generator) -> None:
+    """Writes the log of one finished ablation, `num_arms` arms with the baseline, and compacts it."""
+    study = study_from(study_content(name, num_arms - 1, num_seeds), folder=Path("/"))
+    assert study.ablation is not None
+    content, of_seed = json.dumps(study_yaml(study)), generator.normal(0.4, SEED_SD, num_seeds)
+    arms = {"baseline": {}, **study.ablation.arms}
+    with LogWriter(storage, name, flush_every_s=1e9) as writer:
+        rows, events = [], []
+        for number, (arm, changes) in enumerate(arms.items()):
+            for seed in range(num_seeds):
+                key, time_ = generator.bytes(16).hex(), utc_now()
+                common = {"study": name, "key": key, "time": time_}
+                rows.append(ArmRow(**common, arm=arm, seed=seed, study_config=content, levels="{}", is_reference=number == 0))
+                value = float(of_seed[seed] + generator.normal(0.001 * (number % 7 - 3) * (number > 0), TRIAL_SD))
+                config = study.trial_with({**changes, "seed": seed}).model_dump_json()
+                for row in epoch_rows(common, value, seed):
+                    writer.epoch(row)
+                ended = {"epoch": EPOCHS, "AP": value, "AP50": value + 0.2, "seconds": 120.0, "commit": "c0ffee", "data_id": "d1"}
+                events += [
+                    TrialEvent(**common, event="started", config=config, seed=seed),
+                    TrialEvent(**common, event="completed", config=config, seed=seed, **ended),
+                ]
+        writer.arms(rows)
+        writer._append("trials", events)  # at once: an event each is a file each
+    compact(storage, name)
+
+
+def epoch_rows(common: dict[str, Any], value: float, seed: int) -> list[EpochRow]:
+    """The epochs of a trial with all that a run logs of one."""
+    return [
+        EpochRow(
+            **common,
+            attempt=1,
+            epoch=epoch,
+            step=epoch * 32,
+            AP=value * epoch / EPOCHS,
+            AP50=value * epoch / EPOCHS + 0.2,
+            ap_per_class=dict.fromkeys(CLASSES, value),
+            losses=dict.fromkeys(TERMS, 1 / epoch),
+            weighted_losses=dict.fromkeys(TERMS, 2 / epoch),
+            gradient_norms={"detection": 1.0, "kdr": 0.5},
+            extras={"kdr.scale": 0.1},
+            lr=0.01,
+            seconds=5.0,
+            eval_seconds=0.4,
+            images_per_s=100.0,
+            images_seen=epoch * 512,
+            first_batch_hash=f"{seed:08x}{epoch:08x}",
+        )
+        for epoch in range(1, EPOCHS + 1)
+    ]
+
+
+def measured(*arguments: str) -> tuple[float, float]:
+    """Seconds and peak memory in MiB of one command."""
+    begin = time.perf_counter()
+    process = psutil.Popen([sys.executable, str(ORCHESTRATE), *arguments], stdout=subprocess.DEVNULL)
+    peak = 0
+    while process.poll() is None:
+        try:
+            peak = max(peak, process.memory_info().rss)
+        except psutil.Error:
+            break
+        time.sleep(0.005)
+    if process.wait() != 0:
+        raise SystemExit(f"{' '.join(arguments)} failed")
+    return time.perf_counter() - begin, peak / 2**20
+
+
+def main() -> None:
+    """Writes the log, then measures the commands."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--studies", type=int, default=50)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--storage", type=Path, help="where the log is kept; a temporary folder by default")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        storage = Storage.at(arguments.storage or folder)
+        num_arms = arguments.trials // arguments.studies // arguments.seeds
+        if not storage.log.exists():
+            begin, generator = time.perf_counter(), np.random.default_rng(0)
+            for number in range(arguments.studies):
+                write_study(storage, f"study-{number:03}", num_arms, arguments.seeds, generator)
+            print(f"written in {time.perf_counter() - begin:.0f} s")
+        size = sum(path.stat().st_size for path in storage.log.rglob("*.parquet")) / 2**20
+        print(f"{arguments.studies} studies of {num_arms} arms by {arguments.seeds} seeds, {EPOCHS} epochs each, {size:.0f} MiB")
+        where = ["--storage", str(storage.root)]
+        paper = str(Path(folder) / "table.tex")
+        commands = {
+            "table": ["table", "study-000", *where],
+            "table --metric ...": ["table", "study-000", *where, "--metric", "AP", "--metric", "AP/star", "--metric", "s/epoch"],
+            "table --output": ["table", "study-000", *where, "--output", paper],
+            "verify": ["verify", paper, *where],
+        }
+        for name, command in commands.items():
+            seconds, mebibytes = measured(*command)
+            print(f"{name:<20}{seconds:>6.1f} s{mebibytes:>8.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""The arms of a study as the log has them: each with its trials by seed, and what they must share to be compared."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kdr.config.ablation import BASELINE, Ablation
+from kdr.errors import ConfigError
+from kdr.report.measures import Measure, measured
+from kdr.results.flat_settings import flat_settings
+from kdr.results.reader import Log, TrialState
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a trial may spend. Arms with different budgets differ by more than their settings."""
+
+    epochs: int
+    images_seen: int | None
+    """Training images up to the last epoch; None where the log does not say."""
+    workers: int
+    """Processes that train one trial together."""
+
+    def differs_from(self, other: "Budget") -> bool:
+        """Whether one may spend more; images that the log does not tell are not known to differ."""
+        images = None in (self.images_seen, other.images_seen) or self.images_seen == other.images_seen
+        return (self.epochs, self.workers) != (other.epochs, other.workers) or not images
+
+    def __str__(self) -> str:
+        images = "" if self.images_seen is None else f", {self.images_seen} images"
+        return f"{self.epochs} epochs{images}, {self.workers} worker{'s' if self.workers > 1 else ''}"
+
+
+@dataclass(frozen=True)
+class ArmTrial:
+    """One seed of an arm."""
+
+    key: str
+    seed: int
+    state: TrialState | None
+    """None if nobody has begun it."""
+    budget: Budget
+    batches: tuple[str, ...]
+    """Hashes of the first batches of its epochs; empty where the log has none."""
+    values: Mapping[str, float]
+    """Measures by name, of a completed trial."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it is completed, so that its values count."""
+        return self.state is not None and self.state.state == "completed"
+
+    @property
+    def why_not(self) -> str:
+        """What became of it, such as `failed (out_of_memory)`."""
+        if self.state is None:
+            return "not begun"
+        name = self.state.state.replace("_", " ")
+        kind = self.state.last.failure_kind if self.state.state == "failed" else None
+        return f"{name} ({kind})" if kind else name
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train, with its trials."""
+
+    name: str
+    levels: Mapping[str, str]
+    """The level of each factor; empty where it has none."""
+    trials: Mapping[int, ArmTrial]
+    """By seed."""
+
+    def values(self, measure: str) -> dict[int, float]:
+        """A measure by seed, of the trials that are completed and have it."""
+        return {seed: trial.values[measure] for seed, trial in self.trials.items() if trial.is_done and measure in trial.values}
+
+    def settings(self) -> Mapping[str, Any]:
+        """The settings of the arm by path, but for the seed; empty if no trial was begun."""
+        states = [trial.state for trial in self.trials.values() if trial.state is not None]
+        return {path: value for path, value in flat_settings(states[0].config).items() if path != "seed"} if states else {}
+
+
+@dataclass(frozen=True)
+class LoggedArms:
+    """A study's arms."""
+
+    study: str
+    ablation: Ablation | None
+    """The design; None for a study that is no ablation."""
+    arms: tuple[Arm, ...]
+    """In the order of the study."""
+    reference: str
+    """Name of the arm with which the others are compared."""
+
+    def arm(self, name: str) -> Arm:
+        """The arm of a name.
+
+        Raises:
+            ConfigError: if there is none.
+        """
+        for arm in self.arms:
+            if arm.name == name:
+                return arm
+        raise ConfigError(f"{self.study}: must have the arm, got {name!r}. Arms: {', '.join(arm.name for arm in self.arms)}")
+
+
+def ablation_of(log: Log, study: str) -> Ablation | None:
+    """The design of a study when it was last run; None if it was no ablation then."""
+    content = _content(log.arms_of(study)).get("ablation")
+    return Ablation(**content) if content else None
+
+
+def logged_arms(log: Log, study: str, measures: Sequence[Measure]) -> LoggedArms:
+    """A study's arms, as its last run had them, with their trials.
+
+    Raises:
+        ConfigError: if no trial has a value of a measure.
+    """
+    rows = log.ablation_arms_of(study) or log.arms_of(study)
+    content = _content(rows)
+    states = {row["key"]: state for row in rows if (state := log.states().get(row["key"])) is not None}
+    values, ends = measured(log, states, measures), _ends(log, states)
+    workers = int((content.get("resources") or {}).get("workers", 1))
+    by_arm: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_arm.setdefault(row["arm"], []).append(row)
+    arms = []
+    for name, own in by_arm.items():
+        trials = {row["seed"]: _trial(row, states.get(row["key"]), values, ends.get(row["key"], {}), workers) for row in own}
+        arms.append(Arm(name, json.loads(own[0]["levels"] or "{}"), dict(sorted(trials.items()))))
+    references = [row["arm"] for row in rows if row["is_reference"]]
+    return LoggedArms(study, ablation_of(log, study), tuple(arms), references[0] if references else BASELINE)
+
+
+def _content(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The study as its newest row has it."""
+    newest = max(rows, key=lambda row: row["time"], default={"study_config": None})
+    content: dict[str, Any] = json.loads(newest["study_config"] or "{}")
+    return content
+
+
+def _ends(log: Log, states: Mapping[str, TrialState]) -> dict[str, dict[str, Any]]:
+    """By key the images seen at the last epoch, and the hashes of first batches by epoch."""
+    ends: dict[str, dict[str, Any]] = {}
+    rows = log.current_epochs.select(["key", "epoch", "images_seen", "first_batch_hash"])
+    for row in rows.filter(pc.is_in(rows["key"], value_set=pa.array(list(states), pa.string()))).to_pylist():
+        end = ends.setdefault(row["key"], {"batches": []})
+        end["images_seen"] = row["images_seen"]
+        end["batches"] += [row["first_batch_hash"]] if row["first_batch_hash"] else []
+    return ends
+
+
+def _trial(
+    row: Mapping[str, Any],
+    state: TrialState | None,
+    values: Mapping[str, Mapping[str, float]],
+    end: Mapping[str, Any],
+    workers: int,
+) -> ArmTrial:
+    key = row["key"]
+    # the settings in full are long; only this one is needed of each trial
+    epochs = int(json.loads(state.config).get("training", {}).get("epochs", state.epoch)) if state else 0
+    budget = Budget(epochs, end.get("images_seen"), workers)
+    found = {name: by_key[key] for name, by_key in values.items() if key in by_key}
+    return ArmTrial(key, row["seed"], state, budget, tuple(end.get("batches", ())), found)

@@ -1,0 +1,71 @@
+"""A table ready to be written in any format: rows of texts and numbers, and the one rule for digits."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+Cell = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Rows of cells under named columns. Numbers are written in full; what is to be rounded is text already."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    notes: tuple[str, ...] = ()
+    """Sentences below the table."""
+    bold: frozenset[tuple[int, int]] = frozenset()
+    """(row, column) of cells that stand out."""
+    rules: frozenset[int] = frozenset()
+    """Rows above which a new part begins."""
+
+
+def cell_text(value: Cell) -> str:
+    """A cell as files show it: numbers in full, nothing for None."""
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def decimals(sds: Iterable[float | None], default: int = 1) -> int:
+    """Decimals of a column: its standard deviation keeps one digit, or two if it begins with 1.
+
+    That of a column is the root of the mean square over its rows. So 39.812 with 0.27 is shown as 39.8, and with 0.14 as 39.81;
+    without a standard deviation there are `default` decimals.
+    """
+    known = [sd for sd in sds if sd is not None and sd > 0]
+    if not known:
+        return default
+    sd = math.sqrt(sum(sd * sd for sd in known) / len(known))
+    exponent = math.floor(math.log10(sd))
+    return min(max(0, -exponent + (sd / 10.0**exponent < 2)), 6)
+
+
+def number(value: float | None, digits: int, *, signed: bool = False) -> str:
+    """A number with so many decimals, never `-0.0`; empty for None."""
+    if value is None:
+        return ""
+    rounded = round(value, digits) + 0.0
+    return f"{rounded:+.{digits}f}" if signed else f"{rounded:.{digits}f}"
+
+
+def mean_sd(mean: float | None, sd: float | None, digits: int) -> str:
+    """`39.8 ± 0.3`; a single value has no spread."""
+    return number(mean, digits) if sd is None else f"{number(mean, digits)} ± {number(sd, digits)}"
+
+
+def interval(low_high: tuple[float, float] | None, digits: int) -> str:
+    """`[0.3, 1.2]`; empty for None."""
+    return "" if low_high is None else f"[{number(low_high[0], digits)}, {number(low_high[1], digits)}]"
+
+
+def p_value(p: float | None, level: float = 0.05) -> str:
+    """A p to three decimals, or as many as it takes to see on which side of the level it lies."""
+    if p is None:
+        return ""
+    if p < 0.001:
+        return "<0.001"
+    digits = next(digits for digits in range(3, 20) if (round(p, digits) < level) == (p < level))
+    return f"{p:.{digits}f}"
