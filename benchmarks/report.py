@@ -10,6 +10,7 @@ included.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from kdr.config.study import study_from, study_yaml
 from kdr.results.compact import compact
@@ -105,20 +105,14 @@ def epoch_rows(common: dict[str, Any], value: float, seed: int) -> list[EpochRow
     ]
 
 
-def measured(*arguments: str) -> tuple[float, float]:
-    """Seconds and peak memory in MiB of one command."""
+def measured(*arguments: str) -> tuple[float, float, float]:
+    """Seconds, CPU seconds and peak memory in MiB of one command."""
     begin = time.perf_counter()
-    process = psutil.Popen([sys.executable, str(ORCHESTRATE), *arguments], stdout=subprocess.DEVNULL)
-    peak = 0
-    while process.poll() is None:
-        try:
-            peak = max(peak, process.memory_info().rss)
-        except psutil.Error:
-            break
-        time.sleep(0.005)
-    if process.wait() != 0:
+    process = subprocess.Popen([sys.executable, str(ORCHESTRATE), *arguments], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status != 0:
         raise SystemExit(f"{' '.join(arguments)} failed")
-    return time.perf_counter() - begin, peak / 2**20
+    return time.perf_counter() - begin, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**10
 
 
 def main() -> None:
@@ -148,8 +142,8 @@ def main() -> None:
             "verify": ["verify", paper, *where],
         }
         for name, command in commands.items():
-            seconds, mebibytes = measured(*command)
-            print(f"{name:<20}{seconds:>6.1f} s{mebibytes:>8.0f} MiB")
+            seconds, cpu_seconds, mebibytes = measured(*command)
+            print(f"{name:<20}{seconds:>6.1f} s{cpu_seconds:>6.1f} s of CPU{mebibytes:>8.0f} MiB")
 
 
 if __name__ == "__main__":

@@ -64,13 +64,13 @@ def command(
 
     For example:
 
-    python orchestrate.py table ablate_kdr --metric AP --metric AP50 --metric s/epoch
+    python orchestrate.py table ablation-quickstart --metric AP --metric AP50 --metric s/epoch
 
-    python orchestrate.py table ablate_kdr --output paper/ablation.tex
+    python orchestrate.py table ablation-quickstart --output paper/ablation.tex
 
-    python orchestrate.py table ablate_kdr --cell baseline AP
+    python orchestrate.py table ablation-quickstart --cell baseline AP
 
-    python orchestrate.py table ablate_kdr --compare ablate_kdr_24_epochs
+    python orchestrate.py table ablation-quickstart --compare ablation-24-epochs
 
     python orchestrate.py table quickstart --by distill.kdr.review_links --by distill.kdr.attention
 

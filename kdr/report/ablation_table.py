@@ -149,7 +149,7 @@ def ablation_table(log: Log, study: str, metrics: Sequence[str] = (), *, allow_u
     judged_, family = judged_rows(rows, tested, margin)
     table = AblationTable(study, found.reference, measures, tested, margin, family, tuple(judged_))
     shown = tested or measures[0]
-    notes = [*cautions(found.arms), *row_notes(rows, shown)]
+    notes = [*cautions(found.arms), *row_notes(rows, shown), *_same_arms(rows)]
     if is_factorial and tested is not None:
         effects, left_out = _effects(found, ablation, tested, margin)
         table = replace(table, effects=tuple(effects), family=len(effects))
@@ -222,6 +222,16 @@ def row_notes(rows: Sequence[ArmRow], measure: Measure) -> Iterator[str]:
             yield f"{row.name}: unequal budget, {row.unequal}."
         comparison = row.comparisons.get(measure.name)
         yield from comparison.notes if comparison is not None else ()
+
+
+def _same_arms(rows: Sequence[ArmRow]) -> Iterator[str]:
+    """Arms beside the reference that are the same trials as one before them."""
+    first: dict[tuple[str, ...], str] = {}
+    for row in rows:
+        if row.keys and not row.is_reference and not row.is_same_trials:
+            name = first.setdefault(row.keys, row.name)
+            if name != row.name:
+                yield f"{row.name}: the same trials as {name}; both count in the adjustment."
 
 
 def _tested(measures: Sequence[Measure], declared: str) -> Measure | None:

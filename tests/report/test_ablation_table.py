@@ -104,6 +104,15 @@ def test_arms_that_are_the_same_trials_are_told_and_not_compared(ablation_log):
     assert found.notes == ("copy: the same trials as baseline.",)
 
 
+def test_two_arms_that_are_the_same_trials_are_told(ablation_log):
+    ablation_log.arm("baseline", BASE)
+    ablation_log.arm("better", BETTER)
+    ablation_log.arm("again", BETTER, keys="better")
+    found = table(ablation_log)
+    assert words(found) == {"better": "helps", "again": "helps"}
+    assert found.notes == ("again: the same trials as better; both count in the adjustment.",)
+
+
 @pytest.mark.parametrize(
     ("num_seeds", "shift", "note"),
     [
