@@ -58,7 +58,7 @@ GUESTS: dict[tuple[str, str], str] = {
     ("kdr.run.gang_worker", "torch"): "sets the threads of a worker",
     ("kdr.run.provenance", "torch"): "the GPU's name is a column of the log",
     ("kdr.run.trial_actor", "torch"): "sets the threads of the process that trains",
-    ("kdr.report.best_study", "yaml"): "the best trial is exported as a study file",
+    ("kdr.report.study_text", "yaml"): "a trial is exported as a study file",
     ("kdr.training.pictures", "torchvision"): "draws boxes onto images",
     ("kdr.training.pictures", "PIL"): "writes them",
 }

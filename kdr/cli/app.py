@@ -11,6 +11,7 @@ import typer
 
 import kdr
 from kdr.cli import (
+    ablate_from,
     best,
     doctor,
     evaluate,
@@ -54,6 +55,7 @@ COMMANDS = {
     "verify": verify,
     "query": query,
     "best": best,
+    "ablate-from": ablate_from,
     "train": train_one,
     "evaluate": evaluate,
     "schema": schema,

@@ -7,8 +7,7 @@ import typer
 
 from kdr.cli.logged_study import MetricOption, StudyInLog
 from kdr.cli.options import DEFAULT_STORAGE, JsonOption, StorageOption
-from kdr.errors import StorageError
-from kdr.storage import Storage, written_aside
+from kdr.storage import Storage
 
 
 def command(
@@ -29,6 +28,7 @@ def command(
     """
     from kdr.cli.logged_study import read_logged_study
     from kdr.cli.output import json_text, plain_table
+    from kdr.cli.study_file import write_study_file
     from kdr.report.best_study import best_study_yaml
     from kdr.report.ranking import best_trial, ranking, searched_metric
 
@@ -36,7 +36,7 @@ def command(
     metric = metric or searched_metric(log, name)
     trial = best_trial(log, name, metric)
     if export is not None:
-        _write(best_study_yaml(log, name, trial, metric), export)
+        write_study_file(best_study_yaml(log, name, trial, metric), export)
     facts = {
         "study": name,
         "trial": trial.name,
@@ -59,11 +59,3 @@ def command(
 def _kept(storage: Storage, weights: str | None) -> str | None:
     """The file with the student's weights, if it was kept."""
     return str(storage.root / weights) if weights and (storage.root / weights).exists() else None
-
-
-def _write(text: str, path: Path) -> None:
-    try:
-        with written_aside(path.absolute()) as aside:
-            aside.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"--export: needs a file that can be written, got {path} ({error.strerror or error})") from error

@@ -34,6 +34,10 @@ _KDR_PAPER: dict[str, Any] = {
 _PAPER_WEIGHT = {"retinanet": 3.0, "fcos": 4.8, "faster_rcnn": 1.5}
 
 
+OFF: dict[str, Any] = {"review_links": [], "attention": "none", "masks": "none", "pyramid_scales": ["full"]}
+"""Setting of a method -> the value that switches a part of it off."""
+
+
 class KdrConfig(MethodConfig):
     """Knowledge review, foreground/background decoupling and pyramid pooling (Zhang and Pan, 2023)."""
 

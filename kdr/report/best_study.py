@@ -1,17 +1,10 @@
 """A study file that runs one trial of the log again, with every setting written out."""
 
 import json
-import re
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from kdr.config.strict_yaml import parse_yaml
-from kdr.config.study import study_from
-from kdr.errors import ConfigError
 from kdr.report.ranking import RankedTrial
+from kdr.report.study_text import study_text
 from kdr.results.reader import Log
 
 
@@ -26,16 +19,14 @@ def best_study_yaml(log: Log, study: str, trial: RankedTrial, metric: str) -> st
     """
     settings = json.loads(trial.state.config)
     split = settings["data"].pop("search_split", 0)
+    content: dict[str, Any] = {"study": f"{study}-best", "trial": settings} | resources_of(log, study)
+    return study_text(content, _head(study, trial, metric, split), source=trial.key)
+
+
+def resources_of(log: Log, study: str) -> dict[str, Any]:
+    """The resources that a study's file named when it was last run; empty where it named none."""
     configs = [json.loads(row["study_config"]) for row in log.arms_of(study) if row["study_config"]]
-    content: dict[str, Any] = {"study": f"{study}-best", "trial": settings}
-    if configs and "resources" in configs[-1]:
-        content["resources"] = configs[-1]["resources"]
-    text = "".join(f"# {line}\n" for line in _head(study, trial, metric, split)) + _dumped(content)
-    try:
-        study_from(parse_yaml(text, source=trial.key), folder=Path("/"))
-    except ConfigError as error:
-        raise ConfigError(f"{trial.key}: its settings must be of this version to be exported, got {error}") from error
-    return text
+    return {"resources": configs[-1]["resources"]} if configs and "resources" in configs[-1] else {}
 
 
 def _head(study: str, trial: RankedTrial, metric: str, split: float) -> list[str]:
@@ -51,17 +42,3 @@ def _head(study: str, trial: RankedTrial, metric: str, split: float) -> list[str
         )
         lines.append("This study trains on all training images and reports on the validation set, which the search has not seen.")
     return lines
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes lists on one line, and quotes every text that the strict reader would take for a number."""
-
-
-_Dumper.add_representer(list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True))
-_Dumper.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$"), list("-+.0123456789")
-)
-
-
-def _dumped(content: Mapping[str, Any]) -> str:
-    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

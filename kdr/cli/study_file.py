@@ -1,0 +1,19 @@
+"""Writes study files for `--export`."""
+
+from pathlib import Path
+
+from kdr.errors import StorageError
+from kdr.storage import written_aside
+
+
+def write_study_file(text: str, path: Path) -> None:
+    """Writes a study file.
+
+    Raises:
+        StorageError: if it cannot be written.
+    """
+    try:
+        with written_aside(path.absolute()) as aside:
+            aside.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"--export: needs a file that can be written, got {path} ({error.strerror or error})") from error

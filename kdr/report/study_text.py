@@ -1,0 +1,42 @@
+"""A study as the text of a file that the strict reader reads back."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdr.config.strict_yaml import parse_yaml
+from kdr.config.study import study_from
+from kdr.errors import ConfigError
+
+
+def study_text(content: Mapping[str, Any], head: Iterable[str], *, source: str) -> str:
+    """The text of a study file, with a comment above.
+
+    Args:
+        content: the study as plain values, paths absolute.
+        head: lines of the comment.
+        source: what the settings come from, named in errors.
+
+    Raises:
+        ConfigError: if this version cannot read the settings.
+    """
+    body = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    text = "".join(f"# {line}\n" for line in head) + body
+    try:
+        study_from(parse_yaml(text, source=source), folder=Path("/"))
+    except ConfigError as error:
+        raise ConfigError(f"{source}: its settings must be of this version to be exported, got {error}") from error
+    return text
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes lists on one line, and quotes every text that the strict reader would take for a number."""
+
+
+_Dumper.add_representer(list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True))
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$"), list("-+.0123456789")
+)
