@@ -136,14 +136,15 @@ def _print(facts: dict[str, object], plan: "StudyPlan", data_lines: list[str], w
         print_table(["parameter", "kind", "values", "drawn when"], rows)
     if plan.arms:
         print()
-        print_table(["arm", "known", "changes"], [_arm_row(arm) for arm in plan.arms])
+        known = [] if plan.num_known is None else ["known"]
+        arms = [[arm.name, *([arm.num_known] if known else []), _changes(arm)] for arm in plan.arms]
+        print_table(["arm", *known, "changes"], arms)
     for warning in warnings:
         print(f"\nwarning: {warning}")
 
 
-def _arm_row(arm: "ArmPlan") -> list[object]:
+def _changes(arm: "ArmPlan") -> str:
     from kdr.cli.output import shown
 
     changes = ", ".join(f"{path} = {shown(value)}" for path, value in arm.changes.items())
-    same = f" (the same trial as '{arm.same_as}')" if arm.same_as else ""
-    return [arm.name, arm.num_known, (changes or "nothing") + same]
+    return (changes or "nothing") + (f" (the same trial as '{arm.same_as}')" if arm.same_as else "")
