@@ -54,7 +54,7 @@ def trials_of(study: Study) -> list[TrialConfig]:
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_head_tells_question_command_and_cost_and_what_to_expect(name: str) -> None:
     labels = [match[1] for line in head_of(name) if (match := re.match(r"(\w[\w ]*):\s", line))]
-    expected = ["Question", "Command", "Cost", "Expected" if name == "quickstart" else "Read against"]
+    expected = ["Question", "Command", "Cost", "Read against" if name in RECIPES else "Expected"]
     assert [label for label in labels if label in expected] == expected
 
 
