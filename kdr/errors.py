@@ -39,6 +39,10 @@ class ResourcesError(KdrError):
     """A machine or cluster that is too small for one trial."""
 
 
+class PackageError(KdrError):
+    """A package that a setting needs and that is missing, or cannot be used here."""
+
+
 class ShapeMismatchError(KdrError):
     """Two tensors that had to agree in shape and do not."""
 

@@ -65,6 +65,10 @@ class Storage:
         """The Optuna journal of one study's search, which `optuna-dashboard` opens."""
         return self.root / "searches" / f"{study}.journal"
 
+    def loggers(self, study: str) -> Path:
+        """Files of the loggers that one study asks for; never read by kdr."""
+        return self.root / "loggers" / study
+
     def check_writable(self) -> None:
         """Raises StorageError unless a file can be written under the root; makes the root if it is missing."""
         try:

@@ -161,6 +161,14 @@ def study_space(study: "Study") -> Iterator[Finding]:
     yield Finding("study", "ok", f"{study.study}: every setting can be used")
 
 
+def study_loggers(study: "Study") -> Iterator[Finding]:
+    """Whether the packages are there that a study's loggers need."""
+    from kdr.run.loggers import check_loggers
+
+    check_loggers(study.loggers)
+    yield Finding("loggers", "ok", ", ".join(study.loggers) or "none beside the log")
+
+
 def study_data(study: "Study", storage: Storage) -> Iterator[Finding]:
     """Whether a study's images and annotations are there and fit together."""
     from kdr.data.splits import open_splits
@@ -220,6 +228,7 @@ def all_checks(storage: Storage, *, address: str | None, study: "Study | None") 
     if study is not None:
         checks |= {
             "study": lambda: study_space(study),
+            "loggers": lambda: study_loggers(study),
             "data": lambda: study_data(study, storage),
             "detectors": lambda: study_detectors(study, storage),
         }

@@ -24,6 +24,7 @@ _PATH_SETTINGS = (
     "data.val_annotations",
     *(f"{who}.{what}" for who in ("student", "teacher") for what in ("weights", "backbone_weights")),
 )
+LoggerName = Literal["tensorboard", "wandb", "mlflow"]
 
 
 class Resources(Settings):
@@ -72,6 +73,8 @@ class Study(Settings):
     """What one trial may use."""
     keep_weights: Literal["all", "none"] | Count = 1
     """Whose students' weights are kept: of the study's best k, `all`, or `none`."""
+    loggers: tuple[LoggerName, ...] = ()
+    """Where `run` shows trials beside the log: `tensorboard`, `wandb`, `mlflow`; each needs its package."""
 
     _base: TrialConfig = PrivateAttr()
 

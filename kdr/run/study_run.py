@@ -17,6 +17,7 @@ from kdr.results.compact import compact
 from kdr.results.reader import read_log
 from kdr.results.writer import LogWriter
 from kdr.run.logged_fit import has_weights, teacher_of
+from kdr.run.loggers import check_loggers
 from kdr.run.observer import Observer
 from kdr.run.ray_session import nodes_of_ray, num_concurrent, ray_session, resolved
 from kdr.run.trial_identity import trial_maker
@@ -54,6 +55,7 @@ def run_study(study: Study, *, storage: Storage, observer: Observer, address: st
     """
     begin = time.monotonic()
     storage.check_writable()
+    check_loggers(study.loggers)
     check_space(study)
     check_design(study)
     if address is None:

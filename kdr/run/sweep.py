@@ -16,9 +16,11 @@ from kdr.run.gang import remove_leftover_groups
 from kdr.run.history import History
 from kdr.run.interruption import Interruption
 from kdr.run.kept_weights import KeptWeights
+from kdr.run.loggers import open_loggers
 from kdr.run.observer import Observer
 from kdr.run.ray_session import local_ray_ends, num_gpus_of
 from kdr.run.searcher import StudySearcher
+from kdr.run.shown_trials import ShownTrials
 from kdr.run.study_arms import note_arm
 from kdr.run.trial_actor import ActorSettings, TrialActor, tune_config
 from kdr.run.trial_events import TrialEvents
@@ -46,6 +48,7 @@ class Sweep:
         self._log = LogWriter(storage, study.study)
         self._names: dict[str, str] = {}
         self._ended: list[tuple[str, float | None]] = []
+        self._loggers = open_loggers(study.loggers, study.study, storage)
 
     def run_search(
         self, make_trial: Callable[[TrialConfig], Trial], resources: Resources, num_concurrent: int, *, rerun: bool = False
@@ -131,6 +134,10 @@ class Sweep:
             kept_weights=kept,
             on_report=self._interruption.trial_reported,
         )
+        callbacks: list[tune.Callback] = [events]
+        if self._loggers:
+            shown = ShownTrials(self._loggers, self.storage, self.study.study, self.observer, role=role, names=self._names)
+            callbacks.append(shown)
         tuner = tune.Tuner(
             actor,
             param_space=space,
@@ -145,7 +152,7 @@ class Sweep:
                 name=f"{role}-{os.getpid()}",
                 storage_path=str(self.storage.ray / self.study.study),
                 verbose=0,
-                callbacks=[events],
+                callbacks=callbacks,
                 failure_config=tune.FailureConfig(max_failures=MAX_CRASHES),
             ),
         )

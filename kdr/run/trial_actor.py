@@ -10,11 +10,12 @@ from ray import tune
 from kdr.config.study import Resources
 from kdr.config.trial import Trial, TrialConfig
 from kdr.errors import TrialFailure
-from kdr.results.schema import Role
+from kdr.results.schema import METRICS, Role
 from kdr.results.writer import LogWriter
 from kdr.run.engine import Engine, InlineEngine, ProcessLostError
 from kdr.run.ray_session import num_gpus_of
 from kdr.storage import Storage
+from kdr.training.metrics import EpochMetrics
 
 
 @dataclass(frozen=True)
@@ -77,17 +78,21 @@ class TrialActor(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Trains to the next evaluated epoch."""
+        shown: list[dict[str, float]] = []
         try:
-            metrics = next(metrics for metrics in self._epochs if metrics.evaluation is not None)
+            for metrics in self._epochs:
+                shown.append(_numbers(metrics))
+                if metrics.evaluation is not None:
+                    break
         except ProcessLostError:
             self._log.flush()
             raise
         except Exception as error:
             failure = error.kind if isinstance(error, TrialFailure) else "error"
-            return {**self._reached(), "done": True, "failed": failure, "reason": str(error), **_no_metrics()}
+            return {**self._reached(), "shown": shown, "done": True, "failed": failure, "reason": str(error), **_no_metrics()}
         assert metrics.evaluation is not None
         values = {name: metrics.evaluation.metrics.get(name, math.nan) for name in _no_metrics()}
-        return {**self._reached(), "done": metrics.is_last, **values}
+        return {**self._reached(), "shown": shown, "done": metrics.is_last, **values}
 
     def cleanup(self) -> None:
         """The last thing that Tune calls: lets go of the trial and of the workers."""
@@ -150,4 +155,17 @@ def _engine(settings: ActorSettings) -> Engine:
 
 
 def _no_metrics() -> dict[str, float]:
-    return dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl"), math.nan)
+    return dict.fromkeys(METRICS, math.nan)
+
+
+def _numbers(metrics: EpochMetrics) -> dict[str, float]:
+    """What loggers show of an epoch, by name."""
+    found = metrics.evaluation.metrics if metrics.evaluation else {}
+    return {
+        "epoch": metrics.epoch,
+        **{name: found[name] for name in METRICS if name in found},
+        **{f"losses/{name}": value for name, value in metrics.losses.items()},
+        **{f"weighted_losses/{name}": value for name, value in metrics.weighted_losses.items()},
+        "lr": metrics.lr,
+        "images_per_s": metrics.images_per_s,
+    }

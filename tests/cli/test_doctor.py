@@ -1,5 +1,6 @@
 """`doctor`: what is in order is told, and what is not, with the way out. Every failure here is a real one."""
 
+import importlib.util
 import json
 import time
 from collections.abc import Callable
@@ -12,7 +13,17 @@ import yaml
 from typer.testing import CliRunner
 
 from kdr.cli.app import app
-from kdr.cli.checks import Finding, all_checks, ray_tokens, run_checks, storage_folder, study_data, study_detectors, torch_pair
+from kdr.cli.checks import (
+    Finding,
+    all_checks,
+    ray_tokens,
+    run_checks,
+    storage_folder,
+    study_data,
+    study_detectors,
+    study_loggers,
+    torch_pair,
+)
 from kdr.config.overrides import changed
 from kdr.config.study import Study, study_from
 from kdr.errors import DataError
@@ -93,6 +104,15 @@ def test_where_rays_token_comes_from_is_told_and_the_token_never(monkeypatch: py
     assert found.state == "ok"
     assert "RAY_AUTH_TOKEN" in found.text
     assert "secret" not in f"{found.text} {found.mend}"
+
+
+def test_a_logger_whose_package_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    [found] = run_checks({"loggers": lambda: study_loggers(study_with({"loggers": ["tensorboard"]}))})
+    assert (found.state, found.text) == ("ok", "tensorboard")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    [found] = run_checks({"loggers": lambda: study_loggers(study_with({"loggers": ["mlflow"]}))})
+    assert found.state == "failed"
+    assert found.text.endswith("pip install mlflow-skinny")
 
 
 def test_missing_data_is_named(storage: Storage) -> None:
