@@ -30,7 +30,7 @@ def command(
         list[str] | None,
         typer.Option(
             "--metric",
-            help="AP, AP50, AP75, APs, APm, APl; in an ablation also AP/<class>, s/epoch, memory, extras/<name>. "
+            help="AP, AP50, AP75, APs, APm, APl; in an ablation also AP/<class>, s/epoch, memory, parameters, extras/<name>. "
             "May be repeated; by default what the study is about.",
         ),
     ] = None,

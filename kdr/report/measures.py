@@ -1,4 +1,5 @@
-"""What a table can show of a trial: COCO's metrics, AP of one class, time, memory, and any number that a method logs.
+"""What a table can show of a trial: COCO's metrics, AP of one class, time, memory, parameters, and any number that a
+method logs.
 
 APs are shown in percent, as papers print them (39.8); the log and its SQL have them in [0, 1].
 """
@@ -23,7 +24,7 @@ class Measure:
     """One number per trial, and how it is shown."""
 
     name: str
-    """As `--metric` takes it: `AP75`, `AP/<class>`, `s/epoch`, `memory`, `extras/<name>`."""
+    """As `--metric` takes it: `AP75`, `AP/<class>`, `s/epoch`, `memory`, `parameters`, `extras/<name>`."""
     unit: str = ""
     """As the head of a column shows it."""
     scale: float = 1.0
@@ -49,11 +50,13 @@ def measure_of(name: str) -> Measure:
         return Measure(name)
     if name == "memory":
         return Measure(name, "GiB", _GIB)
+    if name == "parameters":
+        return Measure(name, "M", 1e-6)
     if name.startswith("extras/"):
         return Measure(name)
     raise ConfigError(
-        f"--metric: must be one of {', '.join(METRICS)}, AP/<class>, s/epoch, memory, extras/<name>, got {name!r}. "
-        "s/epoch is training without evaluation, memory the peak on the GPU, extras what methods log"
+        f"--metric: must be one of {', '.join(METRICS)}, AP/<class>, s/epoch, memory, parameters, extras/<name>, got {name!r}. "
+        "s/epoch is training without evaluation, memory the peak on the GPU, parameters the student's, extras what methods log"
     )
 
 
@@ -81,7 +84,7 @@ def _values(name: str, states: Mapping[str, TrialState], epochs: pa.Table) -> di
         return _grouped(epochs, "seconds", "mean")
     if name == "memory":
         return _grouped(epochs, "peak_memory_bytes", "max")
-    kind, _, wanted = name.partition("/")
+    kind, _, wanted = ("extras", "/", name) if name == "parameters" else name.partition("/")
     last = last_maps(epochs, "ap_per_class" if kind == "AP" else "extras")
     return {key: numbers[wanted] for key, numbers in last.items() if not math.isnan(numbers.get(wanted, math.nan))}
 

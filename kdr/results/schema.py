@@ -125,7 +125,7 @@ class EpochRow:
     gradient_norms: Mapping[str, float] | None = None
     """Norms at the FPN outputs, of the detection and of the distillation loss."""
     extras: Mapping[str, float] | None = None
-    """Further numbers: of the methods, such as the scale of each review link, and the shares of keys loaded."""
+    """Further numbers: of the methods, such as the scale of each review link, shares of keys loaded, the student's size."""
     lr: float | None = None
     """Learning rate at the end of the epoch."""
     seconds: float | None = None

@@ -49,4 +49,4 @@ class EpochMetrics:
     is_last: bool = False
     """Whether the trial has reached its full length."""
     extras: dict[str, float] = field(default_factory=dict)
-    """Further numbers: of the methods, such as the residual scale of each review link, and the shares of keys loaded."""
+    """Further numbers: of the methods, such as the scale of each review link, shares of keys loaded, the student's size."""

@@ -70,9 +70,10 @@ class TrainingState:
 
     def numbers(self) -> dict[str, float]:
         """Further numbers for the log: of the methods by `method.name`, such as the residual scale of each of KDR's review
-        links; and which shares of the student's keys were loaded.
+        links; which shares of the student's keys were loaded; and how many `parameters` the student has.
         """
-        return self.loaded | self.model.methods.logged_numbers()
+        parameters = float(sum(parameter.numel() for parameter in self.model.student.parameters()))
+        return {"parameters": parameters} | self.loaded | self.model.methods.logged_numbers()
 
     def parts(self) -> dict[str, Stateful]:
         """What a checkpoint holds."""

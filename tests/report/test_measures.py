@@ -14,11 +14,11 @@ def test_every_measure_comes_from_its_own_column(ablation_log):
     columns = {
         "ap_per_class": {"star": 0.5, "a/b": 0.25},
         "peak_memory_bytes": 2**30,
-        "extras": {"kdr.scale": 3.0},
+        "extras": {"kdr.scale": 3.0, "parameters": 2e6},
         "seconds": 8.0,
     }
     ablation_log.arm("baseline", [0.3], epoch_columns=columns)
-    names = ("AP", "AP50", "AP/star", "AP/a/b", "s/epoch", "memory", "extras/kdr.scale")
+    names = ("AP", "AP50", "AP/star", "AP/a/b", "s/epoch", "memory", "parameters", "extras/kdr.scale")
     found = values(ablation_log, *names)
     assert {name: by_key["baseline-0"] for name, by_key in found.items()} == {
         "AP": 0.3,
@@ -27,6 +27,7 @@ def test_every_measure_comes_from_its_own_column(ablation_log):
         "AP/a/b": 0.25,
         "s/epoch": 8.0,
         "memory": 2.0**30,
+        "parameters": 2e6,
         "extras/kdr.scale": 3.0,
     }
 
@@ -43,7 +44,13 @@ def test_the_last_evaluation_counts_for_a_class(example_log):
 
 
 @pytest.mark.parametrize(
-    ("name", "title", "scale"), [("AP75", "AP75 (%)", 100), ("s/epoch", "s/epoch", 1), ("memory", "memory (GiB)", 2**-30)]
+    ("name", "title", "scale"),
+    [
+        ("AP75", "AP75 (%)", 100),
+        ("s/epoch", "s/epoch", 1),
+        ("memory", "memory (GiB)", 2**-30),
+        ("parameters", "parameters (M)", 1e-6),
+    ],
 )
 def test_a_measure_has_a_unit(name, title, scale):
     assert (measure_of(name).title, measure_of(name).scale) == (title, scale)

@@ -441,7 +441,8 @@ def test_train_ends_after_its_epoch_at_sigterm(prepared: tuple[Path, Storage], t
     log = read_log(own)
     [state] = students(log)
     assert (state.state, state.last.reason) == ("interrupted", "the command was interrupted")
-    assert state.epoch == log.epochs_of(state.key).num_rows >= 2
+    # one epoch where the signal came before the second had begun
+    assert state.epoch == log.epochs_of(state.key).num_rows >= 1
     assert torch.load(own.trial(state.key) / "checkpoint.pt", weights_only=True)["progress"]["epoch"] == state.epoch
 
 

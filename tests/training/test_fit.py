@@ -177,7 +177,7 @@ def test_epochs_between_evaluations_have_none_and_the_last_has_one(make: Make, r
 @pytest.mark.slow
 def test_the_shares_of_loaded_and_inherited_keys_are_told(make: Make, run: Run, storage: Storage) -> None:
     plain = make(OFF | {"training.epochs": 1})
-    assert run(plain)[-1].extras == {}
+    assert set(run(plain)[-1].extras) == {"parameters"}
     file = str(storage.trial(plain.key) / "student.pt")
     loaded = run(make({"training.epochs": 1, "student.weights": file, "student.inherit": True, "distill": {}}))[-1].extras
     assert {name: loaded[name] for name in ("loaded.backbone", "loaded.neck", "loaded.head")} == {
@@ -208,12 +208,14 @@ def test_running_out_of_memory_ends_the_trial_by_name(make: Make, storage: Stora
 @pytest.mark.slow
 def test_a_finished_trial_leaves_its_weights_and_no_checkpoint(make: Make, run: Run, storage: Storage) -> None:
     trial = make(OFF)
-    run(trial)
+    [*_, last] = run(trial)
     folder = storage.trial(trial.key)
     assert (folder / "student.pt").exists()
     assert not (folder / "checkpoint.pt").exists()
     state = torch.load(folder / "student.pt", weights_only=True)
-    torchvision_model(trial.config.student, num_classes=6).load_state_dict(state, strict=True)
+    plain = torchvision_model(trial.config.student, num_classes=6)
+    plain.load_state_dict(state, strict=True)
+    assert last.extras["parameters"] == sum(parameter.numel() for parameter in plain.parameters())
 
 
 @pytest.mark.slow
