@@ -43,6 +43,18 @@ class PackageError(KdrError):
     """A package that a setting needs and that is missing, or cannot be used here."""
 
 
+class PreflightError(KdrError):
+    """A study whose pre-flight failed, and which was not begun.
+
+    Args:
+        problems: what failed, a line each.
+    """
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        way_out = "The study was not begun. Run it all the same with --no-preflight"
+        super().__init__("\n".join([*(f"pre-flight: {problem}" for problem in problems), way_out]))
+
+
 class ShapeMismatchError(KdrError):
     """Two tensors that had to agree in shape and do not."""
 

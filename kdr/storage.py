@@ -61,6 +61,10 @@ class Storage:
         """What was measured of one teacher: feature statistics per data set."""
         return self.root / "teachers" / teacher_id
 
+    def preflight(self, study: str) -> Path:
+        """What the pre-flights of one study measured, and their pictures."""
+        return self.root / "preflight" / study
+
     def search(self, study: str) -> Path:
         """The Optuna journal of one study's search, which `optuna-dashboard` opens."""
         return self.root / "searches" / f"{study}.journal"

@@ -5,12 +5,12 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from kdr.errors import KdrError
 from kdr.storage import Storage
+from kdr.training.findings import Finding, judged, keep_preflight, kept_preflight
 
 if TYPE_CHECKING:
     from kdr.config.study import Resources, Study
@@ -20,28 +20,19 @@ FREE_GIB = 5.0
 TOKEN_FILE = Path("~/.ray/auth_token")
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What one check found."""
-
-    name: str
-    state: Literal["ok", "warning", "failed"]
-    text: str
-    """One line, or several where a file has several problems."""
-    mend: str = ""
-    """What to do about it, where the text does not say so."""
-
-
 Check = Callable[[], Iterator[Finding]]
 
 
 def run_checks(checks: dict[str, Check]) -> Iterator[Finding]:
-    """Runs checks by name; one that raises has failed, and the others go on."""
+    """Runs checks by name; one that raises has failed, and the others go on. What several stumble over is told once."""
+    told: set[str] = set()
     for name, check in checks.items():
         try:
             yield from check()
         except KdrError as error:
-            yield Finding(name, "failed", str(error))
+            if str(error) not in told:
+                yield Finding(name, "failed", str(error))
+            told.add(str(error))
         except Exception as error:
             yield Finding(name, "failed", f"{type(error).__name__}: {error}", "Unexpected: please report it")
 
@@ -215,7 +206,25 @@ def study_detectors(study: "Study", storage: Storage) -> Iterator[Finding]:
     yield Finding("levels", "warning" if left else "ok", text, mend)
 
 
-def all_checks(storage: Storage, *, address: str | None, study: "Study | None") -> dict[str, Check]:
+def study_preflight(study: "Study", storage: Storage) -> Iterator[Finding]:
+    """What a study's base trial computes in its first step, and its teacher's AP; `run` looks at the same."""
+    from kdr.run.logged_fit import has_weights, teacher_of
+    from kdr.run.trial_identity import trial_maker
+    from kdr.training.preflight import measure
+
+    trial = trial_maker(study, storage)(study.base)
+    teacher = teacher_of(trial)
+    if teacher is not None and not has_weights(teacher, storage):
+        yield Finding("pre-flight", "ok", "waits for the teacher, which the study trains: `run` does it then")
+        return
+    measured = kept_preflight(storage, study.study, trial)
+    if measured is None:
+        measured = measure(trial, storage=storage, pictures=storage.preflight(study.study))
+        keep_preflight(storage, study.study, trial, measured)
+    yield from judged(measured, trial.config)
+
+
+def all_checks(storage: Storage, *, address: str | None, study: "Study | None", preflight: bool = True) -> dict[str, Check]:
     """Every check by name, in the order in which a mistake should be mended."""
     checks: dict[str, Check] = {
         "packages": installed_packages,
@@ -232,4 +241,6 @@ def all_checks(storage: Storage, *, address: str | None, study: "Study | None") 
             "data": lambda: study_data(study, storage),
             "detectors": lambda: study_detectors(study, storage),
         }
+        if preflight:
+            checks["pre-flight"] = lambda: study_preflight(study, storage)
     return checks

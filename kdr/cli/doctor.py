@@ -5,9 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kdr.cli.options import DEFAULT_STORAGE, JsonOption, SetOption, StorageOption
-
-STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+from kdr.cli.options import DEFAULT_STORAGE, JsonOption, PreflightOption, SetOption, StorageOption
 
 
 def command(
@@ -17,9 +15,12 @@ def command(
     address: Annotated[
         str | None, typer.Option("--address", help="Ray cluster to join, or `auto`; without it Ray starts on this machine.")
     ] = None,
+    preflight: PreflightOption = True,
     json_: JsonOption = False,
 ) -> None:
     """Check the installation, the machine, the storage and Ray; with a study also its data, weights, levels and resources.
+
+    The pre-flight of a study looks at its base trial: the teacher's AP, and masks, losses and gradients of the first step.
 
     Each failure says how to mend it. Exit code 0: nothing failed; 2: something did.
 
@@ -29,11 +30,12 @@ def command(
 
     from rich.console import Console
 
-    from kdr.cli.checks import Finding, all_checks, run_checks
-    from kdr.cli.output import json_text
+    from kdr.cli.checks import all_checks, run_checks
+    from kdr.cli.output import json_text, print_finding
     from kdr.config.study import read_study
     from kdr.errors import ConfigError
     from kdr.storage import Storage
+    from kdr.training.findings import Finding
 
     findings: list[Finding] = []
     console = Console()
@@ -41,10 +43,7 @@ def command(
     def note(finding: Finding) -> None:
         findings.append(finding)
         if not json_:
-            console.print(f"{finding.state:<8}", style=STYLES[finding.state], end="")
-            console.out(f"{finding.name:<16}{finding.text}", highlight=False)
-            if finding.mend:
-                console.out(f"{'':<24}{finding.mend}", highlight=False)
+            print_finding(console, finding)
 
     chosen = None
     if study is not None:
@@ -52,7 +51,7 @@ def command(
             chosen = read_study(study, set_ or ())
         except ConfigError as error:
             note(Finding("study", "failed", str(error)))
-    for finding in run_checks(all_checks(Storage.at(storage), address=address, study=chosen)):
+    for finding in run_checks(all_checks(Storage.at(storage), address=address, study=chosen, preflight=preflight)):
         note(finding)
     failed = sum(finding.state == "failed" for finding in findings)
     if json_:

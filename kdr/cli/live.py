@@ -11,8 +11,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from kdr.cli.output import shown
+from kdr.cli.output import print_finding, shown
 from kdr.run.observer import TrialProgress
+from kdr.training.findings import Finding
 
 MAX_ROWS = 20
 """Trials that the table shows at most; terminals are rarely higher."""
@@ -57,6 +58,10 @@ class LiveView:
         """A new part of the run has begun."""
         self._phase, self._trials_begin = text, time.monotonic()
         self._line(f"{text} ...")
+
+    def finding(self, finding: Finding) -> None:
+        """The pre-flight has found something."""
+        print_finding(self._console, finding)
 
     def plan(self, num_trials: int | None, num_done: int, concurrent: int) -> None:
         """Says how many trials there are, how many are done before this run, how many run at a time."""

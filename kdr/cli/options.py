@@ -15,6 +15,14 @@ SetOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
+PreflightOption = Annotated[
+    bool,
+    typer.Option(
+        "--preflight/--no-preflight",
+        help="Look at the study's base trial before it starts: the teacher's AP, masks, losses, gradients.",
+    ),
+]
+
 TrialKey = Annotated[
     str, typer.Argument(metavar="KEY", help="A trial's key, or its first letters, at least 6.", show_default=False)
 ]

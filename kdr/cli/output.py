@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kdr.training.findings import Finding
+
 Format = Literal["table", "csv", "json"]
 
 
@@ -140,3 +142,14 @@ def _plain(value: Any) -> Any:
     if isinstance(value, decimal.Decimal):  # DuckDB's sums of whole numbers
         return int(value) if value == value.to_integral_value() else float(value)
     return value.isoformat() if isinstance(value, datetime) else value
+
+
+def print_finding(console: Console, finding: Finding) -> None:
+    """One line for what a check found, and one for what to do about it."""
+    console.print(f"{finding.state:<8}", style=_STATE_STYLES[finding.state], end="")
+    console.out(f"{finding.name:<16}{finding.text}", highlight=False)
+    if finding.mend:
+        console.out(f"{'':<24}{finding.mend}", highlight=False)
+
+
+_STATE_STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}

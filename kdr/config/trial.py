@@ -10,7 +10,7 @@ from kdr.config.detector import ANCHORS_PER_CELL, DetectorConfig
 from kdr.config.distill import DistillConfig
 from kdr.config.layout import tells_classes
 from kdr.config.method import MethodConfig
-from kdr.config.settings import Settings
+from kdr.config.settings import NonNegative, Settings, Share
 from kdr.config.training import TrainingConfig
 
 
@@ -30,6 +30,15 @@ class TeacherConfig(DetectorConfig):
     """Seed of the teacher's training; students of every seed learn from the same teacher."""
     labels: dict[str, str] | None = None
     """Category names of the teacher -> category names of the data set, where they differ."""
+    stated_ap: Share | None = None
+    """AP that the teacher is said to have on the validation set, such as 0.389; a study whose teacher misses it is not begun.
+    Unset: it is measured before a study and told, but compared with nothing."""
+    stated_ap_margin: NonNegative = 0.01
+    """How far the measured AP may lie from the stated one; where it is measured on n of the images, by 0.4 / sqrt(n) more."""
+
+
+NO_NUMBERS = frozenset({"stated_ap", "stated_ap_margin"})
+"""Settings of a teacher that only check it."""
 
 
 class TrialConfig(Settings):
@@ -76,7 +85,7 @@ class TrialConfig(Settings):
         """The trial that trains this trial's teacher: plain training on the same data; None if the teacher has weights."""
         if not self.needs_teacher or self.teacher is None or self.teacher.training is None:
             return None
-        detector = self.teacher.model_dump(mode="json", exclude={"training", "seed", "labels"})
+        detector = self.teacher.model_dump(mode="json", exclude={"training", "seed", *NO_NUMBERS, "labels"})
         return TrialConfig(
             data=self.data, student=StudentConfig(**detector), training=self.teacher.training, seed=self.teacher.seed
         )

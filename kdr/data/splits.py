@@ -41,17 +41,7 @@ def open_splits(data: ShapesData | CocoData, storage: Storage, *, check: Literal
             in their categories; if the search split leaves no training images.
         StorageError: if shapes cannot be written.
     """
-    if data.dataset == "shapes":
-        folder = storage.data / f"shapes-{data_fingerprint(data, storage)}"
-        if not folder.is_dir():
-            write_shapes(data, folder)
-        files = [(folder / split, folder / f"{split}.json") for split in ("train", "val")]
-    else:
-        files = [
-            (Path(data.train_images), Path(data.train_annotations)),
-            (Path(data.val_images), Path(data.val_annotations)),
-        ]
-    train, val = (check_images(read_coco(*pair), full=check == "full") for pair in files)
+    train, val = (check_images(read_coco(*pair), full=check == "full") for pair in _files(data, storage))
     if train.categories != val.categories:
         only = sorted(set(train.categories) ^ set(val.categories))
         raise DataError(
@@ -60,6 +50,12 @@ def open_splits(data: ShapesData | CocoData, storage: Storage, *, check: Literal
         )
     kept, held_out = search_split(train, data.search_split)
     return Splits(kept, held_out if len(held_out) else val, train.categories)
+
+
+def open_validation(data: ShapesData | CocoData, storage: Storage) -> CocoIndex:
+    """Reads and checks the validation set alone, which a search does not evaluate on. Raises what `open_splits` does."""
+    _, files = _files(data, storage)
+    return check_images(read_coco(*files), full=False)
 
 
 def search_split(index: CocoIndex, amount: float) -> tuple[CocoIndex, CocoIndex]:
@@ -80,3 +76,13 @@ def search_split(index: CocoIndex, amount: float) -> tuple[CocoIndex, CocoIndex]
     drawn = sorted(range(len(index)), key=lambda position: address(0, "search_split", index.image_ids[position]))
     held_out = set(drawn[:num_held_out])
     return index.subset(i for i in range(len(index)) if i not in held_out), index.subset(sorted(held_out))
+
+
+def _files(data: ShapesData | CocoData, storage: Storage) -> tuple[tuple[Path, Path], tuple[Path, Path]]:
+    """Image folder and annotation file of the training and of the validation set; shapes that are missing are drawn."""
+    if data.dataset == "coco":
+        return (Path(data.train_images), Path(data.train_annotations)), (Path(data.val_images), Path(data.val_annotations))
+    folder = storage.data / f"shapes-{data_fingerprint(data, storage)}"
+    if not folder.is_dir():
+        write_shapes(data, folder)
+    return (folder / "train", folder / "train.json"), (folder / "val", folder / "val.json")

@@ -10,11 +10,11 @@ from typing import Any
 
 from kdr.config.canonical import canonical_json
 from kdr.config.detector import DetectorConfig
-from kdr.config.trial import TeacherConfig, Trial, TrialConfig
+from kdr.config.trial import NO_NUMBERS, TeacherConfig, Trial, TrialConfig
 from kdr.config.versions import RESULTS_VERSION
 
 _DATA_PATHS = {"train_images", "train_annotations", "val_images", "val_annotations"}
-_FROZEN = {"training", "labels", "trainable_stages"}
+_FROZEN = {"training", "labels", "trainable_stages", *NO_NUMBERS}
 """Settings of a teacher with weights that change nothing in it; labels change the trial, not the teacher."""
 
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from kdr.training.findings import Finding
+
 
 @dataclass(frozen=True)
 class TrialProgress:
@@ -27,6 +29,9 @@ class Observer(Protocol):
 
     def phase(self, text: str) -> None:
         """A new part of the run has begun."""
+
+    def finding(self, finding: Finding) -> None:
+        """The pre-flight has found something."""
 
     def plan(self, num_trials: int | None, num_done: int, num_concurrent: int) -> None:
         """Says how many trials the study has, how many of them are done, and how many run at a time."""

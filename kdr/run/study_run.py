@@ -19,6 +19,7 @@ from kdr.results.writer import LogWriter
 from kdr.run.logged_fit import has_weights, teacher_of
 from kdr.run.loggers import check_loggers
 from kdr.run.observer import Observer
+from kdr.run.preflight import check_before_start
 from kdr.run.ray_session import nodes_of_ray, num_concurrent, ray_session, resolved
 from kdr.run.trial_identity import trial_maker
 from kdr.run.trial_list import TrialList
@@ -39,7 +40,15 @@ class Outcome:
     """Whether SIGTERM or SIGHUP ended it."""
 
 
-def run_study(study: Study, *, storage: Storage, observer: Observer, address: str | None = None, rerun: bool = False) -> Outcome:
+def run_study(
+    study: Study,
+    *,
+    storage: Storage,
+    observer: Observer,
+    address: str | None = None,
+    rerun: bool = False,
+    preflight: bool = False,
+) -> Outcome:
     """Runs what is missing of a study.
 
     Args:
@@ -48,6 +57,7 @@ def run_study(study: Study, *, storage: Storage, observer: Observer, address: st
         observer: is told what happens.
         address: a Ray cluster to join; None starts Ray on this machine.
         rerun: run trials again whose results are known.
+        preflight: look at the study's base trial first (`kdr.run.preflight`), once its teacher is there.
 
     Raises:
         KdrError: for anything wrong with the study, the data, the storage or the machine, before training begins.
@@ -90,6 +100,9 @@ def run_study(study: Study, *, storage: Storage, observer: Observer, address: st
                 if sweep.num_failed:
                     named = ", ".join(teacher.key for teacher in teachers)
                     raise TrialFailure("error", f"the teacher could not be trained. See the log: trial {named}")
+            if preflight and not sweep.interrupted:
+                alone = _alone(needed, local=address is None)
+                check_before_start(study, make(study.base), storage=storage, observer=observer, needed=alone)
             if not sweep.interrupted:
                 observer.phase("Running trials")
                 if listed is None:

@@ -19,7 +19,6 @@ from kdr.training.ranks import ALONE, Ranks
 logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
 
 
-@torch.no_grad()
 def evaluate(
     detector: Detector, batches: Iterable[Batch], index: CocoIndex, *, precision: torch.dtype, ranks: Ranks = ALONE
 ) -> Evaluation:
@@ -32,21 +31,40 @@ def evaluate(
         precision: dtype of autocast; float32 runs without.
         ranks: the processes that evaluate together; all of them get the result.
     """
+    rows = detection_rows(detector, batches, index.category_ids, precision=precision)
+    found_by_all = np.concatenate([rows[:0], *ranks.gathered(rows)])
+    return ranks.from_first(lambda: coco_evaluation(coco_ground_truth(index), found_by_all))
+
+
+@torch.no_grad()
+def detection_rows(
+    detector: Detector, batches: Iterable[Batch], category_ids: Sequence[int | None], *, precision: torch.dtype
+) -> np.ndarray[Any, Any]:
+    """What a detector finds in images; its training mode is restored afterwards.
+
+    Args:
+        detector: the detector, on the device where it is to run.
+        batches: images, resized as for evaluation.
+        category_ids: id in the annotation file of each of the detector's classes; None for a class that does not count.
+        precision: dtype of autocast; float32 runs without.
+
+    Returns:
+        (D, 7) rows as `coco_evaluation` takes them.
+    """
     device = next(detector.parameters()).device
     was_training = detector.training
     detector.eval()
-    rows = []
+    rows = [np.zeros((0, 7))]
     try:
         for batch in batches:
             on_device = batch.to(device)
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):
                 pixels = detector.pixels(on_device.images, batch.image_sizes)
                 found = detector.detections(detector.features(pixels), pixels, batch.image_sizes)
-            rows.append(_detection_rows(found, batch, index.category_ids))
+            rows += _rows_of_batch(found, batch, np.array([np.nan if i is None else i for i in category_ids]))
     finally:
         detector.train(was_training)
-    found_by_all = np.concatenate([np.zeros((0, 7)), *(row for of_rank in ranks.gathered(rows) for row in of_rank)])
-    return ranks.from_first(lambda: coco_evaluation(coco_ground_truth(index), found_by_all))
+    return np.concatenate(rows)
 
 
 def coco_evaluation(ground_truth: dict[str, Any], detections: np.ndarray[Any, Any]) -> Evaluation:
@@ -82,16 +100,16 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _detection_rows(found: Sequence[dict[str, Tensor]], batch: Batch, category_ids: Sequence[int]) -> np.ndarray[Any, Any]:
-    rows = [np.zeros((0, 7))]
+def _rows_of_batch(
+    found: Sequence[dict[str, Tensor]], batch: Batch, category_ids: np.ndarray[Any, Any]
+) -> Iterator[np.ndarray[Any, Any]]:
     for index, image in enumerate(found):
         (height, width), (original_height, original_width) = batch.image_sizes[index], batch.original_sizes[index]
         boxes = image["boxes"].double().cpu().numpy() * ([original_width / width, original_height / height] * 2)
         boxes[:, 2:] -= boxes[:, :2]
         scores, labels = image["scores"].double().cpu().numpy(), image["labels"].cpu().numpy()
-        ids = np.full(len(boxes), batch.image_ids[index])
-        rows.append(np.column_stack([ids, boxes, scores, np.asarray(category_ids)[labels]]))
-    return np.concatenate(rows)
+        rows = np.column_stack([np.full(len(boxes), batch.image_ids[index]), boxes, scores, category_ids[labels]])
+        yield rows[~np.isnan(rows[:, 6])]
 
 
 def _ap_per_class(scorer: Any, names: dict[int, str]) -> dict[str, float]:

@@ -1,18 +1,23 @@
-"""Pictures of what a detector finds, beside what is there."""
+"""Pictures of what a detector finds, beside what is there; and of the cells that count as foreground."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes
 
-from kdr.data.loader import EvaluationBatches
+from kdr.data.loader import Batch, EvaluationBatches
 from kdr.detectors.detector import Detector
+from kdr.distill.masks import MaskValues, foreground_mask, padded_boxes, valid_cells
 from kdr.storage import written_aside
 
 MIN_SHOWN_PX = 320
 """Small images are enlarged to this width, so that names can be read."""
+MASK_PX = 400
+"""Longer side of each panel of the pictures of masks."""
 
 
 @torch.no_grad()
@@ -52,6 +57,55 @@ def write_pictures(folder: Path, detector: Detector, batches: EvaluationBatches,
                 Image.fromarray(_side_by_side(left, right).permute(1, 2, 0).numpy()).save(aside, "JPEG", quality=90)
             num_written += 1
     return num_written
+
+
+def write_masks(folder: Path, batch: Batch, grids: Mapping[str, tuple[int, int]], *, values: MaskValues) -> list[Path]:
+    """Writes one PNG per image: its boxes, then each level's foreground in red over the padded image; padding is dark.
+
+    Args:
+        folder: is made if missing; files are named by image id.
+        batch: the images, as a student sees them.
+        grids: level name -> (H, W) of its feature map in cells.
+        values: what a foreground cell weighs; the more it weighs among those of its image, the redder it is.
+
+    Returns:
+        The files.
+    """
+    pixels = (batch.images.shape[-2], batch.images.shape[-1])
+    size = tuple(max(1, round(side * MASK_PX / max(pixels))) for side in pixels)
+    small = F.interpolate(batch.images.float(), size, mode="bilinear", antialias=True)
+    factor = torch.tensor([size[1] / pixels[1], size[0] / pixels[0]] * 2)
+    boxes = padded_boxes([found.cpu() for found in batch.boxes])
+    images = [
+        draw_bounding_boxes(panel, found.cpu() * factor, colors="lime", width=2) if len(found) else panel
+        for panel, found in zip(_framed(small, "image"), batch.boxes, strict=True)
+    ]
+    panels = [images]
+    for name, grid in grids.items():
+        valid = valid_cells(batch.image_sizes, pixels, grid, device="cpu")
+        mask = foreground_mask(boxes, valid, pixels, values=values)
+        panels.append(_framed(_tinted(small, mask, valid), name))
+    paths = [folder / f"masks-{image_id}.png" for image_id in batch.image_ids]
+    for path, of_image in zip(paths, zip(*panels, strict=True), strict=True):
+        with written_aside(path) as aside:
+            Image.fromarray(torch.cat(of_image, 2).permute(1, 2, 0).numpy()).save(aside, "PNG")
+    return paths
+
+
+def _tinted(images: Tensor, mask: Tensor, valid: Tensor) -> Tensor:
+    """Images (N, 3, H, W) with the cells of a mask in red, by their share of the image's largest, and those not valid dark."""
+    largest = mask.amax((1, 2), keepdim=True)
+    redness = torch.where(mask > 0, 0.3 + 0.4 * mask / largest.clamp(min=1e-12), 0)
+    redness, light = (F.interpolate(cells.float()[:, None], images.shape[-2:], mode="nearest") for cells in (redness, valid))
+    red = torch.tensor([255.0, 0.0, 0.0])[:, None, None]
+    return (images * (1 - redness) + red * redness) * (0.3 + 0.7 * light)
+
+
+def _framed(images: Tensor, name: str) -> list[Tensor]:
+    """Panels with a frame and a name."""
+    H, W = images.shape[-2:]
+    frame = torch.tensor([[0.0, 0.0, W - 1.0, H - 1.0]])
+    return [draw_bounding_boxes(image.round().byte(), frame, labels=[name], colors="white") for image in images]
 
 
 def _drawn(image: Tensor, boxes: Tensor, names: list[str], colour: str) -> Tensor:

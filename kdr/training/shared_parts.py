@@ -33,11 +33,14 @@ class SharedParts:
 
     Args:
         storage: where generated data, trained teachers and their statistics lie.
+        lasting: whether statistics are measured in full and kept; if not, over a few images, for this process alone.
     """
 
     storage: Storage
+    lasting: bool = True
     _splits: dict[str, Splits] = field(default_factory=dict)
     _teachers: dict[str, Detector] = field(default_factory=dict)
+    _teacher_lines: dict[str, list[str]] = field(default_factory=dict)
 
     def splits(self, data: ShapesData | CocoData) -> Splits:
         """The images of a trial, opened and checked at the first call."""
@@ -65,6 +68,10 @@ class SharedParts:
             )
         return teacher.to(device)
 
+    def teacher_lines(self, trial: Trial) -> list[str]:
+        """What was loaded into the teacher of a trial, which has been opened: a line for each source."""
+        return self._teacher_lines[trial.teacher_id or ""]
+
     def teacher_level_std(self, trial: Trial, device: torch.device) -> list[float]:
         """Standard deviation of each of the teacher's feature levels, measured once per teacher and data set."""
         data = trial.config.data
@@ -72,7 +79,10 @@ class SharedParts:
         name = f"level-std-{trial.data_id}-{address(0, resize, str(data.search_split)):x}.json"
         path = self.storage.teacher(trial.teacher_id or "") / name
         if not path.exists():
-            values = _measured_level_std(self.teacher(trial, device), self.splits(data), data, device)
+            num_batches = STATISTICS_BATCHES if self.lasting else 1
+            values = _measured_level_std(self.teacher(trial, device), self.splits(data), data, device, num_batches)
+            if not self.lasting:
+                return values
             with written_aside(path) as aside:
                 aside.write_text(json.dumps({"level_std": values}))
         found: list[float] = json.loads(path.read_text())["level_std"]
@@ -87,18 +97,23 @@ class SharedParts:
             if not path.exists():
                 raise WeightsError(f"trial.teacher: its training has left no weights at {path}. Run the study again to train it")
             teacher = open_student(path)
+            lines = [f"all keys of its training's student.pt, trial {trial.trained_teacher_key}"]
         else:
             teacher = build_detector(config, categories, seed=0)
-            for report in load_configured_weights(teacher):
-                _log.info("teacher: %s", report.line())
+            lines = [report.line() for report in load_configured_weights(teacher)]
+            for line in lines:
+                _log.info("teacher: %s", line)
         match_labels(teacher.categories, categories, config.labels)
+        self._teacher_lines = {trial.teacher_id or "": lines}
         return teacher.eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def _measured_level_std(teacher: Detector, splits: Splits, data: ShapesData | CocoData, device: torch.device) -> list[float]:
+def _measured_level_std(
+    teacher: Detector, splits: Splits, data: ShapesData | CocoData, device: torch.device, num_batches: int
+) -> list[float]:
     statistics = LevelStd()
-    for batch in first_batches(splits.train, data, count=STATISTICS_BATCHES, batch_size=STATISTICS_BATCH_SIZE):
+    for batch in first_batches(splits.train, data, count=num_batches, batch_size=STATISTICS_BATCH_SIZE):
         pixels = teacher.pixels(batch.to(device).images, batch.image_sizes)
         statistics.update(teacher.features(pixels), batch.image_sizes, (pixels.shape[-2], pixels.shape[-1]))
     return statistics.result()

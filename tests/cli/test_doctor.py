@@ -22,10 +22,15 @@ from kdr.cli.checks import (
     study_data,
     study_detectors,
     study_loggers,
+    study_preflight,
     torch_pair,
 )
+from kdr.config.data import SHAPE_CLASSES
+from kdr.config.detector import DetectorConfig
 from kdr.config.overrides import changed
 from kdr.config.study import Study, study_from
+from kdr.detectors.build import build_detector
+from kdr.detectors.checkpoint_files import save_student
 from kdr.errors import DataError
 from kdr.storage import Storage
 
@@ -145,6 +150,33 @@ def test_what_is_used_of_another_librarys_file_is_told(storage: Storage, mmdetec
     loaded, used = (finding.text for finding in study_detectors(study, storage) if finding.name == "teacher")
     assert "teacher.pth: loaded 100% of the backbone, 100% of the neck, 90% of the head; 2 of other shape or classes: " in loaded
     assert used.endswith("its head is not loaded in full: features only")
+
+
+def test_the_pre_flight_waits_for_a_teacher_that_the_study_trains(storage: Storage) -> None:
+    [found] = study_preflight(study_with(), storage)
+    assert (found.state, found.text) == ("ok", "waits for the teacher, which the study trains: `run` does it then")
+
+
+@pytest.mark.slow
+def test_the_pre_flight_measures_once_and_judges_each_time(storage: Storage, tmp_path: Path) -> None:
+    config = DetectorConfig(backbone="mobilenet_v3_small", fpn_channels=32)
+    save_student(tmp_path / "teacher.pt", build_detector(config, SHAPE_CLASSES[:6], seed=0), extra={})
+    teacher = {"backbone": "mobilenet_v3_small", "fpn_channels": 32, "weights": str(tmp_path / "teacher.pt")}
+    states = {finding.name: finding.state for finding in study_preflight(study_with({"trial.teacher": teacher}), storage)}
+    assert set(states) == {"teacher's AP", "loaded", "features", "masks", "losses", "gradients", "teacher frozen"}
+    assert states["teacher frozen"] == "ok"
+    begin = time.monotonic()
+    stated = study_with({"trial.teacher": {**teacher, "stated_ap": 0.9}})
+    assert {finding.name for finding in study_preflight(stated, storage) if finding.state == "failed"} == {"teacher's AP"}
+    assert time.monotonic() - begin < 1
+
+
+def test_a_problem_that_several_checks_meet_is_told_once() -> None:
+    def breaks() -> Any:
+        raise DataError("x.json: must be there")
+        yield
+
+    assert [finding.name for finding in run_checks({"data": breaks, "detectors": breaks})] == ["data"]
 
 
 @pytest.mark.ray

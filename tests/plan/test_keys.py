@@ -115,6 +115,8 @@ def test_workers_train_the_teacher_too() -> None:
     [
         ("student.min_loaded_share", 0.5),
         ("teacher.min_loaded_share", 0.5),
+        ("teacher.stated_ap", 0.389),
+        ("teacher.stated_ap_margin", 0.05),
         ("training.precision", "fp32"),
         ("student.head_norm", None),
         ("distill.kdr.preset", "kdr"),
@@ -196,6 +198,10 @@ def test_a_teacher_with_weights_is_one_teacher_for_all_data() -> None:
     one, other = (make_trial(config, data_id=data_id, weights_id=str) for data_id in ("a", "b"))
     assert one.teacher_id == other.teacher_id
     assert one.key != other.key
+
+
+def test_the_ap_that_a_frozen_teacher_is_said_to_have_does_not_count() -> None:
+    assert key(changed(WITH_WEIGHTS, {"teacher.stated_ap": 0.389})) == key(WITH_WEIGHTS)
 
 
 def test_paths_of_the_data_are_not_in_the_key() -> None:

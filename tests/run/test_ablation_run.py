@@ -50,6 +50,9 @@ class Recorder:
     def phase(self, text: str) -> None:
         """Not looked at."""
 
+    def finding(self, finding: Any) -> None:
+        """Nothing."""
+
     def plan(self, num_trials: int | None, num_done: int, num_concurrent: int) -> None:
         self.plans.append((num_trials, num_done, num_concurrent))
 

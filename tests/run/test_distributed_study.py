@@ -56,6 +56,9 @@ class Watcher:
     def phase(self, text: str) -> None:
         """Nothing."""
 
+    def finding(self, finding: Any) -> None:
+        """Nothing."""
+
     def plan(self, num_trials: int | None, num_done: int, num_concurrent: int) -> None:
         """Nothing."""
 

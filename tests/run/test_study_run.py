@@ -53,9 +53,13 @@ class Recorder:
     def __init__(self) -> None:
         self.phases: list[str] = []
         self.updates: list[TrialProgress] = []
+        self.findings: list[Any] = []
 
     def phase(self, text: str) -> None:
         self.phases.append(text)
+
+    def finding(self, finding: Any) -> None:
+        self.findings.append(finding)
 
     def plan(self, num_trials: int | None, num_done: int, num_concurrent: int) -> None:
         self.phases.append(f"{num_trials} trials, {num_done} done, {num_concurrent} at a time")

@@ -27,6 +27,9 @@ class Recorder:
     def phase(self, text: str) -> None:
         """Not told here."""
 
+    def finding(self, finding: Any) -> None:
+        """Nothing."""
+
     def plan(self, num_trials: int | None, num_done: int, num_concurrent: int) -> None:
         """Not told here."""
 

@@ -1,0 +1,95 @@
+"""The pre-flight of a study on a real local Ray: it ends a run before a trial begins, and is not repeated."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdr.config.overrides import changed
+from kdr.config.study import Study, study_from
+from kdr.errors import PreflightError
+from kdr.results.reader import read_log
+from kdr.run.study_run import run_study
+from kdr.run.trial_identity import trial_maker
+from kdr.storage import Storage
+from kdr.training.findings import Finding
+
+pytestmark = pytest.mark.ray
+
+SMALL: dict[str, Any] = {
+    "study": "small",
+    "trial": {
+        "data": {"dataset": "shapes", "image_size_px": 64, "num_train": 16, "num_val": 4},
+        "teacher": {
+            "backbone": "mobilenet_v3_small",
+            "fpn_channels": 32,
+            "training": {"epochs": 1, "batch_size": 8, "optimizer": "adamw", "lr": 1e-3},
+            "stated_ap": 0.9,
+        },
+        "student": {"backbone": "mobilenet_v3_small", "fpn_channels": 32},
+        "distill": {"kdr": {}},
+        "training": {"epochs": 1, "batch_size": 8, "optimizer": "adamw", "lr": 1e-3},
+    },
+    "resources": {"max_concurrent": 1},
+}
+
+
+class Recorder:
+    """Keeps what an observer is told."""
+
+    def __init__(self) -> None:
+        self.phases: list[str] = []
+        self.findings: list[Finding] = []
+
+    def phase(self, text: str) -> None:
+        self.phases.append(text)
+
+    def finding(self, finding: Finding) -> None:
+        self.findings.append(finding)
+
+    def plan(self, num_trials: int | None, num_done: int, num_concurrent: int) -> None:
+        """Not told here."""
+
+    def update(self, progress: Any) -> None:
+        """Not told here."""
+
+
+def study_with(changes: dict[str, Any]) -> Study:
+    return study_from(changed(SMALL, changes), folder=Path("/"))
+
+
+def test_a_failed_pre_flight_ends_the_run_after_the_teacher_and_before_the_first_trial(tmp_path: Path) -> None:
+    storage, recorder = Storage.at(tmp_path), Recorder()
+    with pytest.raises(PreflightError) as failure:
+        run_study(study_with({}), storage=storage, observer=recorder, preflight=True)
+    lines = str(failure.value).splitlines()
+    assert lines[0].startswith("pre-flight: teacher's AP: trial.teacher.stated_ap: must be met within 0.010, got 0.9 and AP ")
+    assert lines[1:] == ["The study was not begun. Run it all the same with --no-preflight"]
+    assert recorder.phases[-2:] == ["Training the teacher", "Pre-flight"]
+    assert [finding.name for finding in recorder.findings if finding.state == "failed"] == ["teacher's AP"]
+    base = trial_maker(study_with({}), storage)(study_with({}).base)
+    assert list(read_log(storage).states()) == [base.teacher_id]
+
+    # measured once: another stated AP is judged without a new measurement, by a study that goes on
+    [kept] = storage.preflight("small").glob("*.json")
+    content = json.loads(kept.read_text())
+    content["preflight"]["losses"] = {"classification": 0.125}
+    kept.write_text(json.dumps(content))
+    recorder = Recorder()
+    sound = study_with({"trial.teacher.stated_ap": content["preflight"]["teacher_ap"]})
+    assert run_study(sound, storage=storage, observer=recorder, preflight=True).num_run == 1
+    assert recorder.phases[-2:] == ["Pre-flight", "Running trials"]
+    assert [finding.text for finding in recorder.findings if finding.name == "losses"] == [
+        "in the first batch, ramps at their end: classification 0.125"
+    ]
+    assert len(list(storage.preflight("small").glob("masks-*.png"))) == 4
+
+
+def test_what_cannot_be_opened_ends_the_run_too(tmp_path: Path) -> None:
+    storage = Storage.at(tmp_path)
+    study = study_with({"trial.teacher": None, "trial.distill": {}, "trial.student.weights": str(tmp_path / "broken.pt")})
+    (tmp_path / "broken.pt").write_bytes(b"nothing")
+    with pytest.raises(PreflightError, match=r"pre-flight: .*broken\.pt: must be a state_dict"):
+        run_study(study, storage=storage, observer=Recorder(), preflight=True)
+    assert read_log(storage).states() == {}
