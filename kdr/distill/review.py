@@ -147,17 +147,21 @@ class Link(nn.Module):
     def forward(self, x: Tensor, coarse: Tensor, padding: Tensor | None) -> Tensor:
         """Returns the fused level (N, M, H, W) of the fine level x and a coarse one of any size."""
         u = _filled(_resized(coarse, x, self.upsample), padding)
-        gate_x, gate_u = self._gates_of(x, u, padding)
-        return gate_x * x + gate_u * u if self.zeta is None else x + self.zeta * gate_u * u
-
-    def _gates_of(self, x: Tensor, u: Tensor, padding: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
         logits = [*self._spatial_logits(x, u), *self._channel_logits(x, u, padding)]
+        gate_u = self._gate(logits, 1)
+        if self.zeta is not None:
+            return x + self.zeta * gate_u * u
+        gate_x = 1 - gate_u if self.gates == "softmax" else self._gate(logits, 0)
+        return gate_x * x + gate_u * u
+
+    def _gate(self, logits: Sequence[tuple[Tensor, Tensor]], branch: Literal[0, 1]) -> Tensor | float:
+        """The gate of x, branch 0, or of u."""
         if not logits:
-            return 0.5, 0.5
+            return 0.5
         if self.gates == "softmax":  # over two branches: the sigmoid of their difference
-            gate_u = sum((of_u - of_x for of_x, of_u in logits[1:]), logits[0][1] - logits[0][0]).sigmoid()
-            return 1 - gate_u, gate_u
-        return math.prod(of_x.sigmoid() for of_x, _ in logits), math.prod(of_u.sigmoid() for _, of_u in logits)
+            first, *others = (both[branch] - both[1 - branch] for both in logits)
+            return sum(others, first).sigmoid()
+        return math.prod((both[branch].sigmoid() for both in logits[1:]), start=logits[0][branch].sigmoid())
 
     def _spatial_logits(self, x: Tensor, u: Tensor) -> list[tuple[Tensor, Tensor]]:
         if self.spatial is None:
