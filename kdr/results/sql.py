@@ -108,7 +108,7 @@ def _arm_names(log: Log, study: str) -> dict[str, str]:
     names: dict[str, list[str]] = {}
     for row in log.arms_of(study):
         names.setdefault(row["key"], []).append(row["arm"])
-    return {key: ", ".join(found) for key, found in names.items()}
+    return {key: " and ".join(found) for key, found in names.items()}
 
 
 def _row(study: str, arm: str | None, state: TrialState) -> dict[str, Any]:

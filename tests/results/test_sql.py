@@ -68,7 +68,7 @@ def test_a_shared_trial_is_a_row_of_each_study(filled):
     found = rows(filled, "SELECT study, arm, ran_in, AP FROM trials WHERE key='a' ORDER BY study")
     assert [(row["study"], row["arm"], row["ran_in"], row["AP"]) for row in found] == [
         ("example", "a", "example", 0.3),
-        ("other", "baseline, x", "example", 0.3),
+        ("other", "baseline and x", "example", 0.3),
     ]
 
 
