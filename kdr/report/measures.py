@@ -1,5 +1,4 @@
-"""What a table can show of a trial: COCO's metrics, AP of one class, time, memory, parameters, and any number that a
-method logs.
+"""What a table can show of a trial: COCO's metrics, AP of a class, time, memory, parameters, what a method logs.
 
 APs are shown in percent, as papers print them (39.8); the log and its SQL have them in [0, 1].
 """
