@@ -39,6 +39,7 @@ AT_HOME: dict[str, set[str]] = {
     "duckdb": {"results"},
     "scipy": {"report"},
     "plotly": {"report"},
+    "jinja2": {"report"},
     "torch": {"data", "detectors", "distill", "training"},
     "torchvision": {"data", "detectors"},
     "pycocotools": {"data", "training"},

@@ -19,8 +19,8 @@ def command(
 
     Example: python orchestrate.py log cancel KEY --reason "the loss does not fall"
     """
-    from kdr.cli.output import duration
     from kdr.errors import ConfigError
+    from kdr.report.texts import duration
     from kdr.results.reader import read_log
     from kdr.results.schema import utc_now
     from kdr.results.trial_keys import find_trial

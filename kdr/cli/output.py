@@ -6,7 +6,6 @@ import io
 import json
 import math
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kdr.report.texts import short_names
 from kdr.training.findings import Finding
 
 Format = Literal["table", "csv", "json"]
@@ -100,13 +100,6 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
     return json.dumps(_plain(value), indent=indent, ensure_ascii=False, default=str)
 
 
-def short_names(columns: Sequence[str]) -> list[str]:
-    """The last part of each dotted name, where no other column has the same."""
-    last = [name.rpartition(".")[2] for name in columns]
-    counts = Counter(last)
-    return [short if counts[short] == 1 else name for name, short in zip(columns, last, strict=True)]
-
-
 def shown(value: Any) -> str:
     """A value as a cell of a table: one line, numbers to four digits."""
     value = value if isinstance(value, float) else _plain(value)
@@ -118,13 +111,6 @@ def shown(value: Any) -> str:
         return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"
     text = json_text(value) if isinstance(value, list | dict) else str(value)
     return "".join(letter if letter.isprintable() else " " for letter in text)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: `40 s`, `12 min`, `3.5 h`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _is_numeric(rows: Sequence[Sequence[Any]], index: int) -> bool:

@@ -96,7 +96,7 @@ def _checked_data(study: "Study", storage: "Storage", check: Literal["headers", 
 
 def _probed(plan: "StudyPlan", storage: "Storage") -> str:
     """What a few steps of the plan's baseline say about the cost of all its trials."""
-    from kdr.cli.output import duration
+    from kdr.report.texts import duration
     from kdr.run.logged_fit import has_weights, teacher_of
     from kdr.run.trial_identity import trial_maker
     from kdr.training.probe import probe

@@ -94,8 +94,8 @@ def _logged_cost(plan: "StudyPlan", log: "Log | None") -> str:
         return "nothing: all trials are known"
     cost = None
     if log is not None:
-        from kdr.cli.output import duration
         from kdr.report.cost import logged_cost
+        from kdr.report.texts import duration
 
         cost = logged_cost(log, plan.missing, workers=plan.study.resources.workers)
     if cost is None:

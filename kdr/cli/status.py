@@ -85,7 +85,8 @@ def _json(progress: "StudyProgress") -> str:
 
 
 def _text(progress: "StudyProgress") -> str:
-    from kdr.cli.output import duration, plain_table
+    from kdr.cli.output import plain_table
+    from kdr.report.texts import duration
 
     rows = [
         [
@@ -119,7 +120,7 @@ def _counts(counts: dict[str, int]) -> list[tuple[str, int]]:
 
 
 def _headline(progress: "StudyProgress") -> str:
-    from kdr.cli.output import duration
+    from kdr.report.texts import duration
 
     total = f" of {progress.total}" if progress.total is not None else ""
     counts = ", ".join(f"{count} {state}" for state, count in _counts(progress.counts)) or "none begun"

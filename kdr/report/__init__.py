@@ -1,1 +1,1 @@
-"""What it means: rankings and tables out of the log."""
+"""What it means: rankings, tables and pages out of the log."""

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from kdr.cli.output import csv_text, duration, json_text, plain_table, print_table, short_names, shown
+from kdr.cli.output import csv_text, json_text, plain_table, print_table, shown
 
 
 @pytest.mark.parametrize(
@@ -34,10 +34,6 @@ def test_a_cell_is_one_readable_line(value, text):
 def test_plain_lines_are_aligned_and_numbers_stand_right():
     text = plain_table(["name", "a.b.n", "x"], [["long name", 5, None], ["b", 100, "y"]])
     assert text.splitlines() == ["name         n  x", "long name    5", "b          100  y"]
-
-
-def test_short_names_are_used_only_where_they_are_clear():
-    assert short_names(["distill.kdr.weight", "a.epochs", "epochs"]) == ["weight", "a.epochs", "epochs"]
 
 
 def test_json_has_no_nan_and_times_as_text():
@@ -75,8 +71,3 @@ def test_notes_of_csv_stay_out_of_the_data(capsys):
     print_table(["a"], [[1]], format="csv", notes=["careful"])
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("a\n1\n", "careful\n")
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(40.4, "40 s"), (600, "10 min"), (9000, "2.5 h")])
-def test_durations_are_said_as_people_say_them(seconds, text):
-    assert duration(seconds) == text

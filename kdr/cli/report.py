@@ -1,0 +1,89 @@
+"""`report`: the page of a study, one HTML file that opens from disk without a network."""
+
+import shlex
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdr.cli.logged_study import NOT_IN_TABLES, MetricOption, StudyInLog
+from kdr.cli.options import DEFAULT_STORAGE, StorageOption
+from kdr.errors import StorageError
+
+if TYPE_CHECKING:
+    from kdr.report.page.html import Page
+
+WATCH_EVERY_S = 15.0
+
+
+def command(
+    study: StudyInLog,
+    storage: StorageOption = DEFAULT_STORAGE,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; by default STUDY.html here.", show_default=False)
+    ] = None,
+    metric: MetricOption = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Write the page again until the study is over, or Ctrl-C; the page reloads itself.")
+    ] = False,
+) -> None:
+    """Write the page of a study: its question, its table, figures, budget, failures, and where the numbers came from.
+
+    One HTML file that needs no network. Given the study's file instead of its name, the page begins with the comment at its head.
+
+    For example:
+
+    python orchestrate.py report search_spaces/quickstart.yaml -o quickstart.html
+
+    python orchestrate.py report ablate_kdr --metric AP75 -o ap75.html
+
+    python orchestrate.py report quickstart --watch
+    """
+    path = output or Path(f"{_name(study)}.html")
+    while True:
+        page = _page(study, storage, path, metric, WATCH_EVERY_S if watch else None)
+        _write(page, path)
+        if page.reload_s is None:
+            break
+        time.sleep(WATCH_EVERY_S)
+    print(f"Written to {path}, {path.stat().st_size / 2**20:.1f} MiB. Open it in a browser; it needs no network")
+
+
+def _name(study: str) -> str:
+    from kdr.cli.logged_study import study_name
+
+    return study_name(study)
+
+
+def _page(study: str, storage: Path, path: Path, metric: str | None, reload_s: float | None) -> "Page":
+    from kdr.cli.logged_study import read_logged_study
+    from kdr.report.page.study_page import study_page
+    from kdr.report.study_facts import question_of
+    from kdr.results.schema import utc_now
+    from kdr.storage import Storage
+
+    log, name = read_logged_study(study, storage, leave_out=(*NOT_IN_TABLES, "ap_per_class", "extras"))
+    question = question_of(Path(study).read_text(encoding="utf-8")) if Path(study).is_file() else ()
+    asked = f" --metric {metric}" if metric else ""
+    return study_page(
+        log,
+        name,
+        now=utc_now(),
+        log_folder=Storage.at(storage).log,
+        question=question,
+        metric=metric,
+        command=f"python orchestrate.py report {shlex.quote(study)}{asked} -o {shlex.quote(str(path))}",
+        reload_s=reload_s,
+    )
+
+
+def _write(page: "Page", path: Path) -> None:
+    from kdr.report.page.html import page_html
+    from kdr.storage import written_aside
+
+    try:
+        with written_aside(path.absolute()) as aside:
+            aside.write_text(page_html(page), encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"--output: needs a file that can be written, got {path} ({error.strerror or error})") from error

@@ -1,0 +1,158 @@
+"""How the metric rose, epoch by epoch: one curve per trial, and for each arm the mean and spread over its seeds."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kdr.report.arm_trials import Arm
+from kdr.report.ranking import RankedTrial
+from kdr.results.reader import Log, State
+
+BEST = "best"
+"""Name of the group of a search's best trial."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One trial."""
+
+    name: str
+    key: str
+    state: State
+    epochs: tuple[int, ...]
+    """Those that were evaluated."""
+    values: tuple[float, ...]
+    """The metric, as the log has it."""
+
+    @property
+    def points(self) -> Iterable[tuple[int, float]]:
+        """Epochs with their values."""
+        return zip(self.epochs, self.values, strict=True)
+
+
+@dataclass(frozen=True)
+class Band:
+    """Mean and sample standard deviation over seeds, at the epochs that all of them have."""
+
+    num_seeds: int
+    epochs: tuple[int, ...]
+    means: tuple[float, ...]
+    sds: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class CurveGroup:
+    """Curves that belong together: the seeds of an arm, or the trials of a search that ended alike."""
+
+    name: str
+    curves: tuple[Curve, ...]
+    band: Band | None = None
+    """None for fewer than two seeds, and for trials that are no seeds of one arm."""
+
+
+@dataclass(frozen=True)
+class LearningCurves:
+    """All curves that are drawn."""
+
+    metric: str
+    groups: tuple[CurveGroup, ...]
+    left_out: str | None = None
+    """What is not drawn, one sentence."""
+
+    @property
+    def curves(self) -> tuple[Curve, ...]:
+        """Those of all groups."""
+        return tuple(curve for group in self.groups for curve in group.curves)
+
+    @property
+    def num_points(self) -> int:
+        """Points over all curves."""
+        return sum(len(curve.epochs) for curve in self.curves)
+
+
+def arm_curves(log: Log, arms: Sequence[Arm], metric: str, *, drawn: Sequence[str]) -> LearningCurves:
+    """The curves of an ablation, one group for each arm.
+
+    The band is that of the completed seeds, or while none is, of all that have begun.
+
+    Args:
+        log: the trial log.
+        arms: all arms of the study.
+        metric: one of COCO's.
+        drawn: names of the arms to draw, in that order.
+    """
+    chosen = sorted((arm for arm in arms if arm.name in drawn), key=lambda arm: drawn.index(arm.name))
+    found = epoch_values(log, [trial.key for arm in chosen for trial in arm.trials.values()], metric)
+    groups = []
+    for arm in chosen:
+        curves = tuple(
+            Curve(f"seed {seed}", trial.key, trial.state.state, *found[trial.key])
+            for seed, trial in arm.trials.items()
+            if trial.state is not None and trial.key in found
+        )
+        groups.append(CurveGroup(arm.name, curves, _band(curves)))
+    left = len(arms) - len(chosen)
+    what = f"{left} of {len(arms)} arms are not drawn: those nearest to the reference. The table has them all." if left else None
+    return LearningCurves(metric, tuple(groups), what)
+
+
+def trial_curves(log: Log, trials: Sequence[RankedTrial], metric: str, *, most: int) -> LearningCurves:
+    """The curves of a search, or of a single trial: the best one apart, the others by how they ended.
+
+    Args:
+        log: the trial log.
+        trials: best first.
+        metric: one of COCO's.
+        most: curves to draw; the first ones are taken.
+    """
+    begun = [trial for trial in trials if trial.state.epoch]
+    chosen = begun[:most]
+    found = epoch_values(log, [trial.key for trial in chosen], metric)
+    groups: dict[str, list[Curve]] = {}
+    for trial in chosen:
+        if trial.key in found:
+            name = BEST if trial.rank == 1 else trial.state.state.replace("_", " ")
+            groups.setdefault(name, []).append(Curve(trial.name, trial.key, trial.state.state, *found[trial.key]))
+    left = len(begun) - len(chosen)
+    what = f"{left} of {len(begun)} trials are not drawn: those with the lowest {metric}." if left else None
+    return LearningCurves(metric, tuple(CurveGroup(name, tuple(curves)) for name, curves in groups.items()), what)
+
+
+def epoch_values(log: Log, keys: Iterable[str], metric: str) -> dict[str, tuple[tuple[int, ...], tuple[float, ...]]]:
+    """By key the epochs that were evaluated, in order, and the metric at each; without trials that have none."""
+    rows = evaluated_epochs(log, keys, metric)
+    epochs, values = rows["epoch"].to_pylist(), rows[metric].to_pylist()
+    return {key: (tuple(epochs[begin:end]), tuple(values[begin:end])) for key, begin, end in _runs(rows["key"])}
+
+
+def evaluated_epochs(log: Log, keys: Iterable[str], metric: str) -> pa.Table:
+    """The columns key, epoch and metric of some trials, by key and epoch; without epochs that have no value."""
+    rows = log.current_epochs.select(["key", "epoch", metric])
+    wanted = pc.is_in(rows["key"], value_set=pa.array(list(keys), pa.string()))
+    # NaN is no value, and null is neither: is_finite keeps numbers alone
+    return rows.filter(pc.and_(wanted, pc.fill_null(pc.is_finite(rows[metric]), False)))
+
+
+def _runs(keys: pa.ChunkedArray) -> Iterable[tuple[str, int, int]]:
+    """Each key with the range of its rows, of rows that are sorted by key."""
+    if not len(keys):
+        return []
+    names = np.asarray(keys.to_pylist())
+    starts = [0, *(np.flatnonzero(names[1:] != names[:-1]) + 1).tolist()]
+    return zip(names[starts].tolist(), starts, [*starts[1:], len(names)], strict=True)
+
+
+def _band(curves: Sequence[Curve]) -> Band | None:
+    counted = [curve for curve in curves if curve.state == "completed"] or list(curves)
+    if len(counted) < 2:
+        return None
+    by_epoch: list[Mapping[int, float]] = [dict(curve.points) for curve in counted]
+    epochs = tuple(epoch for epoch in sorted(by_epoch[0]) if all(epoch in found for found in by_epoch))
+    if not epochs:
+        return None
+    values = np.array([[found[epoch] for epoch in epochs] for found in by_epoch])
+    means, sds = values.mean(axis=0), values.std(axis=0, ddof=1)
+    return Band(len(counted), epochs, tuple(means.tolist()), tuple(sds.tolist()))

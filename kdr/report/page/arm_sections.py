@@ -1,0 +1,119 @@
+"""The sections of an ablation's page: its table, differences, learning curves by arm, and review links by arm."""
+
+from kdr.report.ablation_grid import reading_grid
+from kdr.report.ablation_table import AblationTable
+from kdr.report.arm_trials import LoggedArms
+from kdr.report.forest import Forest, forest, most_different
+from kdr.report.grid import Grid
+from kdr.report.learning_curves import LearningCurves, arm_curves
+from kdr.report.measures import measure_of
+from kdr.report.page.arm_figures import arm_curves_figure, forest_figure
+from kdr.report.page.drawing import SERIES
+from kdr.report.page.link_figures import link_map_figure
+from kdr.report.page.parts import MOST_DATA_ROWS, FigureBlock, Section, epochs_query, trials_query
+from kdr.report.review_links import PATH, LinkMap, link_map
+from kdr.results.reader import Log
+
+
+def table_section(table: AblationTable) -> Section:
+    """The table as the command `table` writes it."""
+    lead = () if any(row.num_done for row in table.rows) else ("No trial is completed: there is nothing to compare.",)
+    return Section("table", "Table", lead, table=reading_grid(table))
+
+
+def forest_section(table: AblationTable) -> Section:
+    """Every difference with its interval."""
+    found = forest(table)
+    if found is None:
+        nothing = "No arm can be compared with the reference: no seed is completed in both."
+        return Section("differences", "Differences", (nothing,))
+    margin = "" if found.margin is None else f" Inside the shaded band, ±{found.margin:g}, a difference does not matter."
+    left = f"{found.num_left_out} rows with the smallest differences are not drawn; the table has them all."
+    block = FigureBlock(
+        "figure-differences",
+        "Effects of the factors" if table.effects else f"Difference of each arm to {found.reference}",
+        "Each row is one comparison: the mean difference, its 95 % t interval (not adjusted), and as small dots that of each "
+        f"seed. What lies right of the line is better than {found.reference}.{margin}",
+        forest_figure(found),
+        _forest_grid(found),
+        f"python orchestrate.py table {table.study} --format csv",
+        notes=(left,) if found.num_left_out else (),
+    )
+    return Section("differences", "Differences", figures=(block,))
+
+
+def arm_curves_section(log: Log, table: AblationTable, arms: LoggedArms, metric: str) -> Section:
+    """The metric epoch by epoch, by arm."""
+    others = [row for row in table.rows if row.name != table.reference]
+    drawn = [table.reference, *most_different(table, others, SERIES - 1)]
+    curves = arm_curves(log, arms.arms, metric, drawn=drawn)
+    if not curves.num_points:
+        return Section("curves", "Learning curves", (f"No epoch with {metric} is logged yet.",))
+    has_bands = any(group.band for group in curves.groups)
+    block = FigureBlock(
+        "figure-curves",
+        f"{measure_of(metric).title} by epoch",
+        "Thin lines are single seeds"
+        + ("; a thick line is their mean, and its band one standard deviation to either side" if has_bands else "")
+        + ". A click on a name in the legend hides or shows it.",
+        arm_curves_figure(curves, table.reference),
+        _curves_grid(curves),
+        epochs_query(table.study, metric),
+        notes=(curves.left_out,) if curves.left_out else (),
+    )
+    return Section("curves", "Learning curves", figures=(block,))
+
+
+def link_map_section(table: AblationTable, arms: LoggedArms) -> Section | None:
+    """Which arm has which review links; None where no arm changes them."""
+    found = link_map(table, arms)
+    if found is None:
+        return None
+    measure = table.tested or table.measures[0]
+    block = FigureBlock(
+        "figure-links",
+        "Which arm has which review links, and what that brings",
+        f"Columns are links, coarse to fine. Dots are links as {table.reference} has them; squares are links that an arm "
+        "switches, filled for on and open for off, in the colour of its result. On the right stands the difference in "
+        f"{measure.title} to {table.reference}.",
+        link_map_figure(found),
+        _link_grid(found),
+        trials_query(table.study, ["arm", "seed", "state", PATH, measure.name]),
+    )
+    return Section("links", "Review links", figures=(block,))
+
+
+def _forest_grid(found: Forest) -> Grid:
+    rows = tuple(
+        (
+            row.name,
+            row.difference,
+            *(row.interval or (None, None)),
+            row.text,
+            ", ".join(f"{seed}: {value:+.2f}" for seed, value in row.of_seeds),
+        )
+        for row in found.rows[:MOST_DATA_ROWS]
+    )
+    columns = ("comparison", "difference", "low", "high", "result", "by seed")
+    return Grid(f"Differences to {found.reference}, {found.title}", columns, rows)
+
+
+def _curves_grid(curves: LearningCurves) -> Grid:
+    """Means by arm at the last epoch that all of its seeds have; of an arm without a band, each seed's last epoch."""
+    measure, rows = measure_of(curves.metric), []
+    for group in curves.groups:
+        if group.band is not None:
+            band = group.band
+            rows.append((group.name, f"{band.num_seeds} seeds", band.epochs[-1], band.means[-1] * measure.scale))
+        else:
+            rows += [(group.name, curve.name, curve.epochs[-1], curve.values[-1] * measure.scale) for curve in group.curves]
+    columns = ("arm", "seeds", "last epoch", measure.title)
+    return Grid("Where the curves end", columns, tuple(rows[:MOST_DATA_ROWS]))
+
+
+def _link_grid(found: LinkMap) -> Grid:
+    rows = tuple(
+        (arm.name, *("on" if has else "off" for has in arm.links), arm.mean, arm.num_seeds, arm.difference, arm.text)
+        for arm in found.arms
+    )
+    return Grid("Arms by review links", ("arm", *found.links, "mean", "n", "difference", "result"), rows)

@@ -1,0 +1,89 @@
+"""Figures of review links: which arm has which and what that brings, and a search's means with each link and without."""
+
+from collections.abc import Sequence
+
+from kdr.report.measures import measure_of
+from kdr.report.page.drawing import SHADE_SCALE, WORDS, Figure, dots, figure, label, plain, rounded
+from kdr.report.review_links import LinkArm, LinkMap, LinkMean
+
+_ROW_PX = 60
+
+
+def link_map_figure(links: LinkMap) -> Figure:
+    """Arms by links: dots where an arm is as the reference, squares in the colour of its result where it switches a link."""
+    cells = [
+        (plain(link), row, has, has != had, arm)
+        for row, arm in enumerate(links.arms)
+        for link, has, had in zip(links.links, arm.links, links.arms[0].links, strict=True)
+    ]
+    traces = []
+    for name, color, symbol, size, chosen in (
+        ("on", "$muted", "circle", 11, [cell for cell in cells if cell[2] and not cell[3]]),
+        ("off", "$line", "circle-open", 8, [cell for cell in cells if not cell[2] and not cell[3]]),
+    ):
+        hover = [f"{arm.name}: {name}" for *_, arm in chosen]
+        at = [link for link, *_ in chosen], [row for _, row, *_ in chosen]
+        traces.append(dots(*at, color=color, hover=hover, name=name, marker={"size": size, "symbol": symbol}, outline=2))
+    switched = [cell for cell in cells if cell[3]]
+    marker = {
+        "size": 16,
+        "opacity": 1,
+        "symbol": ["square" if has else "square-open" for _, _, has, _, _ in switched],
+    }
+    hover = [f"{arm.name}: switched {'on' if has else 'off'}" for _, _, has, _, arm in switched]
+    colors = [_color(arm) for *_, arm in switched]
+    traces.append(
+        dots([cell[0] for cell in switched], [cell[1] for cell in switched], color=colors, hover=hover, marker=marker, outline=3)
+    )
+    return figure(
+        [trace for trace in traces if trace["x"]],
+        height=_ROW_PX * len(links.arms) + 60,
+        x="review link, coarse to fine",
+        xaxis={"type": "category", "categoryarray": list(map(plain, links.links)), "fixedrange": True, "showgrid": False},
+        yaxis={"visible": False, "range": [len(links.arms) - 0.5, -0.75], "fixedrange": True},
+        margin={"l": 12, "r": 12, "t": 8, "b": 44},
+        annotations=[text for row, arm in enumerate(links.arms) for text in _texts(arm, row)],
+    )
+
+
+def link_means_figure(means: Sequence[LinkMean], metric: str) -> Figure:
+    """Mean of a search's completed trials with each link and without."""
+    scale = measure_of(metric).scale
+    values = [[rounded(value * scale) if (value := mean.means[side]) is not None else None for mean in means] for side in (0, 1)]
+    counts = [[len(mean.with_it) for mean in means], [len(mean.without) for mean in means]]
+    texts = [
+        ["" if value is None else f"{value:.2f}<br>n = {count}" for value, count in zip(row, numbers, strict=True)]
+        for row, numbers in zip(values, counts, strict=True)
+    ]
+    heat = {
+        "type": "heatmap",
+        "x": [plain(mean.link) for mean in means],
+        "y": ["with", "without"],
+        "z": values,
+        "text": texts,
+        "texttemplate": "%{text}",
+        "hoverinfo": "x+y+z",
+        "colorscale": SHADE_SCALE,
+        "showscale": False,
+        "xgap": 4,
+        "ygap": 4,
+    }
+    return figure(
+        [heat],
+        height=210,
+        x="review link, coarse to fine",
+        xaxis={"type": "category", "fixedrange": True, "showgrid": False, "showline": False, "ticks": ""},
+        yaxis={"type": "category", "autorange": "reversed", "fixedrange": True, "showgrid": False, "ticks": ""},
+    )
+
+
+def _texts(arm: LinkArm, row: int) -> list[Figure]:
+    """The arm's name above its row on the left, and what it brings on the right."""
+    mean = "" if arm.mean is None else f"{arm.mean:.1f}, "
+    brings = f"{mean}{arm.text}" if arm.difference is None else f"{arm.difference:+.1f} {arm.word or ''}"
+    name = f"{arm.name} (changes more than links)" if arm.changes_more else arm.name
+    return [label(name, x=0, y=row, yshift=22), label(brings, x=1, y=row, yshift=22, right=True, color=_color(arm))]
+
+
+def _color(arm: LinkArm) -> str:
+    return "$muted" if arm.word is None else WORDS[arm.word]

@@ -1,0 +1,177 @@
+"""A search from several sides: each setting against the metric, early epochs against the last, the metric against its cost.
+
+None of it is an effect: a sampler changes several settings at once and favours what looked good.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy import stats
+
+from kdr.report.learning_curves import evaluated_epochs
+from kdr.report.ranking import RankedTrial
+from kdr.results.reader import Log
+
+MOST_TRIALS = 1000
+"""Trials that one figure draws; what is counted, averaged or correlated is always all of them."""
+MOST_CATEGORIES = 12
+
+
+@dataclass(frozen=True)
+class SettingAxis:
+    """One searched setting over some trials."""
+
+    path: str
+    kind: Literal["number", "members", "choice"]
+    """A subset counts its members."""
+    values: tuple[float | None, ...]
+    """By trial: the number, the number of members, or the index of the choice; None where it was not drawn."""
+    names: tuple[str, ...] = ()
+    """Of the choices."""
+    is_log: bool = False
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Lowest and highest value, on the log scale if that is the setting's; (0, 0) without any."""
+        known = [self.on_scale(value) for value in self.values if value is not None]
+        return (min(known), max(known)) if known else (0.0, 0.0)
+
+    def on_scale(self, value: float) -> float:
+        """The value, or its decimal logarithm."""
+        return math.log10(value) if self.is_log else value
+
+    def position(self, index: int) -> float | None:
+        """Where a trial stands between the lowest value, 0, and the highest, 1."""
+        value, (low, high) = self.values[index], self.range
+        if value is None:
+            return None
+        return 0.5 if low == high else (self.on_scale(value) - low) / (high - low)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The trials of a search that have a value of the metric."""
+
+    metric: str
+    trials: tuple[RankedTrial, ...]
+    """Best first; those stopped early after the completed ones."""
+    axes: tuple[SettingAxis, ...]
+    num_trials: int
+    """Trials with a value, drawn or not."""
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How well each epoch tells the order of completed trials at the last one."""
+
+    metric: str
+    last_epoch: int
+    num_trials: int
+    epochs: tuple[int, ...]
+    correlations: tuple[float | None, ...]
+    """Spearman's, of the metric at that epoch and at the last; None where either is constant."""
+    early_epoch: int
+    """The one whose trials are shown."""
+    points: tuple[tuple[str, float, float], ...]
+    """Name, metric at the early epoch, and at the last."""
+
+    @property
+    def at_early_epoch(self) -> float | None:
+        """The correlation at the early epoch."""
+        return self.correlations[self.epochs.index(self.early_epoch)]
+
+
+def sweep(trials: Sequence[RankedTrial], metric: str, search: Mapping[str, Any], most: int = MOST_TRIALS) -> Sweep:
+    """The completed and early-stopped trials of a search with the settings that it drew.
+
+    Args:
+        trials: best first.
+        metric: the metric that ranks them.
+        search: the study's settings of the search, as its file says them.
+        most: trials to keep: the best half of them, and evenly many of the others.
+    """
+    valued = [trial for trial in trials if trial.value is not None and trial.state.state in ("completed", "stopped_early")]
+    kept = tuple(thinned(valued, most))
+    axes = tuple(_axis(path, parameter, kept) for path, parameter in (search.get("parameters") or {}).items())
+    return Sweep(metric, kept, tuple(axis for axis in axes if any(value is not None for value in axis.values)), len(valued))
+
+
+def thinned(trials: Sequence[RankedTrial], most: int) -> list[RankedTrial]:
+    """At most so many trials: the first half of that number, and the rest evenly from those after them."""
+    if len(trials) <= most:
+        return list(trials)
+    first, others = list(trials[: most // 2]), trials[most // 2 :]
+    picked = np.linspace(0, len(others) - 1, most - len(first)).round().astype(int)
+    return first + [others[index] for index in picked]
+
+
+def fidelity(log: Log, trials: Sequence[RankedTrial], metric: str, *, early_epoch: int | None = None) -> Fidelity | None:
+    """Rank correlation of every evaluated epoch with the last one, over completed trials of the most usual length.
+
+    Args:
+        log: the trial log.
+        trials: those of the study.
+        metric: one of COCO's.
+        early_epoch: the epoch whose trials are shown, if it was evaluated; by default the middle one.
+
+    Returns:
+        None for fewer than three completed trials, or trials that were evaluated only once.
+    """
+    completed = [trial for trial in trials if trial.rank is not None]
+    lengths = [trial.state.epoch for trial in completed]
+    last = max(set(lengths), key=lengths.count, default=0)
+    chosen = [trial for trial in completed if trial.state.epoch == last]
+    keys, epochs, values = _by_epoch(log, [trial.key for trial in chosen], metric)
+    if len(keys) < 3 or len(epochs) < 2 or epochs[-1] != last:
+        return None
+    final, earlier = values[:, -1], epochs[:-1]
+    shown = early_epoch if early_epoch in earlier else earlier[(len(earlier) - 1) // 2]
+    at_shown, names = values[:, epochs.index(shown)].tolist(), {trial.key: trial.name for trial in chosen}
+    points = tuple((names[key], early, end) for key, early, end in zip(keys, at_shown, final.tolist(), strict=True))
+    correlations = tuple(_spearman(values[:, index], final) for index in range(len(earlier)))
+    return Fidelity(metric, last, len(keys), tuple(earlier), correlations, shown, points)
+
+
+def _by_epoch(log: Log, keys: Sequence[str], metric: str) -> tuple[list[str], list[int], Any]:
+    """Keys, epochs that all of them have, and the metric as an array [keys, epochs]; keys with gaps are left out."""
+    rows = evaluated_epochs(log, keys, metric)
+    if not len(rows):
+        return [], [], np.empty((0, 0))
+    names, key_index = np.unique(np.asarray(rows["key"].to_pylist()), return_inverse=True)
+    epochs, epoch_index = np.unique(rows["epoch"].to_numpy(), return_inverse=True)
+    values = np.full((len(names), len(epochs)), np.nan)
+    values[key_index, epoch_index] = rows[metric].to_numpy()
+    # an epoch that only some trials have is theirs alone, such as the end of one that another study trained further
+    usual = np.isfinite(values).mean(axis=0) > 0.5
+    whole = np.isfinite(values[:, usual]).all(axis=1)
+    return names[whole].tolist(), epochs[usual].tolist(), values[whole][:, usual]
+
+
+def _spearman(early: Any, final: Any) -> float | None:
+    if np.ptp(early) == 0 or np.ptp(final) == 0:
+        return None
+    return float(stats.spearmanr(early, final).statistic)
+
+
+def _axis(path: str, parameter: Mapping[str, Any], trials: Sequence[RankedTrial]) -> SettingAxis:
+    drawn = [trial.parameters.get(path) for trial in trials]
+    if parameter.get("subset") is not None:
+        members = [len(json.loads(value)) if isinstance(value, str) else None for value in drawn]
+        return SettingAxis(path, "members", tuple(None if count is None else float(count) for count in members))
+    if parameter.get("choice") is not None:
+        listed = [_choice_text(value) for value in parameter["choice"]]
+        names = list(dict.fromkeys([*listed, *(_choice_text(value) for value in drawn if value is not None)]))[:MOST_CATEGORIES]
+        texts = [None if value is None else _choice_text(value) for value in drawn]
+        indices = tuple(float(names.index(text)) if text in names else None for text in texts)
+        return SettingAxis(path, "choice", indices, tuple(names))
+    numbers = tuple(float(value) if isinstance(value, int | float) and math.isfinite(value) else None for value in drawn)
+    is_log = bool(parameter.get("log")) and all(value is None or value > 0 for value in numbers)
+    return SettingAxis(path, "number", numbers, is_log=is_log)
+
+
+def _choice_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)

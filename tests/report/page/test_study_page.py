@@ -1,0 +1,181 @@
+import json
+import re
+import shlex
+
+import plotly.graph_objects
+import pytest
+
+from kdr.errors import ConfigError
+from kdr.report.page.drawing import DARK, LIGHT, coloured
+from kdr.report.page.html import page_html
+from kdr.results.reader import read_log
+from kdr.results.schema import ArmRow
+from kdr.results.sql import query
+from kdr.results.writer import LogWriter
+
+SEARCH = ["table", "curves", "settings", "links", "early", "budget", "provenance"]
+ABLATION = ["table", "differences", "curves", "links", "early", "budget", "provenance"]
+
+
+@pytest.fixture(params=["full_ablation", "full_search"])
+def study(request):
+    return request.getfixturevalue(request.param)
+
+
+def section(page, name):
+    [found] = [section for section in page.sections if section.id == name]
+    return found
+
+
+def figures(page):
+    return {block.id: block for section in page.sections for block in section.figures}
+
+
+@pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])
+def test_every_figure_is_one_that_plotly_knows(study, page_of, palette):
+    blocks = figures(page_of(study))
+    assert len(blocks) >= 6
+    for block in blocks.values():
+        plotly.graph_objects.Figure(coloured(block.figure, palette))  # refuses settings and colours that it does not know
+        assert "$" not in json.dumps(coloured(block.figure, palette))
+
+
+def test_every_query_beside_a_figure_is_answered(study, page_of):
+    log = read_log(study.storage)
+    queries = {block.query for block in figures(page_of(study)).values() if block.query and " query " in block.query}
+    assert queries
+    for command in queries:
+        *_, name, sql = shlex.split(command)
+        assert name == "query"
+        assert query(log, sql).num_rows > 0
+
+
+def test_every_figure_says_what_is_seen_and_has_its_data(study, page_of):
+    for block in figures(page_of(study)).values():
+        assert block.caption.endswith(".")
+        assert block.query
+        assert block.data is None or block.data.rows
+
+
+def test_an_ablation_shows_verdicts_and_no_views_of_a_search(full_ablation, page_of):
+    page = page_of(full_ablation)
+    assert [section.id for section in page.sections] == ABLATION
+    assert page.kind == "Ablation (arms): 5 arms by 5 seeds, compared by AP with baseline"
+    assert [(tile.value, tile.label) for tile in page.tiles] == [
+        ("30.6", "AP (%) of baseline, mean of 5 completed seeds"),
+        ("1", "helps: better"),
+        ("1", "hurts: no-links"),
+        ("1", "no relevant effect: alike"),
+        ("1", "undecided: broken"),
+    ]
+    assert page.state.startswith("24 of 25 trials (23 completed, 1 failed), about ")
+
+
+def test_a_search_shows_its_settings_and_calls_nothing_an_effect(full_search, page_of):
+    page = page_of(full_search)
+    assert [section.id for section in page.sections] == SEARCH
+    assert page.kind.endswith("no ablation, so no effects")
+    assert "no difference here is an effect" in section(page, "table").lead[0]
+    assert "no effect" in figures(page)["figure-links"].title
+    assert [tile.label for tile in page.tiles] == ["best AP (%): trial-0005", "completed", "stopped early", "failed"]
+    assert [row[:4] for row in section(page, "table").table.rows[:2]] == [
+        (1, "trial-0005", "completed", pytest.approx(25.0)),
+        (2, "trial-0004", "completed", pytest.approx(24.0)),
+    ]
+
+
+def test_failures_are_told_with_their_kind_and_traceback(full_ablation, page_of):
+    [failure] = section(page_of(full_ablation), "budget").failures
+    assert (failure.name, failure.kind, failure.traceback) == ("broken, seed 3", "out_of_memory", "Traceback ...")
+
+
+def test_another_metric_is_shown_throughout(full_ablation, page_of):
+    page = page_of(full_ablation, metric="AP50")
+    assert figures(page)["figure-curves"].title == "AP50 (%) by epoch"
+    assert section(page, "table").table.columns[2] == "AP50 (%)"
+    with pytest.raises(ConfigError, match="--metric: must be one of AP, AP50"):
+        page_of(full_ablation, metric="speed")
+
+
+@pytest.mark.parametrize("event", ["failed", "started"])
+def test_an_ablation_without_a_completed_trial_says_so(ablation_log, page_of, event):
+    ablation_log.arm("baseline", [0.1, 0.2], event=event)
+    ablation_log.arm("better", [0.1, 0.2], event=event)
+    page = page_of(ablation_log)
+    assert section(page, "table").lead == ("No trial is completed: there is nothing to compare.",)
+    assert section(page, "differences").lead == ("No arm can be compared with the reference: no seed is completed in both.",)
+    page_html(page)
+
+
+def test_a_search_of_failures_alone_says_so(example_log, page_of):
+    example_log.trial("a", event="failed", epoch=0, AP=None)
+    page = page_of(example_log)
+    assert section(page, "table").lead[0] == "No trial is completed: none has a rank."
+    assert section(page, "curves").lead == ("No epoch with AP is logged yet.",)
+    assert section(page, "settings").lead == ("No trial has a value of AP yet.",)
+    page_html(page)
+
+
+def test_a_study_that_is_only_planned_says_so(example_log, page_of):
+    with LogWriter(example_log.storage, "example") as writer:
+        writer.arms([ArmRow(study="example", key="a", arm="trial-0001", study_config=json.dumps(example_log.content))])
+    page = page_of(example_log)
+    assert section(page, "table").lead == ("No trial has begun.",)
+    assert page.state.endswith("(none begun).")
+    page_html(page)
+
+
+def test_a_single_trial_has_a_curve_and_no_settings(example_log, page_of):
+    del example_log.content["search"]
+    example_log.trial("a")
+    page = page_of(example_log)
+    assert page.kind == "One trial"
+    assert [section.id for section in page.sections] == ["table", "curves", "early", "budget", "provenance"]
+    assert section(page, "early").lead[0].startswith("Early epochs cannot be compared")
+
+
+def test_one_seed_is_undecided(ablation_log, page_of):
+    ablation_log.ablation["seeds"] = [0]
+    ablation_log.arm("baseline", [0.3])
+    ablation_log.arm("better", [0.4])
+    page = page_of(ablation_log)
+    assert section(page, "table").table.rows[1][-1] == "undecided (one seed)"
+    assert "thick line" not in figures(page)["figure-curves"].caption
+
+
+def test_more_than_one_commit_is_said(ablation_log, page_of):
+    ablation_log.arm("baseline", [0.3, 0.4])
+    ablation_log.arm("better", [0.4, 0.5], commit="c2", dirty=True)
+    assert section(page_of(ablation_log), "provenance").lead == (
+        "The results come from 2 commits of the code.",
+        "Some of them come from code with changes that were not committed.",
+    )
+
+
+def test_the_study_is_shown_as_a_file_that_can_be_run_again(full_search, page_of):
+    [text] = section(page_of(full_search), "provenance").texts
+    assert text.text.startswith("study: example\n")
+
+
+def test_a_page_reloads_itself_only_while_the_study_runs(full_ablation, page_of):
+    assert page_of(full_ablation, reload_s=5).reload_s == 5  # one trial has not begun
+    full_ablation.arm("broken", {4: 0.3})
+    assert page_of(full_ablation, reload_s=5).reload_s is None
+
+
+def test_a_page_of_many_trials_draws_some_and_says_which(example_log, page_of, monkeypatch):
+    monkeypatch.setattr("kdr.report.page.search_sections.MOST_ROWS", 3)
+    monkeypatch.setattr("kdr.report.page.search_sections.MOST_LINES", 3)
+    monkeypatch.setattr("kdr.report.page.search_sections.MOST_TRIALS", 4)
+    for number in range(6):
+        example_log.trial(f"trial-{number}", AP=0.1 * (number + 1))
+    page = page_of(example_log)
+    assert len(section(page, "table").table.rows) == 3
+    assert "3 further trials are left out" in section(page, "table").table.notes[1]
+    assert figures(page)["figure-curves"].notes == ("3 of 6 trials are not drawn: those with the lowest AP.",)
+    assert figures(page)["figure-cost"].notes == ("Drawn are 4 of 6 trials: the best, and evenly many of the others.",)
+
+
+def test_no_two_parts_of_a_page_share_an_id(study, page_of):
+    ids = re.findall(r'\sid="([^"]+)"', page_html(page_of(study)).split("<script")[0])
+    assert len(ids) == len(set(ids))
