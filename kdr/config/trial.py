@@ -34,7 +34,7 @@ class TeacherConfig(DetectorConfig):
     """AP that the teacher is said to have on the validation set, such as 0.389; a study whose teacher misses it is not begun.
     Unset: it is measured before a study and told, but compared with nothing."""
     stated_ap_margin: NonNegative = 0.01
-    """How far the measured AP may lie from the stated one; where it is measured on n of the images, by 0.4 / sqrt(n) more."""
+    """How far the measured AP may lie from the stated one; where it is measured on n of the images, by 1 / sqrt(n) more."""
 
 
 NO_NUMBERS = frozenset({"stated_ap", "stated_ap_margin"})

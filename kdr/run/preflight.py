@@ -11,8 +11,13 @@ from kdr.storage import Storage
 from kdr.training.findings import Preflight, judged, keep_preflight, kept_preflight
 
 
-def check_before_start(study: Study, trial: Trial, *, storage: Storage, observer: Observer, needed: Resources) -> None:
-    """Measures a trial in a task on the Ray that is running, unless that has been done before, and tells what was found.
+def check_before_start(
+    study: Study, trial: Trial, *, storage: Storage, observer: Observer, needed: Resources, local: bool
+) -> None:
+    """Measures a trial where trials will train, unless that has been done before, and tells what was found.
+
+    That is a task on the Ray that is running. Where trials use the CPUs of this machine it is this process, which has torch
+    imported already: starting another one would take longer than measuring.
 
     Args:
         study: the study.
@@ -20,6 +25,7 @@ def check_before_start(study: Study, trial: Trial, *, storage: Storage, observer
         storage: where data and teachers lie; what was measured is kept there.
         observer: is told every finding.
         needed: what a trial takes, with a number of GPUs; the task takes what one worker does.
+        local: whether trials train on this machine.
 
     Raises:
         PreflightError: if a check failed.
@@ -30,7 +36,12 @@ def check_before_start(study: Study, trial: Trial, *, storage: Storage, observer
     observer.phase("Pre-flight")
     measured = kept_preflight(storage, study.study, trial)
     if measured is None:
-        measured = _measured_on_ray(trial, storage, storage.preflight(study.study), needed)
+        pictures = storage.preflight(study.study)
+        here = local and not needed.gpus_per_worker
+        found = _measured(trial, storage, pictures) if here else _measured_on_ray(trial, storage, pictures, needed)
+        if not isinstance(found, Preflight):
+            raise PreflightError(found)
+        measured = found
         keep_preflight(storage, study.study, trial, measured)
     findings = list(judged(measured, trial.config))
     for finding in findings:
@@ -39,18 +50,16 @@ def check_before_start(study: Study, trial: Trial, *, storage: Storage, observer
         raise PreflightError(failed)
 
 
-def _measured_on_ray(trial: Trial, storage: Storage, pictures: Path, needed: Resources) -> Preflight:
+def _measured_on_ray(trial: Trial, storage: Storage, pictures: Path, needed: Resources) -> Preflight | list[str]:
     import ray
 
     assert needed.gpus_per_worker != "auto"
     task = ray.remote(num_cpus=needed.cpus_per_worker, num_gpus=min(1, needed.gpus_per_worker))(_measured)
     found: Preflight | list[str] = ray.get(task.remote(trial, storage, pictures))
-    if isinstance(found, Preflight):
-        return found
-    raise PreflightError(found)
+    return found
 
 
-def _measured(trial: Trial, storage: Storage, pictures: Path) -> "Preflight | list[str]":
+def _measured(trial: Trial, storage: Storage, pictures: Path) -> Preflight | list[str]:
     """What was measured; or the problem, as lines: Ray would bury an error under its own."""
     from kdr.training.preflight import measure
 

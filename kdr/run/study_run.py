@@ -101,8 +101,8 @@ def run_study(
                     named = ", ".join(teacher.key for teacher in teachers)
                     raise TrialFailure("error", f"the teacher could not be trained. See the log: trial {named}")
             if preflight and not sweep.interrupted:
-                alone = _alone(needed, local=address is None)
-                check_before_start(study, make(study.base), storage=storage, observer=observer, needed=alone)
+                base, local = make(study.base), address is None
+                check_before_start(study, base, storage=storage, observer=observer, needed=needed, local=local)
             if not sweep.interrupted:
                 observer.phase("Running trials")
                 if listed is None:

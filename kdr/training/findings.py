@@ -19,8 +19,11 @@ GRADIENT_BAND = (0.1, 1e5)
 A fresh head has weights near 0, so that hardly any of the detector's own gradient passes it at first, and grows later. Below 0.1
 even that is ten times the method's. With KDR's defaults 20 to 6,000 were seen on generated images; 1e5 is as far above that as
 its largest searched weight, 50, is above the default."""
-SAMPLING_ERROR = 0.4
-"""An AP over n images is expected within this over sqrt(n) of the AP over all of them."""
+SAMPLING_ERROR = 1.0
+"""An AP over n of the images is expected within this over sqrt(n) of the AP over all; of few images it is mostly too high.
+
+Held by a simulation in the tests: 80 classes as uneven as COCO's.
+"""
 
 
 @dataclass(frozen=True)

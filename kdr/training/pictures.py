@@ -88,7 +88,7 @@ def write_masks(folder: Path, batch: Batch, grids: Mapping[str, tuple[int, int]]
     paths = [folder / f"masks-{image_id}.png" for image_id in batch.image_ids]
     for path, of_image in zip(paths, zip(*panels, strict=True), strict=True):
         with written_aside(path) as aside:
-            Image.fromarray(torch.cat(of_image, 2).permute(1, 2, 0).numpy()).save(aside, "PNG")
+            Image.fromarray(torch.cat(of_image, 2).permute(1, 2, 0).numpy()).save(aside, "PNG", compress_level=1)
     return paths
 
 

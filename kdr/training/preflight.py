@@ -91,7 +91,7 @@ def _first_step(trial: Trial, state: TrainingState, shared: SharedParts, picture
         levels=tuple(_levels(state.model.student, teacher, losses.features, matched)),
         unreached=tuple(names[level] for level, _ in matched if level not in reached),
         not_frozen=() if teacher is None else tuple(_not_frozen(teacher, before)),
-        pictures=_draw(trial.config, batch, losses, state.model.student, pictures),
+        pictures=() if teacher is None else _draw(trial.config, batch, losses, state.model.student, pictures),
     )
 
 

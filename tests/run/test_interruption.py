@@ -57,6 +57,7 @@ class Run:
         self.storage = storage
         self._output = (storage.root / "output.txt").open("w+")
         command = [sys.executable, Path(kdr.__file__).parents[1] / "orchestrate.py", "run", study, "--storage", storage.root]
+        command.append("--no-preflight")
         self.driver = subprocess.Popen(
             command,
             stdout=self._output,

@@ -1,6 +1,7 @@
 """The pre-flight of a study on a real local Ray: it ends a run before a trial begins, and is not repeated."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from kdr.config.overrides import changed
 from kdr.config.study import Study, study_from
 from kdr.errors import PreflightError
 from kdr.results.reader import read_log
+from kdr.run.preflight import check_before_start
+from kdr.run.ray_session import ray_session
 from kdr.run.study_run import run_study
 from kdr.run.trial_identity import trial_maker
 from kdr.storage import Storage
@@ -86,10 +89,15 @@ def test_a_failed_pre_flight_ends_the_run_after_the_teacher_and_before_the_first
     assert len(list(storage.preflight("small").glob("masks-*.png"))) == 4
 
 
-def test_what_cannot_be_opened_ends_the_run_too(tmp_path: Path) -> None:
-    storage = Storage.at(tmp_path)
-    study = study_with({"trial.teacher": None, "trial.distill": {}, "trial.student.weights": str(tmp_path / "broken.pt")})
-    (tmp_path / "broken.pt").write_bytes(b"nothing")
-    with pytest.raises(PreflightError, match=r"pre-flight: .*broken\.pt: must be a state_dict"):
-        run_study(study, storage=storage, observer=Recorder(), preflight=True)
-    assert read_log(storage).states() == {}
+def test_where_trials_have_gpus_or_a_cluster_it_is_a_task_of_ray(tmp_path: Path) -> None:
+    storage, recorder = Storage.at(tmp_path), Recorder()
+    study = study_with({"trial.teacher": None, "trial.distill": {}})
+    needed = study.resources.with_changes(gpus_per_worker=0.0)
+    with ray_session(None):
+        check = partial(check_before_start, storage=storage, observer=recorder, needed=needed, local=False)
+        check(study, trial_maker(study, storage)(study.base))
+        assert [finding.name for finding in recorder.findings] == ["loaded", "losses"]
+        (tmp_path / "broken.pt").write_bytes(b"nothing")
+        broken = study_with({"trial.teacher": None, "trial.distill": {}, "trial.student.weights": str(tmp_path / "broken.pt")})
+        with pytest.raises(PreflightError, match=r"pre-flight: .*broken\.pt: must be a state_dict"):
+            check(broken, trial_maker(broken, storage)(broken.base))

@@ -10,6 +10,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from kdr.training.evaluation import coco_evaluation
+from kdr.training.findings import SAMPLING_ERROR
 from kdr.training.metrics import COCO_METRICS
 
 
@@ -98,3 +99,49 @@ def test_the_ground_truth_is_left_as_it_was() -> None:
     before = repr(truth)
     coco_evaluation(truth, detections)
     assert repr(truth) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_images", [25, 100, 400])
+def test_ap_of_some_images_is_within_the_sampling_error_of_ap_of_all(num_images: int) -> None:
+    truth, detections = simulated(num_images=2500, num_classes=80)
+    whole = coco_evaluation(truth, detections).metrics["AP"]
+    assert 0.3 < whole < 0.5
+    draw = np.random.default_rng(1)
+    subsets = [set(draw.choice(2500, num_images, replace=False).tolist()) for _ in range(8)]
+    found = [ap_of(truth, detections, images) for images in subsets]
+    assert max(abs(ap - whole) for ap in found) < SAMPLING_ERROR / num_images**0.5
+    assert np.mean(found) > whole  # classes with few boxes are found in full or not at all
+
+
+def ap_of(truth: dict[str, Any], detections: np.ndarray[Any, Any], images: set[int]) -> float:
+    """AP over some of the images."""
+    some = {
+        name: [row for row in truth[name] if row[of] in images] for name, of in (("images", "id"), ("annotations", "image_id"))
+    }
+    return coco_evaluation({**truth, **some}, detections[np.isin(detections[:, 0], list(images))]).metrics["AP"]
+
+
+def simulated(num_images: int, num_classes: int) -> tuple[dict[str, Any], np.ndarray[Any, Any]]:
+    """Boxes of classes as uneven as COCO's, most of them found, better ones with higher scores, and false ones among them."""
+    draw = np.random.default_rng(0)
+    share = 1 / np.arange(1, num_classes + 1) ** 1.1
+    num_boxes = 7 * num_images
+    image, category = draw.integers(num_images, size=num_boxes), draw.choice(num_classes, num_boxes, p=share / share.sum()) + 1
+    side = np.exp(draw.normal(4.2, 0.9, num_boxes))
+    boxes = np.column_stack([draw.uniform(0, 500, num_boxes), draw.uniform(0, 400, num_boxes), side, side])
+    quality = draw.beta(2, 1.2, num_boxes)
+    noise = draw.normal(0, 0.12, (num_boxes, 4)) * (1.1 - quality)[:, None]
+    near = np.column_stack([boxes[:, :2] + noise[:, :2] * side[:, None], boxes[:, 2:] * np.exp(noise[:, 2:])])
+    hits = np.column_stack([image, near, quality, category])[draw.random(num_boxes) < 0.75]
+    false = np.column_stack([image, draw.permuted(boxes, axis=0), draw.beta(1.4, 2.2, num_boxes), draw.permutation(category)])
+    truth = {
+        "info": {},
+        "images": [{"id": number, "width": 640, "height": 480} for number in range(num_images)],
+        "categories": [{"id": number, "name": str(number)} for number in range(1, num_classes + 1)],
+        "annotations": [
+            annotation(number + 1, int(image[number]), int(category[number]), boxes[number].tolist())
+            for number in range(num_boxes)
+        ],
+    }
+    return truth, np.concatenate([hits, false])

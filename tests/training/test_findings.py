@@ -44,8 +44,8 @@ def test_of_a_sound_trial_every_finding_is_ok() -> None:
         (0.378, 5000, {"stated_ap": 0.389}, "failed"),
         (0.378, 5000, {"stated_ap": 0.389, "stated_ap_margin": 0.02}, "ok"),
         (0.402, 5000, {"stated_ap": 0.389}, "failed"),
-        (0.360, 400, {"stated_ap": 0.389}, "ok"),  # 0.01 + 0.4 / 20 = 0.03
-        (0.350, 400, {"stated_ap": 0.389}, "failed"),
+        (0.330, 400, {"stated_ap": 0.389}, "ok"),  # 0.01 + 1 / 20 = 0.06
+        (0.328, 400, {"stated_ap": 0.389}, "failed"),
         (0.1, 5000, {}, "ok"),
         (0.0, 5000, {}, "warning"),
         (None, 0, {}, "ok"),
