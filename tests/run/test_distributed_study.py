@@ -1,7 +1,8 @@
-"""Studies whose trials are trained by two workers each, on a local Ray: early stops, a killed worker, what is left behind."""
+"""Studies of trials with two workers each, on a local Ray: early stops, a killed worker, a cancel, what is left behind."""
 
 import logging
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import ray
 from ray.util.placement_group import placement_group_table
 
 from kdr.config.study import study_from
-from kdr.results.reader import read_log
+from kdr.results.reader import Log, TrialState, read_log
+from kdr.run.cancellation import ask_to_end
 from kdr.run.observer import TrialProgress
 from kdr.run.ray_session import QUIET
-from kdr.run.study_run import run_study
+from kdr.run.study_run import Outcome, run_study
 from kdr.storage import Storage
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -48,10 +50,18 @@ STUDY: dict[str, Any] = {
 
 
 class Watcher:
-    """Kills a worker when the first student has finished its first epoch, if it is to."""
+    """Notes who trains each trial.
 
-    def __init__(self, *, kill: bool = False) -> None:
-        self.kill, self.updates = kill, []  # type: ignore[var-annotated]
+    Args:
+        cancel_in: storage of the study; if given, a worker of the first student is killed after its first epoch, and the
+            second one is asked to end after its own.
+    """
+
+    def __init__(self, cancel_in: Storage | None = None) -> None:
+        self._cancel_in, self._done = cancel_in, set[str]()
+        self.updates: list[TrialProgress] = []
+        self.workers: dict[str, set[int]] = {}
+        """Name of a trial -> ids of the processes that trained its last epochs."""
 
     def phase(self, text: str) -> None:
         """Nothing."""
@@ -64,9 +74,15 @@ class Watcher:
 
     def update(self, progress: TrialProgress) -> None:
         self.updates.append(progress)
-        if self.kill and progress.name == "1" and progress.epoch == 1:
-            self.kill = False
-            workers()[1].kill()
+        if progress.state != "running" or progress.epoch == 0 or progress.reason:
+            return
+        self.workers[progress.name] = {process.pid for process in workers()}
+        if self._cancel_in is not None and progress.name in ("1", "2") and progress.name not in self._done:
+            self._done.add(progress.name)
+            if progress.name == "1":
+                workers()[1].kill()
+            else:
+                ask_to_end(self._cancel_in, progress.key, "it is slow")
 
 
 def workers() -> list[psutil.Process]:
@@ -126,19 +142,53 @@ def test_a_sweep_with_early_stops_leaves_nothing_behind(tmp_path: Path, monkeypa
     assert sorted(set(ends)) == ["completed", "stopped_early"]
 
 
-def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
-    study, storage, watcher = (
-        study_from({**STUDY, "search": {**STUDY["search"], "trials": 2, "stop_early": "none"}}, folder=tmp_path),
-        Storage.at(tmp_path / "runs"),
-        Watcher(kill=True),
-    )
+@dataclass(frozen=True)
+class Disturbed:
+    """A study of four trials: the first one's worker was killed, the second one was cancelled."""
+
+    outcome: Outcome
+    watcher: Watcher
+    log: Log
+
+    @property
+    def students(self) -> list[TrialState]:
+        return [state for state in self.log.states_of("pairs").values() if state.role == "student"]
+
+    def events(self, trial: TrialState) -> list[str]:
+        return [row["event"] for row in self.log.trials.to_pylist() if row["key"] == trial.key]
+
+
+@pytest.fixture(scope="module")
+def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
+    folder = tmp_path_factory.mktemp("disturbed")
+    storage = Storage.at(folder / "runs")
+    search = {**STUDY["search"], "stop_early": "none"}
+    study = study_from({**STUDY, "search": search, "resources": {"workers": 2, "max_trials_per_start": 3}}, folder=folder)
+    watcher = Watcher(cancel_in=storage)
     outcome = run_study(study, storage=storage, observer=watcher)
-    log = read_log(storage)
-    assert (outcome.num_run, outcome.num_failed) == (2, 0)
-    assert not watcher.kill
-    first = next(state for state in log.states_of("pairs").values() if state.role == "student")
-    assert first.state == "completed"
-    assert first.last.attempt == 2
-    events = [row["event"] for row in log.trials.to_pylist() if row["key"] == first.key]
-    assert "resumed" in events
-    assert any("goes on from its checkpoint" in update.reason for update in watcher.updates)
+    return Disturbed(outcome, watcher, read_log(storage))
+
+
+def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint(disturbed: Disturbed) -> None:
+    assert (disturbed.outcome.num_run, disturbed.outcome.num_failed) == (4, 0)
+    first = disturbed.students[0]
+    assert (first.state, first.last.attempt) == ("completed", 2)
+    assert disturbed.events(first) == ["started", "resumed", "completed"]
+    assert any("goes on from its checkpoint" in update.reason for update in disturbed.watcher.updates)
+
+
+def test_a_cancelled_trial_ends_alone_and_its_workers_take_the_next(disturbed: Disturbed) -> None:
+    cancelled = disturbed.students[1]
+    assert (cancelled.state, cancelled.last.reason) == ("cancelled", "it is slow")
+    assert 1 <= cancelled.epoch < 6
+    assert disturbed.events(cancelled) == ["started", "cancelled"]
+    assert [state.state for state in disturbed.students] == ["completed", "cancelled", "completed", "completed"]
+    trained_by = disturbed.watcher.workers
+    assert len(trained_by["1"]) == 2
+    assert trained_by["1"] == trained_by["2"] == trained_by["3"]
+
+
+def test_after_so_many_trials_the_workers_are_new(disturbed: Disturbed) -> None:
+    trained_by = disturbed.watcher.workers
+    assert len(trained_by["4"]) == 2
+    assert not trained_by["4"] & trained_by["3"]
