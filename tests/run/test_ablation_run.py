@@ -1,7 +1,6 @@
 """A whole ablation on a real local Ray: arms by seeds in the log, each trial once."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +70,6 @@ def study_with(changes: dict[str, Any]) -> Study:
 def run(study: Study, storage: Storage) -> tuple[Outcome, Recorder]:
     recorder = Recorder()
     return run_study(study, storage=storage, observer=recorder), recorder
-
-
-@pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
-    """One local Ray for all studies of this module."""
-    from kdr.run.ray_session import ray_session
-
-    with ray_session(None):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from kdr.errors import TrialFailure
 from kdr.run.engine import InlineEngine, ProcessLostError
 from kdr.run.gang import Gang, GangSettings
 from kdr.run.logged_fit import teacher_of
-from kdr.run.ray_session import ray_session
 from kdr.run.trial_identity import trial_maker
 from kdr.storage import Storage
 from kdr.training.metrics import EpochMetrics
@@ -52,12 +51,6 @@ def make(study: Study, storage: Storage) -> Callable[[dict[str, Any]], Trial]:
     open_splits(study.base.data, storage)
     maker = trial_maker(study, storage)
     return lambda changes: maker(study.trial_with(changes))
-
-
-@pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
-    with ray_session(None):
-        yield
 
 
 class Owner:
@@ -185,15 +178,3 @@ def test_data_that_only_one_rank_reads_ends_trial_and_gang(gang, storage, make) 
         path.write_bytes(content)
     assert held_groups() == []
     assert [epoch.epoch for epoch in gang.fit(trial)] == [1, 2]
-
-
-def test_after_so_many_trials_the_workers_are_new(gang, storage, make) -> None:
-    gang.close()  # its workers would hold the CPUs
-    short_lived = OwnedGang(storage, max_trials=1)
-    short_lived.fit(make({"seed": 7}))
-    before = workers()
-    short_lived.fit(make({"seed": 8}))
-    assert not set(workers()) & set(before)
-    short_lived.close()
-    assert held_groups() == []
-    assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]

@@ -143,7 +143,7 @@ def test_another_attempt_at_a_trial_is_another_run(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Storage, Watcher]:
+def shown(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Storage, Watcher]:
     """A study that was run with every logger that is installed, one trial after another in one actor."""
     storage, watcher = Storage.at(tmp_path_factory.mktemp("shown")), Watcher()
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():

@@ -18,7 +18,7 @@ from kdr.run.trial_identity import trial_maker
 from kdr.storage import Storage
 from kdr.training.findings import Finding
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_here")]
 
 SMALL: dict[str, Any] = {
     "study": "small",

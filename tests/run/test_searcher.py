@@ -524,30 +524,22 @@ class Quadratic(tune.Trainable):
 
 
 @pytest.mark.ray
-def test_ray_tune_runs_a_whole_search_and_optuna_hears_every_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import ray
-
-    for name in ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_AIR_NEW_OUTPUT", "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS"):
-        monkeypatch.setenv(name, "0")
+def test_ray_tune_runs_a_whole_search_and_optuna_hears_every_end(ray_here: None, tmp_path: Path) -> None:
     study = study_with(WEIGHT, trials=12, stop_early={"asha": {"grace_epochs": 1, "reduction": 2}})
     assert study.search is not None
     searcher = searcher_of(study, tmp_path)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
-        results = tune.Tuner(
-            tune.with_resources(Quadratic, {"cpu": 1}),
-            tune_config=tune.TuneConfig(
-                search_alg=searcher,
-                scheduler=make_scheduler(study.search.stop_early, metric="AP", max_epochs=EPOCHS),
-                num_samples=-1,
-                max_concurrent_trials=2,
-                reuse_actors=True,
-                trial_dirname_creator=lambda trial: str(trial.trial_id),
-            ),
-            run_config=tune.RunConfig(storage_path=str(tmp_path / "ray"), verbose=0),
-        ).fit()
-    finally:
-        ray.shutdown()
+    results = tune.Tuner(
+        tune.with_resources(Quadratic, {"cpu": 1}),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=make_scheduler(study.search.stop_early, metric="AP", max_epochs=EPOCHS),
+            num_samples=-1,
+            max_concurrent_trials=2,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
+        ),
+        run_config=tune.RunConfig(storage_path=str(tmp_path / "ray"), verbose=0),
+    ).fit()
     told = optuna_trials(tmp_path)
     assert len(results) == len(told) == 12
     assert {trial.state for trial in told} <= {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}

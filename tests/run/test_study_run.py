@@ -1,7 +1,6 @@
 """A whole study on a real local Ray: what it leaves in the log, and that nothing is run twice."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +76,6 @@ def study_with(**changes: Any) -> Study:
             group = group[parent]
         group[name] = value
     return study_from(content, folder=Path())
-
-
-@pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
-    """One local Ray for all studies of this module: they find it running and leave it running."""
-    from kdr.run.ray_session import ray_session
-
-    with ray_session(None):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +191,7 @@ def test_a_failing_trial_ends_alone_and_by_name(ray_here: None, tmp_path: Path) 
         search__sampler={"grid": {}},
         search__enqueue=[],
         search__stop_early="none",
+        trial__distill={},  # so that no teacher is trained
         trial__training={"epochs": 1, "batch_size": 8, "optimizer": "sgd", "lr": 1e-3, "clip_norm": None, "warmup_steps": 0},
     )
     outcome = run_study(study, storage=Storage.at(tmp_path), observer=Recorder())
