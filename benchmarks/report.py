@@ -1,4 +1,4 @@
-"""How long `table` and `verify` take on a large log, and how much memory: 10,000 trials of 24 epochs, written as runs write them.
+"""How long `table`, `verify` and `report` take on a log of 10,000 trials of 24 epochs, and how much memory they need.
 
     python benchmarks/report.py                            # 50 ablations of 20 arms by 10 seeds
     python benchmarks/report.py --studies 1 --seeds 100    # as many trials in one ablation of 100 arms
@@ -140,6 +140,7 @@ def main() -> None:
             "table --metric ...": ["table", "study-000", *where, "--metric", "AP", "--metric", "AP/star", "--metric", "s/epoch"],
             "table --output": ["table", "study-000", *where, "--output", paper],
             "verify": ["verify", paper, *where],
+            "report": ["report", "study-000", *where, "--output", str(Path(folder) / "page.html")],
         }
         for name, command in commands.items():
             seconds, cpu_seconds, mebibytes = measured(*command)

@@ -95,7 +95,7 @@ def arm_curves(log: Log, arms: Sequence[Arm], metric: str, *, drawn: Sequence[st
         )
         groups.append(CurveGroup(arm.name, curves, _band(curves)))
     left = len(arms) - len(chosen)
-    what = f"{left} of {len(arms)} arms are not drawn: those nearest to the reference. The table has them all." if left else None
+    what = f"{left} of {len(arms)} arms are not drawn; the table has them all." if left else None
     return LearningCurves(metric, tuple(groups), what)
 
 

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kdr.report.ranking import value_of
-from kdr.results.flat_settings import flat_settings
 from kdr.results.reader import Log, TrialState
 from kdr.results.usage import gpu_hours_used
 
@@ -100,7 +99,7 @@ def study_progress(log: Log, study: str, *, now: datetime, metric: str = "AP") -
     for key, state in _states(log, study).items():
         name = "teacher" if state.role == "teacher" else names.get(key, key[:8])
         age = (now - max(state.last.time, last_rows.get(key, state.last.time))).total_seconds()
-        epochs = int(flat_settings(state.config).get("training.epochs", 0))
+        epochs = int(json.loads(state.config).get("training", {}).get("epochs", 0))
         value = value_of(state, metric)
         trials.append(TrialProgress(name, key, state.state, state.epoch, epochs, value, max(age, 0.0), state.last.reason))
     total = _total(log, study, sum(trial.name != "teacher" for trial in trials))
@@ -167,7 +166,8 @@ def _seconds_left(log: Log, trials: Iterable[TrialProgress], total: int | None) 
     # trials to come are stopped early as often as those before them were
     usual = statistics.fmean(trial.epoch for trial in ended) if ended else max((trial.epochs for trial in students), default=0)
     to_come = max(0, total - len(students)) * usual
-    begun = sum((usual if trial.epoch < usual else trial.epochs) - trial.epoch for trial in students if trial not in ended)
+    unfinished = [trial for trial in students if trial.state in _UNFINISHED]
+    begun = sum((usual if trial.epoch < usual else trial.epochs) - trial.epoch for trial in unfinished)
     at_work = [trial for trial in students if trial.state == "running" and trial.age_s < max(_ACTIVE_S, 3 * cost)]
     return (to_come + begun) * cost / max(1, len(at_work))
 

@@ -89,11 +89,9 @@ def question_of(text: str) -> tuple[tuple[str, str], ...]:
 
 def study_content(log: Log, study: str) -> dict[str, Any]:
     """The study as its newest row in the log has it; empty if it has none."""
-    rows = log.arms.filter(pc.and_(pc.equal(log.arms["study"], study), pc.is_valid(log.arms["study_config"])))
-    if not len(rows):
-        return {}
-    newest = rows.sort_by([("time", "descending")]).slice(0, 1)["study_config"][0].as_py()
-    content: dict[str, Any] = json.loads(newest)
+    rows = [row for row in log.arms_of(study) if row["study_config"]]
+    newest = max(rows, key=lambda row: row["time"], default={"study_config": "{}"})
+    content: dict[str, Any] = json.loads(newest["study_config"])
     return content
 
 

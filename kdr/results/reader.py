@@ -105,9 +105,7 @@ class Log:
 
     def arms_of(self, study: str) -> list[dict[str, Any]]:
         """The study's rows of the table `arms`: the last one of each (arm, key), in the order in which they came."""
-        rows = _arm_rows(self.arms.filter(pc.equal(self.arms["study"], study)))
-        rows.sort(key=lambda row: row["time"])
-        return list({(row["arm"], row["key"]): row for row in rows}.values())
+        return list(self._arms.get(study, {}).values())
 
     def ablation_arms_of(self, study: str) -> list[dict[str, Any]]:
         """The rows of the arms of an ablation as it was last run: arms and seeds that its file no longer has are left out."""
@@ -131,6 +129,14 @@ class Log:
     def excluded_attempts(self) -> dict[str, int]:
         """By key the last attempt that does not count; nor do those before it."""
         return excluded_attempts(self.trials)
+
+    @cached_property
+    def _arms(self) -> dict[str, dict[tuple[str, str], dict[str, Any]]]:
+        """By study its rows of the table `arms` by arm and key, the last one of each in the place of the first."""
+        arms: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
+        for row in sorted(_arm_rows(self.arms), key=lambda row: row["time"]):
+            arms.setdefault(row["study"], {})[row["arm"], row["key"]] = row
+        return arms
 
     @cached_property
     def _states(self) -> dict[str, TrialState]:

@@ -1,6 +1,10 @@
 """What a study has used, over all its sessions, from the times of its rows: hours that went by, and hours of GPUs."""
 
 from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from kdr.results.reader import Log
 
@@ -19,22 +23,22 @@ def seconds_used(log: Log, study: str) -> float:
 
 def gpu_hours_used(log: Log, study: str) -> float:
     """GPUs that the attempts of a study held, its teacher's included, times the hours from their first row to their last."""
-    held: dict[tuple[str, int], float] = {}
-    for row in log.trials.select(["study", "key", "attempt", "num_gpus"]).to_pylist():
-        if row["study"] == study and row["num_gpus"]:
-            held[row["key"], row["attempt"]] = row["num_gpus"]
+    rows = log.trials.filter(pc.and_(pc.equal(log.trials["study"], study), pc.greater(log.trials["num_gpus"], 0)))
+    held = dict(zip(zip(*_lists(rows, "key", "attempt"), strict=True), rows["num_gpus"].to_pylist(), strict=True))
     spans = _attempts(log, study)
-    return sum(num_gpus * (spans[name][1] - spans[name][0]).total_seconds() for name, num_gpus in held.items()) / 3600
+    seconds = sum(num_gpus * (spans[name][1] - spans[name][0]).total_seconds() for name, num_gpus in held.items())
+    return float(seconds) / 3600
 
 
 def _attempts(log: Log, study: str) -> dict[tuple[str, int], tuple[datetime, datetime]]:
     """By key and attempt the times of the first row and the last."""
-    spans: dict[tuple[str, int], tuple[datetime, datetime]] = {}
-    events = log.trials.select(["study", "key", "attempt", "time", "event"]).to_pylist()
-    epochs = log.epochs.select(["study", "key", "attempt", "time"]).to_pylist()
-    for row in [row for row in events if row["event"] not in _NO_WORK] + epochs:
-        if row["study"] == study:
-            name, time = (row["key"], row["attempt"]), row["time"]
-            first, last = spans.get(name, (time, time))
-            spans[name] = (min(first, time), max(last, time))
-    return spans
+    worked = log.trials.filter(pc.invert(pc.is_in(log.trials["event"], value_set=pa.array(_NO_WORK))))
+    columns = ["key", "attempt", "time"]
+    parts = [table.filter(pc.equal(table["study"], study)).select(columns) for table in (worked, log.epochs)]
+    spans = pa.concat_tables(parts).group_by(["key", "attempt"]).aggregate([("time", "min"), ("time", "max")])
+    keys, attempts, first, last = _lists(spans, "key", "attempt", "time_min", "time_max")
+    return dict(zip(zip(keys, attempts, strict=True), zip(first, last, strict=True), strict=True))
+
+
+def _lists(table: pa.Table, *columns: str) -> list[list[Any]]:
+    return [table[name].to_pylist() for name in columns]

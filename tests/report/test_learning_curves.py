@@ -57,7 +57,7 @@ def test_arms_come_in_the_order_asked_for_and_those_left_out_are_counted(ablatio
         ablation_log.arm(name, BASE)
     found = curves_of(ablation_log, drawn=["worse", "baseline"])
     assert [group.name for group in found.groups] == ["worse", "baseline"]
-    assert found.left_out.startswith("1 of 3 arms are not drawn")
+    assert found.left_out == "1 of 3 arms are not drawn; the table has them all."
 
 
 def test_epochs_without_a_value_are_no_points(example_log):

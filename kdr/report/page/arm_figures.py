@@ -6,12 +6,12 @@ from kdr.report.effects import Word
 from kdr.report.forest import Forest, ForestRow
 from kdr.report.learning_curves import Band, CurveGroup, LearningCurves
 from kdr.report.measures import measure_of
-from kdr.report.page.drawing import SERIES, WORDS, Figure, dots, epoch_axis, figure, label, lines, plain, rounded
+from kdr.report.page.drawing import SERIES, WORDS, Figure, dots, epoch_axis, figure, label, lines, plain, rounded, shortened
 
 MOST_SHOWN = 4
 """Arms whose curves are shown from the beginning, the reference among them."""
 _ROW_PX = 46
-_LONG_NAME = 24  # letters; beside a longer name there is no room for numbers on a phone
+_LONG_NAME, _LONGEST_NAME = 24, 44  # letters for which a phone has room beside the numbers, and without them
 
 
 def forest_figure(forest: Forest) -> Figure:
@@ -84,7 +84,7 @@ def _estimates(word: Word, rows: Sequence[ForestRow], places: dict[str, int]) ->
 def _texts(row: ForestRow, place: int, *, below: bool) -> list[Figure]:
     """The name above the row on the left, and its numbers on the right, beside the name or below the row."""
     numbers = label(f"{_numbers(row)} {row.word}", x=1, y=place, yshift=-16 if below else 16, right=True, color=WORDS[row.word])
-    return [label(row.name, x=0, y=place, yshift=16), numbers]
+    return [label(shortened(row.name, _LONGEST_NAME), x=0, y=place, yshift=16), numbers]
 
 
 def _numbers(row: ForestRow) -> str:

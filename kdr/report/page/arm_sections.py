@@ -28,12 +28,17 @@ def forest_section(table: AblationTable) -> Section:
         nothing = "No arm can be compared with the reference: no seed is completed in both."
         return Section("differences", "Differences", (nothing,))
     margin = "" if found.margin is None else f" Inside the shaded band, ±{found.margin:g}, a difference does not matter."
+    said = (
+        "Each row is one effect with its 95 % t interval (not adjusted). What lies right of the line raises the metric."
+        if table.effects
+        else "Each row is one comparison: the mean difference, its 95 % t interval (not adjusted), and as small dots that of "
+        f"each seed. What lies right of the line is better than {found.reference}."
+    )
     left = f"{found.num_left_out} rows with the smallest differences are not drawn; the table has them all."
     block = FigureBlock(
         "figure-differences",
         "Effects of the factors" if table.effects else f"Difference of each arm to {found.reference}",
-        "Each row is one comparison: the mean difference, its 95 % t interval (not adjusted), and as small dots that of each "
-        f"seed. What lies right of the line is better than {found.reference}.{margin}",
+        f"{said}{margin}",
         forest_figure(found),
         _forest_grid(found),
         f"python orchestrate.py table {table.study} --format csv",
@@ -75,7 +80,8 @@ def link_map_section(table: AblationTable, arms: LoggedArms) -> Section | None:
         "Which arm has which review links, and what that brings",
         f"Columns are links, coarse to fine. Dots are links as {table.reference} has them; squares are links that an arm "
         "switches, filled for on and open for off, in the colour of its result. On the right stands the difference in "
-        f"{measure.title} to {table.reference}.",
+        f"{measure.title} to {table.reference}, or where nothing is compared the mean."
+        + (" *: an arm that changes other settings, too." if any(arm.changes_more for arm in found.arms) else ""),
         link_map_figure(found),
         _link_grid(found),
         trials_query(table.study, ["arm", "seed", "state", PATH, measure.name]),

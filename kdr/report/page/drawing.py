@@ -82,6 +82,11 @@ def plain(text: object) -> str:
     return html.escape(str(text), quote=False)
 
 
+def shortened(name: str, most: int) -> str:
+    """A name of at most so many letters, the rest as dots; its full form stands in the table of the figure."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
 def figure(traces: Sequence[Figure], *, height: int, x: str = "", y: str = "", **layout: Any) -> Figure:
     """A figure with the page's layout.
 
@@ -101,7 +106,7 @@ def figure(traces: Sequence[Figure], *, height: int, x: str = "", y: str = "", *
         "font": {"color": "$ink", "family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13},
         "hovermode": "closest",
         "hoverlabel": {"bgcolor": "$surface", "bordercolor": "$line", "font": {"color": "$ink"}, "align": "left"},
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},
+        "legend": {"orientation": "h", "x": 0, "y": 1 + 8 / (height - 80), "yanchor": "bottom", "font": {"size": 12}},
         "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "$line", "activecolor": "$ink"},
         "showlegend": False,
     }

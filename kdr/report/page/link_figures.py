@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 from kdr.report.measures import measure_of
-from kdr.report.page.drawing import SHADE_SCALE, WORDS, Figure, dots, figure, label, plain, rounded
+from kdr.report.page.drawing import SHADE_SCALE, WORDS, Figure, dots, figure, label, plain, rounded, shortened
 from kdr.report.review_links import LinkArm, LinkMap, LinkMean
 
 _ROW_PX = 60
+_LONGEST_NAME = 32  # letters for which a phone has room beside the result
 
 
 def link_map_figure(links: LinkMap) -> Figure:
@@ -79,10 +80,10 @@ def link_means_figure(means: Sequence[LinkMean], metric: str) -> Figure:
 
 def _texts(arm: LinkArm, row: int) -> list[Figure]:
     """The arm's name above its row on the left, and what it brings on the right."""
-    mean = "" if arm.mean is None else f"{arm.mean:.1f}, "
-    brings = f"{mean}{arm.text}" if arm.difference is None else f"{arm.difference:+.1f} {arm.word or ''}"
-    name = f"{arm.name} (changes more than links)" if arm.changes_more else arm.name
-    return [label(name, x=0, y=row, yshift=22), label(brings, x=1, y=row, yshift=22, right=True, color=_color(arm))]
+    mean = "" if arm.mean is None else f"{arm.mean:.1f}"
+    result = f"{mean} {arm.text}" if arm.difference is None else f"{arm.difference:+.1f} {arm.word or ''}"
+    name = f"{shortened(arm.name, _LONGEST_NAME)}{' *' if arm.changes_more else ''}"
+    return [label(name, x=0, y=row, yshift=22), label(result.strip(), x=1, y=row, yshift=22, right=True, color=_color(arm))]
 
 
 def _color(arm: LinkArm) -> str:

@@ -98,7 +98,7 @@ def settings_section(study: str, trials: Sequence[RankedTrial], metric: str, sea
         "figure-parallel",
         "All settings of each trial",
         "Each line is a trial. It runs down over its settings to its result in the last row. Stronger lines ended higher, dotted "
-        "ones were stopped early. Subsets are counted. A setting whose condition did not hold stands at the left: not drawn.",
+        "ones were stopped early. Subsets are counted. A setting whose condition did not hold stands at the left: unset.",
         parallel_figure(found, names),
         _settings_grid(found, names, paths),
         query,

@@ -161,6 +161,6 @@ def _tiles(trials: Sequence[RankedTrial], table: AblationTable | None, metric: s
     return tuple(tiles)
 
 
-def _named(names: Sequence[str], most: int = 4) -> str:
+def _named(names: Sequence[str], most: int = 3) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f": {', '.join(names[:most])}{more}" if names else ""

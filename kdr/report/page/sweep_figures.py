@@ -12,7 +12,7 @@ from kdr.report.sweep_views import Fidelity, SettingAxis, Sweep
 MOST_LINES = 200
 """Trials in the parallel coordinates."""
 _GROUP_COLORS = {BEST: "$accent", "completed": "$shade2", "stopped early": "$stopped"}
-_LANE = -0.14
+_LANE = -0.16
 """Where a setting stands whose condition does not hold, left of the lowest value."""
 _AXIS_PX = 64
 _BEST_SHADE = f"$shade{SHADES - 1}"
@@ -198,7 +198,7 @@ def _positions(axes: Sequence[SettingAxis], index: int) -> list[float]:
 def _value_text(axis: SettingAxis, index: int) -> str:
     value = axis.values[index]
     if value is None:
-        return "not drawn"
+        return "unset"
     return axis.names[int(value)] if axis.kind == "choice" else f"{value:.4g}"
 
 
@@ -221,7 +221,7 @@ def _axis_texts(axis: SettingAxis, title: str, row: int) -> list[Figure]:
     else:
         marks = [(0.5, f"{ends[0]:.3g}")] if low == high else [(0.0, f"{ends[0]:.3g}"), (1.0, f"{ends[1]:.3g}")]
     if None in axis.values:
-        marks.append((_LANE, "not drawn"))
+        marks.append((_LANE, "unset"))
     on_axis: Figure = {"xref": "x", "bgcolor": "$surface", "borderpad": 1}
     small: Figure = {**on_axis, "font": {"size": 11, "color": "$muted"}, "yshift": -12}
     anchors = ["left" if place <= 0 else "right" if place >= 1 else "center" for place, _ in marks]

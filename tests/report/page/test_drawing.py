@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from kdr.report.page.drawing import DARK, LIGHT, coloured, dots, epoch_axis, figure, lines, plain, rounded
+from kdr.report.page.drawing import DARK, LIGHT, coloured, dots, epoch_axis, figure, lines, plain, rounded, shortened
 
 
 def luminance(color):
@@ -63,3 +63,7 @@ def test_ticks_are_whole_epochs_and_not_too_many(last, step):
 
 def test_numbers_lose_what_no_eye_can_see():
     assert (rounded(1.23456789), rounded(None), rounded(0.0)) == (1.2346, None, 0.0)
+
+
+def test_long_names_end_in_dots():
+    assert (shortened("baseline", 8), shortened("baseline,off", 8)) == ("baseline", "baselin…")

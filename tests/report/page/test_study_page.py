@@ -13,6 +13,7 @@ from kdr.results.schema import ArmRow
 from kdr.results.sql import query
 from kdr.results.writer import LogWriter
 
+LINKS = "distill.kdr.review_links"
 SEARCH = ["table", "curves", "settings", "links", "early", "budget", "provenance"]
 ABLATION = ["table", "differences", "curves", "links", "early", "budget", "provenance"]
 
@@ -82,6 +83,24 @@ def test_a_search_shows_its_settings_and_calls_nothing_an_effect(full_search, pa
         (1, "trial-0005", "completed", pytest.approx(25.0)),
         (2, "trial-0004", "completed", pytest.approx(24.0)),
     ]
+
+
+def test_a_factorial_shows_effects_and_marks_arms_that_change_more_than_links(ablation_log, page_of):
+    changes = {"links": {LINKS: []}, "weight": {"distill.kdr.weight": 1.0}}
+    factors = {name: {"off": change} for name, change in changes.items()}
+    ablation_log.ablation |= {"design": "factorial", "factors": factors}
+    for number, off in enumerate([(), ("links",), ("weight",), ("links", "weight")]):
+        levels = {name: "off" if name in off else "baseline" for name in factors}
+        changed = {path: value for name in off for path, value in changes[name].items()}
+        values = [0.3 + 0.02 * number, 0.31 + 0.02 * number, 0.3 + 0.021 * number]
+        ablation_log.arm("-".join(off) or "baseline", values, levels=levels, changes=changed)
+    page = page_of(ablation_log)
+    blocks = figures(page)
+    assert blocks["figure-differences"].title == "Effects of the factors"
+    assert blocks["figure-differences"].caption.startswith("Each row is one effect")
+    texts = [annotation["text"] for annotation in blocks["figure-links"].figure["layout"]["annotations"]]
+    assert texts == ["baseline", "30.3 reference", "links", "32.4", "links-weight *", "36.4"]
+    assert blocks["figure-links"].caption.endswith("*: an arm that changes other settings, too.")
 
 
 def test_failures_are_told_with_their_kind_and_traceback(full_ablation, page_of):
