@@ -286,15 +286,15 @@ def test_sigterm_that_has_ended_ray_too_waits_for_nothing() -> None:
 IN_A_TERMINAL = """
 import os, time
 from kdr.run.interruption import GracePeriod, Terminated, end_by_exception
-with GracePeriod(0.5, end_by_exception) as grace:
-    print("up", flush=True)
-    while not grace.asked:
-        time.sleep(0.01)
-    print("into the closed terminal", flush=True)
-    try:
+try:
+    with GracePeriod(2, end_by_exception) as grace:
+        print("up", flush=True)
+        while not grace.asked:
+            time.sleep(0.01)
+        print("into the closed terminal", flush=True)
         time.sleep(30)
-    except Terminated:
-        os._exit(143)
+except Terminated:
+    os._exit(143)
 """
 
 
