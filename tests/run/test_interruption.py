@@ -299,7 +299,8 @@ except Terminated:
 
 
 CLOSES_THE_TERMINAL = """
-import os, pty, sys
+import os, pty, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever `nohup` has done to the suite
 pid, terminal = pty.fork()  # the child leads a session with a terminal of its own, as a shell does
 if pid == 0:
     os.execv(sys.executable, [sys.executable, "-c", sys.argv[1]])
