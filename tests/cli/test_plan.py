@@ -65,6 +65,7 @@ def facts(text: str) -> dict[str, str]:
     return dict(re.split(r" {2,}", line, maxsplit=1) for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
 def test_every_study_that_comes_along_can_be_planned_without_heavy_packages(study: Path, tmp_path: Path) -> None:
     code = (

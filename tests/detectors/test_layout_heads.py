@@ -9,6 +9,8 @@ from kdr.detectors import dense
 from kdr.detectors.build import build_detector
 from kdr.detectors.weights import inherit, load_configured_weights
 
+pytestmark = pytest.mark.slow  # few of these tests are, all together are
+
 CATEGORIES = ("circle", "square", "star")
 SIZES = tuple(4 * 2 ** (third / 3) for third in range(3))  # in strides
 RATIOS = (0.5, 1.0, 2.0)  # height / width

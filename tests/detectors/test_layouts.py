@@ -15,6 +15,8 @@ from kdr.detectors.state_file import StateFile
 from kdr.detectors.weights import load_configured_weights
 from kdr.errors import WeightsError
 
+pytestmark = pytest.mark.slow  # few of these tests are, all together are
+
 CATEGORIES = ("circle", "square", "star")
 CAFFE = {
     "bottleneck_stride": "1x1",

@@ -141,7 +141,8 @@ def of_pairs(*, accepted: bool) -> list[Any]:
         else:
             fits = True
         if fits is accepted:
-            found.append(pytest.param(variant, pair, id=f"{variant}-{name}"))
+            marks = [] if name == "retinanet" else [pytest.mark.slow]  # not each is slow: all together are
+            found.append(pytest.param(variant, pair, id=f"{variant}-{name}", marks=marks))
     return found
 
 
@@ -150,7 +151,9 @@ def case(request: pytest.FixtureRequest) -> Case:
     return built(*request.param)
 
 
-on_every_pair = pytest.mark.parametrize("case", [pytest.param(p.values, id=p.id) for p in of_pairs(accepted=True)], indirect=True)
+on_every_pair = pytest.mark.parametrize(
+    "case", [pytest.param(p.values, id=p.id, marks=p.marks) for p in of_pairs(accepted=True)], indirect=True
+)
 
 
 @pytest.fixture(params=VARIANTS)

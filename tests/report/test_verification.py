@@ -93,6 +93,7 @@ def test_a_request_of_another_version_is_refused(arms):
 
 
 @formats
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "request_",
     [

@@ -29,6 +29,8 @@ from kdr.training.pictures import MASK_PX, write_masks
 from kdr.training.preflight import measure
 from kdr.training.shared_parts import SharedParts
 
+pytestmark = pytest.mark.slow  # few of these tests are, all together are
+
 Make = Callable[..., Trial]
 Run = Callable[..., list[EpochMetrics]]
 

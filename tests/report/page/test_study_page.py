@@ -13,6 +13,8 @@ from kdr.results.schema import ArmRow
 from kdr.results.sql import query
 from kdr.results.writer import LogWriter
 
+pytestmark = pytest.mark.slow  # few of these tests are, all together are
+
 LINKS = "distill.kdr.review_links"
 SEARCH = ["table", "curves", "settings", "links", "early", "budget", "provenance"]
 ABLATION = ["table", "differences", "curves", "links", "early", "budget", "provenance"]
