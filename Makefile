@@ -1,20 +1,28 @@
-# `make demo` runs a real sweep from nothing, `make demo-ablation` an ablation to its table, `make test` checks everything.
+# `make demo` runs a real sweep from nothing, `make demo-ablation` an ablation to its table and page, `make test` checks the code, and
+# `make test-all` also what becomes of a study when processes die and disks fill.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-ablation test quick lint clean
+# Two at a time; those that start Ray keep to one of the two (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest -n 2
+
+.PHONY: demo demo-ablation test test-all quick lint clean
 
 demo: .venv/installed
 	$(BIN)/python orchestrate.py run search_spaces/quickstart.yaml
 
 demo-ablation: .venv/installed
 	$(BIN)/python orchestrate.py run search_spaces/ablation_quickstart.yaml
+	$(BIN)/python orchestrate.py report search_spaces/ablation_quickstart.yaml -o runs/ablation-quickstart.html
 
 test: .venv/installed-dev lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-all: test
+	$(BIN)/python -m pytest -m faults
 
 quick: .venv/installed-dev
-	$(BIN)/python -m pytest -m "not ray and not slow"
+	$(PYTEST) -m "not ray and not slow"
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .

@@ -30,6 +30,21 @@ settings.load_profile("kdr")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Gives one process all modules that start Ray: two of them at once would starve each other."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    tests = Path(__file__).parent
+    with_ray = {str(path.relative_to(tests.parent)) for path in tests.rglob("test_*.py") if "mark.ray" in path.read_text()}
+
+    class RayInOneProcess(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "ray" if nodeid.partition("::")[0] in with_ray else nodeid
+
+    return RayInOneProcess(config, log)
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     session.config.stash[_EXIT_STATUS] = int(exitstatus)
 

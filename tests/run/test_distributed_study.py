@@ -205,6 +205,7 @@ def test_after_so_many_trials_the_workers_are_new(disturbed: Disturbed) -> None:
     assert not trained_by["4"] & trained_by["3"]
 
 
+@pytest.mark.faults
 @pytest.mark.filterwarnings("default")  # the dashboard's own
 def test_a_sweep_with_early_stops_leaves_nothing_behind_where_ray_has_a_dashboard(
     ray_with_dashboard: None, tmp_path: Path

@@ -149,6 +149,7 @@ def test_losses_that_are_not_finite_end_the_trial_and_not_the_gang(gang, make) -
     assert workers() == before
 
 
+@pytest.mark.faults
 def test_a_trial_whose_worker_is_killed_goes_on_in_new_workers(gang, storage, make) -> None:
     trial = make({"training.epochs": 3, "seed": 5})
     whole = gang.fit(trial)

@@ -146,13 +146,13 @@ def events(log: Log, key: str) -> list[tuple[int, str]]:
     return [(row["attempt"], row["event"]) for row in rows if row["key"] == key]
 
 
-def second_trial_is_under_way(storage: Storage) -> Callable[[], str | None]:
-    """Its key, once the first trial is completed and the second has a checkpoint of at least two epochs."""
+def trial_is_under_way(number: int, storage: Storage) -> Callable[[], str | None]:
+    """Its key, once the trial before it is completed and it has a checkpoint of at least two epochs."""
 
     def key() -> str | None:
         states = students(read_log(storage))
         checkpoints = [path.parent.name for path in storage.root.glob("trials/*/checkpoint.pt")]
-        if len(states) < 2 or states[0].state != "completed" or not checkpoints:
+        if len(states) < number or states[number - 2].state != "completed" or not checkpoints:
             return None
         saved = torch.load(storage.trial(checkpoints[0]) / "checkpoint.pt", weights_only=True)
         return checkpoints[0] if saved["progress"]["epoch"] >= 2 else None
@@ -343,7 +343,7 @@ def test_in_another_thread_there_is_no_signal_to_hear() -> None:
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(begin: Callable[[], Run]) -> None:
     first = begin()
-    cut_off = first.wait_for("the second trial", second_trial_is_under_way(first.storage))
+    cut_off = first.wait_for("the second trial", trial_is_under_way(2, first.storage))
     os.killpg(first.driver.pid, signal.SIGINT)  # a terminal sends it to every process of the group
     assert first.ended() == 130, first.text()
     assert "Interrupted: what was finished is kept. The same command continues." in first.text()
@@ -363,11 +363,12 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(begin: Callable[
     check_nothing_is_left(second, within_s=10)
 
 
+@pytest.mark.faults
 @pytest.mark.ray
 @pytest.mark.slow
 def test_sigterm_lets_the_epoch_end_and_starts_nothing_new(begin: Callable[[], Run]) -> None:
     first = begin()
-    cut_off = first.wait_for("the second trial", second_trial_is_under_way(first.storage))
+    cut_off = first.wait_for("the second trial", trial_is_under_way(2, first.storage))
     os.killpg(first.driver.pid, signal.SIGTERM)  # as `timeout` does
     assert first.ended(timeout_s=40) == 143, first.text()
     assert "Terminated: what was finished is kept. The same command continues." in first.text()
@@ -380,11 +381,12 @@ def test_sigterm_lets_the_epoch_end_and_starts_nothing_new(begin: Callable[[], R
     assert reached >= log.states()[cut_off].epoch >= 2
 
 
+@pytest.mark.faults
 @pytest.mark.ray
 @pytest.mark.slow
 def test_sigterm_to_ray_as_well_ends_at_once_and_nothing_finished_is_lost(begin: Callable[[], Run]) -> None:
     run = begin()
-    cut_off = run.wait_for("the second trial", second_trial_is_under_way(run.storage))
+    cut_off = run.wait_for("the second trial", trial_is_under_way(2, run.storage))
     for process in run.processes():  # as SLURM and systemd do
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGTERM)
@@ -403,7 +405,7 @@ def test_sigterm_to_ray_as_well_ends_at_once_and_nothing_finished_is_lost(begin:
 @pytest.mark.slow
 def test_a_cancelled_trial_ends_alone_and_an_excluded_one_runs_again(begin: Callable[[], Run]) -> None:
     run = begin()
-    cancelled = run.wait_for("the second trial", second_trial_is_under_way(run.storage))
+    cancelled = run.wait_for("the second trial", trial_is_under_way(2, run.storage))
     ask_to_end(run.storage, cancelled, "it is slow")
     assert run.ended() == 0, run.text()
     assert re.search(r"2  epoch \d/5  cancelled  cancelled: it is slow\n", run.text())
@@ -444,37 +446,28 @@ def test_train_ends_after_its_epoch_at_sigterm(prepared: tuple[Path, Storage], t
     assert torch.load(own.trial(state.key) / "checkpoint.pt", weights_only=True)["progress"]["epoch"] == state.epoch
 
 
+@pytest.mark.faults
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_killed_driver_takes_ray_along_and_no_trial_is_lost_or_doubled(
+def test_whether_the_driver_is_killed_or_a_trial_no_trial_is_lost_or_doubled(
     begin: Callable[[], Run], prepared: tuple[Path, Storage]
 ) -> None:
     first = begin()
-    cut_off = first.wait_for("the second trial", second_trial_is_under_way(first.storage))
+    second_trial = first.wait_for("the second trial", trial_is_under_way(2, first.storage))
     first.driver.kill()
     second = begin()  # at once: what is left of the first run must not disturb it
     check_nothing_is_left(first, within_s=20, but_for=AGENTS)
-    assert second.ended() == 0, second.text()
-    log = read_log(first.storage)
-    assert events(log, cut_off) == [(1, "started"), (2, "resumed"), (2, "completed")]
-    check_everything_ran_once(first.storage)
-    path, undisturbed = prepared
-    check_bits(read_study(path), first.storage, cut_off, undisturbed)
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_killed_trial_is_started_again_from_its_checkpoint(begin: Callable[[], Run], prepared: tuple[Path, Storage]) -> None:
-    run = begin()
-    process = run.wait_for("a trial's process", run.trial_process)
-    cut_off = run.wait_for("the second trial", second_trial_is_under_way(run.storage))
+    third_trial = second.wait_for("the third trial", trial_is_under_way(3, first.storage))
+    process = second.trial_process()
+    assert process is not None
     os.kill(process, signal.SIGKILL)
-    assert run.ended() == 0, run.text()
-    assert re.search(r"2  epoch \d/5  running  AP \S+  its process died; it goes on from its checkpoint\n", run.text())
-    assert "Traceback" not in run.text()
-    assert f"{TRIALS} trials run in" in run.text()
-    log = read_log(run.storage)
-    assert events(log, cut_off) == [(1, "started"), (2, "resumed"), (2, "completed")]
-    check_everything_ran_once(run.storage)
+    assert second.ended() == 0, second.text()
+    assert re.search(r"3  epoch \d/5  running  AP \S+  its process died; it goes on from its checkpoint\n", second.text())
+    assert "Traceback" not in second.text()
+    assert f"{TRIALS - 1} trials run in" in second.text()
+    log = read_log(first.storage)
     path, undisturbed = prepared
-    check_bits(read_study(path), run.storage, cut_off, undisturbed)
+    for killed in (second_trial, third_trial):
+        assert events(log, killed) == [(1, "started"), (2, "resumed"), (2, "completed")]
+        check_bits(read_study(path), first.storage, killed, undisturbed)
+    check_everything_ran_once(first.storage)
