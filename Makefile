@@ -22,7 +22,7 @@ test-all: test
 	$(BIN)/python -m pytest -m faults
 
 quick: .venv/installed-dev
-	$(PYTEST) -m "not ray and not slow"
+	$(PYTEST) -m "not ray and not slow and not faults"
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import platform
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -93,7 +95,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     The file reaches the disk before it is renamed, so a reader sees the old content or the new, never a part of it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=f"-{_writer()}.tmp", dir=path.parent)
     os.close(handle)
     aside = Path(name)
     try:
@@ -104,6 +106,32 @@ def written_aside(path: Path) -> Iterator[Path]:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def remove_orphans(folder: Path) -> None:
+    """Removes the temporary files that processes of this machine left in a folder when they were killed."""
+    for path in folder.glob(f".*-{_HOST}-*.tmp"):
+        pid = path.stem.rpartition("-")[2]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+_HOST = re.sub(r"[^A-Za-z0-9]+", "-", platform.node()) or "host"
+
+
+def _writer() -> str:
+    """Names this process in a temporary file, by which others see whether it still writes."""
+    return f"{_HOST}-{os.getpid()}"
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _umask() -> int:

@@ -194,7 +194,7 @@ SCHEMAS: dict[TableName, pa.Schema] = {name: schema_of(row_class) for row_class,
 
 def to_table(rows: typing.Sequence[Row]) -> pa.Table:
     """Rows of one class as an Arrow table with that class's schema."""
-    schema = schema_of(type(rows[0]))
+    schema = SCHEMAS[_NAMES[type(rows[0])]]
     columns = [pa.array([_plain(getattr(row, name)) for row in rows], schema.field(name).type) for name in schema.names]
     return pa.Table.from_arrays(columns, schema=schema)
 

@@ -89,12 +89,11 @@ class Gang:
             try:
                 yield report
             except GeneratorExit:
-                if not report.is_last:
-                    channel.send(Stop(True))
+                channel.send(Stop(True))
                 raise
+            channel.send(Stop(False))
             if report.is_last:
                 return
-            channel.send(Stop(False))
 
     def close(self) -> None:
         """Ends the workers and gives back their CPUs and GPUs."""

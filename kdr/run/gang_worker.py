@@ -61,7 +61,7 @@ def _train(trial: Trial, settings: WorkerSettings, ranks: Any, shared: Any, devi
             for metrics in epochs:
                 if ranks.is_first:
                     channel.report(metrics)
-                if not metrics.is_last and channel.receive(ranks.rank).now:
+                if channel.receive(ranks.rank).now:
                     break
     except TrialFailure as failure:
         # the ranks look at their losses and gradients together; anything else has happened to this one alone

@@ -26,7 +26,8 @@ class History:
     known: dict[str, KnownTrial]
     """Ended trials by key."""
     interrupted: tuple[dict[str, Any], ...]
-    """Searched settings of this study's trials that were begun and not ended, or excluded; they run first."""
+    """Searched settings of this study's trials that were begun and not ended, excluded, or planned and never begun; they run
+    first."""
     num_used: int
     """Trials charged to the budget, the interrupted ones included; a trial that another study ran costs nothing."""
     seconds_used: float
@@ -34,7 +35,8 @@ class History:
     gpu_hours_used: float
     """GPUs that trials of earlier runs held, times the hours in which they did."""
     reached: dict[str, dict[int, float]]
-    """Key -> {epoch: metric} of this study's trials, the interrupted ones included, for early stopping to go on from."""
+    """Key -> {epoch: metric} of this study's trials, for early stopping to go on from; of those that go on themselves, without
+    the last epoch, which they report again."""
     own: frozenset[str]
     """Keys of the trials that this study ran itself."""
     states: dict[str, TrialState]
@@ -62,16 +64,20 @@ class History:
             if state.role == "student" and (state.state == "completed" or (state.key in mine and state.state in _ENDED))
         }
         own = {key: state for key, state in mine.items() if state.study == study.study}
+        begun = (key for key, state in own.items() if state.state not in _ENDED and key in parameters)
+        noted = {row["key"]: row for row in log.arms_of(study.study) if row["levels"] is None and row["parameters"]}
+        planned = [key for key in noted if key not in log.states()]
+        students = (key for key in log.keys_of(study.study) if key in mine or key in planned)
         return cls(
             known=known,
-            interrupted=tuple(parameters[key] for key, state in own.items() if state.state not in _ENDED and key in parameters),
-            num_used=len(own),
+            interrupted=tuple(parameters[key] for key in (*begun, *planned)),
+            num_used=len(own) + len(planned),
             seconds_used=seconds_used(log, study.study),
             gpu_hours_used=gpu_hours_used(log, study.study),
-            reached={key: _by_epoch(log, key, study.search.metric) for key in mine},
+            reached={key: _decided(state, log, study.search.metric) for key, state in mine.items()},
             own=frozenset(own),
             states=mine,
-            numbers={key: number for number, key in enumerate(mine, start=1)},
+            numbers={key: number for number, key in enumerate(students, start=1)},
         )
 
     def progress(self, metric: str) -> Iterator[TrialProgress]:
@@ -100,6 +106,14 @@ def _known(state: TrialState, log: Log, metric: str, parameters: dict[str, Any] 
         intermediate=_by_epoch(log, state.key, metric),
         parameters=parameters,
     )
+
+
+def _decided(state: TrialState, log: Log, metric: str) -> dict[int, float]:
+    """The epochs of a trial at which it has been decided whether it goes on: of one that goes on, all but the last."""
+    values = _by_epoch(log, state.key, metric)
+    if state.state not in _ENDED and values:
+        del values[max(values)]  # the driver may have been killed before it could stop the trial
+    return values
 
 
 def _by_epoch(log: Log, key: str, metric: str) -> dict[int, float]:

@@ -31,6 +31,8 @@ class KeptWeights:
     def add(self, key: str, value: float | None) -> None:
         """A trial has ended: removes what is not among the best any more. Equal values: the earlier trial stays."""
         self._best[key] = -math.inf if value is None or math.isnan(value) else value
+        if (self._storage.trial(key) / "student.pt").exists():
+            (self._storage.trial(key) / "checkpoint.pt").unlink(missing_ok=True)  # of a process that was killed before it could
         while len(self._best) > self._num_kept:
             worst = min(reversed(self._best), key=lambda other: self._best[other])
             del self._best[worst]

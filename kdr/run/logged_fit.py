@@ -14,7 +14,7 @@ from kdr.results.writer import LogWriter
 from kdr.run.cancellation import CANCELLED, asked_to_end
 from kdr.run.engine import Engine, ProcessLostError
 from kdr.run.provenance import provenance
-from kdr.storage import Storage, written_aside
+from kdr.storage import Storage, remove_orphans, written_aside
 from kdr.training.metrics import EpochMetrics
 
 
@@ -57,6 +57,7 @@ class LoggedTrial:
         """
         folder = self.storage.trial(self.trial.key)
         folder.mkdir(parents=True, exist_ok=True)
+        remove_orphans(folder)
         self.storage.cancellation(self.trial.key).unlink(missing_ok=True)  # it was meant for an earlier attempt
         _drop_excluded(self.storage, self.trial.key)
         self.attempt = _next_attempt(self.storage, self.trial.key)
@@ -69,6 +70,7 @@ class LoggedTrial:
                     self._note(metrics)
                     if metrics.is_last:
                         self.event("completed", weights=str((folder / "student.pt").relative_to(self.storage.root)))
+                        next(epochs, None)  # only now is its checkpoint not needed any more
                     elif (reason := asked_to_end(self.storage, self.trial.key)) is not None:
                         raise TrialFailure(CANCELLED, reason)
                     yield metrics

@@ -26,12 +26,17 @@ from kdr.plan.given_point import OutsideSpaceError, point_of
 from kdr.plan.keys import key_of
 from kdr.plan.known import End, KnownTrial
 from kdr.plan.points import Point, Space, Suggest, draw, space_of
+from kdr.randomness import address
 
 _STATES: dict[End, TrialState] = {
     "completed": TrialState.COMPLETE,
     "stopped_early": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
+
+
+_CUT_OFF = "cut off"
+"""Numbers of proposals that a killed process left behind; they are no draws, since they are drawn again."""
 
 
 @dataclass
@@ -62,9 +67,10 @@ class StoredSampler:
         self.space = space_of(study)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna = _open_study(study, journal, known)
+        self._search = study.search
         self._fail_unfinished()
         self._add(known)
-        self._optuna.sampler = _sampler(study.search, num_known=len(self._optuna.get_trials(deepcopy=False)))
+        self._num_draws = len(self._counted())
 
     @property
     def num_complete(self) -> int:
@@ -72,7 +78,13 @@ class StoredSampler:
         return len(self._optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
 
     def propose(self) -> Proposal:
-        """A point of the sampler's choice."""
+        """A point of the sampler's choice.
+
+        The draw is one of (seed, how many there were before), so that a study that was cut off goes on with the points that it
+        would have drawn.
+        """
+        self._optuna.sampler = _sampler(self._search, self._num_draws)
+        self._num_draws += 1
         asked = self._optuna.ask()
         return Proposal(draw(self.space, _asking(asked)), asked)
 
@@ -100,13 +112,21 @@ class StoredSampler:
 
     def _fail_unfinished(self) -> None:
         """Ends what an earlier process left running or waiting; a trial that goes on is proposed again."""
-        for trial in self._optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self._optuna.tell(trial.number, state=TrialState.FAIL)
         for _ in self._optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            self._optuna.tell(self._optuna.ask(), state=TrialState.FAIL)
+            self._optuna.ask()
+        running = [trial.number for trial in self._optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
+        if running:
+            self._optuna.set_user_attr(_CUT_OFF, [*self._optuna.user_attrs.get(_CUT_OFF, ()), *running])
+        for number in running:
+            self._optuna.tell(number, state=TrialState.FAIL)
+
+    def _counted(self) -> list[FrozenTrial]:
+        """The trials of the journal, without proposals that were cut off."""
+        cut_off = set(self._optuna.user_attrs.get(_CUT_OFF, ()))
+        return [trial for trial in self._optuna.get_trials(deepcopy=False) if trial.number not in cut_off]
 
     def _add(self, known: Mapping[str, KnownTrial]) -> None:
-        told = {(trial.user_attrs.get("key"), trial.state) for trial in self._optuna.get_trials(deepcopy=False)}
+        told = {(trial.user_attrs.get("key"), trial.state) for trial in self._counted()}
         for trial in known.values():
             if (trial.key, _STATES[trial.end]) not in told and (frozen := _frozen(self.space, trial)):
                 self._optuna.add_trial(frozen)
@@ -156,12 +176,14 @@ def _is_entry(line: bytes) -> bool:
         return False
 
 
-def _sampler(search: Search, *, num_known: int) -> BaseSampler:
-    """The sampler; its seed counts on with the trials, so that a study that goes on does not repeat its first draws."""
+def _sampler(search: Search, number: int) -> BaseSampler:
+    """The sampler of one draw."""
+    seeded = search.sampler.tpe or search.sampler.random
+    seed = address(seeded.seed if seeded else 0, "draw", number) % 2**32
     if search.sampler.tpe is not None:
         with _experimental():
-            return TPESampler(seed=search.sampler.tpe.seed + num_known, multivariate=True, group=True)
-    return RandomSampler(seed=(search.sampler.random.seed if search.sampler.random else 0) + num_known)
+            return TPESampler(seed=seed, multivariate=True, group=True)
+    return RandomSampler(seed=seed)
 
 
 @contextlib.contextmanager

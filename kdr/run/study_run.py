@@ -14,8 +14,9 @@ from kdr.plan.arm_checks import check_design
 from kdr.plan.designs import arms_of
 from kdr.plan.space import check_space
 from kdr.results.compact import compact
-from kdr.results.reader import read_log
+from kdr.results.reader import Log, read_log
 from kdr.results.writer import LogWriter
+from kdr.run.kept_weights import KeptWeights
 from kdr.run.logged_fit import has_weights, teacher_of
 from kdr.run.loggers import check_loggers
 from kdr.run.observer import Observer
@@ -23,7 +24,7 @@ from kdr.run.preflight import check_before_start
 from kdr.run.ray_session import nodes_of_ray, num_concurrent, ray_session, resolved
 from kdr.run.trial_identity import trial_maker
 from kdr.run.trial_list import TrialList
-from kdr.storage import Storage
+from kdr.storage import Storage, remove_orphans
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def run_study(
     """
     begin = time.monotonic()
     storage.check_writable()
+    _remove_orphans(storage, study)
     check_loggers(study.loggers)
     check_space(study)
     check_design(study)
@@ -76,10 +78,14 @@ def run_study(
     make = trial_maker(study, storage)
     listed = TrialList(study, make) if study.search is None else None
     missing = [make(study.base)] if listed is None else _noted(listed, study, storage, rerun=rerun)
-    if not missing:
+    past = read_log(storage)
+    if listed is not None and not missing:
+        KeptWeights(storage, study.keep_weights, listed.ended(past))  # a run that was killed may not have come to it
         return Outcome(0, 0, False, time.monotonic() - begin)
     needed_teachers = {teacher.key: teacher for trial in missing if (teacher := teacher_of(trial)) is not None}
-    teachers = [teacher for teacher in needed_teachers.values() if rerun or not has_weights(teacher, storage)]
+    teachers = [teacher for teacher in needed_teachers.values() if rerun or not _is_trained(teacher, past, storage)]
+    for key in needed_teachers.keys() - {teacher.key for teacher in teachers}:
+        (storage.trial(key) / "checkpoint.pt").unlink(missing_ok=True)  # of a run that was killed before it could
     observer.phase("Starting Ray")
     with ray_session(address):
         from kdr.run.sweep import Sweep
@@ -111,8 +117,21 @@ def run_study(
                     sweep.run_list(listed, needed, concurrent, rerun=rerun)
         finally:
             shutil.rmtree(storage.ray / study.study, ignore_errors=True)
+            _remove_orphans(storage, study)
             compact(storage, study.study)
     return Outcome(sweep.num_run, sweep.num_failed, sweep.interrupted, time.monotonic() - begin, sweep.terminated)
+
+
+def _remove_orphans(storage: Storage, study: Study) -> None:
+    """Removes what killed processes have left half-written in the study's log."""
+    for folder in storage.log.glob(f"*/study={study.study}"):
+        remove_orphans(folder)
+
+
+def _is_trained(teacher: Trial, past: Log, storage: Storage) -> bool:
+    """Whether a teacher's training is over. Killed after its weights were written, it is not before the log says so."""
+    state = past.states().get(teacher.key)
+    return has_weights(teacher, storage) and (state is None or state.state not in ("running", "interrupted"))
 
 
 def _data_of(study: Study) -> list[DataConfig]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ray import tune
 
+from kdr.config.search import EarlyStopping
 from kdr.config.study import Resources, Study
 from kdr.config.trial import Trial, TrialConfig
 from kdr.results.reader import read_log
@@ -16,6 +17,7 @@ from kdr.run.gang import remove_leftover_groups
 from kdr.run.history import History
 from kdr.run.interruption import Interruption
 from kdr.run.kept_weights import KeptWeights
+from kdr.run.logged_fit import num_attempts
 from kdr.run.loggers import open_loggers
 from kdr.run.observer import Observer
 from kdr.run.ray_session import local_ray_ends, num_gpus_of
@@ -77,12 +79,10 @@ class Sweep:
         self.observer.plan(search.trials, num_done, num_concurrent)
         for past in history.progress(self.metric):
             self.observer.update(past)
-        scheduler = make_scheduler(
-            search.stop_early,
-            metric=self.metric,
-            max_epochs=self.study.base.training.epochs,
-            past=history.reached.items(),
-        )
+        scheduler = None
+        if search.stop_early != EarlyStopping():
+            epochs, reached = self.study.base.training.epochs, history.reached.items()
+            scheduler = make_scheduler(search.stop_early, metric=self.metric, max_epochs=epochs, past=reached)
         self._tune({}, resources, num_concurrent, searcher=searcher, scheduler=scheduler)
 
     def run_list(self, listed: TrialList, resources: Resources, num_concurrent: int, *, rerun: bool = False) -> None:
@@ -91,16 +91,16 @@ class Sweep:
         to_run = list(listed.trials.values()) if rerun else listed.missing(past)
         over = [] if rerun else list(listed.progress(past))
         self._names = {key: one.name for key, one in listed.trials.items()}
-        own = {key for key, state in past.states().items() if state.study == self.study.study}
-        self._ended = [(progress.key, progress.value) for progress in over if progress.key in own]
+        self._ended = [] if rerun else listed.ended(past)
         self.observer.plan(len(listed.trials), len(over), num_concurrent)
         for progress in over:
             self.observer.update(progress)
-        self._tune(_grid([tune_config(one.trial, parameters=one.parameters) for one in to_run]), resources, num_concurrent)
+        configs = [self._tune_config(one.trial, parameters=one.parameters) for one in to_run]
+        self._tune(_grid(configs), resources, num_concurrent)
 
     def run_teachers(self, teachers: Sequence[Trial], resources: Resources) -> None:
         """Trains teachers, one after the other."""
-        self._tune(_grid(list(map(tune_config, teachers))), resources, 1, role="teacher")
+        self._tune(_grid(list(map(self._tune_config, teachers))), resources, 1, role="teacher")
 
     def _tune(
         self,
@@ -118,6 +118,7 @@ class Sweep:
             study=self.study.study,
             resources=resources,
             role=role,
+            may_be_stopped=scheduler is not None,
         )
         actor = tune.with_resources(
             tune.with_parameters(TrialActor, settings=settings), tune.PlacementGroupFactory([_of_actor(resources)])
@@ -170,7 +171,10 @@ class Sweep:
 
     def _config_of(self, trial: Trial, *, parameters: dict[str, Any], trials_known: int) -> dict[str, Any]:
         self._plan(trial, parameters)
-        return tune_config(trial, parameters=parameters, trials_known=trials_known)
+        return self._tune_config(trial, parameters=parameters, trials_known=trials_known)
+
+    def _tune_config(self, trial: Trial, **columns: Any) -> dict[str, Any]:
+        return tune_config(trial, attempts_before=num_attempts(self.storage, trial.key), **columns)
 
     def _plan(self, trial: Trial, parameters: dict[str, Any]) -> None:
         """Notes a trial of the study, before it is launched."""

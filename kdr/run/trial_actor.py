@@ -10,9 +10,11 @@ from ray import tune
 from kdr.config.study import Resources
 from kdr.config.trial import Trial, TrialConfig
 from kdr.errors import TrialFailure
+from kdr.results.reader import TrialState, read_log
 from kdr.results.schema import METRICS, Role
 from kdr.results.writer import LogWriter
 from kdr.run.engine import Engine, InlineEngine, ProcessLostError
+from kdr.run.logged_fit import LoggedTrial, num_attempts
 from kdr.run.ray_session import num_gpus_of
 from kdr.storage import Storage
 from kdr.training.metrics import EpochMetrics
@@ -28,10 +30,21 @@ class ActorSettings:
     """Of one trial, `gpus_per_worker` as a number."""
     role: Role = "student"
     """"teacher" for the actor that trains the study's teacher."""
+    may_be_stopped: bool = False
+    """Whether the driver stops trials early: each epoch may be the last, and must be in the log before the driver says so."""
 
 
-def tune_config(trial: Trial, *, parameters: dict[str, Any] | None = None, trials_known: int | None = None) -> dict[str, Any]:
-    """One trial as plain values, for Tune's `config`; the actor reads it with `trial_from`."""
+def tune_config(
+    trial: Trial, *, parameters: dict[str, Any] | None = None, trials_known: int | None = None, attempts_before: int = 0
+) -> dict[str, Any]:
+    """One trial as plain values, for Tune's `config`; the actor reads it with `trial_from`.
+
+    Args:
+        trial: the trial.
+        parameters: what the study chose for it, by path.
+        trials_known: how many ended trials the sampler knew when it suggested this one.
+        attempts_before: attempts at it in earlier runs; what a later one has ended is not to be done again.
+    """
     return {
         "trial": {
             "key": trial.key,
@@ -40,6 +53,7 @@ def tune_config(trial: Trial, *, parameters: dict[str, Any] | None = None, trial
             "teacher_id": trial.teacher_id,
             "parameters": None if parameters is None else json.dumps(parameters),
             "trials_known": trials_known,
+            "attempts_before": attempts_before,
         }
     }
 
@@ -66,7 +80,7 @@ class TrialActor(tune.Trainable):
     def setup(self, config: dict[str, Any], *, settings: ActorSettings) -> None:  # type: ignore[override]
         """Opens what trials share, in a process of its own."""
         self._settings = settings
-        self._log = LogWriter(settings.storage, settings.study)
+        self._log = LogWriter(settings.storage, settings.study, **({"flush_every_s": 0.0} if settings.may_be_stopped else {}))
         self._engine = _engine(settings)
         self._begin(config)
 
@@ -78,6 +92,8 @@ class TrialActor(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Trains to the next evaluated epoch."""
+        if self._over is not None:
+            return _result_of(self._over)
         shown: list[dict[str, float]] = []
         try:
             for metrics in self._epochs:
@@ -106,8 +122,6 @@ class TrialActor(tune.Trainable):
         """Nothing: `fit()` continues from the trial's own checkpoint."""
 
     def _begin(self, config: dict[str, Any]) -> None:
-        from kdr.run.logged_fit import LoggedTrial
-
         given = config["trial"]
         self._trial = LoggedTrial(
             trial_from(config),
@@ -119,6 +133,18 @@ class TrialActor(tune.Trainable):
             num_gpus=num_gpus_of(self._settings.resources),
         )
         self._epochs: Any = self._trial.epochs(self._engine)
+        self._over = self._ended_in_this_run(given["attempts_before"])
+        if self._over is not None and self._over.state == "completed":
+            (self._settings.storage.trial(given["key"]) / "checkpoint.pt").unlink(missing_ok=True)
+
+    def _ended_in_this_run(self, attempts_before: int) -> TrialState | None:
+        """The end of a trial whose process died after it had logged it, and before Tune heard of it."""
+        storage, key = self._settings.storage, self._trial.trial.key
+        if num_attempts(storage, key) <= attempts_before:
+            return None
+        state = read_log(storage, self._settings.study).states().get(key)
+        ended = state is not None and state.attempt > attempts_before and state.state in ("completed", "failed", "cancelled")
+        return state if ended else None
 
     def _end(self) -> None:
         """Lets go of the trial, and writes the rows that are still waiting."""
@@ -152,6 +178,16 @@ def _engine(settings: ActorSettings) -> Engine:
         max_trials=resources.max_trials_per_start,
     )
     return Gang(size, settings.storage, settings.study)
+
+
+def _result_of(state: TrialState) -> dict[str, Any]:
+    """What Tune is told of a trial whose end is in the log."""
+    metrics = {name: math.nan if value is None else value for name, value in state.metrics.items()}
+    reached = {"epoch": state.epoch, "attempt": state.attempt, "reached": {"epoch": state.epoch, **state.metrics}}
+    if state.state == "completed":
+        return {**reached, "shown": [], "done": True, **metrics}
+    failure = {"failed": state.last.failure_kind or state.state, "reason": state.last.reason or ""}
+    return {**reached, "shown": [], "done": True, **failure, **_no_metrics()}
 
 
 def _no_metrics() -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 from ray import tune
 
 from kdr.config.study import Study
-from kdr.results.reader import known_keys, read_log
+from kdr.results.reader import read_log
 from kdr.results.schema import Event, Role
 from kdr.results.writer import LogWriter
 from kdr.run.cancellation import CANCELLED
@@ -104,11 +104,13 @@ class TrialEvents(tune.Callback):
 
     def close(self) -> None:
         """Writes what was interrupted: everything that has begun and not ended when Tune returns."""
-        # a trial may have ended after Tune stopped listening: its own process has written so
-        ended = known_keys(read_log(self._storage)) if self._running else frozenset()
+        # a trial may have ended after Tune stopped listening, or not have begun: its own process writes both
+        states = read_log(self._storage).states() if self._running else {}
         for trial in self._running.values():
-            if trial.config["trial"]["key"] not in ended:
+            state = states.get(trial.config["trial"]["key"])
+            if state is not None and state.state == "running":
                 self._write(trial, "interrupted", reason="the study was interrupted")
+            if state is None or state.state != "completed":
                 self._tell(trial, "interrupted")
 
     def _ended(self, trial: Any) -> None:

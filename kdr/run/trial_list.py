@@ -54,6 +54,11 @@ class TrialList:
         if one.trial.key not in past.keys_of(self._study.study):
             note_arm(log, self._study, one.trial)
 
+    def ended(self, past: Log) -> list[tuple[str, float | None]]:
+        """Key and value of the trials that need not run and that this study has run itself."""
+        states = past.states()
+        return [(one.key, one.value) for one in self.progress(past) if states[one.key].study == self._study.study]
+
     def progress(self, past: Log) -> Iterator[TrialProgress]:
         """The trials that need not run, as whoever watches a run sees them."""
         states = past.states()

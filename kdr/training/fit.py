@@ -50,7 +50,8 @@ def fit(
 
     A trial that has a checkpoint yields the epochs before it at once, as they were measured, and goes on after it. The state
     is saved before an epoch is yielded, so whoever stops iterating loses nothing. After the last epoch the student's
-    weights lie in the trial's folder as `student.pt`, and the checkpoint is removed.
+    weights lie in the trial's folder as `student.pt`; the checkpoint before it is removed when a further epoch is asked for,
+    by which time the last one has been noted.
 
     Args:
         trial: what to train. If the study trains its teacher, that trial has been run before.
@@ -82,6 +83,8 @@ def fit(
                 if ranks.is_first:
                     _save(folder, trial, state, progress, is_last=metrics.is_last)
                 yield metrics
+            if ranks.is_first:
+                (folder / "checkpoint.pt").unlink(missing_ok=True)
         finally:
             state.close()
 
@@ -165,7 +168,6 @@ def _evaluate(config: TrialConfig, state: TrainingState, shared: SharedParts, tr
 def _save(folder: Path, trial: Trial, state: TrainingState, progress: Progress, *, is_last: bool) -> None:
     if is_last:
         save_student(folder / "student.pt", state.model.student, extra={"trial": trial.key})
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
     else:
         save_checkpoint(folder / "checkpoint.pt", progress, state.parts())
 

@@ -47,6 +47,14 @@ def test_the_checkpoint_of_a_stopped_trial_goes_with_its_weights(tmp_path: Path)
     assert not path.exists()
 
 
+def test_a_completed_trial_needs_no_checkpoint_any_more(tmp_path: Path) -> None:
+    storage = Storage.at(tmp_path)
+    checkpoint, weights = write(storage, "completed", "checkpoint.pt"), write(storage, "completed")
+    KeptWeights(storage, "all", [("completed", 0.1)])
+    assert weights.exists()
+    assert not checkpoint.exists()
+
+
 @given(values=st.lists(st.floats(0, 1), unique=True, min_size=1, max_size=8), keep=st.integers(1, 8))
 def test_in_any_order_the_best_k_remain(tmp_path_factory: pytest.TempPathFactory, values: list[float], keep: int) -> None:
     storage = Storage.at(tmp_path_factory.mktemp("storage"))

@@ -396,8 +396,28 @@ def test_a_resumed_sweep_does_not_repeat_its_first_draws(tmp_path: Path) -> None
     assert len({point["distill.kdr.weight"] for point in first.points + second.points}) == 8
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("num_ended", [0, 3, 12])
+def test_a_sweep_that_was_cut_off_goes_on_with_the_points_that_it_would_have_drawn(
+    sampler: str, num_ended: int, tmp_path: Path
+) -> None:
+    study = study_with(WEIGHT, trials=15, sampler=sampler)
+    undisturbed = Session(searcher_of(study, tmp_path / "one"), lambda point: point["distill.kdr.weight"])
+    undisturbed.run()
+    first = Session(searcher_of(study, tmp_path / "two"), undisturbed.objective)
+    first.run(num_ended)
+    assert first.start()  # killed while this one runs, and while the next one is drawn
+    first.searcher._sampler.propose()
+    known, interrupted = history_of(first), first.points[-1:]
+    second = Session(
+        searcher_of(study, tmp_path / "two", known=known, interrupted=interrupted, num_used=num_ended + 1), first.objective
+    )
+    second.run()
+    assert first.points[:-1] + second.points == undisturbed.points
+
+
 def test_the_log_alone_is_enough_to_go_on(tmp_path: Path) -> None:
-    study = study_with(WHOLE, trials=12)
+    study = study_with(WHOLE, trials=12, sampler={"tpe": {"seed": 2}})  # none of its draws needs mending
     first = Session(searcher_of(study, tmp_path / "one"), peaked)
     first.run(10)
     trial_id = first.start()
@@ -435,7 +455,7 @@ def test_trials_of_other_studies_count_by_their_key_and_are_not_shown_to_the_sam
 
 @pytest.mark.parametrize("sampler", ["tpe", "grid"])
 def test_the_owner_hears_once_of_each_trial_that_another_study_ran(sampler: str, tmp_path: Path) -> None:
-    study = study_with(CELLS_16, trials=9, sampler=sampler)
+    study = study_with(CELLS_16, trials=100, sampler=sampler)  # until the space is used up
     cells = list(grid(space_of(study)))[:8]
     trials = [identified(study.trial_with(cell)) for cell in cells]
     theirs = {trial.key: KnownTrial(trial.key, "completed", 0.3) for trial in trials[:7]}

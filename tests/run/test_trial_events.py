@@ -104,6 +104,18 @@ def test_an_attempt_that_has_told_nothing_yet_is_the_one_that_was_interrupted(
     assert (state.state, state.attempt) == ("interrupted", 2)
 
 
+def test_a_trial_that_has_not_begun_again_keeps_the_end_that_it_had(
+    events: TrialEvents, trial: Trial, storage: Storage, recorder: Recorder
+) -> None:
+    begun(trial, storage, attempt=1)
+    write(trial, storage, event="failed", reason="it was unlucky")
+    tuned = tunes_trial(trial)
+    events.on_trial_start(0, [tuned], tuned)
+    events.close()
+    assert read_log(storage).states()[trial.key].state == "failed"
+    assert recorder.updates[-1].state == "interrupted"
+
+
 def test_a_trial_that_ended_after_tune_stopped_listening_stays_completed(
     events: TrialEvents, trial: Trial, storage: Storage
 ) -> None:

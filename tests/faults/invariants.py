@@ -1,0 +1,101 @@
+"""What holds of a study's log whatever was done to the study: nothing finished is lost or doubled, attempts are numbered.
+
+Every test of faults calls `check_log`, the simulated ones as those with real processes.
+"""
+
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+from kdr.report.ranking import ranking
+from kdr.results.reader import Log, read_log
+from kdr.storage import Storage
+
+ENDED = frozenset({"completed", "stopped_early", "failed", "cancelled"})
+_BEGUN = ("started", "resumed")
+_NUMBERS = ("AP", "AP50", "AP75", "step", "losses", "weighted_losses", "lr", "images_seen", "first_batch_hash")
+"""Columns of an epoch that depend on nothing but the trial."""
+
+Results = Mapping[str, tuple[Any, ...]]
+"""By key what tables are made of: (state, last epoch, metrics, numbers of every epoch), compared to the last bit."""
+
+
+def check_log(storage: Storage, study: str, undisturbed: Results | None = None) -> Log:
+    """Asserts what holds of a study's log at any time; and of one that has run to its end, that it ran as if undisturbed.
+
+    Args:
+        storage: where the study lies.
+        study: its name.
+        undisturbed: `results_of` the same study without any fault; None of a study that is not at its end.
+    """
+    log = read_log(storage)
+    assert not log.damaged, log.damaged
+    for key in log.keys_of(study):
+        _check_attempts(key, _events(log, key))
+        _check_epochs(key, log)
+    if undisturbed is not None:
+        found = results_of(storage, study)
+        lost = {key: undisturbed[key][:2] for key in undisturbed if key not in found}
+        doubled = {key: found[key][:2] for key in found if key not in undisturbed}
+        assert (lost, doubled) == ({}, {}), "lost or more than was asked for"
+        for key, result in undisturbed.items():
+            assert found[key] == result, key
+        assert {key for key in log.keys_of(study) if key not in log.states()} == set(), "planned and never begun"
+        check_nothing_is_left(storage, log)
+    return log
+
+
+def results_of(storage: Storage, study: str) -> Results:
+    """What a study has found, the teacher included."""
+    log = read_log(storage)
+    ranks = {trial.key: trial.rank for trial in ranking(log, study)}
+    return {
+        key: (
+            state.state,
+            state.epoch,
+            ranks.get(key),
+            tuple(state.metrics.values()),
+            [_plain({name: row[name] for name in _NUMBERS}) for row in log.epochs_of(key).to_pylist()],
+        )
+        for key, state in log.states_of(study).items()
+    }
+
+
+def check_nothing_is_left(storage: Storage, log: Log) -> None:
+    """Asserts that trials have left nothing that nobody will look at again: checkpoints of completed ones, temporary files."""
+    completed = [key for key, state in log.states().items() if state.state == "completed"]
+    assert [key for key in completed if (storage.trial(key) / "checkpoint.pt").exists()] == []
+    assert list(storage.root.rglob("*.tmp")) == []
+
+
+def _events(log: Log, key: str) -> list[tuple[int, str]]:
+    rows = [row for row in log.trials.to_pylist() if row["key"] == key]
+    return [(row["attempt"], row["event"]) for row in rows]
+
+
+def _check_attempts(key: str, events: list[tuple[int, str]]) -> None:
+    begun = [attempt for attempt, event in events if event in _BEGUN]
+    assert len(set(begun)) == len(begun), f"{key}: two attempts have one number: {events}"
+    assert {attempt for attempt, _ in events} <= set(begun), f"{key}: an attempt has ended that never began: {events}"
+    for end in ENDED:
+        ends = [attempt for attempt, event in events if event == end]
+        assert len(set(ends)) == len(ends), f"{key}: one attempt has ended twice: {events}"
+    completed = [attempt for attempt, event in events if event == "completed"]
+    assert len(completed) <= 1, f"{key}: completed more than once: {events}"
+    assert not completed or max(begun) == completed[0], f"{key}: begun again after it was completed: {events}"
+
+
+def _check_epochs(key: str, log: Log) -> None:
+    epochs = log.epochs_of(key)["epoch"].to_pylist()
+    assert all(after == before + 1 for before, after in pairwise([0, *epochs])), f"{key}: epochs {epochs}"
+    state = log.states().get(key)
+    if state is not None and state.state in ENDED - {"failed"}:
+        assert len(epochs) == state.epoch, f"{key}: {state.state} at epoch {state.epoch}, with epochs {epochs}"
+
+
+def _plain(value: Any) -> Any:
+    """Values that compare equal where they are: NaN, too."""
+    if isinstance(value, dict | list | tuple):
+        return tuple(map(_plain, value.items() if isinstance(value, dict) else value))
+    return "NaN" if isinstance(value, float) and math.isnan(value) else value

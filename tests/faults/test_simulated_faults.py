@@ -1,0 +1,107 @@
+"""Thousands of studies whose driver and trials are killed at any change of the disk: each ends as if nothing had happened."""
+
+import functools
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from kdr.config.study import Study, study_from
+from kdr.storage import Storage
+from tests.faults.invariants import Results, check_log, results_of
+from tests.faults.simulation import Machine
+
+TRIAL = {
+    "data": {"dataset": "shapes", "search_split": 64},
+    "teacher": {"backbone": "resnet18", "training": {"epochs": 2}},
+    "distill": {"kdr": {}},
+    "training": {"epochs": 2},
+}
+ARMS = {"design": "arms", "arms": {"light": {"distill.kdr.weight": 0.5}}, "seeds": [0, 1]}
+WEIGHTS = {"distill.kdr.weight": {"float": [0.1, 50], "log": True}}
+CHOICES = {"distill.kdr.weight": {"choice": [0.5, 1.0, 2.0, 4.0]}}
+ASHA = {"asha": {"grace_epochs": 1, "reduction": 2}}
+STUDIES: dict[str, dict[str, Any]] = {
+    "an ablation": {"ablation": ARMS, "resources": {"max_concurrent": 2}},
+    "a grid": {"search": {"parameters": CHOICES, "sampler": "grid"}, "resources": {"max_concurrent": 2}},
+    "random draws": {"search": {"parameters": WEIGHTS, "trials": 4, "sampler": "random"}, "resources": {"max_concurrent": 2}},
+    "tpe with asha": {
+        "search": {"parameters": WEIGHTS, "trials": 4, "sampler": "tpe", "stop_early": ASHA},
+        "resources": {"max_concurrent": 1},
+    },
+}
+"""Where trials run side by side, a sampler that learns and a rule that compares depend on who is first: those run one by one."""
+
+Fault = tuple[str, int]
+FAULTS = st.tuples(st.sampled_from(["kill_driver_at", "kill_trial_at", "interrupt_at"]), st.integers(0, 200))
+SCHEDULES, SEEDS = st.lists(FAULTS, min_size=1, max_size=4), st.integers(0, 9)
+
+
+def study_named(name: str) -> Study:
+    return study_from({"study": "simulated", "trial": TRIAL, "keep_weights": 2, **STUDIES[name]}, folder=Path("/"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _in_memory() -> Iterator[None]:
+    """Storages are folders in memory where the machine has such: what is real here is the order of writes, not the disk."""
+    before, tempfile.tempdir = tempfile.tempdir, "/dev/shm" if Path("/dev/shm").is_dir() else None
+    yield
+    tempfile.tempdir = before
+
+
+@functools.cache
+def undisturbed(name: str) -> tuple[Results, int]:
+    """What a study finds without a fault, and how many changes of the disk it takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        machine = Machine(Storage.at(folder), study_named(name), Random(0))
+        outcome = machine.run()
+        assert outcome is not None
+        assert outcome.num_run == 4
+        results = results_of(machine.storage, "simulated")
+        check_log(machine.storage, "simulated", results)
+        return results, machine.num_changes
+
+
+def check_schedule(name: str, faults: list[Fault], seed: int) -> None:
+    """Runs a study once with each fault, then to its end."""
+    expected, _ = undisturbed(name)
+    with tempfile.TemporaryDirectory() as folder:
+        machine = Machine(Storage.at(folder), study_named(name), Random(seed))
+        for what, when in faults:
+            setattr(machine, what, when if what != "interrupt_at" else when % 20)
+            machine.run()
+            machine.kill_driver_at = machine.kill_trial_at = machine.interrupt_at = None
+            check_log(machine.storage, "simulated")
+        outcome = machine.run()
+        assert outcome is not None
+        assert not outcome.interrupted
+        check_log(machine.storage, "simulated", expected)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+@settings(max_examples=10)
+@given(faults=SCHEDULES, seed=SEEDS)
+def test_a_study_that_is_disturbed_ends_like_one_that_is_not(name: str, faults: list[Fault], seed: int) -> None:
+    check_schedule(name, faults, seed)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", STUDIES)
+@settings(max_examples=int(os.environ.get("KDR_SCHEDULES", "500")), phases=[Phase.explicit, Phase.generate])
+@given(faults=SCHEDULES, seed=SEEDS)
+def test_thousands_of_schedules(name: str, faults: list[Fault], seed: int) -> None:
+    check_schedule(name, faults, seed)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_driver_may_be_killed_between_any_two_changes_of_the_disk(name: str) -> None:
+    _, num_changes = undisturbed(name)
+    for when in range(num_changes):
+        check_schedule(name, [("kill_driver_at", when)], seed=when)
