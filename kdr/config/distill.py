@@ -64,8 +64,9 @@ class KdrConfig(MethodConfig):
     """Scales at which similarity is measured: `full`, and k for a k x k grid of means."""
     scales_below: Literal["side", "height"] = "side"
     """A scale k is used where k is smaller than the shorter side of the map, or than its height (as ReviewKD does)."""
-    normalisation: Literal["teacher_std", "none"] = "teacher_std"
-    """Divide both features by the teacher's standard deviation of that level, so that one weight serves every detector."""
+    normalisation: Literal["teacher_std", "level_std", "none"] = "teacher_std"
+    """Divide both features by the teacher's standard deviation, so that one weight serves every detector: by one number, its root
+    mean square over levels (`teacher_std`), or by each level's own (`level_std`), so that levels of little spread weigh more."""
     align: Literal["conv1x1", "conv3x3", "identity"] = "conv1x1"
     """Adapter from the student's channels to the review's."""
     project: Literal["conv3x3", "conv1x1", "identity"] = "conv3x3"
@@ -98,7 +99,7 @@ class KdrConfig(MethodConfig):
 
     def needs(self) -> frozenset[Need]:
         """The spread of the teacher's features, where they are divided by it."""
-        return frozenset({"teacher_std"} if self.normalisation == "teacher_std" else ())
+        return frozenset({"teacher_std"} if self.normalisation != "none" else ())
 
     def resolved(self, *, student: DetectorConfig, teacher: DetectorConfig) -> Self:
         """The settings for one pair of detectors: `all` links spelled out, the preset's weight for that student."""

@@ -6,7 +6,7 @@ RESULTS_VERSION: dict[str, int] = {
     "retinanet": 1,
     "fcos": 1,
     "faster_rcnn": 1,
-    "kdr": 1,
+    "kdr": 2,
     "fitnet": 1,
     "reviewkd": 1,
     "defeat": 1,

@@ -2,7 +2,9 @@
 
 import itertools
 import logging
+import math
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Literal
 
 import torch
@@ -29,9 +31,10 @@ class Kdr(Method):
         d_k(w) = sum_n v_n sum_bins pi_k (1/C) sum_c mu_k^2,   mu_k = A_k(w D) / A_k(w),   D = (G_l - T_l) / sigma_l
 
     with G_l the reviewed student features of level l (`ReviewChain`), T_l the teacher's, sigma_l the teacher's standard
-    deviation (or 1), A_k adaptive average pooling to k x k, pi_k a bin's share of the mass A_k(w), v_n = 1/N for images with
-    any mass, M_fg and M_bg the region weights (`kdr.distill.masks`), V the cells that see the image and b the balance of
-    foreground. Section F of the method page fixes what the abstract leaves open.
+    deviation (one for all levels, or the level's own, or 1), A_k adaptive average pooling to k x k, pi_k a bin's share of the
+    mass A_k(w), v_n = 1/N for images with any mass, M_fg and M_bg the region weights (`kdr.distill.masks`), V the cells that
+    see the image and b the balance of foreground. Section F of the method page fixes what the abstract leaves open; it has
+    each level's own deviation, which was found worse (`docs/evidence.md`).
 
     Source: Zhang Yao, Pan Zhisong, "Object detection distillation based on knowledge review and feature decoupling",
     Application Research of Computers 2023(5): 1542-1547.
@@ -44,7 +47,7 @@ class Kdr(Method):
         mask_values: weight of a foreground cell, `area` or `binary`.
         scales: pooling scales.
         scales_below: which scales fit, see `masked_pyramid_distance`.
-        teacher_std: sigma per matched level; None for 1.
+        teacher_std: sigma_l per matched level; None for 1.
         padding: whether cells that only see padding are `ignored` or `counted`.
     """
 
@@ -166,7 +169,6 @@ def build_kdr(settings: KdrConfig, setup: Setup) -> Kdr:
         init=settings.init,
         upsample=settings.upsample,
     )
-    divides = settings.normalisation == "teacher_std"
     return Kdr(
         review,
         levels,
@@ -175,9 +177,19 @@ def build_kdr(settings: KdrConfig, setup: Setup) -> Kdr:
         mask_values=settings.mask_values,
         scales=settings.pyramid_scales,
         scales_below=settings.scales_below,
-        teacher_std=levels.teacher_std(setup, "distill.kdr.normalisation") if divides else None,
+        teacher_std=_divisors(settings.normalisation, levels, setup),
         padding=settings.padding,
     )
+
+
+def _divisors(
+    normalisation: Literal["teacher_std", "level_std", "none"], levels: MatchedLevels, setup: Setup
+) -> tuple[float, ...] | None:
+    """sigma_l of each matched level."""
+    if normalisation == "none":
+        return None
+    stds = levels.teacher_std(setup, "distill.kdr.normalisation")
+    return stds if normalisation == "level_std" else (math.sqrt(fmean(std**2 for std in stds)),) * len(stds)
 
 
 def _usable_links(links: Literal["all"] | Sequence[str], all_names: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -76,7 +76,7 @@ class MatchedLevels:
         for name, std in zip(self.names, stds, strict=True):
             if not 0 < std < math.inf:
                 raise ConfigError(
-                    f"{setting}: teacher_std needs a positive standard deviation of the teacher's features at every "
+                    f"{setting}: needs a positive standard deviation of the teacher's features at every "
                     f"level, got {std} at {name}. Check the teacher's weights, or use none"
                 )
         return tuple(stds)

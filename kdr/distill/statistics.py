@@ -1,4 +1,4 @@
-"""The spread of a teacher's features, level by level: what `normalisation: teacher_std` divides by."""
+"""The spread of a teacher's features, level by level: what KDR's `normalisation` divides by."""
 
 from collections.abc import Sequence
 

@@ -1,5 +1,6 @@
 import itertools
 import logging
+import math
 from dataclasses import replace
 
 import pytest
@@ -92,11 +93,17 @@ def test_every_setting_has_its_effect(make_scene, make_kdr, setting):
     assert abs(after - before) > 1e-6 * abs(before)
 
 
-def test_normalisation_divides_both_features_by_the_teachers_std(make_scene, make_kdr):
+@pytest.mark.parametrize(
+    ("normalisation", "stds"),
+    [
+        ("level_std", [0.5, 1.5, 2.5, 3.5, 4.5]),  # as the fixture gives them
+        ("teacher_std", [math.sqrt((0.5**2 + 1.5**2 + 2.5**2 + 3.5**2 + 4.5**2) / 5)] * 5),
+    ],
+)
+def test_normalisation_divides_both_features_by_the_teachers_std(make_scene, make_kdr, normalisation, stds):
     same = {"channels": (5, 5), "align": "identity", "project": "identity", "review_links": ()}
     scene = make_scene(channels=(5, 5))
-    found = scene.loss(make_kdr(**same, normalisation="teacher_std"))
-    stds = [0.5 + level for level in range(5)]  # as the fixture gives them
+    found = scene.loss(make_kdr(**same, normalisation=normalisation))
     for features in (scene.student, scene.teacher):
         features[:] = [x / std for x, std in zip(features, stds, strict=True)]
     torch.testing.assert_close(found, scene.loss(make_kdr(**same)))
@@ -291,9 +298,9 @@ def test_a_std_that_cannot_be_divided_by_is_refused(teacher_std):
         build_kdr(KdrConfig(), setup)
 
 
-def test_units_are_the_shares_of_the_regions_over_the_variance_of_the_level(make_kdr):
+def test_units_are_the_shares_of_the_regions_over_the_variance_that_divides(make_kdr):
     assert make_kdr(masks="none", num_levels=2).units([], 0) == {"kdr.feature.P3": 1, "kdr.feature.P4": 1}
-    units = make_kdr(foreground_share=0.25, normalisation="teacher_std", num_levels=2).units([], 0)
+    units = make_kdr(foreground_share=0.25, normalisation="level_std", num_levels=2).units([], 0)
     assert units == {
         "kdr.foreground.P3": 0.25 / 0.5**2, "kdr.foreground.P4": 0.25 / 1.5**2,
         "kdr.background.P3": 0.75 / 0.5**2, "kdr.background.P4": 0.75 / 1.5**2,

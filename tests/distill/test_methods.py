@@ -31,7 +31,9 @@ def test_without_methods_there_is_nothing_to_train_beside_the_student():
     assert not DistillConfig().needs()
 
 
-@pytest.mark.parametrize(("normalisation", "needed"), [("teacher_std", {"teacher_std"}), ("none", set())])
+@pytest.mark.parametrize(
+    ("normalisation", "needed"), [("teacher_std", {"teacher_std"}), ("level_std", {"teacher_std"}), ("none", set())]
+)
 def test_the_teachers_spread_is_needed_where_features_are_divided_by_it(normalisation, needed):
     assert DistillConfig(kdr=KdrConfig(normalisation=normalisation)).needs() == needed
 
