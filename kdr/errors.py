@@ -39,6 +39,10 @@ class ResourcesError(KdrError):
     """A machine or cluster that is too small for one trial."""
 
 
+class BusyError(KdrError):
+    """A study that another process runs at this time."""
+
+
 class PackageError(KdrError):
     """A package that a setting needs and that is missing, or cannot be used here."""
 

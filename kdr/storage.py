@@ -1,15 +1,35 @@
 """Where everything lies under a storage folder. The one owner of paths, and of the way files are written: aside, then renamed."""
 
 import contextlib
+import fnmatch
 import os
 import platform
 import re
 import tempfile
-from collections.abc import Iterator
+import urllib.parse
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdr.errors import StorageError
+from kdr.object_store import ObjectPath
+from kdr.patience import BRIEF_S, PATIENCE_S, patiently
+
+StoredPath = Path | ObjectPath
+"""A file or folder of a storage: on a file system, or in an object store."""
+_LOCAL = "KDR_LOCAL"
+"""The variable that names the folder for what must lie on this machine, where the storage is an object store."""
+
+
+def _plain(name: str) -> str:
+    """A name that is one step of a path. Keys and studies may come from the log, whose files others may have written.
+
+    Raises:
+        StorageError: if it leads elsewhere.
+    """
+    if name in ("", ".", "..") or any(mark in name for mark in "/\\\0"):
+        raise StorageError(f"{name!r}: must be a name without path characters. Look for what wrote it with `log check`")
+    return name
 
 
 @dataclass(frozen=True)
@@ -17,66 +37,113 @@ class Storage:
     """The folders of one storage root.
 
     Args:
-        root: an absolute folder; `Storage.at` makes it absolute, since Ray changes the working directory of trials.
+        root: an absolute folder, or a place in an object store; `Storage.at` makes a folder absolute, since Ray changes the
+            working directory of trials.
     """
 
-    root: Path
+    root: StoredPath
 
     @classmethod
-    def at(cls, root: str | Path) -> "Storage":
-        """The storage at `root`, `~` expanded and made absolute."""
-        return cls(Path(root).expanduser().absolute())
+    def at(cls, root: str | Path, *, patience_s: float = BRIEF_S) -> "Storage":
+        """The storage at `root`: a folder, `~` expanded and made absolute; or `s3://bucket/prefix`, `gs://bucket/prefix`.
+
+        Args:
+            root: where.
+            patience_s: how long to wait for an object store that cannot be reached.
+
+        Raises:
+            StorageError: for another scheme, or a bucket that is not there or that the credentials do not open.
+        """
+        if "://" not in str(root):
+            return cls(Path(root).expanduser().absolute())
+        return cls(ObjectPath.at(str(root), patience_s=patience_s))
+
+    def patient(self) -> "Storage":
+        """The same storage as a run uses it, which waits for minutes where it cannot be reached."""
+        return self if isinstance(self.root, Path) else Storage(self.root.with_patience(PATIENCE_S))
 
     @property
-    def log(self) -> Path:
+    def local(self) -> Path:
+        """What must lie on this machine: of a folder it is the folder itself, of an object store a folder of its own here."""
+        if isinstance(self.root, Path):
+            return self.root
+        folder = Path(os.environ.get(_LOCAL) or "~/.cache/kdr").expanduser().absolute()
+        return folder / urllib.parse.quote(str(self.root), safe="")
+
+    @property
+    def log(self) -> StoredPath:
         """The Parquet trial log: `{trials,epochs,arms}/study=<name>/part-*.parquet`."""
         return self.root / "log" / "v1"
 
+    def fragments(self, table: str, study: str) -> StoredPath:
+        """The folder of one table of one study in the log."""
+        return self.log / table / f"study={_plain(study)}"
+
     @property
-    def quarantine(self) -> Path:
-        """Damaged files of the log that were moved aside, each with the reason beside it."""
+    def quarantine(self) -> StoredPath:
+        """Damaged files of the log and of trials that were moved aside, each with the reason beside it."""
         return self.root / "log" / "quarantine"
 
     @property
     def data(self) -> Path:
-        """Generated data sets and cached fingerprints."""
-        return self.root / "data"
+        """Generated data sets and cached fingerprints; on this machine, where another one makes the same again."""
+        return self.local / "data"
 
     @property
     def ray(self) -> Path:
-        """Ray Tune's own files of a sweep; never read back by kdr."""
-        return self.root / "ray"
+        """Ray's own files of a sweep, on this machine; never read back by kdr, whose checkpoints are its own."""
+        return self.local / "ray"
 
-    def trial(self, key: str) -> Path:
+    @property
+    def trials(self) -> StoredPath:
+        """The folders of all trials, by key."""
+        return self.root / "trials"
+
+    def trial(self, key: str) -> StoredPath:
         """The folder of one trial: its checkpoint, and its student's weights if they are kept."""
-        return self.root / "trials" / key
+        return self.trials / _plain(key)
 
-    def begin_anew(self, key: str) -> Path:
+    def begin_anew(self, key: str) -> StoredPath:
         """A mark that the next attempt at an excluded trial uses nothing of the earlier ones."""
         return self.trial(key) / "begin-anew"
 
-    def cancellation(self, key: str) -> Path:
+    def cancellation(self, key: str) -> StoredPath:
         """The request to end a running trial, with the reason; looked for after each epoch."""
         return self.trial(key) / "cancel"
 
-    def teacher(self, teacher_id: str) -> Path:
-        """What was measured of one teacher: feature statistics per data set."""
-        return self.root / "teachers" / teacher_id
+    def lock(self, key: str) -> Path:
+        """What processes of this machine lock that need the same teacher."""
+        return self.local / "trials" / _plain(key) / "lock"
 
-    def preflight(self, study: str) -> Path:
+    def teacher(self, teacher_id: str) -> StoredPath:
+        """What was measured of one teacher: feature statistics per data set."""
+        return self.root / "teachers" / _plain(teacher_id)
+
+    def drivers(self, study: str) -> StoredPath:
+        """The claims of the processes that run a study, or want to."""
+        return self.root / "drivers" / _plain(study)
+
+    def preflight(self, study: str) -> StoredPath:
         """What the pre-flights of one study measured, and their pictures."""
-        return self.root / "preflight" / study
+        return self.root / "preflight" / _plain(study)
 
     def search(self, study: str) -> Path:
-        """The Optuna journal of one study's search, which `optuna-dashboard` opens."""
-        return self.root / "searches" / f"{study}.journal"
+        """The Optuna journal of one study's search, which `optuna-dashboard` opens; on this machine, begun anew from the log."""
+        return self.local / "searches" / f"{_plain(study)}.journal"
 
     def loggers(self, study: str) -> Path:
-        """Files of the loggers that one study asks for; never read by kdr."""
-        return self.root / "loggers" / study
+        """Files of the loggers that one study asks for, on this machine; never read by kdr."""
+        return self.local / "loggers" / _plain(study)
+
+    def name_of(self, path: StoredPath) -> str:
+        """A file's name relative to the storage, as the log keeps it."""
+        return str(path).removeprefix(f"{self.root}/")
 
     def check_writable(self) -> None:
         """Raises StorageError unless a file can be written under the root; makes the root if it is missing."""
+        if isinstance(self.root, ObjectPath):
+            (self.root / "writable").write_bytes(b"kdr")
+            return
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root) as probe:
@@ -88,12 +155,49 @@ class Storage:
             ) from error
 
 
-@contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, which takes its place once the block has ended without an error.
+def store(path: StoredPath, write: Callable[[Path], object], *, patience_s: float = PATIENCE_S) -> None:
+    """Writes a file so that a reader sees the old content or the new, never a part of it; waits for its storage if need be.
 
-    The file reaches the disk before it is renamed, so a reader sees the old content or the new, never a part of it.
+    Args:
+        path: the file.
+        write: writes the content to the path that it is given, if need be more than once.
+        patience_s: how long to wait for a storage that cannot be reached.
+
+    Raises:
+        StorageError: if the file cannot be written.
     """
+
+    def once() -> None:
+        try:
+            with written_aside(path) as aside:
+                write(aside)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+    try:
+        patiently(once, patience_s=patience_s)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
+        raise StorageError(
+            f"{path.parent}: must be a folder that can be written, got {reason}. "
+            "Free space or change its permissions, then run the same command again: what is logged is kept"
+        ) from error
+
+
+@contextlib.contextmanager
+def written_aside(path: StoredPath) -> Iterator[Path]:
+    """Yields a temporary path of this machine, whose content takes its place at `path` once the block has ended without an error.
+
+    A reader sees the old content or the new, never a part of it. On a file system it lies beside `path`, reaches the disk, and is
+    renamed; into an object store it is sent in one request.
+    """
+    if isinstance(path, ObjectPath):
+        with tempfile.TemporaryDirectory(prefix="kdr-") as folder:
+            aside = Path(folder) / path.name
+            aside.touch()
+            yield aside
+            path.upload(aside)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=f"-{_writer()}.tmp", dir=path.parent)
     os.close(handle)
@@ -108,9 +212,9 @@ def written_aside(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-def remove_orphans(folder: Path) -> None:
+def remove_orphans(folder: StoredPath) -> None:
     """Removes the temporary files that processes of this machine left in a folder when they were killed."""
-    for path in folder.glob(f".*-{_HOST}-*.tmp"):
+    for path in listed(folder, f".*-{_HOST}-*.tmp") if isinstance(folder, Path) else ():
         pid = path.stem.rpartition("-")[2]
         if pid.isdigit() and not _is_alive(int(pid)):
             path.unlink(missing_ok=True)
@@ -132,6 +236,60 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def listed(folder: StoredPath, pattern: str = "*") -> list[StoredPath]:
+    """What lies directly in a folder, sorted by name; nothing if there is no such folder.
+
+    Args:
+        folder: the folder.
+        pattern: of the names, such as `part-*.parquet`.
+
+    Raises:
+        OSError: if the folder cannot be read, which is no empty one. (`Path.glob` would not tell the two apart.)
+    """
+    try:
+        found: list[StoredPath] = [path for path in folder.iterdir() if fnmatch.fnmatchcase(path.name, pattern)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(found, key=lambda path: path.name)
+
+
+def move(path: StoredPath, target: StoredPath) -> None:
+    """Moves a file within its storage.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+    """
+    if isinstance(path, Path) and isinstance(target, Path):
+        path.replace(target)
+    else:
+        assert isinstance(path, ObjectPath)
+        assert isinstance(target, ObjectPath)
+        path.replace(target)
+
+
+@contextlib.contextmanager
+def fetched(path: StoredPath, *beside: str) -> Iterator[Path]:
+    """A path of this machine with a file's content: the file itself, or a copy for as long as the block lasts.
+
+    Args:
+        path: the file.
+        beside: names of files in its folder that are wanted, too, if they are there.
+
+    Raises:
+        FileNotFoundError: if there is no such file in an object store.
+    """
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="kdr-") as folder:
+        copy = Path(folder) / path.name
+        copy.write_bytes(path.read_bytes())
+        for name in beside:
+            with contextlib.suppress(FileNotFoundError):
+                copy.with_name(name).write_bytes(path.with_name(name).read_bytes())
+        yield copy
 
 
 def _umask() -> int:

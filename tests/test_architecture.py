@@ -13,12 +13,14 @@ import pytest
 import kdr
 
 ROOT = Path(kdr.__file__).parent
-FOR_ALL = {"errors", "randomness", "storage", "kdr"}
+FOR_ALL = {"errors", "randomness", "patience", "object_store", "storage", "kdr"}
 """What every room may import; `kdr` is the package itself, with its version."""
 MAY_IMPORT: dict[str, set[str]] = {
     "kdr": set(),
     "errors": set(),
     "randomness": set(),
+    "patience": set(),
+    "object_store": set(),
     "storage": set(),
     "config": set(),
     "plan": {"config"},
@@ -35,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 AT_HOME: dict[str, set[str]] = {
     "pydantic": {"config"},
     "yaml": {"config"},
-    "pyarrow": {"results", "report"},  # the log is handed over as Arrow tables
+    "pyarrow": {"results", "report", "object_store"},  # the log is handed over as Arrow tables
     "duckdb": {"results"},
     "scipy": {"report"},
     "plotly": {"report"},

@@ -99,8 +99,9 @@ def storage_folder(storage: Storage) -> Iterator[Finding]:
     from kdr.results.check import check_log
 
     storage.check_writable()
-    free = shutil.disk_usage(storage.root).free / 2**30
-    text = f"{storage.root}: can be written, {free:.1f} GiB free"
+    free = shutil.disk_usage(_existing(storage.local)).free / 2**30
+    where = "" if storage.local == storage.root else f" on this machine, for {storage.local}"
+    text = f"{storage.root}: can be written, {free:.1f} GiB free{where}"
     little = free < FREE_GIB
     yield Finding("storage", "warning" if little else "ok", text, "Free some space, or name another folder" if little else "")
     problems = [finding for finding in check_log(storage) if finding.is_problem]
@@ -108,6 +109,11 @@ def storage_folder(storage: Storage) -> Iterator[Finding]:
         yield Finding("log", "failed", f"{problem.where}: {problem.what}", "python orchestrate.py log check --quarantine")
     if not problems:
         yield Finding("log", "ok", "every file can be read")
+
+
+def _existing(folder: Path) -> Path:
+    """A folder, or the nearest above it that is there."""
+    return folder if folder.exists() else _existing(folder.parent)
 
 
 def ray_tokens() -> Iterator[Finding]:

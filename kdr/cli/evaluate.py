@@ -10,7 +10,7 @@ from kdr.cli.options import DEFAULT_STORAGE, JsonOption, SetOption, StorageOptio
 
 if TYPE_CHECKING:
     from kdr.config.data import CocoData, ShapesData
-    from kdr.storage import Storage
+    from kdr.storage import Storage, StoredPath
 
 
 def command(
@@ -45,18 +45,19 @@ def command(
     from kdr.data.loader import EvaluationBatches
     from kdr.data.splits import open_splits
     from kdr.detectors.checkpoint_files import open_student
-    from kdr.storage import Storage
+    from kdr.storage import Storage, fetched
     from kdr.training.evaluation import evaluate
     from kdr.training.metrics import COCO_METRICS
     from kdr.training.pictures import write_pictures
 
     place = Storage.at(storage)
     path = _weights(checkpoint, place)
-    settings = _data(path, data, set_ or (), place)
+    with fetched(path, path.with_suffix(".json").name) as local:
+        student, settings = open_student(local), _data(local, data, set_ or (), place)
     splits = open_splits(settings, place)
     index = splits.evaluation if split == "evaluation" else splits.train
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    student = open_student(path).to(device)
+    student = student.to(device)
     _check_classes(path, student.categories, splits.categories)
     batches = EvaluationBatches(index, settings, batch_size=8)
     found = evaluate(student, batches, index, precision=torch.float32)
@@ -74,12 +75,13 @@ def command(
         warn([f"{num} pictures in {show}"])
 
 
-def _weights(checkpoint: str, storage: "Storage") -> Path:
+def _weights(checkpoint: str, storage: "Storage") -> "StoredPath":
     """The weights that a path or a trial's key names."""
     from kdr.errors import WeightsError
 
-    kept = storage.trial(checkpoint) / "student.pt"
-    path = kept if kept.exists() else Path(checkpoint)
+    path: StoredPath = Path(checkpoint)
+    if not path.is_file() and path.name == checkpoint:
+        path = storage.trial(checkpoint) / "student.pt"
     if not path.is_file():
         raise WeightsError(
             f"CHECKPOINT: must be a file, or the key of a trial in {storage.root} whose weights were kept, got {checkpoint}. "
@@ -88,7 +90,7 @@ def _weights(checkpoint: str, storage: "Storage") -> Path:
     return path
 
 
-def _check_classes(weights: Path, student: Sequence[str], data: Sequence[str]) -> None:
+def _check_classes(weights: "StoredPath", student: Sequence[str], data: Sequence[str]) -> None:
     """Refuses data whose classes are not those of the student, in the same order: its labels are positions in this list."""
     from kdr.errors import ConfigError
 

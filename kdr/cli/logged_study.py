@@ -39,7 +39,7 @@ def study_name(argument: str) -> str:
     return name
 
 
-def read_logged_study(argument: str, storage: Path, *, leave_out: Collection[str] = ()) -> "tuple[Log, str]":
+def read_logged_study(argument: str, storage: str | Path, *, leave_out: Collection[str] = ()) -> "tuple[Log, str]":
     """What the log holds of a study, and its name. Files of the log that could not be read are named on standard error.
 
     Args:

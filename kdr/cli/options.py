@@ -7,7 +7,13 @@ import typer
 
 StudyFile = Annotated[Path, typer.Argument(help="Study file, such as search_spaces/quickstart.yaml.", show_default=False)]
 StorageOption = Annotated[
-    Path, typer.Option("--storage", envvar="KDR_STORAGE", help="Folder of the log, checkpoints, weights and generated data.")
+    str,
+    typer.Option(
+        "--storage",
+        metavar="PLACE",
+        envvar="KDR_STORAGE",
+        help="Where the log, checkpoints and weights lie: a folder, s3://bucket/prefix or gs://bucket/prefix.",
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -27,4 +33,4 @@ TrialKey = Annotated[
     str, typer.Argument(metavar="KEY", help="A trial's key, or its first letters, at least 6.", show_default=False)
 ]
 
-DEFAULT_STORAGE = Path("runs")
+DEFAULT_STORAGE = "runs"

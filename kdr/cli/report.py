@@ -56,7 +56,7 @@ def _name(study: str) -> str:
     return study_name(study)
 
 
-def _page(study: str, storage: Path, path: Path, metric: str | None, reload_s: float | None) -> "Page":
+def _page(study: str, storage: str, path: Path, metric: str | None, reload_s: float | None) -> "Page":
     from kdr.cli.logged_study import read_logged_study
     from kdr.report.page.study_page import study_page
     from kdr.report.study_facts import question_of
@@ -66,7 +66,7 @@ def _page(study: str, storage: Path, path: Path, metric: str | None, reload_s: f
     log, name = read_logged_study(study, storage, leave_out=(*NOT_IN_TABLES, "ap_per_class", "extras"))
     question = question_of(Path(study).read_text(encoding="utf-8")) if Path(study).is_file() else ()
     asked = f" --metric {metric}" if metric else ""
-    asked += f" --storage {shlex.quote(str(storage))}" if storage != DEFAULT_STORAGE else ""
+    asked += f" --storage {shlex.quote(storage)}" if storage != DEFAULT_STORAGE else ""
     return study_page(
         log,
         name,

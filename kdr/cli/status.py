@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -40,7 +39,7 @@ def command(
     print(_json(progress) if json_ else _text(progress))
 
 
-def _read(study: str, storage: Path, metric: str | None) -> "StudyProgress":
+def _read(study: str, storage: str, metric: str | None) -> "StudyProgress":
     from kdr.cli.logged_study import read_logged_study
     from kdr.report.progress import study_progress
     from kdr.report.ranking import searched_metric
@@ -50,7 +49,7 @@ def _read(study: str, storage: Path, metric: str | None) -> "StudyProgress":
     return study_progress(log, name, now=utc_now(), metric=metric or searched_metric(log, name))
 
 
-def _watch(study: str, storage: Path, metric: str | None, json_: bool) -> None:
+def _watch(study: str, storage: str, metric: str | None, json_: bool) -> None:
     """Draws over itself on a terminal; elsewhere prints again whenever a trial has come further."""
     from rich.console import Console
     from rich.live import Live

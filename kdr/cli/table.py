@@ -139,7 +139,7 @@ def _request(
     return TableRequest(study, kind, shown, tuple(pivot or by), study_name(other) if other else None, allow_unequal)
 
 
-def _sources(log: "Log", study: str, arm: str, metric: str, storage: Path) -> "Grid":
+def _sources(log: "Log", study: str, arm: str, metric: str, storage: str) -> "Grid":
     from kdr.report.cell_sources import cell_sources
     from kdr.results.fragments import files_by_key
     from kdr.storage import Storage

@@ -14,6 +14,8 @@ from kdr.errors import ConfigError
 
 _TAG = "tag:yaml.org,2002:"
 _NAMES = (f"{_TAG}str", f"{_TAG}merge")
+MAX_VALUES = 100_000
+"""Values of a file with its aliases written out: ten lines of aliases to aliases can stand for more than a memory holds."""
 _PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
 
 
@@ -88,7 +90,7 @@ def parse_yaml(text: str, *, source: str) -> Any:
         ConfigError: if it is no YAML or sets a key twice, with line and column.
     """
     try:
-        content = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader with stricter rules
+        content = _load(text)
         json.dumps(content)  # a list that contains itself is YAML, but no setting
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
@@ -97,3 +99,27 @@ def parse_yaml(text: str, *, source: str) -> Any:
     except (yaml.YAMLError, ValueError, KeyError, RecursionError) as error:
         raise ConfigError(f"{source}: cannot be read as settings ({error})") from error
     return content
+
+
+def _load(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _num_values(node, {}) > MAX_VALUES:
+            rule = f"aliases must not make more than {MAX_VALUES:,} values of it"
+            raise yaml.constructor.ConstructorError(None, None, rule, node.start_mark)
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node is once its aliases are written out; what it contains is counted once however often it is named."""
+    if id(node) not in known:
+        known[id(node)] = 0  # for one that contains itself, which is refused later
+        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = (part for item in inner for part in (item if isinstance(item, tuple) else (item,)))
+        known[id(node)] = 1 + sum(_num_values(part, known) for part in parts)
+    return known[id(node)]

@@ -11,10 +11,10 @@ from kdr.detectors.identity import content_id, weights_file
 from kdr.detectors.sidecar import Sidecar, read_sidecar, write_sidecar
 from kdr.detectors.state_file import read_state
 from kdr.errors import WeightsError
-from kdr.storage import written_aside
+from kdr.storage import StoredPath, store
 
 
-def save_student(path: Path, detector: Detector, *, extra: dict[str, Any]) -> None:
+def save_student(path: StoredPath, detector: Detector, *, extra: dict[str, Any]) -> None:
     """Writes a detector's weights to `path` (`student.pt`) and its sidecar beside it (`student.json`).
 
     The state_dict is torchvision's own: `torchvision_model(config, num_classes).load_state_dict(torch.load(path))` loads it
@@ -24,15 +24,23 @@ def save_student(path: Path, detector: Detector, *, extra: dict[str, Any]) -> No
         path: the weights file; the ending `.json` is the sidecar's.
         detector: the detector, on any device.
         extra: what to keep in the sidecar, as JSON can hold it.
+
+    Raises:
+        StorageError: if they cannot be written.
     """
     state = detector.model.state_dict()
     for name, value in state.items():
         # a clone, since .contiguous() keeps the odd strides that channels_last leaves on 1x1 convolutions
         state[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-    # into an open file: the archive would otherwise carry the temporary file's random name in every entry
-    with written_aside(path) as aside, aside.open("wb") as file:
-        torch.save(state, file)
-    write_sidecar(path, Sidecar(detector.config, detector.categories, content_id(str(path)), extra))
+
+    def write(aside: Path) -> None:
+        # into an open file: the archive would otherwise carry the temporary file's random name in every entry
+        with aside.open("wb") as file:
+            torch.save(state, file)
+        # before the weights take their place: weights without a sidecar would count as kept, and nobody could open them
+        write_sidecar(path, Sidecar(detector.config, detector.categories, content_id(str(aside)), extra))
+
+    store(path, write)
 
 
 def open_student(path: Path) -> Detector:

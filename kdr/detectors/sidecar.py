@@ -11,7 +11,7 @@ from kdr.config.detector import DetectorConfig
 from kdr.config.problems import validated
 from kdr.detectors.identity import DETECTOR_ENUMS, content_id
 from kdr.errors import ConfigError, WeightsError
-from kdr.storage import written_aside
+from kdr.storage import StoredPath, store
 
 _FORMAT = "kdr student 1"
 
@@ -28,13 +28,17 @@ class Sidecar:
     """What the writer wanted to keep beside the weights."""
 
 
-def sidecar_path(weights: Path) -> Path:
+def sidecar_path(weights: StoredPath) -> StoredPath:
     """Returns where the sidecar of a weights file lies: beside it, with the ending `.json`."""
     return weights.with_suffix(".json")
 
 
-def write_sidecar(weights: Path, sidecar: Sidecar) -> None:
-    """Writes the sidecar of a weights file."""
+def write_sidecar(weights: StoredPath, sidecar: Sidecar) -> None:
+    """Writes the sidecar of a weights file.
+
+    Raises:
+        StorageError: if it cannot be written.
+    """
     content = {
         "format": _FORMAT,
         # a student's or teacher's settings hold more than the detector's; what concerns training is not kept
@@ -43,8 +47,7 @@ def write_sidecar(weights: Path, sidecar: Sidecar) -> None:
         "weights_id": sidecar.weights_id,
         "extra": sidecar.extra,
     }
-    with written_aside(sidecar_path(weights)) as aside:
-        aside.write_text(json.dumps(content, indent=1))
+    store(sidecar_path(weights), lambda aside: aside.write_text(json.dumps(content, indent=1)))
 
 
 def read_sidecar(weights: Path) -> Sidecar:
@@ -87,7 +90,7 @@ def weights_categories(source: str) -> tuple[str, ...] | None:
         return None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: StoredPath) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError as error:

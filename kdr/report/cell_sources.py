@@ -1,15 +1,15 @@
 """What lies behind one number of a table: trials, seeds, code, machines, and the files of the log."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from kdr.report.arm_trials import logged_arms
 from kdr.report.grid import Grid
 from kdr.report.measures import measure_of
 from kdr.results.reader import Log
+from kdr.storage import StoredPath
 
 
-def cell_sources(log: Log, study: str, arm: str, metric: str, files: Mapping[str, Sequence[Path]]) -> Grid:
+def cell_sources(log: Log, study: str, arm: str, metric: str, files: Mapping[str, Sequence[StoredPath]]) -> Grid:
     """The trials behind a measure of an arm, one row for each seed; those that are not completed are no part of the number.
 
     Args:

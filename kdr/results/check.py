@@ -1,7 +1,9 @@
-"""What is wrong with the files and rows of the trial log; damaged files can be moved aside, nothing is deleted."""
+"""What is wrong with files and rows of the trial log, and with trials' weights; files can be moved aside, nothing is deleted."""
 
+import contextlib
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -9,12 +11,20 @@ from typing import Any, Literal
 import pyarrow.compute as pc
 
 from kdr.errors import StorageError
-from kdr.results.fragments import DamagedFragmentError, is_newer_version, list_folder, read_fragment, study_folders
+from kdr.results.fragments import (
+    DamagedFragmentError,
+    is_newer_version,
+    is_of_log,
+    list_folder,
+    read_fragment,
+    study_folders,
+)
 from kdr.results.reader import Log, read_log
+from kdr.results.saved_weights import what_is_torn
 from kdr.results.schema import EVENTS, SCHEMAS, TableName
-from kdr.storage import Storage, written_aside
+from kdr.storage import Storage, StoredPath, listed, move, written_aside
 
-Kind = Literal["damaged", "temporary", "newer", "contradiction", "unfinished"]
+Kind = Literal["damaged", "temporary", "foreign", "newer", "contradiction", "unfinished"]
 ORPHANED_AFTER_S = 600.0
 """Age at which a temporary file counts as left by a writer that was killed; writing one takes milliseconds."""
 
@@ -28,8 +38,8 @@ class Finding:
     """A file, or a trial's key."""
     what: str
     """One sentence."""
-    files: tuple[Path, ...] = field(default=(), repr=False)
-    """What would be moved aside: damaged and orphaned files, a compaction together with its manifest."""
+    files: tuple[StoredPath, ...] = field(default=(), repr=False)
+    """What would be moved aside: damaged, orphaned and foreign files, a compaction together with its manifest."""
 
     @property
     def is_problem(self) -> bool:
@@ -38,16 +48,16 @@ class Finding:
 
 
 def check_log(storage: Storage) -> tuple[Finding, ...]:
-    """Reads every file of the log that counts, and every trial's events; problems first."""
-    found = [
-        finding for table in SCHEMAS for folder in study_folders(storage, table).values() for finding in _files(folder, table)
-    ]
+    """Reads every file of the log that counts, every trial's events, and the checkpoints; problems first."""
+    folders = [(table, folder) for table in SCHEMAS for folder in study_folders(storage, table).values()]
+    found = [finding for table, folder in folders for finding in _files(folder, table)]
+    found += [*_foreign(storage, [folder for _, folder in folders]), *_weights(storage)]
     log = read_log(storage)
     found += [*_newer_events(log), *_contradictions(log), *_unfinished(log)]
     return tuple(sorted(found, key=lambda finding: not finding.is_problem))
 
 
-def quarantine(storage: Storage, finding: Finding) -> list[Path]:
+def quarantine(storage: Storage, finding: Finding) -> list[StoredPath]:
     """Moves the files of a finding into the quarantine, the reason beside them, and says where they are now.
 
     Raises:
@@ -56,11 +66,11 @@ def quarantine(storage: Storage, finding: Finding) -> list[Path]:
     moved = []
     for path in finding.files:
         # a folder per file's old place, so that names cannot clash and it can be put back
-        target = storage.quarantine / path.parent.relative_to(storage.root / "log") / path.name
+        target = storage.quarantine / storage.name_of(path).removeprefix("log/")
         try:
             with written_aside(target.with_name(f"{target.name}.reason.txt")) as aside:
                 aside.write_text(f"{finding.kind}: {finding.what}\nIt was {path}\n", encoding="utf-8")
-            path.replace(target)
+            move(path, target)
         except FileNotFoundError:
             continue  # a compaction has removed it meanwhile
         except OSError as error:
@@ -72,7 +82,7 @@ def quarantine(storage: Storage, finding: Finding) -> list[Path]:
     return moved
 
 
-def _files(folder: Path, table: TableName) -> Iterator[Finding]:
+def _files(folder: StoredPath, table: TableName) -> Iterator[Finding]:
     listing = list_folder(folder, table)
     for path in listing.damaged:
         yield from _damaged(path, "a compaction that cannot be read; the one before it, or the single files, count instead")
@@ -87,13 +97,45 @@ def _files(folder: Path, table: TableName) -> Iterator[Finding]:
             continue  # compacted meanwhile
         except DamagedFragmentError as error:
             yield from _damaged(path, " ".join(str(error).removeprefix(f"{path}: ").split()))
-    for path in sorted(folder.glob("*.tmp")):
+    yield from _left_over(folder)
+
+
+def _left_over(folder: StoredPath) -> Iterator[Finding]:
+    for path in listed(folder, "*.tmp"):
         age_s = _age_s(path)
         if age_s is not None and age_s > ORPHANED_AFTER_S:
             yield Finding("temporary", str(path), "was left by a writer that was killed; no reader looks at it", (path,))
 
 
-def _damaged(path: Path, what: str) -> Iterator[Finding]:
+def _foreign(storage: Storage, folders: Collection[StoredPath]) -> Iterator[Finding]:
+    """What lies in the log and is no part of it. Readers pass it over."""
+    tables = [storage.log / table for table in SCHEMAS]
+    wanted: list[tuple[StoredPath, Callable[[StoredPath], bool]]] = [(storage.log, tables.__contains__)]
+    wanted += [(table, folders.__contains__) for table in tables]
+    wanted += [(folder, lambda path: is_of_log(path.name)) for folder in folders]
+    for folder, belongs in wanted:
+        for path in listed(folder):
+            if not belongs(path):
+                yield Finding("foreign", str(path), "is no part of the log; no reader looks at it", (path,))
+
+
+def _weights(storage: Storage) -> Iterator[Finding]:
+    """Checkpoints that no trial can go on from, and weights that cannot be opened."""
+    for folder in listed(storage.trials):
+        for name, then in _TORN:
+            with contextlib.suppress(FileNotFoundError):  # there is none, or its trial has just ended
+                if (what := what_is_torn(folder / name, read_all=name == "checkpoint.pt")) is not None:
+                    yield Finding("damaged", str(folder / name), f"{what}; {then}", (folder / name,))
+        yield from _left_over(folder)
+
+
+_TORN = (
+    ("checkpoint.pt", "the next attempt at its trial moves it aside and begins anew"),
+    ("student.pt", "once it is moved aside, a teacher is trained again; the trial's result stays in the log"),
+)
+
+
+def _damaged(path: StoredPath, what: str) -> Iterator[Finding]:
     names = (path.with_suffix(".json"), path.with_suffix(".parquet")) if path.name.startswith("c-") else (path,)
     # a manifest goes first: without it, its data do not count
     files = tuple(name for name in names if name.exists())
@@ -101,7 +143,9 @@ def _damaged(path: Path, what: str) -> Iterator[Finding]:
         yield Finding("damaged", str(path), what, files)
 
 
-def _age_s(path: Path) -> float | None:
+def _age_s(path: StoredPath) -> float | None:
+    if not isinstance(path, Path):
+        return math.inf  # nothing is written aside in an object store
     try:
         return time.time() - path.stat().st_mtime
     except FileNotFoundError:

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import uuid
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -18,7 +17,7 @@ from kdr.errors import StorageError
 from kdr.results.fragments import DamagedFragmentError, Listing, is_newer_version, list_folder, read_fragment, study_folders
 from kdr.results.schema import SCHEMAS
 from kdr.results.writer import write_fragment
-from kdr.storage import Storage, written_aside
+from kdr.storage import Storage, StoredPath, listed, written_aside
 
 _COMPACTED = re.compile(r"c-(\d+)-[0-9a-f]+\.(parquet|json)")
 
@@ -53,7 +52,7 @@ def _compact_folder(listing: Listing) -> None:
     number = before.number + 1 if before else 1
     stem = f"c-{number:06d}-{uuid.uuid4().hex[:8]}"
     gone = before.replaces if before else frozenset()
-    left_over = {path.name for path in listing.folder.iterdir()} & gone
+    left_over = {path.name for path in listed(listing.folder)} & gone
     with written_aside(listing.folder / f"{stem}.parquet") as aside:
         write_fragment(pa.concat_tables(tables).combine_chunks(), os.fspath(aside))
     with written_aside(listing.folder / f"{stem}.json") as aside:
@@ -63,7 +62,7 @@ def _compact_folder(listing: Listing) -> None:
         (listing.folder / name).unlink(missing_ok=True)
 
 
-def _readable(listing: Listing) -> tuple[list[Path], list[pa.Table]]:
+def _readable(listing: Listing) -> tuple[list[StoredPath], list[pa.Table]]:
     """The files to merge, with their rows. Damaged ones stay, to be named; newer versions' stay, to keep their columns."""
     merged, tables = [], []
     for path in listing.fragments:
@@ -77,7 +76,7 @@ def _readable(listing: Listing) -> tuple[list[Path], list[pa.Table]]:
     return merged, tables
 
 
-def _outdated(folder: Path, number: int) -> set[str]:
+def _outdated(folder: StoredPath, number: int) -> set[str]:
     """Files of generations that the newest but one already stood for, and of compactions that died half-way."""
-    numbered = ((path.name, match) for path in folder.iterdir() if (match := _COMPACTED.fullmatch(path.name)))
+    numbered = ((path.name, match) for path in listed(folder) if (match := _COMPACTED.fullmatch(path.name)))
     return {name for name, match in numbered if int(match[1]) < number - 1}

@@ -1,5 +1,7 @@
 """Which rows of the log count: events that decide a trial's state, and epochs that no later attempt has done again."""
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,30 +13,37 @@ from kdr.results.schema import EVENTS, METRICS
 
 def excluded_attempts(events: pa.Table) -> dict[str, int]:
     """By key the last attempt whose exclusion is in force: neither undone nor followed by a new start of the same number."""
-    decisive = ("started", "resumed", "excluded", "included")
-    rows = events.filter(pc.is_in(events["event"], value_set=pa.array(decisive)))
-    last: dict[tuple[str, int], tuple[int, int, str]] = {}
+    balance: Counter[tuple[str, int]] = Counter()
+    latest: dict[tuple[str, int], dict[str, int]] = {}
+    rows = events.filter(pc.is_in(events["event"], value_set=pa.array(("started", "resumed", "excluded", "included"))))
     for key, attempt, event, time in zip(*_columns(rows, "key", "attempt", "event", "time"), strict=True):
-        last[key, attempt] = max(last.get((key, attempt), (time, -1, "")), (time, decisive.index(event), event))
+        # exclusions are counted, since clocks can be set back between one and its undoing
+        balance[key, attempt] += {"excluded": 1, "included": -1}.get(event, 0)
+        kind = "excluded" if event == "excluded" else "begun"
+        if event != "included":
+            times = latest.setdefault((key, attempt), {})
+            times[kind] = max(time, times.get(kind, time))
     excluded: dict[str, int] = {}
-    for (key, attempt), (_, _, event) in last.items():
-        if event == "excluded":
+    for (key, attempt), count in balance.items():
+        times = latest[key, attempt] if count > 0 else {}
+        if count > 0 and times.get("begun", -math.inf) <= times["excluded"]:
             excluded[key] = max(attempt, excluded.get(key, 0))
     return excluded
 
 
 def deciding_rows(events: pa.Table, excluded: Mapping[str, int]) -> list[int]:
-    """For each key the index of the event that decides its state, keys in the order of the log."""
+    """For each key the index of the event that decides its state, keys in the order of the log.
+
+    Of the last attempt it is the event that comes last in a trial's life (`EVENTS`). Times decide between equal events only: the
+    processes that write those of one attempt may be on machines whose clocks differ, and a clock may be set back.
+    """
     columns = _columns(events, "key", "attempt", "event", "time", "epoch")
     best: dict[str, tuple[Any, ...]] = {}
     for index, (key, attempt, event, time, epoch) in enumerate(zip(*columns, strict=True)):
-        is_excluded = attempt == excluded.get(key)
-        if event == "included" or (event == "excluded" and not is_excluded):
-            continue
         # whatever an excluded attempt goes on to do, it stays excluded
-        weight = event == "excluded", event != "planned"
-        # `planned` may come late, from another study that plans what is running; EVENTS settles ties of one instant
-        order = (attempt, *weight, time, EVENTS.index(event), epoch or 0, index)
+        if event == "included" or (event == "excluded" and attempt != excluded.get(key)):
+            continue
+        order = (attempt, EVENTS.index(event), time, epoch or 0, index)
         if key not in best or order > best[key]:
             best[key] = order
     return [order[-1] for order in best.values()]

@@ -2,7 +2,7 @@
 
 from kdr.errors import ConfigError
 from kdr.results.reader import TrialState
-from kdr.results.schema import Event, TrialEvent
+from kdr.results.schema import Event, TrialEvent, later_than
 from kdr.results.writer import LogWriter
 from kdr.storage import Storage
 
@@ -46,6 +46,7 @@ def _write(storage: Storage, state: TrialState, event: Event, reason: str | None
                 event=event,
                 config=state.config,
                 attempt=state.attempt,
+                time=later_than(last.time),
                 role=last.role,
                 seed=last.seed,
                 data_id=last.data_id,

@@ -6,20 +6,24 @@ without its manifest it does not exist. Everything else in the folder is ignored
 """
 
 import contextlib
+import fnmatch
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from kdr.errors import StorageError
 from kdr.results.schema import SCHEMA_VERSION, SCHEMAS, TableName
-from kdr.storage import Storage
+from kdr.storage import Storage, StoredPath, listed
 
 _MANIFEST = re.compile(r"c-(\d+)-[0-9a-f]+\.json")
+_OF_LOG = re.compile(rf"part-.+\.parquet|c-\d+-[0-9a-f]+\.parquet|{_MANIFEST.pattern}|\..+\.tmp")
 
 
 class DamagedFragmentError(Exception):
@@ -42,37 +46,42 @@ class Generation:
 class Listing:
     """The files of one folder that count."""
 
-    folder: Path
+    folder: StoredPath
     table: TableName
     generation: Generation | None
     """The newest usable compaction."""
-    fragments: tuple[Path, ...]
+    fragments: tuple[StoredPath, ...]
     """Parquet files to read: the compacted one first, then fragments by name, which is by time."""
-    damaged: tuple[Path, ...]
+    damaged: tuple[StoredPath, ...]
     """Compactions that had to be passed over."""
 
 
-def study_folders(storage: Storage, table: TableName) -> dict[str, Path]:
+def study_folders(storage: Storage, table: TableName) -> dict[str, StoredPath]:
     """The folders of one table by study, sorted; empty where nothing is logged yet."""
-    root = storage.log / table
-    folders = sorted(root.glob("study=*")) if root.is_dir() else []
+    folders = listed(storage.log / table, "study=*")
     return {folder.name.removeprefix("study="): folder for folder in folders if folder.is_dir()}
 
 
-def list_folder(folder: Path, table: TableName) -> Listing:
+def list_folder(folder: StoredPath, table: TableName) -> Listing:
     """The files of a folder that count now."""
-    damaged: list[Path] = []
+    damaged: list[StoredPath] = []
     generation = None
-    for manifest in _newest_first(folder):
+    files = listed(folder)
+    for manifest in _newest_first(files):
         try:
             generation = _generation(manifest)
             break
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
             damaged.append(manifest)
     replaced = generation.replaces if generation else frozenset()
-    parts = sorted(path for path in folder.glob("part-*.parquet") if path.name not in replaced)
+    parts = [path for path in files if fnmatch.fnmatchcase(path.name, "part-*.parquet") and path.name not in replaced]
     compacted = [folder / generation.data] if generation else []
     return Listing(folder, table, generation, (*compacted, *parts), tuple(damaged))
+
+
+def is_of_log(name: str) -> bool:
+    """Whether a file of this name has a place in a study's folder; temporary files of writers do."""
+    return _OF_LOG.fullmatch(name) is not None
 
 
 def num_fragments(storage: Storage, study: str) -> int:
@@ -86,20 +95,20 @@ def logged_studies(storage: Storage) -> tuple[str, ...]:
     return tuple(sorted({study for table in SCHEMAS for study in study_folders(storage, table)}))
 
 
-def files_by_key(storage: Storage, keys: Collection[str]) -> dict[str, list[Path]]:
+def files_by_key(storage: Storage, keys: Collection[str]) -> dict[str, list[StoredPath]]:
     """The files of the log that hold events or epochs of some trials, by trial key; files that cannot be read are left out."""
-    wanted, files = pa.array(list(keys), pa.string()), dict[str, list[Path]]()
+    wanted, files = pa.array(list(keys), pa.string()), dict[str, list[StoredPath]]()
     for table in ("trials", "epochs"):
         for folder in study_folders(storage, table).values():
             for path in list_folder(folder, table).fragments:
                 with contextlib.suppress(OSError, pa.ArrowException):
-                    found = pc.unique(pq.read_table(path, columns=["key"], partitioning=None)["key"])
+                    found = pc.unique(pq.read_table(_source(path), columns=["key"], partitioning=None)["key"])
                     for key in found.filter(pc.is_in(found, value_set=wanted)).to_pylist():
                         files.setdefault(key, []).append(path)
     return files
 
 
-def read_fragment(path: Path, table: TableName, keys: pa.Array | None = None, leave_out: Collection[str] = ()) -> pa.Table:
+def read_fragment(path: StoredPath, table: TableName, keys: pa.Array | None = None, leave_out: Collection[str] = ()) -> pa.Table:
     """The rows of one file with the table's schema; columns of a newer version are left out.
 
     Args:
@@ -111,9 +120,10 @@ def read_fragment(path: Path, table: TableName, keys: pa.Array | None = None, le
     Raises:
         FileNotFoundError: if it is gone, as after a compaction.
         DamagedFragmentError: if it is truncated, or no fragment of this table.
+        StorageError: if the storage does not give it; it may be sound, and to go on without it would run its trials again.
     """
     try:
-        with pq.ParquetFile(path, pre_buffer=False) as file:
+        with pq.ParquetFile(_source(path), pre_buffer=False, page_checksum_verification=True) as file:
             columns = [name for name in file.schema_arrow.names if name not in leave_out]
             known = None if keys is None else pc.is_in(file.read(["key"], use_threads=False)["key"], value_set=keys)
             if known is not None and not pc.any(known).as_py():
@@ -125,13 +135,21 @@ def read_fragment(path: Path, table: TableName, keys: pa.Array | None = None, le
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+        # the system's own errors have a number, those of Parquet's content have none
+        if isinstance(error, OSError) and error.errno is not None:
+            raise StorageError(f"{path}: must be a file that can be read, got {error}. Nothing is lost: try again") from error
         raise DamagedFragmentError(f"{path}: {error}") from error
 
 
-def is_newer_version(path: Path) -> bool:
+def is_newer_version(path: StoredPath) -> bool:
     """Whether a fragment comes from a newer version, whose columns this one does not know."""
-    metadata = pq.read_schema(path).metadata or {}
+    metadata = pq.read_schema(_source(path)).metadata or {}
     return int(metadata.get(b"kdr.schema_version", SCHEMA_VERSION)) > SCHEMA_VERSION
+
+
+def _source(path: StoredPath) -> Any:
+    """What pyarrow reads a file from: a fragment is small, so that one request is better than several for parts of it."""
+    return path if isinstance(path, Path) else pa.BufferReader(path.read_bytes())
 
 
 def _conforming(found: pa.Table, table: TableName) -> pa.Table:
@@ -151,14 +169,14 @@ def _conforming(found: pa.Table, table: TableName) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _newest_first(folder: Path) -> Iterator[Path]:
-    numbered = ((int(match[1]), path.name, path) for path in folder.iterdir() if (match := _MANIFEST.fullmatch(path.name)))
-    return (path for *_, path in sorted(numbered, reverse=True))
+def _newest_first(files: list[StoredPath]) -> list[StoredPath]:
+    manifests = [path for path in files if _MANIFEST.fullmatch(path.name)]
+    return sorted(manifests, key=lambda path: (int(path.name.split("-")[1]), path.name), reverse=True)
 
 
-def _generation(manifest: Path) -> Generation:
+def _generation(manifest: StoredPath) -> Generation:
     content = json.loads(manifest.read_text(encoding="utf-8"))
     generation = Generation(content["number"], manifest.with_suffix(".parquet").name, frozenset(content["replaces"]))
     # a Parquet file ends with its footer, so a torn one is found here, while the files that it replaces may still be there
-    pq.read_metadata(manifest.with_suffix(".parquet"))
+    pq.read_metadata(_source(manifest.with_suffix(".parquet")))
     return generation

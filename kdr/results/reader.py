@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 from kdr.results.current_rows import current_rows, deciding_rows, excluded_attempts, last_draws, last_epochs
 from kdr.results.fragments import DamagedFragmentError, list_folder, read_fragment, study_folders
 from kdr.results.schema import EVENTS, METRICS, SCHEMAS, TableName, TrialEvent, to_events
-from kdr.storage import Storage
+from kdr.storage import Storage, StoredPath
 
 State = Literal["planned", "running", "interrupted", "failed", "stopped_early", "completed", "cancelled", "excluded"]
 _STATES: dict[str, State] = {
@@ -28,6 +29,8 @@ _STATES: dict[str, State] = {
     "cancelled": "cancelled",
     "excluded": "excluded",
 }
+_REQUESTS = 16
+"""Fragments that are asked for at a time in an object store, where each takes two round trips."""
 _LISTINGS = 5  # a folder is listed again when a compaction deletes files between listing and reading
 
 
@@ -83,7 +86,7 @@ class Log:
     """Every epoch of every attempt (`EpochRow`)."""
     arms: pa.Table
     """Which keys each study uses (`ArmRow`)."""
-    damaged: tuple[Path, ...] = ()
+    damaged: tuple[StoredPath, ...] = ()
     """Files that were passed over: truncated, or holding something else than rows of the log."""
 
     def states(self) -> dict[str, TrialState]:
@@ -112,6 +115,12 @@ class Log:
         rows = [row for row in self.arms_of(study) if row["levels"] is not None]
         newest = max(rows, key=lambda row: row["time"], default={"study_config": None})
         return [row for row in rows if row["study_config"] == newest["study_config"]]
+
+    @property
+    def newest_arm(self) -> datetime | None:
+        """When a study was last noted, by any study's rows."""
+        newest: datetime | None = pc.max(self.arms["time"]).as_py()
+        return newest
 
     def epochs_of(self, key: str) -> pa.Table:
         """The epochs of one trial in order, without those that a later attempt has done again."""
@@ -160,7 +169,7 @@ def read_log(storage: Storage, study: str | None = None, *, leave_out: Collectio
         study: only what this study ran or uses; another study's rows of the same keys are among it.
         leave_out: columns of the epochs that are not needed, such as `losses`; they read as null.
     """
-    with ThreadPoolExecutor(max_workers=4) as pool:
+    with ThreadPoolExecutor(max_workers=4 if isinstance(storage.root, Path) else _REQUESTS) as pool:
         reading = _Reading(storage, pool.map, leave_out)
         tables = {name: reading.table(name) for name in SCHEMAS} if study is None else _tables_of(reading, study)
     return Log(**tables, damaged=tuple(reading.damaged))
@@ -189,7 +198,7 @@ class _Reading:
     storage: Storage
     run: Callable[..., Iterator[Any]]
     leave_out: Collection[str]
-    damaged: list[Path] = field(default_factory=list)
+    damaged: list[StoredPath] = field(default_factory=list)
 
     def studies(self, name: TableName) -> list[str]:
         """Studies that have a folder of a table."""
@@ -206,7 +215,7 @@ class _Reading:
         ]
         return _joined_tables(SCHEMAS[name].empty_table(), *found)
 
-    def _rows(self, folder: Path, name: TableName, keys: pa.Array | None) -> list[pa.Table]:
+    def _rows(self, folder: StoredPath, name: TableName, keys: pa.Array | None) -> list[pa.Table]:
         left_out = self.leave_out if name == "epochs" else ()
         for attempt in range(_LISTINGS):
             listing = list_folder(folder, name)
@@ -219,7 +228,7 @@ class _Reading:
         return [result for result in found if isinstance(result, pa.Table)]
 
 
-def _read_or_reason(path: Path, name: TableName, keys: pa.Array | None, leave_out: Collection[str]) -> pa.Table | Exception:
+def _read_or_reason(path: StoredPath, name: TableName, keys: pa.Array | None, leave_out: Collection[str]) -> pa.Table | Exception:
     try:
         return read_fragment(path, name, keys, leave_out)
     except (DamagedFragmentError, FileNotFoundError) as error:

@@ -4,10 +4,11 @@ A change of a row is a change of the format: raise `SCHEMA_VERSION`, and only ev
 logs stay readable.
 """
 
+import time
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -21,12 +22,20 @@ Event = Literal[
 ]
 Role = Literal["student", "teacher"]
 EVENTS: tuple[str, ...] = typing.get_args(Event)
-"""In the order of a trial's life; events of one attempt and one instant are told apart by it. `included` undoes `excluded`."""
+"""In the order of a trial's life, by which the last event of an attempt is found. `included` undoes `excluded`."""
+
+_BEGUN = datetime.now(UTC), time.monotonic()
 
 
 def utc_now() -> datetime:
-    """The time, in UTC."""
-    return datetime.now(UTC)
+    """The time, in UTC. In a process it goes on where the machine's clock is set back."""
+    begun, ticks = _BEGUN
+    return max(datetime.now(UTC), begun + timedelta(seconds=time.monotonic() - ticks))
+
+
+def later_than(known: datetime) -> datetime:
+    """The time, or the first instant after one that is known: what is written now came later, whatever the clocks say."""
+    return max(utc_now(), known + timedelta(microseconds=1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +83,7 @@ class TrialEvent:
     failure_kind: str | None = None
     """`non_finite_loss`, `not_calibrated`, `out_of_memory`, `bad_data` or `error`."""
     reason: str | None = None
-    """Why it failed, was stopped, cancelled or excluded, one sentence."""
+    """Why it failed, was stopped, cancelled, excluded, or begun anew, one sentence."""
     traceback: str | None = None
     weights: str | None = None
     """The student's weights, relative to the storage; null where they are not kept."""

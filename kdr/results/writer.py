@@ -6,14 +6,19 @@ import re
 import time
 import uuid
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime
 from types import TracebackType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kdr.errors import StorageError
-from kdr.results.schema import ArmRow, EpochRow, Row, TableName, TrialEvent, to_table, utc_now
-from kdr.storage import Storage, written_aside
+from kdr.results.schema import ArmRow, EpochRow, Row, TableName, TrialEvent, later_than, to_table, utc_now
+from kdr.storage import Storage, store
+
+
+FLUSH_EVERY_S = 5.0
+"""Longest time that an epoch row waits while further rows come."""
 
 
 class LogWriter:
@@ -23,10 +28,14 @@ class LogWriter:
         storage: where the log lies.
         study: the study's name.
         flush_every_s: longest time that an epoch row waits while further rows come; each flush is a file.
+        after: time of the newest arm that is known. The last arms are those of a study's present file, so new ones must not seem
+            older, even where the machine's clock has been set back.
     """
 
-    def __init__(self, storage: Storage, study: str, *, flush_every_s: float = 5.0) -> None:
-        self.storage, self.study, self.flush_every_s = storage, study, flush_every_s
+    def __init__(
+        self, storage: Storage, study: str, *, flush_every_s: float = FLUSH_EVERY_S, after: datetime | None = None
+    ) -> None:
+        self.storage, self.study, self.flush_every_s, self.after = storage, study, flush_every_s, after
         self._waiting: list[EpochRow] = []
         self._flushed_at = time.monotonic()
 
@@ -55,7 +64,8 @@ class LogWriter:
         Raises:
             StorageError: if the file cannot be written.
         """
-        self._append("arms", list(rows))
+        late = [row if self.after is None or row.time > self.after else replace(row, time=later_than(self.after)) for row in rows]
+        self._append("arms", late)
 
     def flush(self) -> None:
         """Writes the epoch rows that wait.
@@ -77,15 +87,8 @@ class LogWriter:
         if not rows:
             return
         assert all(row.study == self.study for row in rows), f"this writer is for rows of {self.study}"
-        path = self.storage.log / name / f"study={self.study}" / fragment_name()
-        try:
-            with written_aside(path) as aside:
-                write_fragment(to_table(rows), os.fspath(aside))
-        except OSError as error:
-            raise StorageError(
-                f"{path.parent}: the trial log must be writable, got {error.strerror or error}. "
-                "Free space or change its permissions, then run the same command again: what is logged is kept"
-            ) from error
+        path = self.storage.fragments(name, self.study) / fragment_name()
+        store(path, lambda aside: write_fragment(to_table(rows), os.fspath(aside)))
 
 
 def fragment_name() -> str:
@@ -98,4 +101,4 @@ def write_fragment(table: pa.Table, path: str) -> None:
     """Writes one Parquet file of the log; the schema's metadata, by which readers know it, goes with it."""
     # statistics and dictionaries double the time to write and to read a file of a few rows
     many = table.num_rows >= 100
-    pq.write_table(table, path, compression="zstd", use_dictionary=many, write_statistics=many)
+    pq.write_table(table, path, compression="zstd", use_dictionary=many, write_statistics=many, write_page_checksum=True)

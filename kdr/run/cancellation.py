@@ -1,5 +1,6 @@
 """The request to end one running trial: a file in the trial's folder, which its process looks for after each epoch."""
 
+from kdr.patience import patiently
 from kdr.storage import Storage, written_aside
 
 CANCELLED = "cancelled"
@@ -15,6 +16,6 @@ def ask_to_end(storage: Storage, key: str, reason: str) -> None:
 def asked_to_end(storage: Storage, key: str) -> str | None:
     """Why a running trial is to end now, if someone has asked for it."""
     try:
-        return storage.cancellation(key).read_text(encoding="utf-8")
+        return patiently(lambda: storage.cancellation(key).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None

@@ -118,6 +118,10 @@ class Interruption:
         """Whether SIGTERM has come: no trial is to start any more."""
         return self._grace.asked
 
+    def end_now(self) -> None:
+        """Ends what runs at once, as Ctrl-C does."""
+        self._grace.end_now()
+
     def trial_reported(self, trial_id: str, running: Iterable[str]) -> None:
         """A trial has ended an epoch, or itself; `running` are the trials that run now."""
         if self.is_ending:

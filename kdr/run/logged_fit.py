@@ -4,17 +4,19 @@ import contextlib
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from kdr.config.trial import Trial
-from kdr.errors import KdrError, TrialFailure
+from kdr.errors import KdrError, StorageError, TrialFailure
+from kdr.patience import patiently
+from kdr.results.check import Finding, quarantine
+from kdr.results.saved_weights import what_is_torn
 from kdr.results.schema import METRICS, EpochRow, Role, TrialEvent
 from kdr.results.writer import LogWriter
 from kdr.run.cancellation import CANCELLED, asked_to_end
 from kdr.run.engine import Engine, ProcessLostError
 from kdr.run.provenance import provenance
-from kdr.storage import Storage, remove_orphans, written_aside
+from kdr.storage import Storage, StoredPath, remove_orphans, written_aside
 from kdr.training.metrics import EpochMetrics
 
 
@@ -56,12 +58,11 @@ class LoggedTrial:
             ProcessLostError: when a process died that trained it; the trial can go on from its checkpoint.
         """
         folder = self.storage.trial(self.trial.key)
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_orphans(folder)
-        self.storage.cancellation(self.trial.key).unlink(missing_ok=True)  # it was meant for an earlier attempt
-        _drop_excluded(self.storage, self.trial.key)
-        self.attempt = _next_attempt(self.storage, self.trial.key)
-        self.event("resumed" if (folder / "checkpoint.pt").exists() else "started")
+        torn = patiently(self._prepare)
+        if (folder / "checkpoint.pt").exists():
+            self.event("resumed")
+        else:
+            self.event("started", reason=torn)
         with self._failures_logged():
             train_missing_teacher(self.trial, self.log, self.storage, engine)
             with contextlib.closing(engine.fit(self.trial)) as epochs:  # type: ignore[type-var]
@@ -69,7 +70,7 @@ class LoggedTrial:
                     self._where = dict(engine.where)
                     self._note(metrics)
                     if metrics.is_last:
-                        self.event("completed", weights=str((folder / "student.pt").relative_to(self.storage.root)))
+                        self.event("completed", weights=self.storage.name_of(folder / "student.pt"))
                         next(epochs, None)  # only now is its checkpoint not needed any more
                     elif (reason := asked_to_end(self.storage, self.trial.key)) is not None:
                         raise TrialFailure(CANCELLED, reason)
@@ -94,6 +95,17 @@ class LoggedTrial:
                 **{**self.reached, **columns, **provenance(), **self._where},
             )
         )
+
+    def _prepare(self) -> str | None:
+        """Makes the trial's folder ready for its next attempt; says what became of a checkpoint that it cannot go on from."""
+        key, folder = self.trial.key, self.storage.trial(self.trial.key)
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_orphans(folder)
+        self.storage.cancellation(key).unlink(missing_ok=True)  # it was meant for an earlier attempt
+        _drop_excluded(self.storage, key)
+        torn = _torn_checkpoint_moved(self.storage, key)
+        self.attempt = _next_attempt(self.storage, key)
+        return torn
 
     def _note(self, metrics: EpochMetrics) -> None:
         found = metrics.evaluation.metrics if metrics.evaluation else None
@@ -132,6 +144,8 @@ class LoggedTrial:
             yield
         except ProcessLostError:
             raise  # as if this process had died: whoever runs it decides whether the trial goes on
+        except StorageError:
+            raise  # not the trial's fault, and the log cannot be written either: the study ends, and the same command continues
         except TrialFailure as failure:
             if failure.kind == CANCELLED:
                 self.event("cancelled", reason=failure.reason)
@@ -151,7 +165,7 @@ def train_missing_teacher(trial: Trial, log: LogWriter, storage: Storage, engine
         return
     import fcntl
 
-    lock = storage.trial(teacher.key) / "lock"
+    lock = storage.lock(teacher.key)
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -183,6 +197,16 @@ def _drop_excluded(storage: Storage, key: str) -> None:
         mark.unlink()
 
 
+def _torn_checkpoint_moved(storage: Storage, key: str) -> str | None:
+    """Moves a damaged checkpoint into the quarantine, and says so. Its trial begins anew, and computes the same again."""
+    checkpoint = storage.trial(key) / "checkpoint.pt"
+    what = what_is_torn(checkpoint) if checkpoint.exists() else None
+    if what is None:
+        return None
+    [moved] = quarantine(storage, Finding("damaged", str(checkpoint), what, (checkpoint,)))
+    return f"begun anew: its checkpoint {what}; it is now {moved}"
+
+
 def num_attempts(storage: Storage, key: str) -> int:
     """How often a trial has been begun. Counted in its folder: a crashed trial is repeated before the log is read again."""
     path = _attempts(storage, key)
@@ -196,5 +220,5 @@ def _next_attempt(storage: Storage, key: str) -> int:
     return attempt
 
 
-def _attempts(storage: Storage, key: str) -> Path:
+def _attempts(storage: Storage, key: str) -> StoredPath:
     return storage.trial(key) / "attempts"

@@ -1,13 +1,11 @@
 """The pre-flight of a study: its base trial is looked at where its trials will train, before the budget is spent."""
 
-from pathlib import Path
-
 from kdr.config.study import Resources, Study
 from kdr.config.trial import Trial
 from kdr.errors import KdrError, PreflightError
 from kdr.run.logged_fit import has_weights, teacher_of
 from kdr.run.observer import Observer
-from kdr.storage import Storage
+from kdr.storage import Storage, StoredPath
 from kdr.training.findings import Preflight, judged, keep_preflight, kept_preflight
 
 
@@ -50,7 +48,7 @@ def check_before_start(
         raise PreflightError(failed)
 
 
-def _measured_on_ray(trial: Trial, storage: Storage, pictures: Path, needed: Resources) -> Preflight | list[str]:
+def _measured_on_ray(trial: Trial, storage: Storage, pictures: StoredPath, needed: Resources) -> Preflight | list[str]:
     import ray
 
     assert needed.gpus_per_worker != "auto"
@@ -59,7 +57,7 @@ def _measured_on_ray(trial: Trial, storage: Storage, pictures: Path, needed: Res
     return found
 
 
-def _measured(trial: Trial, storage: Storage, pictures: Path) -> Preflight | list[str]:
+def _measured(trial: Trial, storage: Storage, pictures: StoredPath) -> Preflight | list[str]:
     """What was measured; or the problem, as lines: Ray would bury an error under its own."""
     from kdr.training.preflight import measure
 

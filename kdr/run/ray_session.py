@@ -52,6 +52,8 @@ def ray_session(address: str | None) -> Iterator[None]:
     _check_reachable(address)
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # a full disk, which kdr tells of itself, shows here first, with a traceback; what is saved there is never read
+    logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
     started = not ray.is_initialized()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if started:

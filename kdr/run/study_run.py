@@ -15,6 +15,7 @@ from kdr.plan.designs import arms_of
 from kdr.plan.space import check_space
 from kdr.results.compact import compact
 from kdr.results.reader import Log, read_log
+from kdr.results.schema import SCHEMAS
 from kdr.results.writer import LogWriter
 from kdr.run.kept_weights import KeptWeights
 from kdr.run.logged_fit import has_weights, teacher_of
@@ -22,6 +23,7 @@ from kdr.run.loggers import check_loggers
 from kdr.run.observer import Observer
 from kdr.run.preflight import check_before_start
 from kdr.run.ray_session import nodes_of_ray, num_concurrent, ray_session, resolved
+from kdr.run.sole_driver import sole_driver
 from kdr.run.trial_identity import trial_maker
 from kdr.run.trial_list import TrialList
 from kdr.storage import Storage, remove_orphans
@@ -62,10 +64,19 @@ def run_study(
 
     Raises:
         KdrError: for anything wrong with the study, the data, the storage or the machine, before training begins.
+        BusyError: if another process runs this study.
         TrialFailure: if the teacher cannot be trained.
     """
-    begin = time.monotonic()
     storage.check_writable()
+    storage = storage.patient()
+    with sole_driver(storage, study.study, on_waiting=observer.phase):
+        return _run_alone(study, storage, observer, address, rerun=rerun, preflight=preflight)
+
+
+def _run_alone(
+    study: Study, storage: Storage, observer: Observer, address: str | None, *, rerun: bool, preflight: bool
+) -> Outcome:
+    begin = time.monotonic()
     _remove_orphans(storage, study)
     check_loggers(study.loggers)
     check_space(study)
@@ -118,14 +129,14 @@ def run_study(
         finally:
             shutil.rmtree(storage.ray / study.study, ignore_errors=True)
             _remove_orphans(storage, study)
-            compact(storage, study.study)
+        compact(storage, study.study)
     return Outcome(sweep.num_run, sweep.num_failed, sweep.interrupted, time.monotonic() - begin, sweep.terminated)
 
 
 def _remove_orphans(storage: Storage, study: Study) -> None:
     """Removes what killed processes have left half-written in the study's log."""
-    for folder in storage.log.glob(f"*/study={study.study}"):
-        remove_orphans(folder)
+    for table in SCHEMAS:
+        remove_orphans(storage.fragments(table, study.study))
 
 
 def _is_trained(teacher: Trial, past: Log, storage: Storage) -> bool:
@@ -143,7 +154,7 @@ def _data_of(study: Study) -> list[DataConfig]:
 def _noted(listed: TrialList, study: Study, storage: Storage, *, rerun: bool) -> list[Trial]:
     """The trials of a list that are to run; which ones the study uses is in the log by then, whoever has run them."""
     past = read_log(storage)
-    with LogWriter(storage, study.study) as writer:
+    with LogWriter(storage, study.study, after=past.newest_arm) as writer:
         listed.note(writer, past)
     return [one.trial for one in (listed.trials.values() if rerun else listed.missing(past))]
 

@@ -9,6 +9,7 @@ from ray import tune
 from kdr.config.search import EarlyStopping
 from kdr.config.study import Resources, Study
 from kdr.config.trial import Trial, TrialConfig
+from kdr.errors import StorageError
 from kdr.results.reader import read_log
 from kdr.results.schema import Role
 from kdr.results.writer import LogWriter
@@ -58,9 +59,12 @@ class Sweep:
         """Runs the study's search until its budget is used up, feeding the sampler with what the log knows."""
         search = self.study.search
         assert search is not None
-        history = History.of(read_log(self.storage), self.study, forget=rerun)
+        past = read_log(self.storage)
+        self._log.after = past.newest_arm
+        history = History.of(past, self.study, forget=rerun)
         self._names = {key: str(number) for key, number in history.numbers.items()}
-        self._ended = [(past.key, past.value) for past in history.progress(self.metric) if past.key in history.own]
+        over = list(history.progress(self.metric))
+        self._ended = [(ended.key, ended.value) for ended in over if ended.key in history.own]
         searcher = StudySearcher(
             self.study,
             journal=self.storage.search(self.study.study),
@@ -77,8 +81,8 @@ class Sweep:
         )
         num_done = history.num_used - len(history.interrupted)
         self.observer.plan(search.trials, num_done, num_concurrent)
-        for past in history.progress(self.metric):
-            self.observer.update(past)
+        for ended in over:
+            self.observer.update(ended)
         scheduler = None
         if search.stop_early != EarlyStopping():
             epochs, reached = self.study.base.training.epochs, history.reached.items()
@@ -134,6 +138,7 @@ class Sweep:
             max_crashes=MAX_CRASHES,
             kept_weights=kept,
             on_report=self._interruption.trial_reported,
+            on_no_storage=self._interruption.end_now,
         )
         callbacks: list[tune.Callback] = [events]
         if self._loggers:
@@ -164,6 +169,8 @@ class Sweep:
             events.close()
             if not self._interruption.ray_has_ended:
                 remove_leftover_groups()
+        if events.storage_problem is not None:
+            raise StorageError(events.storage_problem)
         self.num_run += events.num_run if role == "student" else 0
         self.num_failed += events.num_failed
         self.interrupted |= self._interruption.happened

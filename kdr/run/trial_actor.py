@@ -9,15 +9,18 @@ from ray import tune
 
 from kdr.config.study import Resources
 from kdr.config.trial import Trial, TrialConfig
-from kdr.errors import TrialFailure
+from kdr.errors import StorageError, TrialFailure
 from kdr.results.reader import TrialState, read_log
 from kdr.results.schema import METRICS, Role
-from kdr.results.writer import LogWriter
+from kdr.results.writer import FLUSH_EVERY_S, LogWriter
 from kdr.run.engine import Engine, InlineEngine, ProcessLostError
 from kdr.run.logged_fit import LoggedTrial, num_attempts
 from kdr.run.ray_session import num_gpus_of
 from kdr.storage import Storage
 from kdr.training.metrics import EpochMetrics
+
+STORAGE = "storage"
+"""Kind under which a trial tells Tune that its files cannot be written. It has not failed: the study ends, and can go on."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ class TrialActor(tune.Trainable):
     def setup(self, config: dict[str, Any], *, settings: ActorSettings) -> None:  # type: ignore[override]
         """Opens what trials share, in a process of its own."""
         self._settings = settings
-        self._log = LogWriter(settings.storage, settings.study, **({"flush_every_s": 0.0} if settings.may_be_stopped else {}))
+        flush_every_s = 0.0 if settings.may_be_stopped else FLUSH_EVERY_S
+        self._log = LogWriter(settings.storage, settings.study, flush_every_s=flush_every_s)
         self._engine = _engine(settings)
         self._begin(config)
 
@@ -104,7 +108,7 @@ class TrialActor(tune.Trainable):
             self._log.flush()
             raise
         except Exception as error:
-            failure = error.kind if isinstance(error, TrialFailure) else "error"
+            failure = error.kind if isinstance(error, TrialFailure) else STORAGE if isinstance(error, StorageError) else "error"
             return {**self._reached(), "shown": shown, "done": True, "failed": failure, "reason": str(error), **_no_metrics()}
         assert metrics.evaluation is not None
         values = {name: metrics.evaluation.metrics.get(name, math.nan) for name in _no_metrics()}

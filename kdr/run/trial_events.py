@@ -8,6 +8,7 @@ from typing import Any
 from ray import tune
 
 from kdr.config.study import Study
+from kdr.errors import StorageError
 from kdr.results.reader import read_log
 from kdr.results.schema import Event, Role
 from kdr.results.writer import LogWriter
@@ -15,12 +16,12 @@ from kdr.run.cancellation import CANCELLED
 from kdr.run.kept_weights import KeptWeights
 from kdr.run.logged_fit import LoggedTrial, num_attempts
 from kdr.run.observer import Observer, TrialProgress
-from kdr.run.trial_actor import trial_from
+from kdr.run.trial_actor import STORAGE, trial_from
 from kdr.storage import Storage
 
 
-def unheard(_trial_id: str, _running: Iterable[str]) -> None:
-    """Hears of a report and does nothing."""
+def unheard(*_: Any) -> None:
+    """Hears of something and does nothing."""
 
 
 class TrialEvents(tune.Callback):
@@ -36,6 +37,7 @@ class TrialEvents(tune.Callback):
         max_crashes: how often a trial is started again whose process died.
         kept_weights: is told of each trial that ends; None keeps everything.
         on_report: is told of each trial that has ended an epoch or itself, by Tune's id, with the ids of those that run then.
+        on_no_storage: is told when the storage cannot be written any more; `storage_problem` then says why.
     """
 
     def __init__(
@@ -50,11 +52,13 @@ class TrialEvents(tune.Callback):
         max_crashes: int,
         kept_weights: KeptWeights | None = None,
         on_report: Callable[[str, Iterable[str]], None] = unheard,
+        on_no_storage: Callable[[], None] = unheard,
     ) -> None:
         self.num_run = self.num_failed = 0
+        self.storage_problem: str | None = None
         self._study, self._storage, self._observer = study, storage, observer
         self._role, self._metric, self._names, self._max_crashes = role, metric, names, max_crashes
-        self._kept_weights, self._on_report = kept_weights, on_report
+        self._kept_weights, self._on_report, self._on_no_storage = kept_weights, on_report, on_no_storage
         self._log = LogWriter(storage, study.study)
         self._running: dict[str, Any] = {}
 
@@ -76,6 +80,9 @@ class TrialEvents(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has reached its last epoch, has failed by itself, or was stopped early."""
         result = trial.last_result
+        if result.get("failed") == STORAGE:
+            self._no_storage(result["reason"])
+            return
         self.num_run += 1
         if result.get("failed") == CANCELLED and self._role == "student":
             self._tell(trial, "cancelled")
@@ -113,6 +120,11 @@ class TrialEvents(tune.Callback):
             if state is None or state.state != "completed":
                 self._tell(trial, "interrupted")
 
+    def _no_storage(self, reason: str) -> None:
+        """The storage cannot be written: nothing that runs could keep its results, so the study ends; what is logged is kept."""
+        self.storage_problem = self.storage_problem or reason
+        self._on_no_storage()
+
     def _ended(self, trial: Any) -> None:
         self._running.pop(trial.trial_id, None)
         if self._kept_weights is not None:
@@ -120,17 +132,22 @@ class TrialEvents(tune.Callback):
         self._on_report(trial.trial_id, self._running)
 
     def _write(self, trial: Any, event: Event, **columns: Any) -> None:
+        if self.storage_problem is not None:
+            return
         given, result = trial.config["trial"], trial.last_result or {}
-        LoggedTrial(
-            trial_from(trial.config),
-            self._log,
-            self._storage,
-            role=self._role,
-            parameters=given["parameters"],
-            trials_known=given["trials_known"],
-            attempt=num_attempts(self._storage, given["key"]) or 1,
-            reached=result.get("reached", {}),
-        ).event(event, **columns)
+        try:
+            LoggedTrial(
+                trial_from(trial.config),
+                self._log,
+                self._storage,
+                role=self._role,
+                parameters=given["parameters"],
+                trials_known=given["trials_known"],
+                attempt=num_attempts(self._storage, given["key"]) or 1,
+                reached=result.get("reached", {}),
+            ).event(event, **columns)
+        except StorageError as error:  # Tune would count it as the trial's own
+            self._no_storage(str(error))
 
     def _tell(self, trial: Any, state: str, result: dict[str, Any] | None = None, *, reason: str = "") -> None:
         result = result or trial.last_result or {}

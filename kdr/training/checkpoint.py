@@ -1,5 +1,6 @@
 """A trial's state at the end of an epoch, written aside and renamed; restored exactly, or refused."""
 
+import pickle
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -7,8 +8,9 @@ from typing import Any, Protocol
 
 import torch
 
-from kdr.errors import StorageError
-from kdr.storage import written_aside
+from kdr.errors import WeightsError
+from kdr.patience import patiently
+from kdr.storage import StoredPath, fetched, store
 from kdr.training.metrics import EpochMetrics, Evaluation
 
 CHECKPOINT_VERSION = 1
@@ -40,33 +42,43 @@ class Progress:
     """What every finished epoch measured, so that a trial that goes on tells all of it again."""
 
 
-def save_checkpoint(path: Path, progress: Progress, parts: dict[str, Stateful]) -> None:
-    """Writes the state of every part (anything with `state_dict`) together with the progress."""
+def save_checkpoint(path: StoredPath, progress: Progress, parts: dict[str, Stateful]) -> None:
+    """Writes the state of every part (anything with `state_dict`) together with the progress.
+
+    Raises:
+        StorageError: if the file cannot be written.
+    """
     state = {"version": CHECKPOINT_VERSION, "progress": asdict(progress), "parts": {n: p.state_dict() for n, p in parts.items()}}
-    with written_aside(path) as aside:
-        torch.save(state, aside)
+    store(path, lambda aside: _save(state, aside))
 
 
-def load_checkpoint(path: Path, parts: dict[str, Stateful]) -> Progress:
+def load_checkpoint(path: StoredPath, parts: dict[str, Stateful]) -> Progress:
     """Restores every part and returns the progress; no file: the beginning.
 
     Raises:
-        StorageError: if the file is damaged or of another version.
+        WeightsError: if the file is damaged, is of another version, or holds anything but tensors and plain values.
     """
     if not path.exists():
         return Progress()
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        raise StorageError(f"{path}: is no readable checkpoint ({error}). Remove it, and the trial starts again") from error
-    if state.get("version") != CHECKPOINT_VERSION:
-        raise StorageError(
-            f"{path}: must be a checkpoint of version {CHECKPOINT_VERSION}, got {state.get('version')}. "
-            "Remove it, and the trial starts again"
+        with fetched(path) as local:
+            state = patiently(lambda: torch.load(local, map_location="cpu", weights_only=True))
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path}: is no readable checkpoint ({reason}). Remove it, and the trial starts again") from error
+    found = state.get("version") if isinstance(state, dict) else type(state).__name__
+    if found != CHECKPOINT_VERSION:
+        raise WeightsError(
+            f"{path}: must be a checkpoint of version {CHECKPOINT_VERSION}, got {found}. Remove it, and the trial starts again"
         )
     for name, part in parts.items():
         part.load_state_dict(state["parts"][name])
     return Progress(**{**state["progress"], "history": tuple(map(_epoch_metrics, state["progress"]["history"]))})
+
+
+def _save(state: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:  # an open file tells why it cannot be written, which torch's own writer does not
+        torch.save(state, file)
 
 
 def _epoch_metrics(content: dict[str, Any]) -> EpochMetrics:

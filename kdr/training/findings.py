@@ -5,11 +5,10 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from kdr.config.trial import Trial, TrialConfig
-from kdr.storage import Storage, written_aside
+from kdr.storage import Storage, StoredPath, written_aside
 
 PREFLIGHT_VERSION = 1
 """Raised by hand when a pre-flight measures something else; what earlier versions kept is measured again."""
@@ -147,7 +146,8 @@ def kept_preflight(storage: Storage, study: str, trial: Trial) -> Preflight | No
         found: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in content["preflight"].items()
         }
-        return Preflight(**found) if all(Path(path).exists() for path in found["pictures"]) else None
+        pictures = (storage.preflight(study) / path.rpartition("/")[2] for path in found["pictures"])
+        return Preflight(**found) if all(picture.exists() for picture in pictures) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -158,5 +158,5 @@ def keep_preflight(storage: Storage, study: str, trial: Trial, measured: Preflig
         aside.write_text(json.dumps({"preflight": dataclasses.asdict(measured)}, indent=1))
 
 
-def _path(storage: Storage, study: str, trial: Trial) -> Path:
+def _path(storage: Storage, study: str, trial: Trial) -> StoredPath:
     return storage.preflight(study) / f"{trial.key}-{PREFLIGHT_VERSION}.json"

@@ -3,7 +3,6 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 import torch
 
@@ -12,7 +11,7 @@ from kdr.data.loader import Batch, first_batch_hash
 from kdr.detectors.checkpoint_files import save_student
 from kdr.errors import StorageError, TrialFailure
 from kdr.randomness import address
-from kdr.storage import Storage
+from kdr.storage import Storage, StoredPath
 from kdr.training.calibration import calibrate
 from kdr.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from kdr.training.distilled_student import gradient_norms
@@ -165,14 +164,14 @@ def _evaluate(config: TrialConfig, state: TrainingState, shared: SharedParts, tr
     return found, time.perf_counter() - begin
 
 
-def _save(folder: Path, trial: Trial, state: TrainingState, progress: Progress, *, is_last: bool) -> None:
+def _save(folder: StoredPath, trial: Trial, state: TrainingState, progress: Progress, *, is_last: bool) -> None:
     if is_last:
         save_student(folder / "student.pt", state.model.student, extra={"trial": trial.key})
     else:
         save_checkpoint(folder / "checkpoint.pt", progress, state.parts())
 
 
-def _check_same_start(folder: Path, progress: Progress, ranks: Ranks) -> None:
+def _check_same_start(folder: StoredPath, progress: Progress, ranks: Ranks) -> None:
     """Refuses to train where ranks on different nodes do not see the same checkpoint."""
     epochs = ranks.gathered(progress.epoch)
     if len(set(epochs)) > 1:

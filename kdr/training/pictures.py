@@ -12,7 +12,7 @@ from torchvision.utils import draw_bounding_boxes
 from kdr.data.loader import Batch, EvaluationBatches
 from kdr.detectors.detector import Detector
 from kdr.distill.masks import MaskValues, foreground_mask, padded_boxes, valid_cells
-from kdr.storage import written_aside
+from kdr.storage import StoredPath, written_aside
 
 MIN_SHOWN_PX = 320
 """Small images are enlarged to this width, so that names can be read."""
@@ -59,7 +59,9 @@ def write_pictures(folder: Path, detector: Detector, batches: EvaluationBatches,
     return num_written
 
 
-def write_masks(folder: Path, batch: Batch, grids: Mapping[str, tuple[int, int]], *, values: MaskValues) -> list[Path]:
+def write_masks(
+    folder: StoredPath, batch: Batch, grids: Mapping[str, tuple[int, int]], *, values: MaskValues
+) -> list[StoredPath]:
     """Writes one PNG per image: its boxes, then each level's foreground in red over the padded image; padding is dark.
 
     Args:

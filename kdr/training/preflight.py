@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from kdr.detectors.detector import Detector
 from kdr.distill.levels import match_levels
 from kdr.distill.method import weighted_sum
 from kdr.randomness import address
-from kdr.storage import Storage, written_aside
+from kdr.storage import Storage, StoredPath, written_aside
 from kdr.training.calibration import calibrate
 from kdr.training.distilled_student import StepLosses, gradient_norms
 from kdr.training.evaluation import coco_evaluation, detection_rows
@@ -37,7 +36,7 @@ MOST_VAL_IMAGES = 500
 MOST_SECONDS = 15.0
 
 
-def measure(trial: Trial, *, storage: Storage, pictures: Path, device: torch.device | None = None) -> Preflight:
+def measure(trial: Trial, *, storage: Storage, pictures: StoredPath, device: torch.device | None = None) -> Preflight:
     """Measures what a pre-flight looks at; random generators are left as they were.
 
     Args:
@@ -70,7 +69,7 @@ def measure(trial: Trial, *, storage: Storage, pictures: Path, device: torch.dev
     return found
 
 
-def _first_step(trial: Trial, state: TrainingState, shared: SharedParts, pictures: Path) -> Preflight:
+def _first_step(trial: Trial, state: TrainingState, shared: SharedParts, pictures: StoredPath) -> Preflight:
     """Everything that the first batch tells."""
     teacher = None if state.teacher is None else state.teacher.detector
     before = {} if teacher is None else {name: value.clone() for name, value in teacher.state_dict().items()}
@@ -144,7 +143,7 @@ def _not_frozen(teacher: Detector, before: dict[str, Tensor]) -> Iterator[str]:
     yield from (f"another {name}" for name, value in teacher.state_dict().items() if not torch.equal(value, before[name]))
 
 
-def _draw(config: TrialConfig, batch: Batch, losses: StepLosses, student: Detector, folder: Path) -> tuple[str, ...]:
+def _draw(config: TrialConfig, batch: Batch, losses: StepLosses, student: Detector, folder: StoredPath) -> tuple[str, ...]:
     grids = {name: (level.shape[-2], level.shape[-1]) for name, level in zip(student.level_names, losses.features, strict=True)}
     kdr = config.distill.kdr
     return tuple(map(str, write_masks(folder, batch, grids, values="binary" if kdr is None else kdr.mask_values)))

@@ -11,7 +11,7 @@ import torch
 
 from kdr.config.trial import Trial
 from kdr.data.loader import Batch
-from kdr.storage import Storage
+from kdr.storage import Storage, StoredPath
 from kdr.training.fit import fit
 
 STEPS = 8
@@ -52,8 +52,8 @@ def probe(trial: Trial, teacher: Trial | None, *, storage: Storage, loader_worke
         storage.data.mkdir(parents=True, exist_ok=True)  # generated images stay, as those of `plan --check-data` do
         _link(aside.data, storage.data)
         if teacher is None and trial.teacher_id is not None:
-            _link(aside.teacher(trial.teacher_id), storage.teacher(trial.teacher_id))
-            _link(aside.trial(trial.teacher_id), storage.trial(trial.teacher_id))
+            _link(aside.local / storage.name_of(storage.teacher(trial.teacher_id)), storage.teacher(trial.teacher_id))
+            _link(aside.local / storage.name_of(storage.trial(trial.teacher_id)), storage.trial(trial.teacher_id))
         return [_probed(one, aside, loader_workers) for one in (teacher, trial) if one is not None]
 
 
@@ -103,7 +103,12 @@ class _Clock:
         return self.step(purpose) * self._counts[purpose]
 
 
-def _link(place: Path, target: Path) -> None:
-    if target.exists():
+def _link(place: Path, target: StoredPath) -> None:
+    """Lets a folder appear at another place, whose content is not changed; from an object store it is copied."""
+    if isinstance(target, Path) and target.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         place.symlink_to(target, target_is_directory=True)
+    elif not isinstance(target, Path):
+        place.mkdir(parents=True)
+        for path in target.iterdir():
+            (place / path.name).write_bytes(path.read_bytes())

@@ -18,7 +18,7 @@ from kdr.detectors.weights import load_configured_weights
 from kdr.distill.statistics import LevelStd
 from kdr.errors import WeightsError
 from kdr.randomness import address
-from kdr.storage import Storage, written_aside
+from kdr.storage import Storage, fetched, written_aside
 
 _log = logging.getLogger(__name__)
 
@@ -96,7 +96,8 @@ class SharedParts:
             path = self.storage.trial(trial.trained_teacher_key) / "student.pt"
             if not path.exists():
                 raise WeightsError(f"trial.teacher: its training has left no weights at {path}. Run the study again to train it")
-            teacher = open_student(path)
+            with fetched(path, "student.json") as local:
+                teacher = open_student(local)
             lines = [f"all keys of its training's student.pt, trial {trial.trained_teacher_key}"]
         else:
             teacher = build_detector(config, categories, seed=0)

@@ -1,6 +1,7 @@
 """YAML without its traps."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,16 @@ def test_plain_scalars_are_what_they_look_like(text: str, value: Any) -> None:
     assert type(read) is type(value)
 
 
+NAMES = "abcdefghi"
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "\n".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]" for before, name in pairwise(NAMES)
+)
+"""Nine lines that stand for 9^9 words."""
+MERGE_BOMB = "a: &a {x: 1, y: 2}\n" + "\n".join(
+    f"{name}: &{name} {{<<: [{', '.join([f'*{before}'] * 9)}]}}" for before, name in pairwise(NAMES)
+)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -74,6 +85,8 @@ def test_plain_scalars_are_what_they_look_like(text: str, value: Any) -> None:
         ("a: &a [*a]", "^study.yaml: cannot be read as settings .*[Cc]ircular"),
         ("a: " + "9" * 5000, "^study.yaml: cannot be read as settings .*4300 digits"),
         ("a: \0", "^study.yaml: cannot be read as settings .*special characters are not allowed"),
+        (BOMB, "^study.yaml, line 1, column 1: aliases must not make more than 100,000 values of it$"),
+        (MERGE_BOMB, "^study.yaml, line 1, column 1: aliases must not make more than 100,000 values of it$"),
         ("[" * 1500, "^study.yaml: cannot be read as settings .*recursion"),
     ],
 )

@@ -1,5 +1,6 @@
 import os
 import time
+import zipfile
 
 import pytest
 
@@ -87,3 +88,36 @@ def test_a_trial_that_has_not_ended_is_told_and_is_no_problem(storage):
     append(storage, {"key": "a", "event": "started"})
     [finding] = check_log(storage)
     assert (finding.kind, finding.where, finding.is_problem) == ("unfinished", "a", False)
+
+
+def test_what_is_no_part_of_the_log_is_named_and_moved_aside(storage):
+    [path] = append(storage, {"key": "a", "event": "completed"})
+    compact(storage, "s")
+    foreign = [storage.log / "notes.txt", storage.log / "trials" / "old", path.parent / "part-1.csv", path.parent / "backup"]
+    for place in foreign[::2]:
+        place.write_text("hello")
+    for place in foreign[1::2]:
+        place.mkdir()
+        (place / "a").touch()
+    assert {(finding.kind, finding.where) for finding in check_log(storage)} == {("foreign", str(place)) for place in foreign}
+    moved = [quarantine(storage, finding) for finding in check_log(storage)]
+    assert len(moved) == 4
+    assert (storage.quarantine / "v1" / "trials" / "study=s" / "backup" / "a").exists()
+    assert check_log(storage) == ()
+    assert list(read_log(storage).states()) == ["a"]
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "student.pt"])
+def test_torn_weights_are_named_and_moved_aside(storage, name):
+    append(storage, {"key": "a", "event": "completed"})
+    path = storage.trial("a") / name
+    path.parent.mkdir(parents=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data/0", b"\0" * 1000)
+    assert check_log(storage) == ()
+    path.write_bytes(path.read_bytes()[:-1])
+    [finding] = check_log(storage)
+    assert (finding.kind, finding.where) == ("damaged", str(path))
+    assert "is cut off" in finding.what
+    assert quarantine(storage, finding) == [storage.quarantine / "trials" / "a" / name]
+    assert check_log(storage) == ()

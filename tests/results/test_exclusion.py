@@ -1,3 +1,6 @@
+import dataclasses
+from datetime import UTC, datetime
+
 import pytest
 
 from kdr.errors import ConfigError
@@ -52,3 +55,14 @@ def test_what_is_excluded_or_not_cannot_become_so_again(judged):
         exclude(judged.storage, state(judged, "good"), "again")
     with pytest.raises(ConfigError, match="must be an excluded trial that has not been run again, got fair, which is completed"):
         include(judged.storage, state(judged, "fair"))
+
+
+def test_exclusions_and_their_undoing_count_where_the_clock_was_set_back(judged):
+    """The log of the fixture lies in the past of this clock; here it lies in its future."""
+    ahead = dataclasses.replace(judged, study="ahead", time=datetime(2200, 1, 1, tzinfo=UTC))
+    ahead.trial("future", AP=0.3)
+    for _ in range(2):
+        exclude(judged.storage, state(judged, "future"), "why")
+        assert state(judged, "future").state == "excluded"
+        include(judged.storage, state(judged, "future"))
+        assert state(judged, "future").state == "completed"

@@ -1,13 +1,17 @@
 import dataclasses
+import errno
 import random
 import time
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdr.errors import StorageError
+from kdr.results import schema
 from kdr.results.reader import Log, known_keys, read_log
 from kdr.results.schema import EVENTS, SCHEMAS, ArmRow, EpochRow, TrialEvent, to_table
 from kdr.results.writer import LogWriter
@@ -59,6 +63,34 @@ def test_a_late_plan_of_another_study_does_not_hide_a_result():
 def test_events_of_one_instant_follow_the_life_of_a_trial():
     names = ["completed", "planned", "started"]
     assert log_of([event(name, at=1) for name in names]).states()["k"].state == "completed"
+
+
+def test_the_end_of_an_attempt_decides_where_clocks_were_set_back_or_differ():
+    begun = event("resumed", attempt=2, at=100)
+    for end in ("completed", "stopped_early", "failed", "interrupted"):
+        assert log_of([event("started"), begun, event(end, attempt=2, at=50)]).states()["k"].state.startswith(end)
+    ended = event("completed", attempt=2, at=50, AP=0.3)
+    assert known_keys(log_of([event("started"), begun, ended, event("interrupted", attempt=2, at=200)])) == {"k"}
+
+
+def test_epochs_of_a_later_attempt_count_where_its_clock_was_set_back():
+    rows = [epoch(number, at=100 + number, AP=0.1) for number in (1, 2, 3)]
+    rows += [epoch(number, attempt=2, at=number, AP=0.2) for number in (3, 4)]
+    epochs = log_of([event("started"), event("resumed", attempt=2, at=1)], rows).epochs_of("k")
+    assert list(zip(epochs["attempt"].to_pylist(), epochs["epoch"].to_pylist(), strict=True)) == [(1, 1), (1, 2), (2, 3), (2, 4)]
+
+
+def test_the_time_of_rows_goes_on_where_the_clock_is_set_back(monkeypatch):
+    before = schema.utc_now()
+
+    class SetBack(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) - timedelta(hours=1)
+
+    monkeypatch.setattr(schema, "datetime", SetBack)
+    assert before < schema.utc_now() < before + timedelta(minutes=1)
+    assert schema.later_than(before + timedelta(hours=2)) == before + timedelta(hours=2, microseconds=1)
 
 
 def test_events_of_a_newer_version_are_passed_over():
@@ -171,6 +203,31 @@ def test_a_truncated_fragment_is_named_and_the_rest_is_read(tmp_path):
         log = read_log(storage)
         assert list(log.states()) == ["whole"]
         assert log.damaged == (torn,)
+
+
+def test_a_changed_bit_is_damage_and_no_other_number(tmp_path):
+    storage = Storage.at(tmp_path)
+    LogWriter(storage, "s").event(event("completed", AP=0.3))
+    path = fragment(storage)
+    content = path.read_bytes()
+    start, end = pq.read_metadata(path).row_group(0).column(0).data_page_offset, pq.read_metadata(path).serialized_size
+    for place in range(start, len(content) - end - 8, 97):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        log = read_log(storage)
+        assert log.damaged == (path,) or log.states()["k"].metrics["AP"] == 0.3
+
+
+def test_a_file_that_the_storage_does_not_give_is_no_damage(tmp_path, monkeypatch):
+    """Its rows would be missing, and its trials would run again."""
+    storage = Storage.at(tmp_path)
+    LogWriter(storage, "s").event(event("completed"))
+
+    def unreachable(*_args, **_options):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(pq, "ParquetFile", unreachable)
+    with pytest.raises(StorageError, match=r"part-.*must be a file that can be read, got .*Stale file handle"):
+        read_log(storage)
 
 
 def test_foreign_files_are_passed_over(tmp_path):

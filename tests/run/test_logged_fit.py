@@ -93,3 +93,25 @@ def test_an_excluded_trial_is_trained_from_its_first_epoch(
     assert events[-2:] == [(2, "started"), (2, "completed")]
     assert log.epochs_of(trial.key)["attempt"].to_pylist() == [2] * EPOCHS
     assert has_weights(trial, storage)
+
+
+@pytest.mark.slow
+def test_a_torn_checkpoint_is_moved_aside_and_the_trial_computes_the_same_again(
+    study: Study, trial: Trial, storage: Storage, tmp_path: Path
+) -> None:
+    undisturbed = Storage.at(tmp_path / "undisturbed")
+    assert run(study, trial, undisturbed) == [1, 2, 3]
+    with pytest.raises(TrialFailure, match="cancelled"):
+        run(study, trial, storage, cancel_after=1)
+    checkpoint = storage.trial(trial.key) / "checkpoint.pt"
+    content = bytearray(checkpoint.read_bytes())
+    content[len(content) // 2] ^= 1
+    checkpoint.write_bytes(content)
+    assert run(study, trial, storage) == [1, 2, 3]
+    events = read_log(storage).trials.to_pylist()
+    assert [row["event"] for row in events] == ["started", "cancelled", "started", "completed"]
+    moved = storage.quarantine / "trials" / trial.key / "checkpoint.pt"
+    assert events[2]["reason"].endswith(f"it is now {moved}")
+    assert moved.read_bytes() == content
+    values = [read_log(place).epochs_of(trial.key).select(["epoch", "step", "AP", "lr"]) for place in (storage, undisturbed)]
+    assert values[0].equals(values[1])

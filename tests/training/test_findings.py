@@ -107,7 +107,8 @@ def test_without_a_teacher_nothing_is_said_of_one() -> None:
 def test_what_was_measured_is_kept_until_its_pictures_are_gone_or_the_version_rises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage, picture = Storage.at(tmp_path), tmp_path / "masks-1.png"
+    storage, picture = Storage.at(tmp_path), tmp_path / "preflight" / "study" / "masks-1.png"
+    picture.parent.mkdir(parents=True)
     picture.write_bytes(b"")
     measured = dataclasses.replace(SOUND, pictures=(str(picture),))
     trial = Trial("a" * 20, config_with(), "data", "teacher")

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from kdr.errors import ConfigError
@@ -30,6 +29,7 @@ from kdr.report.study_facts import budget, failures, provenance, study_content
 from kdr.report.study_text import study_text
 from kdr.report.texts import counted, duration
 from kdr.results.reader import Log, TrialState
+from kdr.storage import StoredPath
 
 
 def study_page(
@@ -37,7 +37,7 @@ def study_page(
     study: str,
     *,
     now: datetime,
-    log_folder: Path,
+    log_folder: StoredPath,
     question: tuple[tuple[str, str], ...] = (),
     metric: str | None = None,
     command: str = "",

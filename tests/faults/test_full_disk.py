@@ -1,0 +1,99 @@
+"""A study whose disk is full or has become read-only: it ends and says why, and the same command goes on once that is mended."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kdr
+from kdr.results.check import check_log
+from kdr.results.reader import read_log
+from kdr.storage import Storage
+
+pytestmark = [pytest.mark.ray, pytest.mark.faults]
+
+SEEDS = 3
+MOBILENET = {"backbone": "mobilenet_v3_small", "fpn_channels": 32}
+STUDY: dict[str, Any] = {
+    "study": "full",
+    "trial": {
+        "data": {"dataset": "shapes", "image_size_px": 64, "num_train": 32, "num_val": 8},
+        "student": MOBILENET,
+        "training": {"epochs": 4, "batch_size": 8, "optimizer": "adamw", "lr": 1e-3, "schedule": "constant"},
+    },
+    "ablation": {"design": "arms", "arms": {"slow": {"training.lr": 1e-4}}, "seeds": {"count": SEEDS}},
+    "resources": {"max_concurrent": 1},
+}
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of 200 megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(disk: Path) -> None:
+    with contextlib.suppress(OSError), (disk / "ballast").open("wb", buffering=0) as file:
+        while file.write(b"0" * 2**16):
+            pass
+
+
+def empty(disk: Path) -> None:
+    (disk / "ballast").unlink()
+
+
+def read_only(disk: Path) -> None:
+    while subprocess.run(["mount", "-o", "remount,ro", disk], capture_output=True).returncode:
+        time.sleep(0.01)  # refused while a file is open for writing
+
+
+def writable(disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+
+
+@pytest.mark.parametrize(
+    ("break_", "mend", "reason"),
+    [(fill, empty, "No space left on device"), (read_only, writable, "Read-only file system")],
+    ids=["full", "read-only"],
+)
+def test_a_study_without_a_disk_ends_and_goes_on_later(
+    disk: Path, tmp_path: Path, break_: Callable[[Path], None], mend: Callable[[Path], None], reason: str
+) -> None:
+    storage, study = Storage.at(disk / "runs"), tmp_path / "study.yaml"
+    study.write_text(json.dumps(STUDY))
+    entry = Path(kdr.__file__).parents[1] / "orchestrate.py"
+    command = [str(part) for part in (sys.executable, entry, "run", study, "--storage", storage.root, "--no-preflight")]
+    with (tmp_path / "output.txt").open("w") as output:
+        driver = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        while not any(state.state == "completed" for state in read_log(storage).states().values()):
+            assert driver.poll() is None, (tmp_path / "output.txt").read_text()
+            time.sleep(0.05)
+        break_(disk)
+        assert driver.wait(180) == 2
+    text = (tmp_path / "output.txt").read_text()
+    assert f"must be a folder that can be written, got {reason}" in text
+    assert "the same command" in text
+    assert "Traceback" not in text
+    states = Counter(state.state for state in read_log(storage).states().values())
+    assert set(states) <= {"completed", "running"}, "no trial has failed: the disk has"
+    mend(disk)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    log = read_log(storage)
+    assert [state.state for state in log.states().values()] == ["completed"] * 2 * SEEDS
+    ends = Counter(row["key"] for row in log.trials.to_pylist() if row["event"] == "completed")
+    assert set(ends.values()) == {1}
+    assert [finding for finding in check_log(storage) if finding.is_problem] == []
