@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 from kdr.results.schema import ArmRow, EpochRow, Row, TableName, TrialEvent, later_than, to_table, utc_now
 from kdr.storage import Storage, store
 
-
 FLUSH_EVERY_S = 5.0
 """Longest time that an epoch row waits while further rows come."""
 
