@@ -115,6 +115,10 @@ class Storage:
         """What processes of this machine lock that need the same teacher."""
         return self.local / "trials" / _plain(key) / "lock"
 
+    def hang(self, key: str, rank: int | str) -> Path:
+        """What a process of a trial was doing when it was ended since the trial hung; on its machine."""
+        return self.local / "trials" / _plain(key) / f"hang-{rank}.txt"
+
     def teacher(self, teacher_id: str) -> StoredPath:
         """What was measured of one teacher: feature statistics per data set."""
         return self.root / "teachers" / _plain(teacher_id)

@@ -48,5 +48,7 @@ def command(
         how = "Terminated" if outcome.terminated else "Interrupted"
         console.print(f"{how}: what was finished is kept. The same command continues.", style="magenta")
         raise typer.Exit(143 if outcome.terminated else 130)
+    if outcome.hopeless:
+        console.print(f"Stopped: {outcome.hopeless}", style="red", markup=False, highlight=False)
     if outcome.num_failed:
         raise typer.Exit(1)

@@ -9,6 +9,7 @@ from pydantic import Field, JsonValue, PrivateAttr, model_validator
 
 from kdr.config.ablation import Ablation, ablation_problems
 from kdr.config.detector import is_weights_enum
+from kdr.config.faults import Faults
 from kdr.config.overrides import changed, parse_override
 from kdr.config.problems import validated
 from kdr.config.search import Metric, Search
@@ -71,6 +72,8 @@ class Study(Settings):
     """Which arms are compared, with which seeds."""
     resources: Resources = Resources()
     """What one trial may use."""
+    faults: Faults = Faults()
+    """What becomes of trials that lose a process, hang, or fail one like the other."""
     keep_weights: Literal["all", "none"] | Count = 1
     """Whose students' weights are kept: of the study's best k, `all`, or `none`."""
     loggers: tuple[LoggerName, ...] = ()

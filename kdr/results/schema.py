@@ -81,7 +81,8 @@ class TrialEvent:
     teacher_id: str | None = None
     """Key of the teacher's trial, or the identity of its weights."""
     failure_kind: str | None = None
-    """`non_finite_loss`, `not_calibrated`, `out_of_memory`, `bad_data` or `error`."""
+    """`non_finite_loss`, `not_calibrated`, `out_of_memory`, `bad_data`, `bad_input` or `error`; where a process was lost, `crash`
+    or `hang`."""
     reason: str | None = None
     """Why it failed, was stopped, cancelled, excluded, or begun anew, one sentence."""
     traceback: str | None = None

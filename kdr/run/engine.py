@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from kdr.config.trial import Trial
+from kdr.run.watchdog import Watchdog
 from kdr.storage import Storage
 from kdr.training.fit import Track, fit, untracked
 from kdr.training.metrics import EpochMetrics
@@ -49,6 +50,8 @@ class InlineEngine:
     """Where to train; by default a GPU if there is one."""
     track: Track = untracked
     """Shows progress within an epoch."""
+    silence_s: float | None = None
+    """Seconds without a batch after which this process is ended (`kdr.run.watchdog`); None: never."""
     where: Mapping[str, Any] = field(default_factory=dict)
     shared: SharedParts = field(init=False)
 
@@ -57,14 +60,16 @@ class InlineEngine:
 
     def fit(self, trial: Trial) -> Iterator[EpochMetrics]:
         """Trains a trial."""
-        return fit(
+        watchdog = None if self.silence_s is None else Watchdog(self.storage, trial.key, self.silence_s)
+        epochs = fit(
             trial,
             storage=self.storage,
             shared=self.shared,
             device=self.device,
             loader_workers=self.loader_workers,
-            track=self.track,
+            track=self.track if watchdog is None else watchdog.watched(self.track),
         )
+        return epochs if watchdog is None else watchdog.over(epochs)
 
     def close(self) -> None:
         """Nothing: data and teacher stay open until the process ends."""

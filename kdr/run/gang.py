@@ -42,6 +42,8 @@ class GangSettings:
     """Processes that load images, for each worker."""
     max_trials: int
     """Trials after which the workers are started anew."""
+    silence_s: float = 1800.0
+    """Seconds without a batch after which a worker ends itself."""
 
 
 class Gang:
@@ -117,6 +119,7 @@ class Gang:
                     storage=self._storage,
                     threads=max(1, int(settings.cpus_per_worker)),
                     loader_workers=settings.loader_workers,
+                    silence_s=settings.silence_s,
                 )
             },
             scaling_config=ray.train.ScalingConfig(

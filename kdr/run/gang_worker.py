@@ -22,6 +22,8 @@ class WorkerSettings:
     """CPU threads of torch."""
     loader_workers: int
     """Processes that load images."""
+    silence_s: float
+    """Seconds without a batch after which a worker ends itself, and the gang with it."""
 
 
 def serve(given: dict[str, Any]) -> None:
@@ -50,11 +52,14 @@ def serve(given: dict[str, Any]) -> None:
 
 
 def _train(trial: Trial, settings: WorkerSettings, ranks: Any, shared: Any, device: Any) -> None:
-    from kdr.training.fit import fit
+    from kdr.run.watchdog import Watchdog
+    from kdr.training.fit import fit, untracked
 
-    channel = settings.channel
-    epochs = fit(
-        trial, storage=settings.storage, shared=shared, device=device, loader_workers=settings.loader_workers, ranks=ranks
+    channel, storage = settings.channel, settings.storage
+    watchdog = Watchdog(storage, trial.key, settings.silence_s, ranks.rank)
+    track, loaders = watchdog.watched(untracked), settings.loader_workers
+    epochs = watchdog.over(
+        fit(trial, storage=storage, shared=shared, device=device, loader_workers=loaders, track=track, ranks=ranks)
     )
     try:
         with contextlib.closing(epochs):  # type: ignore[type-var]

@@ -92,7 +92,7 @@ class LoggedTrial:
                 data_id=self.trial.data_id,
                 teacher_id=self.trial.teacher_id,
                 num_gpus=self.num_gpus,
-                **{**self.reached, **columns, **provenance(), **self._where},
+                **{**self.reached, **provenance(), **self._where, **columns},
             )
         )
 

@@ -41,6 +41,8 @@ class Outcome:
     seconds: float
     terminated: bool = False
     """Whether SIGTERM or SIGHUP ended it."""
+    hopeless: str = ""
+    """Why it was stopped, if its first trials all failed alike."""
 
 
 def run_study(
@@ -130,7 +132,8 @@ def _run_alone(
             shutil.rmtree(storage.ray / study.study, ignore_errors=True)
             _remove_orphans(storage, study)
         compact(storage, study.study)
-    return Outcome(sweep.num_run, sweep.num_failed, sweep.interrupted, time.monotonic() - begin, sweep.terminated)
+    seconds = time.monotonic() - begin
+    return Outcome(sweep.num_run, sweep.num_failed, sweep.interrupted, seconds, sweep.terminated, sweep.hopeless)
 
 
 def _remove_orphans(storage: Storage, study: Study) -> None:

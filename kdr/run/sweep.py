@@ -30,9 +30,6 @@ from kdr.run.trial_events import TrialEvents
 from kdr.run.trial_list import TrialList
 from kdr.storage import Storage
 
-MAX_CRASHES = 2
-"""How often a trial whose process died is started again, from its checkpoint."""
-
 
 class Sweep:
     """Runs trials of one study, one list or search after another, on the Ray that is running.
@@ -48,6 +45,8 @@ class Sweep:
         self.metric = study.metric
         self.num_run = self.num_failed = 0
         self.interrupted = self.terminated = False
+        self.hopeless = ""
+        """Why the study was stopped, if its first trials all failed alike."""
         self._log = LogWriter(storage, study.study)
         self._names: dict[str, str] = {}
         self._ended: list[tuple[str, float | None]] = []
@@ -122,6 +121,7 @@ class Sweep:
             study=self.study.study,
             resources=resources,
             role=role,
+            silence_s=self.study.faults.silence_s,
             may_be_stopped=scheduler is not None,
         )
         actor = tune.with_resources(
@@ -135,10 +135,11 @@ class Sweep:
             role=role,
             metric=self.metric,
             names=self._names,
-            max_crashes=MAX_CRASHES,
+            faults=self.study.faults,
             kept_weights=kept,
             on_report=self._interruption.trial_reported,
             on_no_storage=self._interruption.end_now,
+            on_hopeless=self._interruption.end_now,
         )
         callbacks: list[tune.Callback] = [events]
         if self._loggers:
@@ -159,7 +160,7 @@ class Sweep:
                 storage_path=str(self.storage.ray / self.study.study),
                 verbose=0,
                 callbacks=callbacks,
-                failure_config=tune.FailureConfig(max_failures=MAX_CRASHES),
+                failure_config=tune.FailureConfig(max_failures=self.study.faults.retries),
             ),
         )
         try:
@@ -173,7 +174,8 @@ class Sweep:
             raise StorageError(events.storage_problem)
         self.num_run += events.num_run if role == "student" else 0
         self.num_failed += events.num_failed
-        self.interrupted |= self._interruption.happened
+        self.hopeless = self.hopeless or events.hopeless
+        self.interrupted |= self._interruption.happened and not events.hopeless
         self.terminated |= self._interruption.is_ending
 
     def _config_of(self, trial: Trial, *, parameters: dict[str, Any], trials_known: int) -> dict[str, Any]:

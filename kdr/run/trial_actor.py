@@ -33,6 +33,8 @@ class ActorSettings:
     """Of one trial, `gpus_per_worker` as a number."""
     role: Role = "student"
     """"teacher" for the actor that trains the study's teacher."""
+    silence_s: float = 1800.0
+    """Seconds without a batch after which a process of a trial ends itself."""
     may_be_stopped: bool = False
     """Whether the driver stops trials early: each epoch may be the last, and must be in the log before the driver says so."""
 
@@ -171,7 +173,7 @@ def _engine(settings: ActorSettings) -> Engine:
         import torch
 
         torch.set_num_threads(max(1, math.floor(resources.cpus_per_worker)))
-        return InlineEngine(settings.storage, loader_workers=resources.loader_workers)
+        return InlineEngine(settings.storage, loader_workers=resources.loader_workers, silence_s=settings.silence_s)
     from kdr.run.gang import Gang, GangSettings
 
     size = GangSettings(
@@ -180,6 +182,7 @@ def _engine(settings: ActorSettings) -> Engine:
         gpus_per_worker=resources.gpus_per_worker,
         loader_workers=resources.loader_workers,
         max_trials=resources.max_trials_per_start,
+        silence_s=settings.silence_s,
     )
     return Gang(size, settings.storage, settings.study)
 

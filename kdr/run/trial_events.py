@@ -2,11 +2,13 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ray import tune
 
+from kdr.config.faults import Faults
 from kdr.config.study import Study
 from kdr.errors import StorageError
 from kdr.results.reader import read_log
@@ -17,7 +19,12 @@ from kdr.run.kept_weights import KeptWeights
 from kdr.run.logged_fit import LoggedTrial, num_attempts
 from kdr.run.observer import Observer, TrialProgress
 from kdr.run.trial_actor import STORAGE, trial_from
+from kdr.run.watchdog import hang_of
 from kdr.storage import Storage
+
+_OUT_OF_MEMORY = ("OutOfMemoryError", "low on memory")
+"""What Ray writes of a process that was killed since its node had no memory left."""
+_NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
 def unheard(*_: Any) -> None:
@@ -34,10 +41,11 @@ class TrialEvents(tune.Callback):
         role: of the trials that are run.
         metric: the searched metric.
         names: key -> name of the trial for people.
-        max_crashes: how often a trial is started again whose process died.
+        faults: how often a trial is started again whose process died, and when the study is given up.
         kept_weights: is told of each trial that ends; None keeps everything.
         on_report: is told of each trial that has ended an epoch or itself, by Tune's id, with the ids of those that run then.
         on_no_storage: is told when the storage cannot be written any more; `storage_problem` then says why.
+        on_hopeless: is told once, when the study's first trials have all failed alike; `hopeless` then says why.
     """
 
     def __init__(
@@ -49,16 +57,21 @@ class TrialEvents(tune.Callback):
         role: Role,
         metric: str,
         names: Mapping[str, str],
-        max_crashes: int,
+        faults: Faults,
         kept_weights: KeptWeights | None = None,
         on_report: Callable[[str, Iterable[str]], None] = unheard,
         on_no_storage: Callable[[], None] = unheard,
+        on_hopeless: Callable[[], None] = unheard,
     ) -> None:
         self.num_run = self.num_failed = 0
         self.storage_problem: str | None = None
+        self.hopeless = ""
+        """Why the study is given up, once it is."""
         self._study, self._storage, self._observer = study, storage, observer
-        self._role, self._metric, self._names, self._max_crashes = role, metric, names, max_crashes
-        self._kept_weights, self._on_report, self._on_no_storage = kept_weights, on_report, on_no_storage
+        self._role, self._metric, self._names, self._faults = role, metric, names, faults
+        self._kept_weights, self._on_report = kept_weights, on_report
+        self._on_no_storage, self._on_hopeless = on_no_storage, on_hopeless
+        self._failures: set[str] = set()
         self._log = LogWriter(storage, study.study)
         self._running: dict[str, Any] = {}
 
@@ -87,8 +100,8 @@ class TrialEvents(tune.Callback):
         if result.get("failed") == CANCELLED and self._role == "student":
             self._tell(trial, "cancelled")
         elif result.get("failed"):
-            self.num_failed += 1
             self._tell(trial, "failed")
+            self._has_failed(result["failed"], result.get("reason", ""))
         elif result["epoch"] < trial_from(trial.config).config.training.epochs:
             self._write(trial, "stopped_early", reason=f"behind other trials at epoch {result['epoch']}")
             self._tell(trial, "stopped_early")
@@ -98,15 +111,24 @@ class TrialEvents(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The process of a trial has died, and the trial is about to go on in another one."""
-        self._tell(trial, "running", reason="its process died; it goes on from its checkpoint")
+        how = "its process died"
+        if (doing := hang_of(self._storage, trial.config["trial"]["key"])) is not None:
+            how = self._hung
+            self._write(trial, "interrupted", failure_kind="hang", reason=how, traceback=doing, **self._where(trial))
+        self._tell(trial, "running", reason=f"{how}; it goes on from its checkpoint")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The process of a trial has died more often than it is started again."""
-        self.num_run, self.num_failed = self.num_run + 1, self.num_failed + 1
-        lines = str(trial.get_error() or "").strip().splitlines()
-        reason = f"its process died {self._max_crashes + 1} times" + (f", the last time with: {lines[-1]}" if lines else "")
-        self._write(trial, "failed", failure_kind="crash", reason=reason)
+        self.num_run += 1
+        error = str(trial.get_error() or "").strip()
+        lines = error.splitlines()
+        kind = "out_of_memory" if any(text in error for text in _OUT_OF_MEMORY) else "crash"
+        reason = f"its process died {self._faults.retries + 1} times" + (f", the last time with: {lines[-1]}" if lines else "")
+        if (doing := hang_of(self._storage, trial.config["trial"]["key"])) is not None:
+            kind, reason, error = "hang", f"{self._hung}, or its process died, {self._faults.retries + 1} times", doing
+        self._write(trial, "failed", failure_kind=kind, reason=reason, traceback=error, **self._where(trial))
         self._tell(trial, "failed", reason=reason)
+        self._has_failed(kind, reason)
         self._ended(trial)
 
     def close(self) -> None:
@@ -116,7 +138,7 @@ class TrialEvents(tune.Callback):
         for trial in self._running.values():
             state = states.get(trial.config["trial"]["key"])
             if state is not None and state.state == "running":
-                self._write(trial, "interrupted", reason="the study was interrupted")
+                self._write(trial, "interrupted", reason=self.hopeless or "the study was interrupted")
             if state is None or state.state != "completed":
                 self._tell(trial, "interrupted")
 
@@ -124,6 +146,23 @@ class TrialEvents(tune.Callback):
         """The storage cannot be written: nothing that runs could keep its results, so the study ends; what is logged is kept."""
         self.storage_problem = self.storage_problem or reason
         self._on_no_storage()
+
+    @property
+    def _hung(self) -> str:
+        return f"it hung: no batch for {self._faults.silence_s:g} s"
+
+    def _where(self, trial: Any) -> dict[str, Any]:
+        """Host and device of a trial's last attempt, as it has told them itself."""
+        state = read_log(self._storage, self._study.study).states().get(trial.config["trial"]["key"])
+        return {} if state is None else {"host": state.last.host, "device": state.last.device}
+
+    def _has_failed(self, kind: str, reason: str) -> None:
+        """Gives the study up when all of its first trials have failed for one reason; numbers in it make no other one."""
+        self.num_failed += 1
+        self._failures.add(f"{kind}: {_NUMBER.sub('#', reason)}")
+        if self._role == "student" and self.num_run == self.num_failed == self._faults.alike and len(self._failures) == 1:
+            self.hopeless = f"the first {self.num_run} trials all failed alike, the last one by {reason or kind}"
+            self._on_hopeless()
 
     def _ended(self, trial: Any) -> None:
         self._running.pop(trial.trial_id, None)

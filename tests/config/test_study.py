@@ -95,7 +95,7 @@ def test_the_study_of_the_design_is_read(tmp_path: Path) -> None:
         (
             {"serach": {}},
             "serach: no such setting. Did you mean 'search'? "
-            "Settings: ablation, keep_weights, loggers, resources, search, study, trial",
+            "Settings: ablation, faults, keep_weights, loggers, resources, search, study, trial",
         ),
         (search(sampler="tep"), "search.sampler: no such setting. Did you mean 'tpe'? Settings: grid, random, tpe"),
         (search(sampler={"tpe": {"sed": 1}}), "search.sampler.tpe.sed: no such setting. Did you mean 'seed'? Settings: seed"),

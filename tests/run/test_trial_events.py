@@ -59,7 +59,7 @@ def recorder() -> Recorder:
 
 @pytest.fixture
 def events(study: Study, storage: Storage, recorder: Recorder, trial: Trial) -> TrialEvents:
-    return TrialEvents(study, storage, recorder, role="student", metric="AP", names={trial.key: "1"}, max_crashes=2)
+    return TrialEvents(study, storage, recorder, role="student", metric="AP", names={trial.key: "1"}, faults=study.faults)
 
 
 def tunes_trial(trial: Trial, result: dict[str, Any] | None = None) -> Any:
@@ -67,12 +67,12 @@ def tunes_trial(trial: Trial, result: dict[str, Any] | None = None) -> Any:
     return SimpleNamespace(trial_id="tune-1", config=tune_config(trial, parameters={}), last_result=result)
 
 
-def begun(trial: Trial, storage: Storage, attempt: int) -> None:
+def begun(trial: Trial, storage: Storage, attempt: int, **columns: Any) -> None:
     """Leaves what an attempt leaves: the count in the trial's folder, and an event."""
     folder = storage.trial(trial.key)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "attempts").write_text(str(attempt))
-    write(trial, storage, attempt=attempt, event="resumed" if attempt > 1 else "started")
+    write(trial, storage, attempt=attempt, event="resumed" if attempt > 1 else "started", **columns)
 
 
 def write(trial: Trial, storage: Storage, **columns: Any) -> None:
@@ -126,6 +126,80 @@ def test_a_trial_that_ended_after_tune_stopped_listening_stays_completed(
     events.close()
     state = read_log(storage).states()[trial.key]
     assert (state.state, state.epoch, state.metrics["AP"]) == ("completed", 4, 0.5)
+
+
+def test_a_trial_that_hung_goes_on_and_the_log_says_where_and_what_it_was_doing(
+    events: TrialEvents, trial: Trial, storage: Storage, recorder: Recorder
+) -> None:
+    begun(trial, storage, attempt=1, host="a-node")
+    storage.hang(trial.key, 1).write_text("Timeout (0:30:00)!\nFile read.py, line 3 in wait")
+    tuned = tunes_trial(trial)
+    events.on_trial_start(0, [tuned], tuned)
+    events.on_trial_recover(0, [tuned], tuned)
+    last = read_log(storage).states()[trial.key].last
+    assert (last.event, last.failure_kind, last.host) == ("interrupted", "hang", "a-node")
+    assert last.reason == "it hung: no batch for 1800 s"
+    assert last.traceback == "hang-1:\nTimeout (0:30:00)!\nFile read.py, line 3 in wait"
+    assert recorder.updates[-1].reason == "it hung: no batch for 1800 s; it goes on from its checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("error", "hangs", "kind"),
+    [
+        ("ActorDiedError: killed", False, "crash"),
+        ("OutOfMemoryError: the node was running low on memory", False, "out_of_memory"),
+        ("ActorDiedError: exited", True, "hang"),
+    ],
+)
+def test_a_trial_that_lost_its_process_once_too_often_fails_by_class(
+    events: TrialEvents, trial: Trial, storage: Storage, error: str, hangs: bool, kind: str
+) -> None:
+    begun(trial, storage, attempt=3, host="a-node")
+    if hangs:
+        storage.hang(trial.key, 0).write_text("Timeout (0:30:00)!")
+    tuned = tunes_trial(trial)
+    tuned.get_error = lambda: error
+    events.on_trial_start(0, [tuned], tuned)
+    events.on_trial_error(0, [tuned], tuned)
+    last = read_log(storage).states()[trial.key].last
+    assert (last.event, last.failure_kind, last.host) == ("failed", kind, "a-node")
+    assert last.traceback == ("hang-0:\nTimeout (0:30:00)!" if hangs else error)
+
+
+def failing(study: Study, storage: Storage, recorder: Recorder, reasons: list[str]) -> tuple[TrialEvents, int]:
+    """The driver after trials have ended one by one, with these reasons or completed; and how often it was told to stop."""
+    told: list[int] = []
+    events = TrialEvents(
+        study, storage, recorder, role="student", metric="AP", names={}, faults=study.faults, on_hopeless=lambda: told.append(1)
+    )
+    for seed, reason in enumerate(reasons):
+        one = trial_maker(study, storage)(study.trial_with({"seed": seed}))
+        failed = {"failed": "bad_data", "reason": reason, "AP": float("nan")} if reason else {"AP": 0.5}
+        tuned = tunes_trial(one, {"epoch": 0 if reason else 4, "attempt": 1, "reached": {}, **failed})
+        events.on_trial_start(0, [tuned], tuned)
+        events.on_trial_complete(0, [tuned], tuned)
+    return events, len(told)
+
+
+@pytest.mark.parametrize(
+    ("reasons", "stops"),
+    [
+        (["image 12 must be readable", "image 7 must be readable", "image 12 must be readable"], True),
+        (["image 12 must be readable"] * 5, True),
+        (["image 12 must be readable"] * 2, False),
+        (["image 12 must be readable", "the disk is gone", "image 12 must be readable"], False),
+        (["", "image 1 must be readable", "image 2 must be readable", "image 3 must be readable"], False),
+    ],
+    ids=["but for numbers", "told once", "too few to say", "not alike", "one is completed"],
+)
+def test_a_study_whose_first_trials_all_fail_alike_is_given_up_once(
+    study: Study, storage: Storage, recorder: Recorder, reasons: list[str], stops: bool
+) -> None:
+    events, told = failing(study, storage, recorder, reasons)
+    assert told == int(stops)
+    assert bool(events.hopeless) == stops
+    if stops:
+        assert events.hopeless == f"the first 3 trials all failed alike, the last one by {reasons[2]}"
 
 
 def test_a_trial_whose_process_died_too_often_has_failed(
