@@ -244,8 +244,8 @@ def _found(info: Any) -> bool:
 
 
 def _reason(error: OSError) -> str:
-    """What a store said, without the number of the request."""
-    return str(error).partition(" (Request ID")[0].splitlines()[0]
+    """What a store said, without the name of the object and the number of the request."""
+    return str(error).partition(" (Request ID")[0].rpartition("AWS Error ")[2].splitlines()[0]
 
 
 @functools.lru_cache

@@ -54,7 +54,7 @@ def patiently(do: Callable[[], T], *, patience_s: float = PATIENCE_S) -> T:
             if error.errno not in _PASSES or left_s <= 0:
                 raise
             if pause_s == _PAUSES_S[0]:
-                _say(f"The storage cannot be reached ({error}). Trying again for {patience_s:.0f} s")
+                _say(f"The storage cannot be reached ({error.strerror or error}). Trying again for {patience_s:.0f} s")
             time.sleep(min(pause_s, left_s))
             pause_s = min(2 * pause_s, _PAUSES_S[1])
         else:

@@ -178,12 +178,19 @@ def store(path: StoredPath, write: Callable[[Path], object], *, patience_s: floa
         except RuntimeError as error:  # what torch makes of a full disk
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
-    try:
+    with explained(path.parent):
         patiently(once, patience_s=patience_s)
+
+
+@contextlib.contextmanager
+def explained(folder: StoredPath) -> Iterator[None]:
+    """Gives the system's errors of writing to a folder as StorageError, with the way out."""
+    try:
+        yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error
         raise StorageError(
-            f"{path.parent}: must be a folder that can be written, got {reason}. "
+            f"{folder}: must be a folder that can be written, got {reason}. "
             "Free space or change its permissions, then run the same command again: what is logged is kept"
         ) from error
 

@@ -45,7 +45,7 @@ def test_what_cannot_be_reached_is_tried_again_and_both_are_said_once(clock, cap
         assert patiently(failing(4)) == "done"
     assert clock == [1, 2, 4, 8]
     first, last = (record.getMessage() for record in caplog.records)
-    assert first == "The storage cannot be reached ([Errno 116] Stale file handle). Trying again for 300 s"
+    assert first == "The storage cannot be reached (Stale file handle). Trying again for 300 s"
     assert last == "The storage can be reached again, after 15 s"
 
 

@@ -45,7 +45,7 @@ def command(
     from kdr.run.trial_identity import trial_maker
     from kdr.storage import Storage
 
-    chosen, place, console = read_study(study, set_ or ()), Storage.at(storage), Console()
+    chosen, place, console = read_study(study, set_ or ()), Storage.at(storage).patient(), Console()
     place.check_writable()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("kdr").setLevel(logging.INFO)  # what was loaded from which weights

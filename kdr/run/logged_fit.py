@@ -16,7 +16,7 @@ from kdr.results.writer import LogWriter
 from kdr.run.cancellation import CANCELLED, asked_to_end
 from kdr.run.engine import Engine, ProcessLostError
 from kdr.run.provenance import provenance
-from kdr.storage import Storage, StoredPath, remove_orphans, written_aside
+from kdr.storage import Storage, StoredPath, explained, remove_orphans, written_aside
 from kdr.training.metrics import EpochMetrics
 
 
@@ -58,7 +58,8 @@ class LoggedTrial:
             ProcessLostError: when a process died that trained it; the trial can go on from its checkpoint.
         """
         folder = self.storage.trial(self.trial.key)
-        torn = patiently(self._prepare)
+        with explained(folder):
+            torn = patiently(self._prepare)
         if (folder / "checkpoint.pt").exists():
             self.event("resumed")
         else:

@@ -167,7 +167,10 @@ class TrialEvents(tune.Callback):
     def _ended(self, trial: Any) -> None:
         self._running.pop(trial.trial_id, None)
         if self._kept_weights is not None:
-            self._kept_weights.add(trial.config["trial"]["key"], (trial.last_result or {}).get(self._metric))
+            try:
+                self._kept_weights.add(trial.config["trial"]["key"], (trial.last_result or {}).get(self._metric))
+            except (OSError, StorageError) as error:
+                self._no_storage(str(error))
         self._on_report(trial.trial_id, self._running)
 
     def _write(self, trial: Any, event: Event, **columns: Any) -> None:
