@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from kdr.run.logged_fit import teacher_of
 from kdr.run.trial_identity import trial_maker
 from kdr.storage import Storage
 from kdr.training.fit import fit
+from tests.faults.invariants import check_log, check_nothing_is_left
+from tests.faults.processes import AGENTS, Run, check_no_process_is_left
 
 EPOCHS, TRIALS = 5, 3
 TRAINING = {"batch_size": 8, "optimizer": "adamw", "lr": 1e-3, "schedule": "constant"}
@@ -44,67 +46,6 @@ STUDY: dict[str, Any] = {
     "search": {"trials": TRIALS, "parameters": {"distill.kdr.weight": {"float": [0.1, 50], "log": True}}},
     "resources": {"max_concurrent": 1},
 }
-
-
-AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
-"""Of a killed Ray they stay for about a minute, idle, and try to report it."""
-
-
-class Run:
-    """`orchestrate.py run` in a process, and a session, of its own; everything that it starts is in that session."""
-
-    def __init__(self, study: Path, storage: Storage) -> None:
-        self.storage = storage
-        self._output = (storage.root / "output.txt").open("w+")
-        command = [sys.executable, Path(kdr.__file__).parents[1] / "orchestrate.py", "run", study, "--storage", storage.root]
-        command.append("--no-preflight")
-        self.driver = subprocess.Popen(
-            command,
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-
-    def wait_for(self, what: str, condition: Callable[[], Any], timeout_s: float = 90) -> Any:
-        """Waits until a condition holds, and says what."""
-        end = time.monotonic() + timeout_s
-        while not (found := condition()):
-            assert self.driver.poll() is None, f"the run ended before {what}:\n{self.text()}"
-            assert time.monotonic() < end, f"waited in vain for {what}:\n{self.text()}"
-            time.sleep(0.05)
-        return found
-
-    def ended(self, timeout_s: float = 120) -> int:
-        """The exit code of the driver."""
-        return self.driver.wait(timeout_s)
-
-    def text(self) -> str:
-        """What it has printed so far."""
-        return Path(self._output.name).read_text()
-
-    def processes(self) -> dict[int, str]:
-        """Processes of this run that are alive, by id with their command lines."""
-        found = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                state, _parent, _group, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
-                if int(session) == self.driver.pid and state != "Z":
-                    found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ").strip()
-            except (OSError, ValueError):
-                continue  # it has just ended
-        return found
-
-    def trial_process(self) -> int | None:
-        """The process that trains, by the name that Ray gives to a trainable with resources."""
-        return next((pid for pid, command in self.processes().items() if command.startswith("ray::ResourceTrainable")), None)
-
-    def close(self) -> None:
-        """Ends what is left, each process by its id."""
-        for pid in self.processes():
-            os.kill(pid, signal.SIGKILL)
-        self.driver.wait()
-        self._output.close()
 
 
 @pytest.fixture(scope="module")
@@ -168,13 +109,12 @@ def trial_is_under_way(number: int, storage: Storage) -> Callable[[], str | None
 
 def check_everything_ran_once(storage: Storage) -> None:
     """Every trial of the budget is completed, with each of its epochs once in the log."""
-    log = read_log(storage)
+    log = check_log(storage, "cut-off")
     assert [(state.state, state.epoch) for state in students(log)] == [("completed", EPOCHS)] * TRIALS
     for state in students(log):
         assert log.epochs_of(state.key)["epoch"].to_pylist() == list(range(1, EPOCHS + 1))
         assert [event for _, event in events(log, state.key)].count("completed") == 1
-    assert not log.damaged
-    assert not list(storage.root.glob("trials/*/checkpoint.pt"))
+    check_nothing_is_left(storage, log)
 
 
 def check_bits(study: Study, storage: Storage, key: str, undisturbed: Storage) -> None:
@@ -187,13 +127,6 @@ def check_bits(study: Study, storage: Storage, key: str, undisturbed: Storage) -
     logged = log.epochs_of(key).to_pylist()
     assert [dict(row["losses"]) for row in logged] == [epoch.losses for epoch in alone]
     assert [row["AP"] for row in logged] == [epoch.evaluation.metrics["AP"] for epoch in alone if epoch.evaluation]
-
-
-def check_nothing_is_left(run: Run, *, within_s: float, but_for: Set[str] = frozenset()) -> None:
-    end = time.monotonic() + within_s
-    while not (left := set(run.processes().values())) <= but_for:
-        assert time.monotonic() < end, left
-        time.sleep(0.1)
 
 
 @pytest.fixture
@@ -348,7 +281,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(begin: Callable[
     assert first.ended() == 130, first.text()
     assert "Interrupted: what was finished is kept. The same command continues." in first.text()
     assert "Traceback" not in first.text()
-    check_nothing_is_left(first, within_s=10)
+    check_no_process_is_left(first, within_s=10)
     log = read_log(first.storage)
     assert events(log, cut_off) == [(1, "started"), (1, "interrupted")]
     assert [state.state for state in students(log)] == ["completed", "interrupted"]
@@ -360,7 +293,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(begin: Callable[
     log = read_log(first.storage)
     assert events(log, cut_off) == [(1, "started"), (1, "interrupted"), (2, "resumed"), (2, "completed")]
     check_everything_ran_once(first.storage)
-    check_nothing_is_left(second, within_s=10)
+    check_no_process_is_left(second, within_s=10)
 
 
 @pytest.mark.faults
@@ -373,7 +306,7 @@ def test_sigterm_lets_the_epoch_end_and_starts_nothing_new(begin: Callable[[], R
     assert first.ended(timeout_s=40) == 143, first.text()
     assert "Terminated: what was finished is kept. The same command continues." in first.text()
     assert "Traceback" not in first.text()
-    check_nothing_is_left(first, within_s=10)
+    check_no_process_is_left(first, within_s=10)
     log = read_log(first.storage)
     assert events(log, cut_off) == [(1, "started"), (1, "interrupted")]
     assert [state.state for state in students(log)] == ["completed", "interrupted"]
@@ -393,7 +326,7 @@ def test_sigterm_to_ray_as_well_ends_at_once_and_nothing_finished_is_lost(begin:
     assert run.ended(timeout_s=30) == 143, run.text()
     assert "Terminated, and Ray with it. What was finished is in the log; the same command continues." in run.text()
     assert "Traceback" not in run.text()
-    check_nothing_is_left(run, within_s=20, but_for=AGENTS)
+    check_no_process_is_left(run, within_s=20, but_for=AGENTS)
     log = read_log(run.storage)
     assert not log.damaged
     assert events(log, cut_off) == [(1, "started"), (1, "interrupted")]
@@ -456,7 +389,7 @@ def test_whether_the_driver_is_killed_or_a_trial_no_trial_is_lost_or_doubled(
     second_trial = first.wait_for("the second trial", trial_is_under_way(2, first.storage))
     first.driver.kill()
     second = begin()  # at once: what is left of the first run must not disturb it
-    check_nothing_is_left(first, within_s=20, but_for=AGENTS)
+    check_no_process_is_left(first, within_s=20, but_for=AGENTS)
     third_trial = second.wait_for("the third trial", trial_is_under_way(3, first.storage))
     process = second.trial_process()
     assert process is not None

@@ -1,0 +1,247 @@
+"""What a trial costs the driver and the log as a study grows, and how long a large log takes to answer.
+
+    python benchmarks/scale.py                          # studies of 100, 1,000 and 3,000 trials, then a log of 10,000
+    python benchmarks/scale.py --trials 100 1000 --log-trials 0
+
+The trials are real but for their training: drawn by a search, run by Ray's actors, logged with an epoch each; an epoch takes no
+time. Each study has a driver process and a Ray of its own. `status`, `table` and `query` are processes, too, start included.
+
+The log of 10,000 trials of 24 epochs is that of `benchmarks/report.py`. It is asked in one process: from nothing to the answer,
+as `query` does it, and once more on the open connection; beside it the same question to the files that Ray Tune itself leaves of
+as many trials (`result.json`, a line per epoch, written by Ray's own callback), read into a dataframe.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from ray.tune.logger import JsonLoggerCallback
+
+from kdr.config.study import Study, study_from
+from kdr.config.trial import Trial
+from kdr.randomness import address
+from kdr.storage import Storage
+from kdr.training.metrics import EpochMetrics, Evaluation
+
+ORCHESTRATE = Path(__file__).parents[1] / "orchestrate.py"
+EPOCHS = 24
+QUESTION = "SELECT arm, avg(AP) AS mean, count(*) AS n FROM trials GROUP BY arm ORDER BY mean DESC"
+OF_EPOCHS = "SELECT epoch, avg(AP), avg(seconds) FROM epochs GROUP BY epoch ORDER BY epoch"
+
+
+def study_of(num_trials: int) -> Study:
+    """A random search of so many trials of one epoch."""
+    trial = {"data": {"dataset": "shapes", "search_split": 64}, "training": {"epochs": 1}}
+    search = {"trials": num_trials, "sampler": "random", "parameters": {"training.lr": {"float": [1e-5, 1e-1], "log": True}}}
+    content = {"study": "scale", "trial": trial, "search": search, "resources": {"max_concurrent": 2, "gpus_per_worker": 0}}
+    return study_from(content, folder=Path("/"))
+
+
+class NoTraining:
+    """An engine whose epochs take no time."""
+
+    where: dict[str, Any] = {}
+
+    def fit(self, trial: Trial) -> Iterator[EpochMetrics]:
+        """The one epoch of a trial."""
+        yield EpochMetrics(
+            epoch=1,
+            step=32,
+            losses={"classification": 1.0, "bbox_regression": 0.5},
+            weighted_losses={"classification": 1.0, "bbox_regression": 0.5},
+            gradient_norms={"detection": 1.0},
+            lr=trial.config.training.lr,
+            seconds=1.0,
+            eval_seconds=0.1,
+            images_per_s=512.0,
+            images_seen=512,
+            peak_memory_bytes=None,
+            first_batch_hash="0",
+            evaluation=Evaluation({"AP": address(0, trial.key) / 2**63}, {}),
+            is_last=True,
+        )
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class Ends:
+    """Notes when trials end, by wall clock and by this process's CPU time; an observer."""
+
+    def __init__(self) -> None:
+        self.times: list[tuple[float, float]] = []
+
+    def phase(self, text: str) -> None:
+        """Nothing."""
+
+    def finding(self, finding: Any) -> None:
+        """Nothing."""
+
+    def plan(self, num_trials: int | None, num_done: int, num_concurrent: int) -> None:
+        """Nothing."""
+
+    def update(self, progress: Any) -> None:
+        """Notes the end of a trial."""
+        if progress.state == "completed":
+            self.times.append((time.perf_counter(), time.process_time()))
+
+
+def run_study_of(num_trials: int, folder: str) -> dict[str, float]:
+    """Runs a study in this process, and says what it took: seconds and CPU seconds of a trial after the first, peak memory."""
+    from kdr.run import sweep
+    from kdr.run.ray_session import ray_session
+    from kdr.run.trial_actor import TrialActor
+    from kdr.run.trial_identity import trial_maker
+
+    class NoTrainingActor(TrialActor):
+        def setup(self, config: dict[str, Any], *, settings: Any) -> None:  # type: ignore[override]
+            with patch("kdr.run.trial_actor._engine", lambda _: NoTraining()):
+                super().setup(config, settings=settings)
+
+    study, storage, ends = study_of(num_trials), Storage.at(folder), Ends()
+    with ray_session(None), patch.object(sweep, "TrialActor", NoTrainingActor):
+        ran = sweep.Sweep(study, storage, ends)
+        ran.run_search(trial_maker(study, storage), study.resources, 2)
+        assert (ran.num_run, ran.num_failed) == (num_trials, 0), (ran.num_run, ran.num_failed)
+        (first, first_cpu), (last, last_cpu) = ends.times[0], ends.times[-1]  # the first one waits for the actors' start
+        return {
+            "seconds": (last - first) / (num_trials - 1),
+            "cpu_seconds": (last_cpu - first_cpu) / (num_trials - 1),
+            "memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        }
+
+
+def measured_study(num_trials: int) -> dict[str, float]:
+    """What a study of so many trials takes, in processes of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = subprocess.run(
+            [sys.executable, __file__, "--one", str(num_trials), "--storage", folder], check=True, capture_output=True, text=True
+        ).stdout
+        found: dict[str, float] = json.loads(output.splitlines()[-1])
+        found["log_kib"] = sum(path.stat().st_size for path in Storage.at(folder).log.rglob("*.parquet")) / 2**10  # type: ignore[union-attr]
+        where = ["--storage", folder]
+        found["compact_s"] = seconds_of("log", "compact", "scale", *where)
+        found["compacted_kib"] = sum(path.stat().st_size for path in Storage.at(folder).log.rglob("c-*.parquet")) / 2**10  # type: ignore[union-attr]
+        found["status_s"] = seconds_of("status", "scale", *where)
+        found["table_s"] = seconds_of("table", "scale", *where)
+        found["query_s"] = seconds_of("query", QUESTION, *where)
+    return found
+
+
+def seconds_of(*arguments: str) -> float:
+    """Seconds of one command."""
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, str(ORCHESTRATE), *arguments], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - begin
+
+
+def timed(ask: Callable[[], Any]) -> float:
+    """Seconds of one question."""
+    begin = time.perf_counter()
+    ask()
+    return time.perf_counter() - begin
+
+
+def compare_logs(num_trials: int) -> None:
+    """Asks a log of so many trials, and Ray's own files of as many."""
+    import numpy as np
+    from report import write_study
+
+    from kdr.results.sql import connect, query
+
+    with tempfile.TemporaryDirectory() as folder:
+        storage, generator = Storage.at(folder), np.random.default_rng(0)
+        for number in range(50):
+            write_study(storage, f"study-{number:03}", num_trials // 500, 10, generator)
+        print(f"\n{num_trials} trials of {EPOCHS} epochs, compacted")
+        print(f"{'query, from nothing: trials':<52}{timed(lambda: query(storage, QUESTION)):>8.2f} s")
+        print(f"{'query, from nothing: epochs':<52}{timed(lambda: query(storage, OF_EPOCHS)):>8.2f} s")
+        with connect(storage) as connection:
+            print(f"{'the same, connection open: epochs':<52}{timed(lambda: connection.sql(OF_EPOCHS).fetchall()):>8.3f} s")
+        rays = Path(folder) / "rays"
+        write_rays_files(rays, num_trials)
+        print(f"{'result.json of Ray Tune into a dataframe: epochs':<52}{timed(lambda: rays_answer(rays)):>8.2f} s")
+
+
+class RaysTrial:
+    """Of a trial of Ray Tune what its callback looks at."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.trial_id, self.config, self.local_path = f"{number:05}", {"lr": number / 1e6}, str(folder / f"trial_{number:05}")
+        Path(self.local_path).mkdir(parents=True)
+
+    def init_local_path(self) -> None:
+        """Nothing: the folder is there."""
+
+
+class RaysCallback(JsonLoggerCallback):
+    """Ray's own, of trials that have run nowhere else before."""
+
+    def _restore_from_remote(self, file_name: str, trial: Any) -> None:
+        """Nothing is there."""
+
+
+def write_rays_files(folder: Path, num_trials: int) -> None:
+    """The results of so many trials, as Ray Tune writes them, with the columns that it adds."""
+    callback = RaysCallback()
+    added = {"date": "2026-01-01_00-00-00", "pid": 1, "hostname": "a-node", "node_ip": "10.0.0.1", "done": False}
+    for number in range(num_trials):
+        trial = RaysTrial(folder, number)
+        for epoch in range(1, EPOCHS + 1):
+            times = dict.fromkeys(("time_this_iter_s", "time_total_s", "time_since_restore", "timestamp"), epoch * 5.0)
+            numbers = {"training_iteration": epoch, "iterations_since_restore": epoch, "trial_id": trial.trial_id}
+            result = {"epoch": epoch, "AP": epoch / EPOCHS, "seconds": 5.0, "config": trial.config}
+            callback.log_trial_result(epoch, trial, result | numbers | times | added)
+        callback.log_trial_end(trial)
+
+
+def rays_answer(folder: Path) -> Any:
+    """Means by epoch out of Ray's files, as `ResultGrid` reads them: each trial's lines into a dataframe."""
+    import pandas as pd
+
+    frames = [
+        pd.json_normalize([json.loads(line) for line in (path / "result.json").read_text().splitlines()], sep="/")
+        for path in sorted(folder.iterdir())
+    ]
+    return pd.concat(frames, ignore_index=True).groupby("epoch")[["AP", "seconds"]].mean()
+
+
+def main() -> None:
+    """Measures studies of growing size, then a large log."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, nargs="+", default=[100, 1000, 3000], help="sizes of the studies")
+    parser.add_argument("--log-trials", type=int, default=10_000, help="trials of the large log; 0 leaves it out")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--storage", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(run_study_of(arguments.one, arguments.storage)), flush=True)
+        os._exit(0)
+    print("trials   trials/min   driver CPU/trial   driver RSS   log   compacted   compact   status   table   query")
+    costs = {}
+    for num_trials in arguments.trials:
+        found = measured_study(num_trials)
+        costs[num_trials] = found["seconds"]
+        print(
+            f"{num_trials:>6}{60 / found['seconds']:>13.0f}{found['cpu_seconds'] * 1000:>16.1f} ms"
+            f"{found['memory_mib']:>9.0f} MiB{found['log_kib']:>7.0f} KiB{found['compacted_kib']:>5.0f} KiB"
+            f"{found['compact_s']:>8.1f} s{found['status_s']:>7.1f} s{found['table_s']:>6.1f} s{found['query_s']:>6.1f} s",
+            flush=True,
+        )
+    first, last = arguments.trials[0], arguments.trials[-1]
+    print(f"a trial among {last} costs {costs[last] / costs[first]:.2f} times one among {first}")
+    if arguments.log_trials:
+        compare_logs(arguments.log_trials)
+
+
+if __name__ == "__main__":
+    main()

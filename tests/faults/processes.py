@@ -1,0 +1,80 @@
+"""A study in processes of its own, to be killed and looked after."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Set
+from pathlib import Path
+from typing import Any
+
+import kdr
+from kdr.storage import Storage
+
+AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
+"""Of a killed Ray they stay for about a minute, idle, and try to report it."""
+
+
+class Run:
+    """`orchestrate.py run` in a process, and a session, of its own; everything that it starts is in that session."""
+
+    def __init__(self, study: Path, storage: Storage, *options: str) -> None:
+        self.storage = storage
+        self._output = (storage.root / "output.txt").open("w+")
+        command = [sys.executable, Path(kdr.__file__).parents[1] / "orchestrate.py", "run", study, "--storage", storage.root]
+        command += ["--no-preflight", *options]
+        self.driver = subprocess.Popen(
+            command,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def wait_for(self, what: str, condition: Callable[[], Any], timeout_s: float = 90) -> Any:
+        """Waits until a condition holds, and says what."""
+        end = time.monotonic() + timeout_s
+        while not (found := condition()):
+            assert self.driver.poll() is None, f"the run ended before {what}:\n{self.text()}"
+            assert time.monotonic() < end, f"waited in vain for {what}:\n{self.text()}"
+            time.sleep(0.05)
+        return found
+
+    def ended(self, timeout_s: float = 120) -> int:
+        """The exit code of the driver."""
+        return self.driver.wait(timeout_s)
+
+    def text(self) -> str:
+        """What it has printed so far."""
+        return Path(self._output.name).read_text()
+
+    def processes(self) -> dict[int, str]:
+        """Processes of this run that are alive, by id with their command lines."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                state, _parent, _group, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+                if int(session) == self.driver.pid and state != "Z":
+                    found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ").strip()
+            except (OSError, ValueError):
+                continue  # it has just ended
+        return found
+
+    def trial_process(self) -> int | None:
+        """The process that trains, by the name that Ray gives to a trainable with resources."""
+        return next((pid for pid, command in self.processes().items() if command.startswith("ray::ResourceTrainable")), None)
+
+    def close(self) -> None:
+        """Ends what is left, each process by its id."""
+        for pid in self.processes():
+            os.kill(pid, signal.SIGKILL)
+        self.driver.wait()
+        self._output.close()
+
+
+def check_no_process_is_left(run: Run, *, within_s: float, but_for: Set[str] = frozenset()) -> None:
+    end = time.monotonic() + within_s
+    while not (left := set(run.processes().values())) <= but_for:
+        assert time.monotonic() < end, left
+        time.sleep(0.1)

@@ -1,0 +1,125 @@
+"""A driver that is killed at many moments of its study, at a Ray that goes on: the same command, again and again, ends it."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import psutil
+import pytest
+import ray
+from ray.util.placement_group import placement_group_table
+
+from kdr.run.ray_session import ray_session
+from kdr.storage import Storage
+from tests.faults.invariants import check_log, check_nothing_is_left, results_of
+from tests.faults.processes import Run
+
+pytestmark = [pytest.mark.faults, pytest.mark.ray]
+
+NUM_KILLS = 24
+TRAINING = {"epochs": 3, "batch_size": 8, "optimizer": "adamw", "lr": 1e-3, "schedule": "constant"}
+MOBILENET = {"backbone": "mobilenet_v3_small", "fpn_channels": 32}
+STUDY: dict[str, Any] = {
+    "study": "killed",
+    "trial": {
+        "data": {"dataset": "shapes", "image_size_px": 64, "num_train": 32, "num_val": 8},
+        "teacher": {**MOBILENET, "training": {**TRAINING, "epochs": 2}},
+        "student": MOBILENET,
+        "distill": {"kdr": {}},
+        "training": TRAINING,
+    },
+    "ablation": {"design": "arms", "arms": {"light": {"distill.kdr.weight": 0.5}}, "seeds": {"count": 5}},
+    "resources": {"max_concurrent": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A Ray that outlives the drivers which join it."""
+    if ray.is_initialized():
+        ray.shutdown()
+    with ray_session(None):
+        yield ray.get_runtime_context().gcs_address
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("study") / "study.yaml"
+    path.write_text(json.dumps(STUDY))  # JSON is YAML
+    return path
+
+
+def finished(run: Run) -> None:
+    try:
+        assert run.ended(timeout_s=300) == 0, run.text()
+    finally:
+        run.close()
+
+
+def kill(run: Run, random: Random) -> str:
+    """Kills the driver at a random moment, and says when: some seconds after its start, or after so many files of the log."""
+    before, begin = num_files(run.storage), time.monotonic()
+    num_new, seconds = random.randrange(1, 8), random.uniform(0.0, 15.0)
+    by_files = random.random() < 0.7
+    while run.driver.poll() is None and time.monotonic() - begin < 90:
+        if num_files(run.storage) >= before + num_new if by_files else time.monotonic() - begin >= seconds:
+            break
+        time.sleep(0.002)
+    if by_files:
+        time.sleep(random.uniform(0.0, 0.02))
+    run.driver.kill()
+    run.close()
+    return f"after {num_new} files" if by_files else f"after {seconds:.1f} s"
+
+
+def num_files(storage: Storage) -> int:
+    return sum(1 for _ in storage.root.glob("log/v1/*/*/part-*.parquet"))
+
+
+def check_nothing_runs(within_s: float = 10.0) -> None:
+    """Asserts that Ray holds nothing of a study any more."""
+    end = time.monotonic() + within_s
+    while left := [*trial_processes(), *(group for group in placement_group_table().values() if group["state"] != "REMOVED")]:
+        assert time.monotonic() < end, left
+        time.sleep(0.1)
+
+
+def trial_processes() -> list[str]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            line = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if "ResourceTrainable" in line or "RayTrainWorker" in line:
+            found.append(line)
+    return found
+
+
+def test_a_driver_killed_again_and_again_loses_nothing_and_doubles_nothing(address: str, study: Path, tmp_path: Path) -> None:
+    undisturbed, storage = Storage.at(tmp_path / "undisturbed"), Storage.at(tmp_path / "disturbed")
+    for folder in (undisturbed, storage):
+        assert isinstance(folder.root, Path)
+        folder.root.mkdir()
+    finished(Run(study, undisturbed, "--address", address))
+    expected = results_of(undisturbed, "killed")
+    assert sorted({result[0] for result in expected.values()}) == ["completed"]
+    assert len(expected) == 11
+    random, moments = Random(0), list[str]()
+    while len(moments) < NUM_KILLS:
+        run = Run(study, storage, "--address", address)
+        moments.append(kill(run, random))
+        check_nothing_runs()
+        check_log(storage, "killed")
+        if results_of(storage, "killed") == expected:  # it was quicker than the kills: once more
+            check_nothing_is_left(storage, check_log(storage, "killed", expected))
+            shutil.rmtree(storage.root)
+            storage.root.mkdir()  # type: ignore[union-attr]
+    finished(Run(study, storage, "--address", address))
+    check_log(storage, "killed", expected)
+    check_nothing_runs()
+    print(f"{len(moments)} kills: {', '.join(moments)}")
