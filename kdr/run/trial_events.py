@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -120,7 +121,7 @@ class TrialEvents(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The process of a trial has died more often than it is started again."""
         self.num_run += 1
-        error = str(trial.get_error() or "").strip()
+        error = _error_of(trial)
         lines = error.splitlines()
         kind = "out_of_memory" if any(text in error for text in _OUT_OF_MEMORY) else "crash"
         reason = f"its process died {self._faults.retries + 1} times" + (f", the last time with: {lines[-1]}" if lines else "")
@@ -208,3 +209,9 @@ class TrialEvents(tune.Callback):
                 reason=reason or result.get("reason", ""),
             )
         )
+
+
+def _error_of(trial: Any) -> str:
+    """What Ray said of each death of a trial's process. (`Trial.get_error` looks where the file is copied to only later.)"""
+    path = Path(trial.error_file or "")
+    return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""

@@ -16,6 +16,10 @@ AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
 """Of a killed Ray they stay for about a minute, idle, and try to report it."""
 
 
+TRIAL_TITLES = ("ray::ResourceTrainable", "ray::TrialActor")
+"""How Ray names the process of a trial: while it trains, and in between. Processes that it forks have its name, too."""
+
+
 class Run:
     """`orchestrate.py run` in a process, and a session, of its own; everything that it starts is in that session."""
 
@@ -62,8 +66,8 @@ class Run:
         return found
 
     def trial_process(self) -> int | None:
-        """The process that trains, by the name that Ray gives to a trainable with resources."""
-        return next((pid for pid, command in self.processes().items() if command.startswith("ray::ResourceTrainable")), None)
+        """The process that trains."""
+        return next((pid for pid, command in self.processes().items() if command.startswith(TRIAL_TITLES)), None)
 
     def close(self) -> None:
         """Ends what is left, each process by its id."""

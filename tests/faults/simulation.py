@@ -165,9 +165,7 @@ class SimulatedTrial:
     config: dict[str, Any]
     last_result: dict[str, Any] = field(default_factory=dict)
     num_failures: int = 0
-
-    def get_error(self) -> str:
-        return "ActorDiedError: the process was killed"
+    error_file: str | None = None
 
 
 class SimulatedTuner:

@@ -16,7 +16,7 @@ from ray.util.placement_group import placement_group_table
 from kdr.run.ray_session import ray_session
 from kdr.storage import Storage
 from tests.faults.invariants import check_log, check_nothing_is_left, results_of
-from tests.faults.processes import Run
+from tests.faults.processes import TRIAL_TITLES, Run
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
 
@@ -95,7 +95,7 @@ def trial_processes() -> list[str]:
             line = " ".join(process.cmdline())
         except psutil.Error:
             continue
-        if "ResourceTrainable" in line or "RayTrainWorker" in line:
+        if line.startswith(TRIAL_TITLES) or "RayTrainWorker" in line:
             found.append(line)
     return found
 

@@ -67,6 +67,13 @@ def tunes_trial(trial: Trial, result: dict[str, Any] | None = None) -> Any:
     return SimpleNamespace(trial_id="tune-1", config=tune_config(trial, parameters={}), last_result=result)
 
 
+def written(folder: Path, error: str) -> str:
+    """What Tune leaves of a trial's errors."""
+    path = folder / "error.txt"
+    path.write_text(error)
+    return str(path)
+
+
 def begun(trial: Trial, storage: Storage, attempt: int, **columns: Any) -> None:
     """Leaves what an attempt leaves: the count in the trial's folder, and an event."""
     folder = storage.trial(trial.key)
@@ -152,13 +159,13 @@ def test_a_trial_that_hung_goes_on_and_the_log_says_where_and_what_it_was_doing(
     ],
 )
 def test_a_trial_that_lost_its_process_once_too_often_fails_by_class(
-    events: TrialEvents, trial: Trial, storage: Storage, error: str, hangs: bool, kind: str
+    events: TrialEvents, trial: Trial, storage: Storage, error: str, hangs: bool, kind: str, tmp_path: Path
 ) -> None:
     begun(trial, storage, attempt=3, host="a-node")
     if hangs:
         storage.hang(trial.key, 0).write_text("Timeout (0:30:00)!")
     tuned = tunes_trial(trial)
-    tuned.get_error = lambda: error
+    tuned.error_file = written(tmp_path, error)
     events.on_trial_start(0, [tuned], tuned)
     events.on_trial_error(0, [tuned], tuned)
     last = read_log(storage).states()[trial.key].last
@@ -203,11 +210,11 @@ def test_a_study_whose_first_trials_all_fail_alike_is_given_up_once(
 
 
 def test_a_trial_whose_process_died_too_often_has_failed(
-    events: TrialEvents, trial: Trial, storage: Storage, recorder: Recorder
+    events: TrialEvents, trial: Trial, storage: Storage, recorder: Recorder, tmp_path: Path
 ) -> None:
     begun(trial, storage, attempt=3)
     tuned = tunes_trial(trial)
-    tuned.get_error = lambda: "ActorDiedError: worker\nout of memory\n"
+    tuned.error_file = written(tmp_path, "ActorDiedError: worker\nout of memory\n")
     events.on_trial_start(0, [tuned], tuned)
     events.on_trial_recover(0, [tuned], tuned)
     events.on_trial_error(0, [tuned], tuned)
