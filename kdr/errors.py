@@ -43,6 +43,17 @@ class BusyError(KdrError):
     """A study that another process runs at this time."""
 
 
+class ClusterError(KdrError):
+    """A cluster whose nodes are not all ready for a study.
+
+    Args:
+        problems: what is in the way, with the way out, a line each.
+    """
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        super().__init__("\n".join(f"cluster: {problem}" for problem in problems))
+
+
 class PackageError(KdrError):
     """A package that a setting needs and that is missing, or cannot be used here."""
 

@@ -131,6 +131,10 @@ class Storage:
         """What the pre-flights of one study measured, and their pictures."""
         return self.root / "preflight" / _plain(study)
 
+    def marks(self, check: str) -> StoredPath:
+        """What each node of a cluster leaves for the others to read, while one check of the cluster lasts."""
+        return self.root / f"check-{check}"
+
     def search(self, study: str) -> Path:
         """The Optuna journal of one study's search, which `optuna-dashboard` opens; on this machine, begun anew from the log."""
         return self.local / "searches" / f"{_plain(study)}.journal"
@@ -144,10 +148,15 @@ class Storage:
         return str(path).removeprefix(f"{self.root}/")
 
     def check_writable(self) -> None:
-        """Raises StorageError unless a file can be written under the root; makes the root if it is missing."""
+        """Raises StorageError unless a file can be written under the root, and stays there; makes the root if it is missing."""
         if isinstance(self.root, ObjectPath):
             (self.root / "writable").write_bytes(b"kdr")
             return
+        if "runtime_resources" in self.root.parts:
+            raise StorageError(
+                f"--storage: needs a folder that outlives the job, got {self.root}, among the files that Ray has unpacked for it "
+                "and removes. Name a folder that every node mounts, with --storage or KDR_STORAGE"
+            )
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root) as probe:

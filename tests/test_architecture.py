@@ -57,6 +57,8 @@ AT_HOME: dict[str, set[str]] = {
 """Package -> the rooms that may import it. A command may import any, inside its function: the last test here holds that."""
 GUESTS: dict[tuple[str, str], str] = {
     ("kdr.run.trial_identity", "kdr.detectors.identity"): "what weights are is part of a trial's key; read without torch",
+    ("kdr.run.node_answers", "kdr.detectors.identity"): "every node tells the identity of the weights that it has",
+    ("kdr.run.node_answers", "torch"): "every node tells how many GPUs torch can use there",
     ("kdr.run.engine", "torch"): "names the device that fit() trains on",
     ("kdr.run.gang_worker", "torch"): "sets the threads of a worker",
     ("kdr.run.provenance", "torch"): "the GPU's name is a column of the log",

@@ -13,7 +13,7 @@ from kdr.storage import Storage
 from kdr.training.findings import Finding, judged, keep_preflight, kept_preflight
 
 if TYPE_CHECKING:
-    from kdr.config.study import Resources, Study
+    from kdr.config.study import Study
 
 FREE_GIB = 5.0
 """Free disk space below which a warning is due: checkpoints and logs of a small study fit."""
@@ -132,19 +132,23 @@ def ray_tokens() -> Iterator[Finding]:
         yield Finding("Ray's token", "ok", text)
 
 
-def ray_cluster(address: str | None, resources: "Resources | None") -> Iterator[Finding]:
-    """Whether Ray starts or can be joined, its nodes, and how many trials of a study fit."""
+def ray_cluster(address: str | None, study: "Study | None", storage: Storage, *, send_code: bool = False) -> Iterator[Finding]:
+    """Whether Ray starts or can be joined, whether a cluster's nodes are ready for a study, and how many of its trials fit."""
     from kdr.run.ray_session import nodes_of_ray, num_concurrent, ray_session, resolved
 
-    with ray_session(address):
+    with ray_session(address, send_code=send_code):
         import ray
 
         nodes = nodes_of_ray()
         of_nodes = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
         place = f"the cluster at {address}" if address else "this machine"
         yield Finding("Ray", "ok", f"ray {ray.__version__} on {place}, {len(nodes)} nodes: {of_nodes}")
-        if resources is not None:
-            needed = resolved(resources, nodes)
+        if address is not None:
+            from kdr.run.cluster import cluster_findings
+
+            yield from cluster_findings(study, storage)
+        if study is not None:
+            needed = resolved(study.resources, nodes)
             size = f"{needed.workers} x ({needed.cpus_per_worker:g} CPUs, {needed.gpus_per_worker:g} GPUs)"
             yield Finding("resources", "ok", f"{num_concurrent(needed, nodes)} trials at a time, of {size} each")
 
@@ -230,7 +234,9 @@ def study_preflight(study: "Study", storage: Storage) -> Iterator[Finding]:
     yield from judged(measured, trial.config)
 
 
-def all_checks(storage: Storage, *, address: str | None, study: "Study | None", preflight: bool = True) -> dict[str, Check]:
+def all_checks(
+    storage: Storage, *, address: str | None, study: "Study | None", send_code: bool = False, preflight: bool = True
+) -> dict[str, Check]:
     """Every check by name, in the order in which a mistake should be mended."""
     checks: dict[str, Check] = {
         "packages": installed_packages,
@@ -238,7 +244,7 @@ def all_checks(storage: Storage, *, address: str | None, study: "Study | None", 
         "device": devices,
         "storage": lambda: storage_folder(storage),
         "Ray's token": ray_tokens,
-        "Ray": lambda: ray_cluster(address, None if study is None else study.resources),
+        "Ray": lambda: ray_cluster(address, study, storage, send_code=send_code),
     }
     if study is not None:
         checks |= {

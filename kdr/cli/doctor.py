@@ -5,20 +5,29 @@ from typing import Annotated
 
 import typer
 
-from kdr.cli.options import DEFAULT_STORAGE, JsonOption, PreflightOption, SetOption, StorageOption
+from kdr.cli.options import (
+    DEFAULT_STORAGE,
+    AddressOption,
+    JsonOption,
+    PreflightOption,
+    SendCodeOption,
+    SetOption,
+    StorageOption,
+)
 
 
 def command(
     study: Annotated[Path | None, typer.Argument(help="Study file whose needs are looked at, too.", show_default=False)] = None,
     storage: StorageOption = DEFAULT_STORAGE,
     set_: SetOption = None,
-    address: Annotated[
-        str | None, typer.Option("--address", help="Ray cluster to join, or `auto`; without it Ray starts on this machine.")
-    ] = None,
+    address: AddressOption = None,
+    send_code: SendCodeOption = False,
     preflight: PreflightOption = True,
     json_: JsonOption = False,
 ) -> None:
     """Check the installation, the machine, the storage and Ray; with a study also its data, weights, levels and resources.
+
+    With --address every node of a cluster is asked: versions, the storage, the study's data and weights, GPUs.
 
     The pre-flight of a study looks at its base trial: the teacher's AP, and masks, losses and gradients of the first step.
 
@@ -51,7 +60,8 @@ def command(
             chosen = read_study(study, set_ or ())
         except ConfigError as error:
             note(Finding("study", "failed", str(error)))
-    for finding in run_checks(all_checks(Storage.at(storage), address=address, study=chosen, preflight=preflight)):
+    place = Storage.at(storage)
+    for finding in run_checks(all_checks(place, address=address, study=chosen, send_code=send_code, preflight=preflight)):
         note(finding)
     failed = sum(finding.state == "failed" for finding in findings)
     if json_:

@@ -21,11 +21,24 @@ SetOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        envvar="RAY_ADDRESS",
+        metavar="HOST:PORT|auto",
+        help="Ray cluster to join, of which this machine is a node; without it Ray starts on this machine.",
+    ),
+]
+SendCodeOption = Annotated[
+    bool, typer.Option("--send-code", help="Have the nodes of the cluster run this kdr, not what is installed there.")
+]
+
 PreflightOption = Annotated[
     bool,
     typer.Option(
         "--preflight/--no-preflight",
-        help="Look at the study's base trial before it starts: the teacher's AP, masks, losses, gradients.",
+        help="Look at a cluster's nodes and at the study's base trial before it starts: the teacher's AP, losses, gradients.",
     ),
 ]
 

@@ -18,7 +18,7 @@ def provenance() -> dict[str, Any]:
     return {
         "commit": commit,
         "dirty": dirty,
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()} | {name: version_of(name) for name in PACKAGES},
         "host": socket.gethostname(),
         "device": _device(),
     }
@@ -36,7 +36,8 @@ def _commit() -> tuple[str | None, bool | None]:
         return None, None
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """The version of an installed package; `not installed` of another."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

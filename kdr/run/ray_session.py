@@ -3,17 +3,22 @@
 import contextlib
 import functools
 import importlib
+import json
 import logging
 import math
 import os
+import shutil
 import signal
 import socket
+import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import kdr
 from kdr.config.study import Resources
 from kdr.errors import ResourcesError
 
@@ -34,22 +39,32 @@ QUIET = {
 }
 
 
+_FROM_ELSEWHERE = "From a machine that is no node of it, submit a job: docs/cluster.md"
+_OTHER_PORTS = {
+    "8265": "that is the dashboard's port",
+    "10001": "that is the port of Ray Client, through which Tune does not run",
+}
+
 Node = Mapping[str, float]
 """A node's resources by Ray's names, such as CPU and GPU."""
 
 
 @contextlib.contextmanager
-def ray_session(address: str | None) -> Iterator[None]:
+def ray_session(address: str | None, *, send_code: bool = False) -> Iterator[None]:
     """Ray, running: a local one of this process's own, or the cluster at `address`. Shut down at the end.
+
+    Args:
+        address: `HOST:PORT` of a cluster's head, or `auto`; this machine must be one of its nodes.
+        send_code: have the nodes import this kdr, and not what is installed there.
 
     Raises:
         ResourcesError: if the cluster cannot be joined.
     """
+    _check_reachable(address)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     import ray
 
-    _check_reachable(address)
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # a full disk, which kdr tells of itself, shows here first, with a traceback; what is saved there is never read
@@ -57,7 +72,7 @@ def ray_session(address: str | None) -> Iterator[None]:
     started = not ray.is_initialized()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if started:
-        with warnings.catch_warnings(), _processes_in_groups_of_their_own():
+        with warnings.catch_warnings(), _processes_in_groups_of_their_own(), tempfile.TemporaryDirectory() as code:
             warnings.simplefilter("ignore")
             try:
                 ray.init(
@@ -65,12 +80,12 @@ def ray_session(address: str | None) -> Iterator[None]:
                     include_dashboard=None if address else False,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
-                    runtime_env={"env_vars": QUIET},
+                    runtime_env=job_runtime_env(Path(code) if send_code else None),
                 )
-            except ConnectionError as error:
-                raise ResourcesError(
-                    f"--address: needs a running Ray cluster, got {address} ({error}). Try --address auto"
-                ) from error
+            except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+                if address is None:
+                    raise
+                raise _not_joined(address, error) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put sys.exit(15) there
     try:
@@ -111,15 +126,46 @@ def local_ray_ends(within_s: float = 1.0) -> bool:
     return False
 
 
+def job_runtime_env(code: Path | None) -> dict[str, Any]:
+    """What every process of the job gets, in addition to what `ray job submit` was given, which stays as it is.
+
+    Args:
+        code: an empty folder that takes this kdr, for Ray to send, unless the job has sent a working_dir; None sends nothing.
+    """
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
+    given = job.get("env_vars") or {}
+    variables = {name: value for name, value in QUIET.items() if name not in given}  # Ray refuses to be told one twice
+    if code is None or "working_dir" in job:
+        return {"env_vars": variables}
+    # as working_dir and not as py_modules, before which the folder of the driver's script would be searched
+    package = Path(kdr.__file__).parent
+    shutil.copytree(package, code / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    return {"env_vars": variables, "working_dir": str(code)}
+
+
 def _check_reachable(address: str | None) -> None:
     """Refuses an address where nothing listens; Ray itself tries for a quarter of an hour."""
-    host, _, port = (address or "").rpartition(":")
-    if not host or not port.isdigit() or "/" in host:
-        return  # `auto`, or an address of another form
+    if address in (None, "auto"):
+        return
+    host, _, port = str(address).rpartition(":")
+    if not host or not port.isdigit() or "/" in host or port in _OTHER_PORTS:
+        what = _OTHER_PORTS.get(port, "another form")
+        raise ResourcesError(
+            f"--address: must be HOST:PORT of a cluster's head, as `ray start --head` prints it, or auto, got {address}: {what}. "
+            f"{_FROM_ELSEWHERE}"
+        )
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
-        raise ResourcesError(f"--address: needs a running Ray cluster, got {address} ({error}). Try --address auto") from error
+        raise _not_joined(str(address), error) from error
+
+
+def _not_joined(address: str, error: Exception) -> ResourcesError:
+    reason = " ".join(str(error).split())
+    return ResourcesError(
+        f"--address: needs a running Ray cluster of which this machine is a node, got {address} ({reason}). "
+        f"Try --address auto; where the cluster asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN. {_FROM_ELSEWHERE}"
+    )
 
 
 def resolved(resources: Resources, nodes: Sequence[Node]) -> Resources:

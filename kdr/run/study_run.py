@@ -5,13 +5,12 @@ import shutil
 import time
 from dataclasses import dataclass
 
-from kdr.config.data import DataConfig
 from kdr.config.study import Resources, Study
 from kdr.config.trial import Trial
 from kdr.data.splits import open_splits
 from kdr.errors import ResourcesError, TrialFailure
 from kdr.plan.arm_checks import check_design
-from kdr.plan.designs import arms_of
+from kdr.plan.inputs import data_of
 from kdr.plan.space import check_space
 from kdr.results.compact import compact
 from kdr.results.reader import Log, read_log
@@ -51,6 +50,7 @@ def run_study(
     storage: Storage,
     observer: Observer,
     address: str | None = None,
+    send_code: bool = False,
     rerun: bool = False,
     preflight: bool = False,
 ) -> Outcome:
@@ -61,8 +61,10 @@ def run_study(
         storage: where log, checkpoints and weights go.
         observer: is told what happens.
         address: a Ray cluster to join; None starts Ray on this machine.
+        send_code: send this kdr to the nodes of the cluster, in place of what is installed there.
         rerun: run trials again whose results are known.
-        preflight: look at the study's base trial first (`kdr.run.preflight`), once its teacher is there.
+        preflight: look at the cluster's nodes (`kdr.run.cluster`), and at the study's base trial once its teacher is there
+            (`kdr.run.preflight`).
 
     Raises:
         KdrError: for anything wrong with the study, the data, the storage or the machine, before training begins.
@@ -72,11 +74,11 @@ def run_study(
     storage.check_writable()
     storage = storage.patient()
     with sole_driver(storage, study.study, on_waiting=observer.phase):
-        return _run_alone(study, storage, observer, address, rerun=rerun, preflight=preflight)
+        return _run_alone(study, storage, observer, address, send_code=send_code, rerun=rerun, preflight=preflight)
 
 
 def _run_alone(
-    study: Study, storage: Storage, observer: Observer, address: str | None, *, rerun: bool, preflight: bool
+    study: Study, storage: Storage, observer: Observer, address: str | None, *, send_code: bool, rerun: bool, preflight: bool
 ) -> Outcome:
     begin = time.monotonic()
     _remove_orphans(storage, study)
@@ -86,7 +88,7 @@ def _run_alone(
     if address is None:
         _check_fits_here(study.resources)
     observer.phase("Opening the data")
-    for data in _data_of(study):
+    for data in data_of(study):
         open_splits(data, storage)
     make = trial_maker(study, storage)
     listed = TrialList(study, make) if study.search is None else None
@@ -100,7 +102,7 @@ def _run_alone(
     for key in needed_teachers.keys() - {teacher.key for teacher in teachers}:
         (storage.trial(key) / "checkpoint.pt").unlink(missing_ok=True)  # of a run that was killed before it could
     observer.phase("Starting Ray")
-    with ray_session(address):
+    with ray_session(address, send_code=send_code):
         from kdr.run.sweep import Sweep
 
         nodes = nodes_of_ray()
@@ -111,6 +113,11 @@ def _run_alone(
                 f"search.gpu_hours: needs trials that hold GPUs, got {study.search.gpu_hours:g} and none for a trial here. "
                 "Use search.trials or search.hours, or a machine with GPUs"
             )
+        if address is not None and preflight:
+            from kdr.run.cluster import check_nodes
+
+            observer.phase("Looking at the nodes")
+            check_nodes(study, storage, observer)
         sweep = Sweep(study, storage, observer)
         try:
             if teachers:
@@ -146,12 +153,6 @@ def _is_trained(teacher: Trial, past: Log, storage: Storage) -> bool:
     """Whether a teacher's training is over. Killed after its weights were written, it is not before the log says so."""
     state = past.states().get(teacher.key)
     return has_weights(teacher, storage) and (state is None or state.state not in ("running", "interrupted"))
-
-
-def _data_of(study: Study) -> list[DataConfig]:
-    """The data of all arms, each once; a search opens others when it comes to them."""
-    configs = [study.trial_with(arm.changes) for arm in arms_of(study.ablation)] if study.ablation else [study.base]
-    return list({config.data.model_dump_json(): config.data for config in configs}.values())
 
 
 def _noted(listed: TrialList, study: Study, storage: Storage, *, rerun: bool) -> list[Trial]:

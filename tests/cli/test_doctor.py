@@ -209,5 +209,5 @@ def test_a_cluster_that_is_not_there_is_told(tmp_path: Path) -> None:
     checks = all_checks(Storage.at(tmp_path), address="127.0.0.1:1", study=None)
     [found] = run_checks({"Ray": checks["Ray"]})
     assert found.state == "failed"
-    assert "--address: needs a running Ray cluster, got 127.0.0.1:1" in found.text
+    assert "--address: needs a running Ray cluster of which this machine is a node, got 127.0.0.1:1" in found.text
     assert time.monotonic() - begin < 60

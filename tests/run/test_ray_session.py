@@ -1,10 +1,15 @@
-"""How many trials fit on a cluster, worked out from the resources of its nodes."""
+"""How many trials fit on a cluster, worked out from the resources of its nodes; which addresses cannot be joined."""
+
+import json
+import time
+from pathlib import Path
 
 import pytest
 
+import kdr
 from kdr.config.study import Resources
 from kdr.errors import ResourcesError
-from kdr.run.ray_session import num_concurrent, resolved
+from kdr.run.ray_session import QUIET, job_runtime_env, num_concurrent, ray_session, resolved
 
 LAPTOP = [{"CPU": 2.0}]
 SERVER = [{"CPU": 64.0, "GPU": 8.0}]
@@ -51,3 +56,38 @@ def test_as_many_trials_run_as_fit(resources: Resources, nodes: list[dict[str, f
 def test_a_trial_that_can_never_fit_is_refused(resources: Resources, message: str) -> None:
     with pytest.raises(ResourcesError, match=message):
         num_concurrent(resources, LAPTOP)
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("http://head:8265", "that is the dashboard's port"),
+        ("http://head:80", "another form"),
+        ("ray://head:10001", "that is the port of Ray Client"),
+        ("head", "another form"),
+        ("head:8265", "that is the dashboard's port"),
+        ("head:10001", "that is the port of Ray Client, through which Tune does not run"),
+        ("127.0.0.1:1", "Connection refused"),
+    ],
+)
+def test_an_address_that_cannot_be_joined_is_refused_at_once(address: str, reason: str) -> None:
+    begin = time.monotonic()
+    with pytest.raises(ResourcesError, match=rf"^--address: .*got {address}.*{reason}.*submit a job: docs/cluster.md"):
+        ray_session(address).__enter__()
+    assert time.monotonic() - begin < 10
+
+
+def test_a_job_keeps_what_it_was_submitted_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert job_runtime_env(None) == {"env_vars": QUIET}
+    submitted = {"runtime_env": {"env_vars": {"RAY_AIR_NEW_OUTPUT": "1", "KDR_STORAGE": "/runs"}, "working_dir": "gcs://a.zip"}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(submitted))
+    mine = job_runtime_env(tmp_path)
+    assert set(mine) == {"env_vars"}, "its own code has been sent"
+    assert set(QUIET) - set(mine["env_vars"]) == {"RAY_AIR_NEW_OUTPUT"}
+
+
+def test_the_code_that_is_sent_is_the_package_of_this_process(tmp_path: Path) -> None:
+    assert job_runtime_env(tmp_path)["working_dir"] == str(tmp_path)
+    package = Path(kdr.__file__).parent
+    files = {path.relative_to(package) for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert {path.relative_to(tmp_path / "kdr") for path in tmp_path.rglob("*") if path.is_file()} == files

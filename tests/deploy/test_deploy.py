@@ -1,0 +1,163 @@
+"""The files of deploy/, as far as can be checked without a cluster of their kind: schemas, what must agree, a dry run."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+
+import kdr
+from kdr.config.study import Resources
+
+ROOT = Path(kdr.__file__).parents[1]
+DEPLOY = ROOT / "deploy"
+
+
+def read(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((DEPLOY / name).read_text())
+    return content
+
+
+def pods() -> list[dict[str, Any]]:
+    cluster = read("kuberay-rayjob.yaml")["spec"]["rayClusterSpec"]
+    return [group["template"]["spec"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
+
+
+def test_the_ray_job_has_the_fields_of_its_kind() -> None:
+    job = read("kuberay-rayjob.yaml")
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    assert set(job["spec"]) <= {
+        "entrypoint",
+        "runtimeEnvYAML",
+        "backoffLimit",
+        "shutdownAfterJobFinishes",
+        "ttlSecondsAfterFinished",
+        "rayClusterSpec",
+    }
+    cluster = job["spec"]["rayClusterSpec"]
+    assert set(cluster) == {"rayVersion", "headGroupSpec", "workerGroupSpecs"}
+    assert set(cluster["headGroupSpec"]) == {"rayStartParams", "template"}
+    for group in cluster["workerGroupSpecs"]:
+        assert set(group) == {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
+        assert group["minReplicas"] == group["replicas"] == group["maxReplicas"]
+    parameters = [cluster["headGroupSpec"]["rayStartParams"], *(group["rayStartParams"] for group in cluster["workerGroupSpecs"])]
+    assert all(isinstance(value, str) for given in parameters for value in given.values()), "KubeRay takes texts only"
+
+
+def test_every_pod_mounts_the_volumes_that_it_names_and_sees_the_storage() -> None:
+    environment = yaml.safe_load(read("kuberay-rayjob.yaml")["spec"]["runtimeEnvYAML"])["env_vars"]
+    storage = Path(environment["KDR_STORAGE"])
+    for pod in pods():
+        [container] = pod["containers"]
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert mounts.keys() == {volume["name"] for volume in pod["volumes"]}
+        assert Path(mounts["shared"]) in storage.parents
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+    assert len({pod["containers"][0]["image"] for pod in pods()}) == 1, "one environment for all nodes"
+    grace_s = Resources().grace_s
+    assert int(environment["RAY_JOB_STOP_WAIT_TIME_S"]) > grace_s
+    assert all(pod.get("terminationGracePeriodSeconds", grace_s + 1) > grace_s for pod in pods())
+
+
+def test_versions_are_those_of_the_constraints() -> None:
+    constraints = (ROOT / "constraints.txt").read_text()
+    version = read("kuberay-rayjob.yaml")["spec"]["rayClusterSpec"]["rayVersion"]
+    assert f"\nray=={version}\n" in constraints
+    image = (DEPLOY / "Dockerfile").read_text()
+    assert f"FROM rayproject/ray:{version}-py311" in image
+    assert pods()[0]["containers"][0]["image"] in image
+    assert kdr.__version__ == pods()[0]["containers"][0]["image"].rpartition(":")[2]
+
+
+def test_the_study_of_the_job_is_there() -> None:
+    program, command, study = read("kuberay-rayjob.yaml")["spec"]["entrypoint"].removeprefix("python ").split()
+    assert command == "run"
+    assert all((ROOT / Path(path).relative_to("/kdr")).exists() for path in (program, study))
+
+
+def test_the_cluster_file_is_one_that_ray_up_takes() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    content = read("ray-up.yaml")
+    assert content["min_workers"] == content["max_workers"] == len(content["provider"]["worker_ips"])
+    validate_config(prepare_config(content))
+
+
+def test_a_cluster_file_that_ray_up_does_not_take_is_found() -> None:
+    import jsonschema
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    with pytest.raises(jsonschema.ValidationError, match="set_up_commands"):
+        validate_config(prepare_config({**read("ray-up.yaml"), "set_up_commands": []}))
+
+
+@pytest.mark.parametrize("name", ["slurm.sh", "ray-up.yaml"])
+def test_options_of_ray_start_exist(name: str) -> None:
+    from ray.scripts.scripts import start
+
+    known = {option for parameter in start.params for option in parameter.opts}
+    used = {
+        option for line in re.findall(r"ray start (.*)", (DEPLOY / name).read_text()) for option in re.findall(r"--[a-z-]+", line)
+    }
+    assert used
+    assert used <= known
+
+
+class Slurm:
+    """A job of two nodes whose commands only note what they are asked; the study ends well by itself, or by SIGTERM."""
+
+    def __init__(self, folder: Path, study: str) -> None:
+        self.notes = folder / "notes"
+        (folder / ".venv" / "bin").mkdir(parents=True)
+        commands = folder / "commands"
+        commands.mkdir()
+        scripts = {
+            "scontrol": 'if [ "$1" = show ]; then printf "n1\\nn2\\n"; else note "scontrol $*"; fi',
+            "srun": 'shift 3; note "${1#--nodelist=}: ${*:2}"',
+            "python": f'if [ "$1" = -c ]; then exit 0; fi; note "driver: $*"; {study}',
+        }
+        for name, body in scripts.items():
+            note = f'note() {{ echo "$*" >> {self.notes}; }}'
+            (commands / name).write_text(f"#!/bin/bash\n{note}\n{body}\n")
+            (commands / name).chmod(0o755)
+        (folder / ".venv" / "bin" / "activate").write_text(f"PATH={commands}:$PATH\n")
+        job = {"SLURM_JOB_ID": "12345", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_SUBMIT_DIR": str(folder)}
+        env = {**os.environ, **job, "PATH": f"{commands}:{os.environ['PATH']}"}
+        self.process = subprocess.Popen(["bash", DEPLOY / "slurm.sh", "study.yaml"], env=env)
+
+    def noted(self, line: str) -> bool:
+        return self.notes.exists() and line in self.notes.read_text()
+
+
+def test_the_slurm_script_starts_the_head_the_others_and_the_study_on_it(tmp_path: Path) -> None:
+    job = Slurm(tmp_path, "exit 1")
+    assert job.process.wait(30) == 1, "some trials failed, and SLURM is told"
+    lines = job.notes.read_text().splitlines()
+    temp = "--temp-dir=/tmp/ray-12345 --disable-usage-stats"
+    assert sorted(lines) == [  # as they are started beside each other, they are noted in any order
+        "driver: orchestrate.py run study.yaml --address n1:22345",
+        f"n1: ray start --block --head --port=22345 {temp}",
+        f"n2: ray start --block --address=n1:22345 {temp}",
+    ]
+
+
+def test_sigterm_reaches_the_study_which_ends_in_good_order_before_the_job_is_queued_again(tmp_path: Path) -> None:
+    job = Slurm(tmp_path, 'trap "sleep 0.3; note ended; exit 143" TERM; while true; do sleep 0.1; done')
+    until = time.monotonic() + 30
+    while not job.noted("driver:"):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    time.sleep(0.3)
+    job.process.send_signal(signal.SIGTERM)
+    assert job.process.wait(30) == 143
+    assert job.notes.read_text().splitlines()[-2:] == ["ended", "scontrol requeue 12345"]
+
+
+def test_ray_is_the_one_that_is_pinned() -> None:
+    assert f"\nray=={ray.__version__}\n" in (ROOT / "constraints.txt").read_text()

@@ -1,0 +1,223 @@
+"""Real Ray clusters on this machine: a head and further raylets, each in a network namespace of its own.
+
+Where that is not allowed, as without root, they share the machine's network, on ports of their own.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import kdr
+
+ROOT = Path(kdr.__file__).parents[1]
+RAY = Path(sys.executable).with_name("ray")
+_START_S = 180
+_NUMBERS = itertools.count()
+
+
+@dataclass
+class Node:
+    """One raylet, and what it has started."""
+
+    address: str
+    prefix: tuple[str, ...]
+    """Begins commands that run in its network."""
+    processes: list[psutil.Process]
+
+    @property
+    def raylet(self) -> psutil.Process:
+        return next(process for process in self.processes if process.name() == "raylet")
+
+    def kill(self) -> None:
+        """Ends the node as a power cut does: everything at once, workers, too."""
+        alive = [process for process in self.processes if process.is_running()]
+        for process in [*alive, *(child for one in alive for child in one.children(recursive=True))]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+@dataclass
+class Cluster:
+    """A cluster whose nodes are added one by one; the first is its head.
+
+    Args:
+        network: gives a node of that number its address, and how to run commands in its network.
+        env: of every process that it starts.
+    """
+
+    network: Callable[[int], tuple[str, tuple[str, ...]]]
+    env: Mapping[str, str]
+    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="kdr-", dir="/tmp")))  # short: it holds sockets
+    nodes: list[Node] = field(default_factory=list)
+    port: int = field(default_factory=lambda: free_port())
+    dashboard_port: int = field(default_factory=lambda: free_port())
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        """What `--address` takes."""
+        return f"{self.nodes[0].address}:{self.port}"
+
+    @property
+    def dashboard(self) -> str:
+        return f"http://{self.nodes[0].address}:{self.dashboard_port}"
+
+    @property
+    def has_networks(self) -> bool:
+        """Whether each node has a network of its own, and may have mounts of its own."""
+        return bool(self.network(1)[1])
+
+    def add_node(self, cpus: float = 1, *, gpus: int = 0, env: Mapping[str, str] | None = None, wrap: Sequence[str] = ()) -> Node:
+        """Starts a raylet, by a command before it if that is given; the first time with the head's services."""
+        address, prefix = self.network(len(self.nodes))
+        if self.nodes:
+            place = ["--address", self.address]
+        else:
+            place = ["--head", "--port", self.port, "--dashboard-host", address, "--dashboard-port", self.dashboard_port]
+        place += ["--temp-dir", self.folder / str(len(self.nodes))]  # of its own: nodes unpack what jobs send there
+        size = ["--num-cpus", cpus, "--num-gpus", gpus, "--object-store-memory", 100 * 2**20]
+        command = [RAY, "start", *place, *size, "--node-ip-address", address, "--disable-usage-stats"]
+        before = set(self._processes())
+        done = subprocess.run(
+            [*prefix, *wrap, *map(str, command)], env=self._env(env), capture_output=True, text=True, timeout=_START_S
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        node = Node(address, prefix, [process for process in self._processes() if process not in before])
+        self.nodes.append(node)
+        return node
+
+    def orchestrate(self, *arguments: object, on: int = 0, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+        """Starts `orchestrate.py` on a node."""
+        return self.start(sys.executable, ROOT / "orchestrate.py", *arguments, on=on, env=env)
+
+    def start(self, *command: object, on: int = 0, env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> Any:
+        """Starts a command in the network of a node, or of a machine that is none, with its output together in one pipe."""
+        prefix = self.network(on)[1] if on >= len(self.nodes) else self.nodes[on].prefix
+        line = [*prefix, *map(str, command)]
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        process = subprocess.Popen(line, env=self._env(env), cwd=cwd, **pipes)
+        self.started.append(process)
+        return process
+
+    def python(self, code: str, *arguments: object) -> Any:
+        """Runs code on the head, joined to the cluster; what it assigns to `result` comes back, as JSON."""
+        joined = (
+            f"import json, logging, ray, sys\nray.init(sys.argv[1], logging_level=logging.ERROR, log_to_driver=False)\n{code}"
+        )
+        command = [sys.executable, "-c", f"{joined}\nprint(json.dumps(result))", self.address, *map(str, arguments)]
+        found = subprocess.run([*self.nodes[0].prefix, *command], env=self._env(None), capture_output=True, text=True)
+        assert found.returncode == 0, found.stderr
+        return json.loads(found.stdout.strip().splitlines()[-1])
+
+    def output(self, process: subprocess.Popen[str], *, within_s: float = 240) -> str:
+        """What a process has printed by its end."""
+        return process.communicate(timeout=within_s)[0]
+
+    def wait_for(self, condition: Callable[[], Any], *, within_s: float = 120) -> Any:
+        """Waits until a condition holds, and returns what it says then."""
+        until = time.monotonic() + within_s
+        while not (found := condition()):
+            assert time.monotonic() < until, "has waited in vain"
+            time.sleep(0.2)
+        return found
+
+    def close(self) -> None:
+        """Ends everything that was started, and removes what Ray has written."""
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+        for node in reversed(self.nodes):
+            node.kill()
+        for process in self._processes():  # of a node that did not come up
+            process.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _env(self, more: Mapping[str, str] | None) -> dict[str, str]:
+        outer = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        path = f"{Path(sys.executable).parent}:{outer['PATH']}"  # as where the environment is activated before `ray start`
+        return {**outer, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **self.env, **(more or {})}
+
+    def _processes(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if any(str(self.folder) in argument for argument in process.cmdline()):
+                    found.append(process)
+        return found
+
+
+def free_port() -> int:
+    with socket.create_server(("", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+@contextlib.contextmanager
+def networks() -> Iterator[Callable[[int], tuple[str, tuple[str, ...]]]]:
+    """Gives each node an address of its own; the head's is of the machine itself, so that the tests are on that node."""
+    number = next(_NUMBERS)
+    name = f"kdr{os.getpid() % 100000}-{number}"  # a device's name has 15 letters at most
+    subnet = f"10.203.{(os.getpid() + number) % 250}"
+    made: list[str] = []
+
+    def ip(*arguments: str) -> None:
+        subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+    def namespaced(number: int) -> tuple[str, tuple[str, ...]]:
+        space, outside = f"{name}-{number}", f"{name}n{number}"
+        if number and space not in made:
+            ip("netns", "add", space)
+            made.append(space)
+            ip("link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", space)
+            ip("link", "set", outside, "master", name, "up")
+            ip("-n", space, "addr", "add", f"{subnet}.{number + 1}/24", "dev", "eth0")
+            for device in ("eth0", "lo"):
+                ip("-n", space, "link", "set", device, "up")
+        return f"{subnet}.{number + 1}", ("ip", "netns", "exec", space) if number else ()
+
+    def shared(_number: int) -> tuple[str, tuple[str, ...]]:
+        return socket.gethostbyname(socket.gethostname()), ()
+
+    try:
+        ip("link", "add", name, "type", "bridge")
+        ip("addr", "add", f"{subnet}.1/24", "dev", name)
+        ip("link", "set", name, "up")
+    except (OSError, subprocess.CalledProcessError):
+        yield shared
+        return
+    try:
+        yield namespaced
+    finally:
+        for space in made:
+            subprocess.run(["ip", "netns", "delete", space], capture_output=True)
+        subprocess.run(["ip", "link", "delete", name], capture_output=True)
+
+
+@contextlib.contextmanager
+def open_cluster(**env: str) -> Iterator[Cluster]:
+    with networks() as network:
+        cluster = Cluster(network, {"RAY_AUTH_MODE": "disabled", **env})
+        try:
+            yield cluster
+        finally:
+            cluster.close()
+
+
+@pytest.fixture(scope="session")
+def start_cluster() -> Callable[..., contextlib.AbstractContextManager[Cluster]]:
+    """Opens a cluster without nodes; keyword arguments are variables of the environment of all its processes."""
+    return open_cluster

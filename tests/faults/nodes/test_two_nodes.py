@@ -1,0 +1,110 @@
+"""A cluster of two nodes that asks for a token: a study on both, from a node and as a job."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import kdr
+from kdr.results.reader import read_log
+from kdr.storage import Storage
+
+pytestmark = pytest.mark.faults
+
+ROOT = Path(kdr.__file__).parents[1]
+TOKEN = "a-token-of-this-test"
+STUDY: dict[str, Any] = {
+    "study": "nodes",
+    "trial": {
+        "data": {"dataset": "shapes", "image_size_px": 64, "num_train": 32, "num_val": 8},
+        "student": {"backbone": "mobilenet_v3_small", "fpn_channels": 32},
+        "distill": {},
+        "training": {"epochs": 3, "batch_size": 8, "optimizer": "adamw", "lr": 1e-3, "schedule": "constant"},
+    },
+    "ablation": {"design": "arms", "arms": {"slow": {"training.lr": 1e-4}}, "seeds": {"count": 2, "first": 0}, "margin": 0.01},
+}
+
+
+@pytest.fixture(scope="module")
+def cluster(start_cluster: Callable[..., contextlib.AbstractContextManager[Any]]) -> Iterator[Any]:
+    with start_cluster(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN) as opened:
+        opened.add_node()
+        opened.add_node()
+        yield opened
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(STUDY))
+    return path
+
+
+def findings(cluster: Any, *arguments: object, **env: str) -> dict[str, dict[str, str]]:
+    """What `doctor` says, by name of the check; the last where it says several things."""
+    text = cluster.output(cluster.orchestrate("doctor", *arguments, "--json", env=env))
+    assert TOKEN not in text
+    return {finding["name"]: finding for finding in json.loads(text[text.index('{"findings"') :])["findings"]}
+
+
+def test_a_study_runs_on_both_nodes_and_every_trial_once(cluster: Any, study: Path, tmp_path: Path) -> None:
+    asked = [study, "--storage", tmp_path / "runs", "--address", cluster.address]
+    found = findings(cluster, *asked)
+    assert {name for name, finding in found.items() if finding["state"] != "ok"} == set()
+    assert found["versions"]["text"].startswith("equal on 2 nodes: python 3.")
+    assert found["shared storage"]["text"].endswith("what each of 2 nodes wrote, all can read")
+    assert found["files"]["text"] == "data: the same on 2 nodes"
+    assert found["resources"]["text"].startswith("2 trials at a time")
+    assert "RAY_AUTH_TOKEN" in found["Ray's token"]["text"]
+    run = cluster.orchestrate("run", *asked)
+    text = cluster.output(run)
+    assert run.returncode == 0, text
+    assert "Looking at the nodes" in text
+    rows = read_log(Storage.at(tmp_path / "runs")).trials.to_pylist()
+    assert sorted(row["event"] for row in rows) == ["completed"] * 4 + ["started"] * 4
+    assert [path.name for path in (tmp_path / "runs").glob("check-*")] == []
+    again = cluster.output(
+        cluster.orchestrate("run", study, "--storage", tmp_path / "runs", env={"RAY_ADDRESS": cluster.address})
+    )
+    assert "0 trials run" in again
+
+
+def test_a_job_is_submitted_from_elsewhere_and_watched_from_there(cluster: Any, study: Path, tmp_path: Path) -> None:
+    elsewhere = {"on": 2, "env": {"RAY_API_SERVER_ADDRESS": cluster.dashboard}}
+    environment = json.dumps({"env_vars": {"KDR_STORAGE": str(tmp_path / "runs")}})
+    submit = ["ray", "job", "submit", "--no-wait", "--submission-id", "nodes", "--working-dir", ROOT]
+    command = ["--runtime-env-json", environment, "--", "python", "orchestrate.py", "run", study]
+    submitted = cluster.start(*submit, *command, **elsewhere)
+    assert "submitted successfully" in cluster.output(submitted)
+    status = [sys.executable, ROOT / "orchestrate.py", "status", "nodes", "--storage", tmp_path / "runs", "--json"]
+
+    def seen() -> Any:
+        text = cluster.output(cluster.start(*status, **elsewhere))
+        return json.loads(text) if text.startswith("{") else {}
+
+    running = cluster.wait_for(lambda: (progress := seen()) and progress["counts"].get("running") and progress)
+    assert running["total"] == 4
+    cluster.wait_for(lambda: seen()["is_over"])
+    cluster.wait_for(lambda: "succeeded" in cluster.output(cluster.start("ray", "job", "status", "nodes", **elsewhere)))
+    log = cluster.output(cluster.start("ray", "job", "logs", "nodes", **elsewhere))
+    assert "4 trials run" in log
+    assert "Looking at the nodes" in log
+
+
+def test_a_job_must_not_store_where_ray_removes_it(cluster: Any, study: Path) -> None:
+    elsewhere = {"on": 2, "env": {"RAY_API_SERVER_ADDRESS": cluster.dashboard}}
+    command = ["ray", "job", "submit", "--working-dir", ROOT, "--", "python", "orchestrate.py", "run", study]
+    text = cluster.output(cluster.start(*command, **elsewhere))
+    assert "--storage: needs a folder that outlives the job, got" in text
+
+
+def test_without_the_token_the_cluster_is_closed_and_the_way_in_is_told(cluster: Any, tmp_path: Path) -> None:
+    env = {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": ""}
+    found = findings(cluster, "--storage", tmp_path, "--address", cluster.address, **env)
+    assert found["Ray"]["state"] == "failed"
+    assert "set RAY_AUTH_MODE=token" in found["Ray"]["text"]
