@@ -110,7 +110,7 @@ class Machine:
             return changed
 
         @contextlib.contextmanager
-        def no_ray(_address: str | None) -> Iterator[None]:
+        def no_ray(*_: Any, **__: Any) -> Iterator[None]:
             yield
 
         with contextlib.ExitStack() as stack:
