@@ -45,6 +45,9 @@ _OTHER_PORTS = {
     "10001": "that is the port of Ray Client, through which Tune does not run",
 }
 
+_ROUNDING = 1e-6
+"""Ray counts resources in steps of 0.0001, and tells them as sums of floats."""
+
 Node = Mapping[str, float]
 """A node's resources by Ray's names, such as CPU and GPU."""
 
@@ -191,28 +194,33 @@ def num_concurrent(resources: Resources, nodes: Sequence[Node]) -> int:
     Raises:
         ResourcesError: if not even one fits.
     """
-    num_workers = sum(_num_workers(node, resources) for node in nodes)
-    num_trials = num_workers // resources.workers
+    workers_that_fit = sum(num_workers(node, resources) for node in nodes)
+    num_trials = workers_that_fit // resources.workers
     if num_trials < 1:
-        assert resources.gpus_per_worker != "auto"
-        needed = f"{resources.cpus_per_worker:g} CPUs and {resources.gpus_per_worker:g} GPUs"
-        several = f"{resources.workers} workers with {needed} each" if resources.workers > 1 else f"{needed} on one node"
         found = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
         raise ResourcesError(
-            f"resources: one trial needs {several}, got nodes with {found}: room for {num_workers} workers. "
+            f"resources: one trial needs {needs(resources)}, got nodes with {found}: room for {workers_that_fit} workers. "
             "Lower resources.cpus_per_worker, resources.gpus_per_worker or resources.workers, or name a cluster with --address"
         )
     return min(num_trials, resources.max_concurrent or num_trials)
 
 
-def _num_workers(node: Node, resources: Resources) -> int:
-    """How many workers fit on a node. A fraction of a GPU is always of one GPU."""
+def needs(resources: Resources) -> str:
+    """What one trial takes, in words; of resources with a number of GPUs."""
+    assert resources.gpus_per_worker != "auto"
+    each = f"{resources.cpus_per_worker:g} CPUs and {resources.gpus_per_worker:g} GPUs"
+    return f"{resources.workers} workers with {each} each" if resources.workers > 1 else f"{each} on one node"
+
+
+def num_workers(node: Node, resources: Resources) -> int:
+    """How many workers fit on a node, or on what is free of one. A fraction of a GPU is always of one GPU."""
     gpus, cpus = resources.gpus_per_worker, resources.cpus_per_worker
     assert gpus != "auto"
-    fit = math.floor(node.get("CPU", 0.0) / cpus)
+    fit = math.floor(node.get("CPU", 0.0) / cpus + _ROUNDING)
     if gpus:
-        num_gpus = math.floor(node.get("GPU", 0.0))
-        fit = min(fit, num_gpus * math.floor(1 / gpus + 1e-9) if gpus < 1 else math.floor(num_gpus / gpus))
+        whole, part = divmod(node.get("GPU", 0.0) + _ROUNDING, 1)  # a part is what others have left of one
+        shared = whole * math.floor(1 / gpus + _ROUNDING) + math.floor(part / gpus + _ROUNDING)
+        fit = min(fit, int(shared) if gpus < 1 else math.floor(whole / gpus))
     return fit
 
 

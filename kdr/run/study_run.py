@@ -118,6 +118,10 @@ def _run_alone(
 
             observer.phase("Looking at the nodes")
             check_nodes(study, storage, observer)
+        if address is not None:
+            from kdr.run.cluster_room import wait_for_room
+
+            wait_for_room(needed, observer)
         sweep = Sweep(study, storage, observer)
         try:
             if teachers:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 
 import kdr
 
@@ -42,8 +41,14 @@ class Node:
     def raylet(self) -> psutil.Process:
         return next(process for process in self.processes if process.name() == "raylet")
 
+    def unplug(self) -> None:
+        """Ends the node as a power cut does: everything at once, and nobody hears of it."""
+        if self.prefix:
+            subprocess.run([*self.prefix, "ip", "link", "set", "eth0", "down"], check=True)
+        self.kill()
+
     def kill(self) -> None:
-        """Ends the node as a power cut does: everything at once, workers, too."""
+        """Kills everything that it has started, workers, too."""
         alive = [process for process in self.processes if process.is_running()]
         for process in [*alive, *(child for one in alive for child in one.children(recursive=True))]:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -91,6 +96,7 @@ class Cluster:
         place += ["--temp-dir", self.folder / str(len(self.nodes))]  # of its own: nodes unpack what jobs send there
         size = ["--num-cpus", cpus, "--num-gpus", gpus, "--object-store-memory", 100 * 2**20]
         command = [RAY, "start", *place, *size, "--node-ip-address", address, "--disable-usage-stats"]
+        env = {**_of_interface(address), **(env or {})}
         before = set(self._processes())
         done = subprocess.run(
             [*prefix, *wrap, *map(str, command)], env=self._env(env), capture_output=True, text=True, timeout=_START_S
@@ -123,11 +129,11 @@ class Cluster:
         assert found.returncode == 0, found.stderr
         return json.loads(found.stdout.strip().splitlines()[-1])
 
-    def output(self, process: subprocess.Popen[str], *, within_s: float = 240) -> str:
+    def output(self, process: subprocess.Popen[str], *, within_s: float = 400) -> str:
         """What a process has printed by its end."""
         return process.communicate(timeout=within_s)[0]
 
-    def wait_for(self, condition: Callable[[], Any], *, within_s: float = 120) -> Any:
+    def wait_for(self, condition: Callable[[], Any], *, within_s: float = 240) -> Any:
         """Waits until a condition holds, and returns what it says then."""
         until = time.monotonic() + within_s
         while not (found := condition()):
@@ -159,6 +165,14 @@ class Cluster:
                 if any(str(self.folder) in argument for argument in process.cmdline()):
                     found.append(process)
         return found
+
+
+def _of_interface(address: str) -> dict[str, str]:
+    """Lets workers of several nodes find each other, where a machine's name is not that of this network."""
+    if not shutil.which("ip"):
+        return {}
+    found = subprocess.run(["ip", "-o", "addr", "show", "to", address], capture_output=True, text=True).stdout.split()
+    return {"GLOO_SOCKET_IFNAME": found[1] if found else "eth0"}
 
 
 def free_port() -> int:
@@ -209,15 +223,10 @@ def networks() -> Iterator[Callable[[int], tuple[str, tuple[str, ...]]]]:
 
 @contextlib.contextmanager
 def open_cluster(**env: str) -> Iterator[Cluster]:
+    """A cluster without nodes; `env` is of all its processes. Ended at the end."""
     with networks() as network:
         cluster = Cluster(network, {"RAY_AUTH_MODE": "disabled", **env})
         try:
             yield cluster
         finally:
             cluster.close()
-
-
-@pytest.fixture(scope="session")
-def start_cluster() -> Callable[..., contextlib.AbstractContextManager[Cluster]]:
-    """Opens a cluster without nodes; keyword arguments are variables of the environment of all its processes."""
-    return open_cluster

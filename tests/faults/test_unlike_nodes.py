@@ -1,11 +1,8 @@
 """A node whose storage, data and code are not those of the others: `doctor` says so, and `run` does not start."""
 
-import contextlib
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -14,6 +11,7 @@ import kdr
 from kdr.config.data import ShapesData
 from kdr.data.splits import open_splits
 from kdr.storage import Storage
+from tests.faults.cluster import open_cluster
 
 pytestmark = pytest.mark.faults
 
@@ -29,9 +27,7 @@ def coco_data(folder: Path, *, seed: int) -> dict[str, str]:
     return paths
 
 
-def test_what_is_a_nodes_own_is_named_before_anything_runs(
-    start_cluster: Callable[..., contextlib.AbstractContextManager[Any]], tmp_path: Path
-) -> None:
+def test_what_is_a_nodes_own_is_named_before_anything_runs(tmp_path: Path) -> None:
     data, runs, others, code = (tmp_path / name for name in ("data", "runs", "others", "code"))
     runs.mkdir()
     paths = coco_data(data, seed=0)
@@ -42,7 +38,7 @@ def test_what_is_a_nodes_own_is_named_before_anything_runs(
     content = {"study": "unlike", "trial": {"data": {"dataset": "coco", **paths}, "student": {"backbone": "resnet18"}}}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
     mounts = [f"mount -t tmpfs tmpfs {runs}", f"mount --bind {others} {data}", f"mount --bind {code} {here}"]
-    with start_cluster() as cluster:
+    with open_cluster() as cluster:
         cluster.add_node()
         if not cluster.has_networks:
             pytest.skip("needs a node with mounts of its own")

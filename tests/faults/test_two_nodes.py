@@ -1,9 +1,8 @@
 """A cluster of two nodes that asks for a token: a study on both, from a node and as a job."""
 
-import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,9 @@ import pytest
 import yaml
 
 import kdr
-from kdr.results.reader import read_log
 from kdr.storage import Storage
+from tests.faults.cluster import Cluster, open_cluster
+from tests.faults.invariants import check_log
 
 pytestmark = pytest.mark.faults
 
@@ -31,8 +31,8 @@ STUDY: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def cluster(start_cluster: Callable[..., contextlib.AbstractContextManager[Any]]) -> Iterator[Any]:
-    with start_cluster(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN) as opened:
+def cluster() -> Iterator[Cluster]:
+    with open_cluster(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN) as opened:
         opened.add_node()
         opened.add_node()
         yield opened
@@ -45,14 +45,14 @@ def study(tmp_path: Path) -> Path:
     return path
 
 
-def findings(cluster: Any, *arguments: object, **env: str) -> dict[str, dict[str, str]]:
+def findings(cluster: Cluster, *arguments: object, **env: str) -> dict[str, dict[str, str]]:
     """What `doctor` says, by name of the check; the last where it says several things."""
     text = cluster.output(cluster.orchestrate("doctor", *arguments, "--json", env=env))
     assert TOKEN not in text
     return {finding["name"]: finding for finding in json.loads(text[text.index('{"findings"') :])["findings"]}
 
 
-def test_a_study_runs_on_both_nodes_and_every_trial_once(cluster: Any, study: Path, tmp_path: Path) -> None:
+def test_a_study_runs_on_both_nodes_and_every_trial_once(cluster: Cluster, study: Path, tmp_path: Path) -> None:
     asked = [study, "--storage", tmp_path / "runs", "--address", cluster.address]
     found = findings(cluster, *asked)
     assert {name for name, finding in found.items() if finding["state"] != "ok"} == set()
@@ -65,7 +65,7 @@ def test_a_study_runs_on_both_nodes_and_every_trial_once(cluster: Any, study: Pa
     text = cluster.output(run)
     assert run.returncode == 0, text
     assert "Looking at the nodes" in text
-    rows = read_log(Storage.at(tmp_path / "runs")).trials.to_pylist()
+    rows = check_log(Storage.at(tmp_path / "runs"), "nodes").trials.to_pylist()
     assert sorted(row["event"] for row in rows) == ["completed"] * 4 + ["started"] * 4
     assert [path.name for path in (tmp_path / "runs").glob("check-*")] == []
     again = cluster.output(
@@ -74,7 +74,7 @@ def test_a_study_runs_on_both_nodes_and_every_trial_once(cluster: Any, study: Pa
     assert "0 trials run" in again
 
 
-def test_a_job_is_submitted_from_elsewhere_and_watched_from_there(cluster: Any, study: Path, tmp_path: Path) -> None:
+def test_a_job_is_submitted_from_elsewhere_and_watched_from_there(cluster: Cluster, study: Path, tmp_path: Path) -> None:
     elsewhere = {"on": 2, "env": {"RAY_API_SERVER_ADDRESS": cluster.dashboard}}
     environment = json.dumps({"env_vars": {"KDR_STORAGE": str(tmp_path / "runs")}})
     submit = ["ray", "job", "submit", "--no-wait", "--submission-id", "nodes", "--working-dir", ROOT]
@@ -96,14 +96,14 @@ def test_a_job_is_submitted_from_elsewhere_and_watched_from_there(cluster: Any, 
     assert "Looking at the nodes" in log
 
 
-def test_a_job_must_not_store_where_ray_removes_it(cluster: Any, study: Path) -> None:
+def test_a_job_must_not_store_where_ray_removes_it(cluster: Cluster, study: Path) -> None:
     elsewhere = {"on": 2, "env": {"RAY_API_SERVER_ADDRESS": cluster.dashboard}}
     command = ["ray", "job", "submit", "--working-dir", ROOT, "--", "python", "orchestrate.py", "run", study]
     text = cluster.output(cluster.start(*command, **elsewhere))
     assert "--storage: needs a folder that outlives the job, got" in text
 
 
-def test_without_the_token_the_cluster_is_closed_and_the_way_in_is_told(cluster: Any, tmp_path: Path) -> None:
+def test_without_the_token_the_cluster_is_closed_and_the_way_in_is_told(cluster: Cluster, tmp_path: Path) -> None:
     env = {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": ""}
     found = findings(cluster, "--storage", tmp_path, "--address", cluster.address, **env)
     assert found["Ray"]["state"] == "failed"

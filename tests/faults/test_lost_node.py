@@ -1,0 +1,70 @@
+"""A node of a cluster dies in the middle of a study: its trial goes on from its checkpoint on another one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kdr.results.reader import read_log
+from kdr.storage import Storage
+from tests.faults.cluster import Cluster, open_cluster
+from tests.faults.invariants import check_log, results_of
+
+pytestmark = pytest.mark.faults
+
+EPOCHS = 8
+STUDY: dict[str, Any] = {
+    "study": "lost",
+    "trial": {
+        "data": {"dataset": "shapes", "image_size_px": 64, "num_train": 96, "num_val": 8},
+        "student": {"backbone": "mobilenet_v3_small", "fpn_channels": 32},
+        "distill": {},
+        "training": {"epochs": EPOCHS, "batch_size": 8, "optimizer": "adamw", "lr": 1e-3, "schedule": "constant"},
+    },
+    "ablation": {"design": "arms", "arms": {"slow": {"training.lr": 1e-4}}, "seeds": {"count": 1, "first": 0}, "margin": 0.01},
+}
+LEFT = """
+from ray.util.placement_group import placement_group_table
+from ray.util.state import list_actors
+result = {
+    "groups": [group["state"] for group in placement_group_table().values() if group["state"] != "REMOVED"],
+    "actors": [actor.class_name for actor in list_actors(filters=[("state", "!=", "DEAD")], address=sys.argv[2])],
+    "cpus": ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0),
+}
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(STUDY))
+    return path
+
+
+def run(cluster: Cluster, study: Path, storage: Storage) -> Any:
+    return cluster.orchestrate("run", study, "--storage", storage.root, "--address", cluster.address, "--no-preflight")
+
+
+@pytest.mark.parametrize("unplugged", [False, True], ids=["its raylet is killed", "it is unplugged"])
+def test_a_trial_goes_on_from_its_checkpoint_when_its_node_dies(study: Path, tmp_path: Path, unplugged: bool) -> None:
+    quiet, storage = Storage.at(tmp_path / "quiet"), Storage.at(tmp_path / "runs")
+    with open_cluster() as cluster:
+        cluster.add_node()
+        undisturbed = run(cluster, study, quiet)
+        assert "2 trials run" in cluster.output(undisturbed)
+        cluster.add_node()
+        disturbed = run(cluster, study, storage)
+
+        def both_run() -> bool:
+            reached = [state.epoch for state in read_log(storage).states_of("lost").values()]
+            return len(reached) == 2 and min(reached) >= 2 and max(reached) < EPOCHS - 1
+
+        cluster.wait_for(both_run)
+        (cluster.nodes[1].unplug if unplugged else cluster.nodes[1].raylet.kill)()
+        text = cluster.output(disturbed)
+        assert disturbed.returncode == 0, text
+        log = check_log(storage, "lost", results_of(quiet, "lost"))
+        events = [[row["event"] for row in log.trials.to_pylist() if row["key"] == key] for key in log.keys_of("lost")]
+        assert sorted(events) == [["started", "completed"], ["started", "resumed", "completed"]]
+        cluster.wait_for(lambda: not any(cluster.python(LEFT, cluster.dashboard).values()), within_s=10)
