@@ -23,6 +23,7 @@ from kdr.config.study import Resources, Study, study_from
 from kdr.config.trial import Trial
 from kdr.run.ray_session import QUIET, ray_session
 from kdr.run.trial_identity import trial_maker
+from kdr.run.trial_list import TrialList
 from kdr.storage import Storage
 
 os.environ.update(QUIET)
@@ -60,15 +61,15 @@ class Ends:
             self.times.append(time.perf_counter())
 
 
-def ours(study: Study, storage: Storage, trials: list[Trial], resources: Resources) -> tuple[float, list[float]]:
+def ours(study: Study, storage: Storage, trials: TrialList, resources: Resources) -> tuple[float, list[float]]:
     """Seconds to the end of the first trial, and from each trial's end to the next one's, training left out."""
     from kdr.results.reader import read_log
     from kdr.run.sweep import Sweep
 
     ends, begin = Ends(), time.perf_counter()
-    Sweep(study, storage, ends).run_trials(trials, resources, 1)
+    Sweep(study, storage, ends).run_list(trials, resources, 1)
     log = read_log(storage)
-    training = [sum(row["seconds"] + row["eval_seconds"] for row in log.epochs_of(trial.key).to_pylist()) for trial in trials]
+    training = [sum(row["seconds"] + row["eval_seconds"] for row in log.epochs_of(key).to_pylist()) for key in trials.trials]
     gaps = [after - before for before, after in itertools.pairwise(ends.times)]
     return ends.times[0] - begin - training[0], [gap - spent for gap, spent in zip(gaps, training[1:], strict=True)]
 
@@ -149,20 +150,26 @@ def main() -> None:
 
         storage = Storage.at(folder)
         resources = Resources(workers=arguments.workers, gpus_per_worker=0)
-        study = study_from({**STUDY, "resources": resources.model_dump(exclude_unset=True)}, folder=Path())
-        open_splits(study.base.data, storage)
-        make = trial_maker(study, storage)
-        teacher = teacher_of(make(study.base))
-        assert teacher is not None
-        Sweep(study, storage, Ends()).run_trials([teacher], resources, 1, role="teacher")
         weights = iter(range(1, 1000))
 
-        def some_trials(count: int) -> list[Trial]:
-            return [make(study.trial_with({"distill.kdr.weight": float(next(weights))})) for _ in range(count)]
+        def study_of(count: int) -> Study:
+            arms = {f"trial {number}": {"distill.kdr.weight": float(next(weights))} for number in range(1, count)}
+            ablation = {"design": "arms", "arms": arms, "seeds": [0]}
+            content = {**STUDY, "ablation": ablation, "resources": resources.model_dump(exclude_unset=True)}
+            return study_from(content, folder=Path())
 
+        def trials_of(study: Study) -> TrialList:
+            return TrialList(study, trial_maker(study, storage))
+
+        study = study_of(arguments.ours)
+        open_splits(study.base.data, storage)
+        teacher = teacher_of(trial_maker(study, storage)(study.base))
+        assert teacher is not None
+        Sweep(study, storage, Ends()).run_teachers([teacher], resources)
+        others = [one.trial for one in trials_of(study_of(arguments.documented + 1)).trials.values()][1:]
         sides = {
-            "kdr": ours(study, storage, some_trials(arguments.ours), resources),
-            "documented": documented(storage, some_trials(arguments.documented), arguments.workers),
+            "kdr": ours(study, storage, trials_of(study), resources),
+            "documented": documented(storage, others, arguments.workers),
         }
     print(f"{'':<12}{'first trial':>14}{'then, median':>14}{'least':>10}{'most':>10}   seconds beyond training")
     for name, (first, rest) in sides.items():
