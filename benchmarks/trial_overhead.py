@@ -150,10 +150,10 @@ def main() -> None:
 
         storage = Storage.at(folder)
         resources = Resources(workers=arguments.workers, gpus_per_worker=0)
-        weights = iter(range(1, 1000))
+        weights = iter(range(4, 1000))  # 3 is the default
 
         def study_of(count: int) -> Study:
-            arms = {f"trial {number}": {"distill.kdr.weight": float(next(weights))} for number in range(1, count)}
+            arms = {f"trial-{number}": {"distill.kdr.weight": float(next(weights))} for number in range(1, count)}
             ablation = {"design": "arms", "arms": arms, "seeds": [0]}
             content = {**STUDY, "ablation": ablation, "resources": resources.model_dump(exclude_unset=True)}
             return study_from(content, folder=Path())
