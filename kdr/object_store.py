@@ -42,7 +42,7 @@ _CREDENTIALS = {
 class ObjectPath:
     """An object, or all objects whose names begin so.
 
-    It is no `os.PathLike`: what wants a file of this machine must ask for one (`kdr.storage.fetched`).
+    It is no `os.PathLike`: what wants a file of this machine must ask for one (`kdr.files.fetched`).
     """
 
     scheme: str
@@ -74,7 +74,7 @@ class ObjectPath:
         """Raises StorageError unless the bucket is there."""
         bucket = self.key.partition("/")[0]
         if not _found(self._ask(lambda store: store.get_file_info(bucket))):
-            self._raise_no_bucket()
+            raise StorageError(_no_bucket(self))
 
     def with_patience(self, patience_s: float) -> "ObjectPath":
         """The same place, waited for so long."""
@@ -220,16 +220,13 @@ class ObjectPath:
 
     def _explained(self, error: OSError) -> Exception:
         if "NO_SUCH_BUCKET" in str(error):
-            return StorageError(f"{_no_bucket(self)}")
+            return StorageError(_no_bucket(self))
         if any(word in str(error) for word in _REFUSED):
             return StorageError(
                 f"--storage: needs credentials that may read and write {self.scheme}://{self.key.partition('/')[0]}, "
                 f"got: {_reason(error)}. Set {_CREDENTIALS[self.scheme]}"
             )
         return StorageError(f"{self}: the object store must answer, got: {_reason(error)}")
-
-    def _raise_no_bucket(self) -> None:
-        raise StorageError(_no_bucket(self))
 
 
 def _no_bucket(path: ObjectPath) -> str:

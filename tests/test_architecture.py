@@ -13,7 +13,7 @@ import pytest
 import kdr
 
 ROOT = Path(kdr.__file__).parent
-FOR_ALL = {"errors", "randomness", "patience", "object_store", "storage", "kdr"}
+FOR_ALL = {"errors", "randomness", "patience", "object_store", "files", "storage", "kdr"}
 """What every room may import; `kdr` is the package itself, with its version."""
 MAY_IMPORT: dict[str, set[str]] = {
     "kdr": set(),
@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "randomness": set(),
     "patience": set(),
     "object_store": set(),
+    "files": set(),
     "storage": set(),
     "config": set(),
     "plan": {"config"},

@@ -20,6 +20,7 @@ import kdr
 from kdr.cli.app import app
 from kdr.config.study import study_from
 from kdr.errors import BusyError, StorageError
+from kdr.files import fetched, listed, written_aside
 from kdr.object_store import ObjectPath
 from kdr.patience import PATIENCE_S
 from kdr.results.check import check_log, quarantine
@@ -30,7 +31,7 @@ from kdr.results.writer import LogWriter
 from kdr.run import sole_driver as drivers
 from kdr.run.cancellation import ask_to_end, asked_to_end
 from kdr.run.sole_driver import sole_driver
-from kdr.storage import Storage, fetched, listed, written_aside
+from kdr.storage import Storage
 
 moto = pytest.importorskip("moto.server", reason="moto[s3], a server that speaks S3, is among the packages of the extra `dev`")
 

@@ -1,6 +1,5 @@
 """Files that are written while their storage is full, read-only, or away for a while."""
 
-import contextlib
 import errno
 import logging
 import os
@@ -12,12 +11,14 @@ import torch
 
 from kdr import patience
 from kdr.errors import StorageError, WeightsError
+from kdr.files import store
 from kdr.patience import patiently
 from kdr.results.reader import read_log
 from kdr.results.schema import EpochRow, TrialEvent
 from kdr.results.writer import LogWriter
-from kdr.storage import Storage, store
+from kdr.storage import Storage
 from kdr.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from tests.small_disk import empty, fill, small_disk
 
 
 @pytest.fixture
@@ -78,29 +79,18 @@ def test_no_row_is_lost_while_the_storage_is_away(tmp_path, clock, monkeypatch):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A folder on a disk of one megabyte."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("only root can mount a small disk")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+def disk(tmp_path):
+    with small_disk(tmp_path / "disk", "1m") as folder:
+        yield folder
 
 
-def fill(folder):
-    with contextlib.suppress(OSError), (folder / "ballast").open("wb", buffering=0) as file:
-        while file.write(b"0" * 4096):
-            pass
-
-
-def test_a_full_disk_is_a_storage_error_and_harms_nothing_that_is_there(small_disk):
-    place, module = Storage.at(small_disk), torch.nn.Linear(100, 100)
+def test_a_full_disk_is_a_storage_error_and_harms_nothing_that_is_there(disk):
+    place, module = Storage.at(disk), torch.nn.Linear(100, 100)
     path = place.trial("k") / "checkpoint.pt"
     with LogWriter(place, "s") as log:
         log.event(TrialEvent(study="s", key="k", event="started", config="{}"))
         save_checkpoint(path, Progress(1), {"model": module})
-        fill(small_disk)
+        fill(disk)
         log.epoch(EpochRow(study="s", key="k", attempt=1, epoch=1, step=1))
         with pytest.raises(
             StorageError, match=r"study=s: must be a folder that can be written, got No space left on device\. Free"
@@ -110,16 +100,16 @@ def test_a_full_disk_is_a_storage_error_and_harms_nothing_that_is_there(small_di
             save_checkpoint(path, Progress(2), {"model": module})
         assert read_log(place).states()["k"].state == "running"
         assert load_checkpoint(path, {"model": module}).epoch == 1
-        (small_disk / "ballast").unlink()
+        empty(disk)
     found = read_log(place)
     assert (found.epochs.num_rows, found.damaged) == (1, ())
-    assert list(small_disk.rglob("*.tmp")) == []
+    assert list(disk.rglob("*.tmp")) == []
 
 
-def test_a_read_only_disk_can_be_read_and_is_a_storage_error_to_writers(small_disk):
-    place = Storage.at(small_disk)
+def test_a_read_only_disk_can_be_read_and_is_a_storage_error_to_writers(disk):
+    place = Storage.at(disk)
     LogWriter(place, "s").event(TrialEvent(study="s", key="k", event="completed", config="{}"))
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     with pytest.raises(StorageError, match="must be a folder that can be written, got Read-only file system"):
         LogWriter(place, "s").event(TrialEvent(study="s", key="other", event="completed", config="{}"))
     with pytest.raises(StorageError, match=r"--storage: needs a folder that can be written, got .*Read-only file system"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdr.storage import remove_orphans, written_aside
+from kdr.files import remove_orphans, written_aside
 
 
 def test_only_what_a_dead_process_of_this_machine_has_left_is_removed(tmp_path: Path) -> None:

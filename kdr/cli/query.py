@@ -67,7 +67,7 @@ def _write(answer: "pa.Table", path: Path, chosen: QueryFormat) -> None:
     import pyarrow.parquet as pq
 
     from kdr.cli.output import csv_text, json_text, plain_table
-    from kdr.storage import written_aside
+    from kdr.files import written_aside
 
     columns, rows = _cells(answer)
     try:

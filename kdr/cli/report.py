@@ -80,8 +80,8 @@ def _page(study: str, storage: str, path: Path, metric: str | None, reload_s: fl
 
 
 def _write(page: "Page", path: Path) -> None:
+    from kdr.files import written_aside
     from kdr.report.page.html import page_html
-    from kdr.storage import written_aside
 
     try:
         with written_aside(path.absolute()) as aside:

@@ -156,8 +156,8 @@ def _print(grid: "Grid", format_: TableFormat, console: "Console | None" = None)
 
 
 def _write(grid: "Grid", format_: TableFormat, request: "TableRequest", output: Path | None) -> None:
+    from kdr.files import written_aside
     from kdr.report.formats import written
-    from kdr.storage import written_aside
 
     if format_ == "table":
         raise ConfigError(f"--output: must end in {', '.join(_ENDINGS)}, got {output}. Rename it, or add --format")

@@ -1,5 +1,6 @@
 """What every distillation method takes and gives: plain tensors in, named loss terms out."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -58,7 +59,7 @@ class Setup:
     """Standard deviation of each of the teacher's levels; None where no method needs `teacher_std`."""
 
 
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """A distillation method: holds what is trained beside the student and not kept after training.
 
     Its weight, ramp and calibration are applied by `kdr.distill.methods.Methods`: a method gives its terms at weight 1.
@@ -68,6 +69,7 @@ class Method(nn.Module):
     counts_padding = False
     """Whether cells that only see padding count, as they do in the originals of some methods."""
 
+    @abstractmethod
     def forward(
         self,
         student: Outputs,
@@ -91,7 +93,6 @@ class Method(nn.Module):
         Returns:
             The terms, the same names in the same order in every step.
         """
-        raise NotImplementedError
 
     def logged_numbers(self) -> dict[str, Tensor]:
         """Further scalars for the log, once an epoch; none for most methods."""

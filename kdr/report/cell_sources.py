@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+from kdr.files import StoredPath
 from kdr.report.arm_trials import logged_arms
 from kdr.report.grid import Grid
 from kdr.report.measures import measure_of
 from kdr.results.reader import Log
-from kdr.storage import StoredPath
 
 
 def cell_sources(log: Log, study: str, arm: str, metric: str, files: Mapping[str, Sequence[StoredPath]]) -> Grid:

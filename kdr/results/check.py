@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pyarrow.compute as pc
 
 from kdr.errors import StorageError
+from kdr.files import StoredPath, listed, move, written_aside
 from kdr.results.fragments import (
     DamagedFragmentError,
     is_newer_version,
@@ -22,7 +23,7 @@ from kdr.results.fragments import (
 from kdr.results.reader import Log, read_log
 from kdr.results.saved_weights import what_is_torn
 from kdr.results.schema import EVENTS, SCHEMAS, TableName
-from kdr.storage import Storage, StoredPath, listed, move, written_aside
+from kdr.storage import Storage
 
 Kind = Literal["damaged", "temporary", "foreign", "newer", "contradiction", "unfinished"]
 ORPHANED_AFTER_S = 600.0

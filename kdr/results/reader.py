@@ -12,10 +12,11 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kdr.files import StoredPath
 from kdr.results.current_rows import current_rows, deciding_rows, excluded_attempts, last_draws, last_epochs
 from kdr.results.fragments import DamagedFragmentError, list_folder, read_fragment, study_folders
 from kdr.results.schema import EVENTS, METRICS, SCHEMAS, TableName, TrialEvent, to_events
-from kdr.storage import Storage, StoredPath
+from kdr.storage import Storage
 
 State = Literal["planned", "running", "interrupted", "failed", "stopped_early", "completed", "cancelled", "excluded"]
 _STATES: dict[str, State] = {

@@ -4,7 +4,7 @@ import struct
 import zipfile
 from pathlib import Path
 
-from kdr.storage import StoredPath, fetched
+from kdr.files import StoredPath, fetched
 
 
 def what_is_torn(path: StoredPath, *, read_all: bool = True) -> str | None:
@@ -24,6 +24,7 @@ def what_is_torn(path: StoredPath, *, read_all: bool = True) -> str | None:
     try:
         with fetched(path) as local, zipfile.ZipFile(local) as archive:
             entry = archive.testzip() if read_all else None
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, struct.error) as error:
+    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, struct.error) as error:
+        # RuntimeError: a damaged header may ask for a password, or for a method that zipfile does not have
         return f"is cut off, or was not written by torch ({error})"
     return None if entry is None else f"is damaged in its part {entry}"

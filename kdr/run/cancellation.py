@@ -1,7 +1,8 @@
 """The request to end one running trial: a file in the trial's folder, which its process looks for after each epoch."""
 
+from kdr.files import written_aside
 from kdr.patience import patiently
-from kdr.storage import Storage, written_aside
+from kdr.storage import Storage
 
 CANCELLED = "cancelled"
 """Kind of the `TrialFailure` with which a cancelled trial ends."""

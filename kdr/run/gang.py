@@ -42,7 +42,7 @@ class GangSettings:
     """Processes that load images, for each worker."""
     max_trials: int
     """Trials after which the workers are started anew."""
-    silence_s: float = 1800.0
+    silence_s: float
     """Seconds without a batch after which a worker ends itself."""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from kdr.config.trial import Trial
 from kdr.errors import KdrError, StorageError, TrialFailure
+from kdr.files import StoredPath, explained, remove_orphans, written_aside
 from kdr.patience import patiently
 from kdr.results.check import Finding, quarantine
 from kdr.results.saved_weights import what_is_torn
@@ -16,7 +17,7 @@ from kdr.results.writer import LogWriter
 from kdr.run.cancellation import CANCELLED, asked_to_end
 from kdr.run.engine import Engine, ProcessLostError
 from kdr.run.provenance import provenance
-from kdr.storage import Storage, StoredPath, explained, remove_orphans, written_aside
+from kdr.storage import Storage
 from kdr.training.metrics import EpochMetrics
 
 

@@ -14,8 +14,9 @@ from kdr.config.data import DataConfig
 from kdr.data.fingerprint import data_fingerprint
 from kdr.detectors.identity import content_id
 from kdr.errors import KdrError
+from kdr.files import StoredPath
 from kdr.run.provenance import version_of
-from kdr.storage import Storage, StoredPath
+from kdr.storage import Storage
 
 COMPARED = ("ray", "torch", "torchvision", "numpy")
 """Packages whose versions must be equal on all nodes, beside Python and kdr."""

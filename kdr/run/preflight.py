@@ -3,9 +3,10 @@
 from kdr.config.study import Resources, Study
 from kdr.config.trial import Trial
 from kdr.errors import KdrError, PreflightError
+from kdr.files import StoredPath
 from kdr.run.logged_fit import has_weights, teacher_of
 from kdr.run.observer import Observer
-from kdr.storage import Storage, StoredPath
+from kdr.storage import Storage
 from kdr.training.findings import Preflight, judged, keep_preflight, kept_preflight
 
 

@@ -20,8 +20,9 @@ from pathlib import Path
 from random import Random
 
 from kdr.errors import BusyError, StorageError
+from kdr.files import StoredPath, listed, remove_orphans, store
 from kdr.results.schema import utc_now
-from kdr.storage import Storage, StoredPath, listed, remove_orphans, store
+from kdr.storage import Storage
 
 BEAT_S = 10.0
 """Seconds between two signs of life."""

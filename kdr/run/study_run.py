@@ -9,6 +9,7 @@ from kdr.config.study import Resources, Study
 from kdr.config.trial import Trial
 from kdr.data.splits import open_splits
 from kdr.errors import ResourcesError, TrialFailure
+from kdr.files import remove_orphans
 from kdr.plan.arm_checks import check_design
 from kdr.plan.inputs import data_of
 from kdr.plan.space import check_space
@@ -25,7 +26,7 @@ from kdr.run.ray_session import nodes_of_ray, num_concurrent, ray_session, resol
 from kdr.run.sole_driver import sole_driver
 from kdr.run.trial_identity import trial_maker
 from kdr.run.trial_list import TrialList
-from kdr.storage import Storage, remove_orphans
+from kdr.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ def _run_alone(
         open_splits(data, storage)
     make = trial_maker(study, storage)
     listed = TrialList(study, make) if study.search is None else None
-    missing = [make(study.base)] if listed is None else _noted(listed, study, storage, rerun=rerun)
     past = read_log(storage)
+    missing = [make(study.base)] if listed is None else _noted(listed, study, storage, past, rerun=rerun)
     if listed is not None and not missing:
         KeptWeights(storage, study.keep_weights, listed.ended(past))  # a run that was killed may not have come to it
         return Outcome(0, 0, False, time.monotonic() - begin)
@@ -159,9 +160,8 @@ def _is_trained(teacher: Trial, past: Log, storage: Storage) -> bool:
     return has_weights(teacher, storage) and (state is None or state.state not in ("running", "interrupted"))
 
 
-def _noted(listed: TrialList, study: Study, storage: Storage, *, rerun: bool) -> list[Trial]:
+def _noted(listed: TrialList, study: Study, storage: Storage, past: Log, *, rerun: bool) -> list[Trial]:
     """The trials of a list that are to run; which ones the study uses is in the log by then, whoever has run them."""
-    past = read_log(storage)
     with LogWriter(storage, study.study, after=past.newest_arm) as writer:
         listed.note(writer, past)
     return [one.trial for one in (listed.trials.values() if rerun else listed.missing(past))]

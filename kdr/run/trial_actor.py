@@ -31,10 +31,10 @@ class ActorSettings:
     study: str
     resources: Resources
     """Of one trial, `gpus_per_worker` as a number."""
+    silence_s: float
+    """Seconds without a batch after which a process of a trial ends itself."""
     role: Role = "student"
     """"teacher" for the actor that trains the study's teacher."""
-    silence_s: float = 1800.0
-    """Seconds without a batch after which a process of a trial ends itself."""
     may_be_stopped: bool = False
     """Whether the driver stops trials early: each epoch may be the last, and must be in the log before the driver says so."""
 

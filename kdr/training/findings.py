@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kdr.config.trial import Trial, TrialConfig
-from kdr.storage import Storage, StoredPath, written_aside
+from kdr.files import StoredPath, written_aside
+from kdr.storage import Storage
 
 PREFLIGHT_VERSION = 1
 """Raised by hand when a pre-flight measures something else; what earlier versions kept is measured again."""

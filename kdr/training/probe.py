@@ -11,7 +11,8 @@ import torch
 
 from kdr.config.trial import Trial
 from kdr.data.loader import Batch
-from kdr.storage import Storage, StoredPath
+from kdr.files import StoredPath
+from kdr.storage import Storage
 from kdr.training.fit import fit
 
 STEPS = 8

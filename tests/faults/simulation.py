@@ -22,10 +22,11 @@ from unittest.mock import patch
 from kdr.config.study import Study
 from kdr.config.trial import TrialConfig
 from kdr.errors import TrialFailure
+from kdr.files import _HOST, written_aside
 from kdr.randomness import address
 from kdr.run.searcher import StudySearcher
 from kdr.run.study_run import Outcome, run_study
-from kdr.storage import _HOST, Storage, written_aside
+from kdr.storage import Storage
 from kdr.training.checkpoint import Progress
 from kdr.training.metrics import EpochMetrics, Evaluation
 
@@ -118,8 +119,8 @@ class Machine:
                 "os.fsync": lambda _file: self.change(),
                 "os.replace": asked_first(os.replace),
                 "os.unlink": asked_first(os.unlink),
-                "kdr.storage._writer": lambda: f"{_HOST}-{self.num_deaths}",
-                "kdr.storage._is_alive": lambda process: process == self.num_deaths,
+                "kdr.files._writer": lambda: f"{_HOST}-{self.num_deaths}",
+                "kdr.files._is_alive": lambda process: process == self.num_deaths,
                 "kdr.run.study_run.ray_session": no_ray,
                 "kdr.run.study_run.sole_driver": lambda *_, **_settings: contextlib.nullcontext(),
                 "kdr.run.study_run.nodes_of_ray": lambda: [{"CPU": 8}],

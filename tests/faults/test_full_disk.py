@@ -1,6 +1,5 @@
 """A study whose disk is full or has become read-only: it ends and says why, and the same command goes on once that is mended."""
 
-import contextlib
 import json
 import os
 import subprocess
@@ -17,6 +16,7 @@ import kdr
 from kdr.results.check import check_log
 from kdr.results.reader import read_log
 from kdr.storage import Storage
+from tests.small_disk import empty, fill, small_disk
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
@@ -36,23 +36,8 @@ STUDY: dict[str, Any] = {
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a disk of 200 megabytes."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("only root can mount a small disk")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-def fill(disk: Path) -> None:
-    with contextlib.suppress(OSError), (disk / "ballast").open("wb", buffering=0) as file:
-        while file.write(b"0" * 2**16):
-            pass
-
-
-def empty(disk: Path) -> None:
-    (disk / "ballast").unlink()
+    with small_disk(tmp_path / "disk", "200m") as folder:
+        yield folder
 
 
 def read_only(disk: Path) -> None:

@@ -28,3 +28,12 @@ def test_a_changed_bit_is_found_which_torch_does_not_look_for(checkpoint):
     checkpoint.write_bytes(content)
     assert "is damaged in its part checkpoint/data/0" in what_is_torn(checkpoint)
     assert not torch.load(checkpoint)["weights"].equal(torch.arange(1000.0))
+
+
+@pytest.mark.parametrize("bit", range(16))
+def test_a_damaged_header_never_escapes_as_another_error(checkpoint, bit):
+    content = bytearray(checkpoint.read_bytes())
+    flags = content.index(b"PK\x01\x02") + 8  # of the first entry in the archive's directory
+    content[flags + bit // 8] ^= 1 << bit % 8
+    checkpoint.write_bytes(content)
+    assert isinstance(what_is_torn(checkpoint), str | None)

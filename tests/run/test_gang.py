@@ -33,7 +33,7 @@ CONTENT: dict[str, Any] = {
     },
     "resources": {"workers": 2},
 }
-SIZE = GangSettings(num_workers=2, cpus_per_worker=1, gpus_per_worker=0, loader_workers=0, max_trials=100)
+SIZE = GangSettings(num_workers=2, cpus_per_worker=1, gpus_per_worker=0, loader_workers=0, max_trials=100, silence_s=1800.0)
 
 
 @pytest.fixture(scope="module")

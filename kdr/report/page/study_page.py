@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from kdr.errors import ConfigError
+from kdr.files import StoredPath
 from kdr.report.ablation_table import AblationTable, ablation_table
 from kdr.report.arm_trials import ablation_of, logged_arms
 from kdr.report.measures import measure_of
@@ -29,7 +30,6 @@ from kdr.report.study_facts import budget, failures, provenance, study_content
 from kdr.report.study_text import study_text
 from kdr.report.texts import counted, duration
 from kdr.results.reader import Log, TrialState
-from kdr.storage import StoredPath
 
 
 def study_page(
