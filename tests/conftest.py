@@ -45,6 +45,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return RayInOneProcess(config, log)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The table of the faults that studies went through (`record_property("fault", ...)`), one line for each test."""
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, ())]
+    rows = [(dict(report.user_properties), report) for report in reports]
+    rows = [(properties, report) for properties, report in rows if "fault" in properties]
+    if rows:
+        terminalreporter.section("faults: nothing lost, nothing doubled, attempts numbered, nothing left behind")
+        for properties, report in rows:
+            held = "held" if report.passed else "NOT HELD"
+            terminalreporter.line(f"{held:8}  {properties.get('times', 1):>5} x  {properties['fault']}")
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     session.config.stash[_EXIT_STATUS] = int(exitstatus)
 

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from kdr.run import sole_driver as drivers
 from kdr.run.cancellation import ask_to_end, asked_to_end
 from kdr.run.sole_driver import sole_driver
 from kdr.storage import Storage
+from tests.faults import invariants
 
 moto = pytest.importorskip("moto.server", reason="moto[s3], a server that speaks S3, is among the packages of the extra `dev`")
 
@@ -341,7 +342,10 @@ def test_a_trial_goes_on_from_its_checkpoint_in_the_bucket_on_another_machine(
 
 @pytest.mark.ray
 @pytest.mark.faults
-def test_a_study_runs_in_a_bucket_and_again_does_nothing(storage: Storage, tmp_path: Path) -> None:
+def test_a_study_runs_in_a_bucket_that_is_away_for_a_minute_and_again_does_nothing(
+    storage: Storage, server: Server, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("fault", "an object store that is away for a minute")
     study = tmp_path / "study.yaml"
     training = {"batch_size": 8, "optimizer": "adamw", "lr": 1e-3, "schedule": "constant"}
     mobilenet = {"backbone": "mobilenet_v3_small", "fpn_channels": 32}
@@ -355,19 +359,34 @@ def test_a_study_runs_in_a_bucket_and_again_does_nothing(storage: Storage, tmp_p
     search = {"trials": 2, "parameters": {"distill.kdr.weight": {"float": [0.1, 50], "log": True}}}
     study.write_text(json.dumps({"study": "s", "trial": trial, "search": search, "resources": {"max_concurrent": 1}}))
 
-    def run() -> str:
-        command = [sys.executable, Path(kdr.__file__).parents[1] / "orchestrate.py", "run", study, "--storage", storage.root]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+    def run(place: Storage, meanwhile: Callable[[], None] = lambda: None) -> str:
+        command = [sys.executable, Path(kdr.__file__).parents[1] / "orchestrate.py", "run", study, "--storage", place.root]
+        with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=tmp_path) as process:
+            meanwhile()
+            text = process.communicate()[0].decode()
+        assert process.returncode == 0, text
+        return text
 
-    assert "2 trials run" in run()
+    def away_for_a_minute() -> None:
+        while not any(state.role == "student" for state in read_log(storage).states().values()):
+            time.sleep(0.05)
+        server.stop()
+        time.sleep(60)
+        server.start()
+
+    text = run(storage, away_for_a_minute)
+    assert "The storage cannot be reached (" in text
+    assert "2 trials run" in text
     states = read_log(storage).states()
     assert [state.state for state in states.values()] == ["completed"] * 3
     assert [path.name for path in listed(storage.log / "trials" / "study=s", "c-*.json")] != []
-    assert "0 trials run" in run()
+    assert "0 trials run" in run(storage)
     assert read_log(storage).states() == states
     assert listed(storage.drivers("s")) == []
     assert len(listed(storage.preflight("s"), "*.png")) > 0
     assert {path.name for path in listed(storage.root)} == {"log", "trials", "teachers", "preflight", "drivers", "writable"}
     assert not (tmp_path / "runs").exists()
+
+    undisturbed = Storage.at(tmp_path / "undisturbed")
+    run(undisturbed)
+    invariants.check_log(storage, "s", invariants.results_of(undisturbed, "s"))

@@ -5,9 +5,10 @@ Exit codes: 0 done, 1 some trials failed, 2 wrong input, 130 interrupted by Ctrl
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import kdr
 from kdr.cli import (
@@ -36,7 +37,21 @@ _NOT_A_PAIR = """\
 torch, torchvision: must be a matching pair from one package index, got two builds that do not fit together.
 A CPU-only torch does not go with the registry's torchvision. Install both at once: pip install torch torchvision"""
 
+
+class _Interrupted(Exception):  # noqa: N818 - nothing is wrong
+    """Ctrl-C."""
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:  # typer would end the program without a word
+            raise _Interrupted from error
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="orchestrate.py",
     no_args_is_help=True,
     add_completion=False,
@@ -100,7 +115,7 @@ def main() -> None:
         if "operator torchvision::nms does not exist" not in str(error):
             raise
         _fail(_NOT_A_PAIR, code=2)
-    except KeyboardInterrupt:
+    except (_Interrupted, KeyboardInterrupt):
         _fail("Interrupted. What was finished is in the log; the same command continues.", code=130)
     except RayTerminated:
         print("Terminated, and Ray with it. What was finished is in the log; the same command continues.", file=sys.stderr)

@@ -25,7 +25,7 @@ from kdr.results.saved_weights import what_is_torn
 from kdr.results.schema import EVENTS, SCHEMAS, TableName
 from kdr.storage import Storage
 
-Kind = Literal["damaged", "temporary", "foreign", "newer", "contradiction", "unfinished"]
+Kind = Literal["damaged", "temporary", "foreign", "newer", "contradiction", "incomplete", "unfinished"]
 ORPHANED_AFTER_S = 600.0
 """Age at which a temporary file counts as left by a writer that was killed; writing one takes milliseconds."""
 
@@ -44,8 +44,8 @@ class Finding:
 
     @property
     def is_problem(self) -> bool:
-        """Whether something is wrong; an unfinished trial is only told."""
-        return self.kind != "unfinished"
+        """Whether something is wrong; what is only told are unfinished trials, and curves with gaps."""
+        return self.kind not in ("incomplete", "unfinished")
 
 
 def check_log(storage: Storage) -> tuple[Finding, ...]:
@@ -54,7 +54,7 @@ def check_log(storage: Storage) -> tuple[Finding, ...]:
     found = [finding for table, folder in folders for finding in _files(folder, table)]
     found += [*_foreign(storage, [folder for _, folder in folders]), *_weights(storage)]
     log = read_log(storage)
-    found += [*_newer_events(log), *_contradictions(log), *_unfinished(log)]
+    found += [*_newer_events(log), *_contradictions(log), *_gaps(log), *_unfinished(log)]
     return tuple(sorted(found, key=lambda finding: not finding.is_problem))
 
 
@@ -172,6 +172,20 @@ def _contradictions(log: Log) -> Iterator[Finding]:
             yield Finding(
                 "contradiction", key, f"was completed {len(rows)} times with different AP: {values}. The last one counts"
             )
+
+
+def _gaps(log: Log) -> Iterator[Finding]:
+    """Trials with a result of which epochs are missing, as after a damaged file was moved aside."""
+    counts = log.current_epochs.group_by("key").aggregate([("epoch", "count")]).to_pydict()
+    num_epochs = dict(zip(counts["key"], counts["epoch_count"], strict=True))
+    for state in log.states().values():
+        found = num_epochs.get(state.key, 0)
+        if state.state in ("completed", "stopped_early") and found < state.epoch:
+            what = (
+                f"was {state.state} at epoch {state.epoch}, of which the log has {found}: its result counts, its curve has gaps. "
+                "`log exclude KEY` trains it again"
+            )
+            yield Finding("incomplete", state.key, what)
 
 
 def _unfinished(log: Log) -> Iterator[Finding]:

@@ -84,10 +84,11 @@ def test_our_own_mistakes_keep_their_traceback(orchestrate, tmp_path, kind):
 
 
 def test_ctrl_c_before_anything_runs_is_exit_code_130(monkeypatch, capsys):
-    def interrupted(**_):
+    def interrupted(_place):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kdr.cli.app.app", interrupted)
+    monkeypatch.setattr("kdr.storage.Storage.at", interrupted)
+    monkeypatch.setattr("sys.argv", ["orchestrate.py", "status", "any"])
     with pytest.raises(SystemExit, match="130"):
         main()
     assert "the same command continues" in capsys.readouterr().err

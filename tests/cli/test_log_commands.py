@@ -25,7 +25,9 @@ def test_check_ends_with_0_for_a_sound_log_and_1_for_a_damaged_one(ask, example_
     assert f"moved: {example_log.storage.quarantine}" in result.stdout
     assert result.stdout.endswith(" files that count, 1 problem\n")
     result = ask(log_check, "--json")
-    assert (result.exit_code, json.loads(result.stdout)["findings"]) == (0, [])
+    [gap] = json.loads(result.stdout)["findings"]
+    assert (result.exit_code, gap["kind"], gap["where"]) == (0, "incomplete", "a")
+    assert gap["what"].startswith("was completed at epoch 4, of which the log has 0: its result counts, its curve has gaps. ")
 
 
 def test_compact_says_how_many_files_became_how_many(ask, example_log):

@@ -6,6 +6,7 @@ Every test of faults calls `check_log`, the simulated ones as those with real pr
 import math
 from collections.abc import Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from kdr.report.ranking import ranking
@@ -66,7 +67,8 @@ def check_nothing_is_left(storage: Storage, log: Log) -> None:
     """Asserts that trials have left nothing that nobody will look at again: checkpoints of completed ones, temporary files."""
     completed = [key for key, state in log.states().items() if state.state == "completed"]
     assert [key for key in completed if (storage.trial(key) / "checkpoint.pt").exists()] == []
-    assert list(storage.root.rglob("*.tmp")) == []
+    if isinstance(storage.root, Path):  # an object store has no temporary files
+        assert list(storage.root.rglob("*.tmp")) == []
 
 
 def _events(log: Log, key: str) -> list[tuple[int, str]]:

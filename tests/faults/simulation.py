@@ -59,6 +59,8 @@ class Machine:
     """The same of the trials' own changes, until the process is killed that makes one."""
     interrupt_at: int | None = None
     """Reports of trials until Ctrl-C."""
+    clock_back_at: int | None = None
+    """Changes of the disk until the clock is set back, by up to a day."""
     num_changes: int = 0
     """Changes of the disk so far."""
     num_deaths: int = 0
@@ -85,6 +87,11 @@ class Machine:
         """The disk is about to be changed."""
         self.num_changes += 1
         self.now += timedelta(microseconds=self.random.randrange(1, 2_000_000))
+        if self.clock_back_at is not None:
+            self.clock_back_at -= 1
+            if self.clock_back_at < 0:
+                self.clock_back_at = None
+                self.now -= timedelta(seconds=self.random.randrange(1, 86_400))
         if self.death is None and self.kill_driver_at is not None:
             self.kill_driver_at -= 1
             if self.kill_driver_at < 0:
@@ -97,7 +104,7 @@ class Machine:
             raise self.death
 
     def clock(self) -> datetime:
-        """The time, later at every look."""
+        """The time, later at every look until it is set back."""
         self.now += timedelta(microseconds=1)
         return self.now
 

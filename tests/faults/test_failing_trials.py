@@ -92,7 +92,10 @@ def events(storage: Storage, key: str) -> list[tuple[str, str | None]]:
     return [(row["event"], row["failure_kind"]) for row in rows if row["key"] == key]
 
 
-def test_a_process_killed_once_too_often_fails_its_trial_by_name_and_the_study_goes_on(tmp_path: Path) -> None:
+def test_a_process_killed_once_too_often_fails_its_trial_by_name_and_the_study_goes_on(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("fault", "kill -9 of a trial's process, more often than it is tried again")
     storage, saboteur = Storage.at(tmp_path), Saboteur(lambda process: process.kill(), times=2)
     outcome = run_study(study_with(faults={"retries": 1}), storage=storage, observer=saboteur)
     assert (outcome.num_run, outcome.num_failed, outcome.hopeless) == (2, 1, "")
@@ -104,7 +107,11 @@ def test_a_process_killed_once_too_often_fails_its_trial_by_name_and_the_study_g
     assert "died" in (first.last.traceback or "")
 
 
-def test_a_trial_that_hangs_is_ended_and_goes_on_and_the_log_says_what_it_was_doing(tmp_path: Path) -> None:
+def test_a_trial_that_hangs_is_ended_and_goes_on_and_the_log_says_what_it_was_doing(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("fault", "a trial that hangs: its loader is stopped (SIGSTOP)")
+
     stopped: list[psutil.Process] = []
 
     def stop_the_loaders(process: psutil.Process) -> None:
@@ -133,7 +140,26 @@ def test_a_trial_that_hangs_is_ended_and_goes_on_and_the_log_says_what_it_was_do
     check_nothing_is_left(storage, log)
 
 
-def test_a_corrupt_image_fails_every_trial_alike_and_the_study_stops_and_says_why_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_loss_that_is_no_number_fails_its_trial_by_class_and_the_study_goes_on(
+    optimizer: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("fault", f"a loss that is NaN or infinite ({optimizer})")
+    wild = {"design": "arms", "arms": {"wild": {"training.lr": 1e30, "training.optimizer": optimizer}}, "seeds": [0]}
+    outcome = run_study(study_with(ablation=wild), storage=Storage.at(tmp_path), observer=Saboteur(lambda _: None, times=0))
+    assert (outcome.num_run, outcome.num_failed, outcome.hopeless) == (2, 1, "")
+    log = check_log(Storage.at(tmp_path), "failing")
+    [failed] = [state for state in log.states_of("failing").values() if state.state == "failed"]
+    assert events(Storage.at(tmp_path), failed.key) == [("started", None), ("failed", "non_finite_loss")]
+    assert "NaN or infinite in epoch" in (failed.last.reason or "")
+    assert failed.last.host
+    assert "TrialFailure" in (failed.last.traceback or "")
+
+
+def test_a_corrupt_image_fails_every_trial_alike_and_the_study_stops_and_says_why_once(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("fault", "a corrupt image: all trials fail alike")
     study, storage = study_with(seeds=(0, 1, 2)), Storage.at(tmp_path)
     path = Path(open_splits(study.base.data, storage).train.paths[7])
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])  # what is looked at before the start is its head

@@ -1,7 +1,6 @@
 """A study whose disk is full or has become read-only: it ends and says why, and the same command goes on once that is mended."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -13,13 +12,15 @@ from typing import Any
 import pytest
 
 import kdr
-from kdr.results.check import check_log
+from kdr.results.check import check_log as findings
 from kdr.results.reader import read_log
 from kdr.storage import Storage
+from tests.faults.invariants import Results, check_log, results_of
 from tests.small_disk import empty, fill, small_disk
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
+ORCHESTRATE = Path(kdr.__file__).parents[1] / "orchestrate.py"
 SEEDS = 3
 MOBILENET = {"backbone": "mobilenet_v3_small", "fpn_channels": 32}
 STUDY: dict[str, Any] = {
@@ -40,6 +41,23 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """What the study finds on a disk that has room."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    study, storage = folder / "study.yaml", Storage.at(folder / "runs")
+    study.write_text(json.dumps(STUDY))
+    subprocess.run(command(study, storage), capture_output=True, check=True)
+    results = results_of(storage, "full")
+    assert [result[0] for result in results.values()] == ["completed"] * 2 * SEEDS
+    return results
+
+
+def command(study: Path, storage: Storage) -> list[str]:
+    parts = (sys.executable, ORCHESTRATE, "run", study, "--storage", storage.root, "--no-preflight")
+    return [str(part) for part in parts]
+
+
 def read_only(disk: Path) -> None:
     while subprocess.run(["mount", "-o", "remount,ro", disk], capture_output=True).returncode:
         time.sleep(0.01)  # refused while a file is open for writing
@@ -55,14 +73,19 @@ def writable(disk: Path) -> None:
     ids=["full", "read-only"],
 )
 def test_a_study_without_a_disk_ends_and_goes_on_later(
-    disk: Path, tmp_path: Path, break_: Callable[[Path], None], mend: Callable[[Path], None], reason: str
+    disk: Path,
+    tmp_path: Path,
+    break_: Callable[[Path], None],
+    mend: Callable[[Path], None],
+    reason: str,
+    undisturbed: Results,
+    record_property: Callable[[str, object], None],
 ) -> None:
+    record_property("fault", f"a disk of which it is said: {reason}")
     storage, study = Storage.at(disk / "runs"), tmp_path / "study.yaml"
     study.write_text(json.dumps(STUDY))
-    entry = Path(kdr.__file__).parents[1] / "orchestrate.py"
-    command = [str(part) for part in (sys.executable, entry, "run", study, "--storage", storage.root, "--no-preflight")]
     with (tmp_path / "output.txt").open("w") as output:
-        driver = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        driver = subprocess.Popen(command(study, storage), stdout=output, stderr=output)
         while not any(state.state == "completed" for state in read_log(storage).states().values()):
             assert driver.poll() is None, (tmp_path / "output.txt").read_text()
             time.sleep(0.05)
@@ -75,10 +98,7 @@ def test_a_study_without_a_disk_ends_and_goes_on_later(
     states = Counter(state.state for state in read_log(storage).states().values())
     assert set(states) <= {"completed", "running"}, "no trial has failed: the disk has"
     mend(disk)
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command(study, storage), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    log = read_log(storage)
-    assert [state.state for state in log.states().values()] == ["completed"] * 2 * SEEDS
-    ends = Counter(row["key"] for row in log.trials.to_pylist() if row["event"] == "completed")
-    assert set(ends.values()) == {1}
-    assert [finding for finding in check_log(storage) if finding.is_problem] == []
+    check_log(storage, "full", undisturbed)
+    assert [finding for finding in findings(storage) if finding.is_problem] == []

@@ -8,15 +8,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 import kdr
-from kdr.config.study import Study, read_study
+from kdr.config.study import read_study
 from kdr.results.exclusion import exclude
 from kdr.results.reader import Log, TrialState, read_log
 from kdr.run.cancellation import ask_to_end
@@ -24,9 +26,12 @@ from kdr.run.logged_fit import teacher_of
 from kdr.run.trial_identity import trial_maker
 from kdr.storage import Storage
 from kdr.training.fit import fit
-from tests.faults.invariants import check_log, check_nothing_is_left
+from tests.faults.invariants import Results, check_log, results_of
 from tests.faults.processes import AGENTS, Run, check_no_process_is_left
 
+pytestmark = [pytest.mark.faults, pytest.mark.ray]
+
+ORCHESTRATE = Path(kdr.__file__).parents[1] / "orchestrate.py"
 EPOCHS, TRIALS = 5, 3
 TRAINING = {"batch_size": 8, "optimizer": "adamw", "lr": 1e-3, "schedule": "constant"}
 MOBILENET = {"backbone": "mobilenet_v3_small", "fpn_channels": 32}
@@ -58,15 +63,32 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Storage]:
     return path, storage
 
 
+@pytest.fixture(scope="module")
+def undisturbed(prepared: tuple[Path, Storage], tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """What the study finds when nothing happens to it."""
+    path, storage = prepared
+    own = Storage.at(tmp_path_factory.mktemp("undisturbed") / "runs")
+    shutil.copytree(storage.root, own.root)
+    run = Run(path, own)
+    try:
+        assert run.ended() == 0, run.text()
+    finally:
+        run.close()
+    results = results_of(own, "cut-off")
+    assert [result[:2] for result in results.values()] == [("completed", EPOCHS)] * TRIALS
+    check_log(own, "cut-off", results)
+    return results
+
+
 @pytest.fixture
-def begin(prepared: tuple[Path, Storage], tmp_path: Path) -> Iterator[Callable[[], Run]]:
+def begin(prepared: tuple[Path, Storage], tmp_path: Path) -> Iterator[Callable[..., Run]]:
     """Begins the study, or goes on with it, in a storage of the test's own; nothing that it starts outlives the test."""
     path, storage = prepared
     shutil.copytree(storage.root, tmp_path / "runs")
     runs: list[Run] = []
 
-    def start() -> Run:
-        runs.append(Run(path, Storage.at(tmp_path / "runs")))
+    def start(*options: str) -> Run:
+        runs.append(Run(path, Storage.at(tmp_path / "runs"), *options))
         return runs[-1]
 
     yield start
@@ -103,31 +125,19 @@ def trial_is_under_way(number: int, storage: Storage) -> Callable[[], str | None
     return seen
 
 
-def check_everything_ran_once(storage: Storage) -> None:
-    """Every trial of the budget is completed, with each of its epochs once in the log."""
-    log = check_log(storage, "cut-off")
-    assert [(state.state, state.epoch) for state in students(log)] == [("completed", EPOCHS)] * TRIALS
-    for state in students(log):
-        assert log.epochs_of(state.key)["epoch"].to_pylist() == list(range(1, EPOCHS + 1))
-        assert [event for _, event in events(log, state.key)].count("completed") == 1
-    check_nothing_is_left(storage, log)
+def goes_on(begin: Callable[..., Run], undisturbed: Results) -> Log:
+    """Gives the same command again, which ends the study as if nothing had happened."""
+    run = begin()
+    assert run.ended() == 0, run.text()
+    assert "Traceback" not in run.text()
+    check_no_process_is_left(run, within_s=10)
+    return check_log(run.storage, "cut-off", undisturbed)
 
 
-def check_bits(study: Study, storage: Storage, key: str, undisturbed: Storage) -> None:
-    """The log of a trial has the numbers of the same trial run alone, to the last bit."""
-    log = read_log(storage)
-    parameters = json.loads(next(row["parameters"] for row in log.arms_of("cut-off") if row["key"] == key))
-    trial = trial_maker(study, undisturbed)(study.trial_with(parameters))
-    assert trial.key == key
-    alone = list(fit(trial, storage=undisturbed))
-    logged = log.epochs_of(key).to_pylist()
-    assert [dict(row["losses"]) for row in logged] == [epoch.losses for epoch in alone]
-    assert [row["AP"] for row in logged] == [epoch.evaluation.metrics["AP"] for epoch in alone if epoch.evaluation]
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(begin: Callable[[], Run]) -> None:
+def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
+    begin: Callable[..., Run], undisturbed: Results, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("fault", "Ctrl-C")
     first = begin()
     cut_off = first.wait_for("the second trial", trial_is_under_way(2, first.storage))
     os.killpg(first.driver.pid, signal.SIGINT)  # a terminal sends it to every process of the group
@@ -135,24 +145,37 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(begin: Callable[
     assert "Interrupted: what was finished is kept. The same command continues." in first.text()
     assert "Traceback" not in first.text()
     check_no_process_is_left(first, within_s=10)
-    log = read_log(first.storage)
+    log = check_log(first.storage, "cut-off")
     assert events(log, cut_off) == [(1, "started"), (1, "interrupted")]
     assert [state.state for state in students(log)] == ["completed", "interrupted"]
 
-    second = begin()
-    assert second.ended() == 0, second.text()
-    assert f"{TRIALS} trials, 1 of them known, 1 at a time" in second.text()
-    assert "2 trials run in" in second.text()
-    log = read_log(first.storage)
+    log = goes_on(begin, undisturbed)
     assert events(log, cut_off) == [(1, "started"), (1, "interrupted"), (2, "resumed"), (2, "completed")]
-    check_everything_ran_once(first.storage)
-    check_no_process_is_left(second, within_s=10)
 
 
-@pytest.mark.faults
-@pytest.mark.ray
-@pytest.mark.slow
-def test_sigterm_lets_the_epoch_end_and_starts_nothing_new(begin: Callable[[], Run]) -> None:
+@pytest.mark.parametrize("pause_s", [0.0, 0.3, 2.0])
+def test_ctrl_c_twice_ends_at_once_and_the_same_command_goes_on(
+    pause_s: float, begin: Callable[..., Run], undisturbed: Results, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("fault", f"Ctrl-C twice, {pause_s} s apart")
+    first = begin()
+    first.wait_for("the second trial", trial_is_under_way(2, first.storage))
+    os.killpg(first.driver.pid, signal.SIGINT)
+    time.sleep(pause_s)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(first.driver.pid, signal.SIGINT)
+    assert first.ended(timeout_s=20) == 130, first.text()
+    assert "he same command continues." in first.text()
+    assert "Traceback" not in first.text()
+    check_no_process_is_left(first, within_s=10, but_for=AGENTS)
+    check_log(first.storage, "cut-off")
+    goes_on(begin, undisturbed)
+
+
+def test_sigterm_lets_the_epoch_end_and_starts_nothing_new(
+    begin: Callable[..., Run], undisturbed: Results, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("fault", "SIGTERM to the process group")
     first = begin()
     cut_off = first.wait_for("the second trial", trial_is_under_way(2, first.storage))
     os.killpg(first.driver.pid, signal.SIGTERM)  # as `timeout` does
@@ -160,17 +183,18 @@ def test_sigterm_lets_the_epoch_end_and_starts_nothing_new(begin: Callable[[], R
     assert "Terminated: what was finished is kept. The same command continues." in first.text()
     assert "Traceback" not in first.text()
     check_no_process_is_left(first, within_s=10)
-    log = read_log(first.storage)
+    log = check_log(first.storage, "cut-off")
     assert events(log, cut_off) == [(1, "started"), (1, "interrupted")]
     assert [state.state for state in students(log)] == ["completed", "interrupted"]
     reached = torch.load(first.storage.trial(cut_off) / "checkpoint.pt", weights_only=True)["progress"]["epoch"]
     assert reached >= log.states()[cut_off].epoch >= 2
+    goes_on(begin, undisturbed)
 
 
-@pytest.mark.faults
-@pytest.mark.ray
-@pytest.mark.slow
-def test_sigterm_to_ray_as_well_ends_at_once_and_nothing_finished_is_lost(begin: Callable[[], Run]) -> None:
+def test_sigterm_to_ray_as_well_ends_at_once_and_nothing_finished_is_lost(
+    begin: Callable[..., Run], undisturbed: Results, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("fault", "SIGTERM to every process, Ray's too")
     run = begin()
     cut_off = run.wait_for("the second trial", trial_is_under_way(2, run.storage))
     for process in run.processes():  # as SLURM and systemd do
@@ -180,16 +204,73 @@ def test_sigterm_to_ray_as_well_ends_at_once_and_nothing_finished_is_lost(begin:
     assert "Terminated, and Ray with it. What was finished is in the log; the same command continues." in run.text()
     assert "Traceback" not in run.text()
     check_no_process_is_left(run, within_s=20, but_for=AGENTS)
-    log = read_log(run.storage)
-    assert not log.damaged
+    log = check_log(run.storage, "cut-off")
     assert events(log, cut_off) == [(1, "started"), (1, "interrupted")]
     assert [state.state for state in students(log)] == ["completed", "interrupted"]
-    assert (run.storage.trial(cut_off) / "checkpoint.pt").exists()
+    goes_on(begin, undisturbed)
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_cancelled_trial_ends_alone_and_an_excluded_one_runs_again(begin: Callable[[], Run]) -> None:
+def test_a_used_up_budget_ends_the_search_and_a_larger_one_goes_on(
+    begin: Callable[..., Run], undisturbed: Results, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("fault", "budget of hours used up")
+    first = begin("--set", "search.hours=0.0001")
+    assert first.ended() == 0, first.text()
+    check_no_process_is_left(first, within_s=10)
+    log = check_log(first.storage, "cut-off")
+    assert [state.state for state in students(log)] == ["completed"]
+    goes_on(begin, undisturbed)
+
+
+def test_damaged_files_are_moved_aside_and_their_trials_run_again(
+    begin: Callable[..., Run], undisturbed: Results, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("fault", "a truncated fragment, a torn checkpoint and a foreign file")
+    first = begin()
+    cut_off = first.wait_for("the second trial", trial_is_under_way(2, first.storage))
+    first.driver.kill()
+    check_no_process_is_left(first, within_s=20, but_for=AGENTS)
+    log = first.storage.root / "log" / "v1"
+    checkpoint = first.storage.trial(cut_off) / "checkpoint.pt"
+    fragment = next(
+        path for path in log.glob("trials/*/part-*.parquet") if "completed" in pq.read_table(path)["event"].to_pylist()
+    )
+    for path in (checkpoint, fragment):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    (fragment.parent / "notes.parquet").write_text("not of this log")
+    check = [sys.executable, ORCHESTRATE, "log", "check", "--quarantine", "--storage", first.storage.root]
+    found = subprocess.run(check, capture_output=True, text=True)
+    assert found.returncode == 1
+    for path in (checkpoint, fragment):
+        assert path.name in found.stdout
+        assert not path.exists()
+    assert subprocess.run(check, capture_output=True, text=True).returncode == 0
+    goes_on(begin, undisturbed)
+
+
+def test_whether_the_driver_is_killed_or_a_trial_no_trial_is_lost_or_doubled(
+    begin: Callable[..., Run], undisturbed: Results, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("fault", "kill -9 of the driver, the same command at once, and kill -9 of a trial's process")
+    first = begin()
+    second_trial = first.wait_for("the second trial", trial_is_under_way(2, first.storage))
+    first.driver.kill()
+    second = begin()  # at once: what is left of the first run must not disturb it
+    check_no_process_is_left(first, within_s=20, but_for=AGENTS)
+    third_trial = second.wait_for("the third trial", trial_is_under_way(3, first.storage))
+    process = second.trial_process()
+    assert process is not None
+    os.kill(process, signal.SIGKILL)
+    assert second.ended() == 0, second.text()
+    assert re.search(r"3  epoch \d/5  running  AP \S+  its process died; it goes on from its checkpoint\n", second.text())
+    assert "Traceback" not in second.text()
+    assert f"{TRIALS - 1} trials run in" in second.text()
+    log = check_log(first.storage, "cut-off", undisturbed)
+    for killed in (second_trial, third_trial):
+        assert events(log, killed) == [(1, "started"), (2, "resumed"), (2, "completed")]
+
+
+def test_a_cancelled_trial_ends_alone_and_an_excluded_one_runs_again(begin: Callable[..., Run]) -> None:
     run = begin()
     cancelled = run.wait_for("the second trial", trial_is_under_way(2, run.storage))
     ask_to_end(run.storage, cancelled, "it is slow")
@@ -210,13 +291,11 @@ def test_a_cancelled_trial_ends_alone_and_an_excluded_one_runs_again(begin: Call
     assert log.epochs_of(excluded.key)["attempt"].to_pylist() == [2] * EPOCHS
 
 
-@pytest.mark.slow
 def test_train_ends_after_its_epoch_at_sigterm(prepared: tuple[Path, Storage], tmp_path: Path) -> None:
     path, storage = prepared
     shutil.copytree(storage.root, tmp_path / "runs")
     own = Storage.at(tmp_path / "runs")
-    script = Path(kdr.__file__).parents[1] / "orchestrate.py"
-    command = [sys.executable, script, "train", path, "--storage", own.root, "--set", "training.epochs=100"]
+    command = [sys.executable, ORCHESTRATE, "train", path, "--storage", own.root, "--set", "training.epochs=100"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         assert any(line.startswith("epoch 1/100") for line in process.stdout)
@@ -230,30 +309,3 @@ def test_train_ends_after_its_epoch_at_sigterm(prepared: tuple[Path, Storage], t
     # one epoch where the signal came before the second had begun
     assert state.epoch == log.epochs_of(state.key).num_rows >= 1
     assert torch.load(own.trial(state.key) / "checkpoint.pt", weights_only=True)["progress"]["epoch"] == state.epoch
-
-
-@pytest.mark.faults
-@pytest.mark.ray
-@pytest.mark.slow
-def test_whether_the_driver_is_killed_or_a_trial_no_trial_is_lost_or_doubled(
-    begin: Callable[[], Run], prepared: tuple[Path, Storage]
-) -> None:
-    first = begin()
-    second_trial = first.wait_for("the second trial", trial_is_under_way(2, first.storage))
-    first.driver.kill()
-    second = begin()  # at once: what is left of the first run must not disturb it
-    check_no_process_is_left(first, within_s=20, but_for=AGENTS)
-    third_trial = second.wait_for("the third trial", trial_is_under_way(3, first.storage))
-    process = second.trial_process()
-    assert process is not None
-    os.kill(process, signal.SIGKILL)
-    assert second.ended() == 0, second.text()
-    assert re.search(r"3  epoch \d/5  running  AP \S+  its process died; it goes on from its checkpoint\n", second.text())
-    assert "Traceback" not in second.text()
-    assert f"{TRIALS - 1} trials run in" in second.text()
-    log = read_log(first.storage)
-    path, undisturbed = prepared
-    for killed in (second_trial, third_trial):
-        assert events(log, killed) == [(1, "started"), (2, "resumed"), (2, "completed")]
-        check_bits(read_study(path), first.storage, killed, undisturbed)
-    check_everything_ran_once(first.storage)

@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -100,7 +100,11 @@ def trial_processes() -> list[str]:
     return found
 
 
-def test_a_driver_killed_again_and_again_loses_nothing_and_doubles_nothing(address: str, study: Path, tmp_path: Path) -> None:
+def test_a_driver_killed_again_and_again_loses_nothing_and_doubles_nothing(
+    address: str, study: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("fault", "kill -9 of the driver at random moments")
+    record_property("times", NUM_KILLS)
     undisturbed, storage = Storage.at(tmp_path / "undisturbed"), Storage.at(tmp_path / "disturbed")
     for folder in (undisturbed, storage):
         assert isinstance(folder.root, Path)

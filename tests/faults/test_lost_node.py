@@ -1,5 +1,6 @@
 """A node of a cluster dies in the middle of a study: its trial goes on from its checkpoint on another one."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from kdr.storage import Storage
 from tests.faults.cluster import Cluster, open_cluster
 from tests.faults.invariants import check_log, results_of
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.ray]
 
 EPOCHS = 8
 STUDY: dict[str, Any] = {
@@ -47,7 +48,10 @@ def run(cluster: Cluster, study: Path, storage: Storage) -> Any:
 
 
 @pytest.mark.parametrize("unplugged", [False, True], ids=["its raylet is killed", "it is unplugged"])
-def test_a_trial_goes_on_from_its_checkpoint_when_its_node_dies(study: Path, tmp_path: Path, unplugged: bool) -> None:
+def test_a_trial_goes_on_from_its_checkpoint_when_its_node_dies(
+    study: Path, tmp_path: Path, unplugged: bool, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("fault", "kill of a node: " + ("unplugged" if unplugged else "its raylet"))
     quiet, storage = Storage.at(tmp_path / "quiet"), Storage.at(tmp_path / "runs")
     with open_cluster() as cluster:
         cluster.add_node()

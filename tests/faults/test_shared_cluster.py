@@ -1,5 +1,6 @@
 """Two studies of several workers per trial on one cluster of unlike nodes: where workers are placed, and who waits for whom."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from kdr.storage import Storage
 from tests.faults.cluster import Cluster, open_cluster
 from tests.faults.invariants import check_log
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.ray]
 
 TRIAL: dict[str, Any] = {
     "data": {"dataset": "shapes", "image_size_px": 64, "num_train": 48, "num_val": 6},
@@ -35,7 +36,10 @@ def start(cluster: Cluster, folder: Path, name: str, *, workers: int) -> Any:
     return cluster.orchestrate("run", path, "--storage", folder / "runs", "--address", cluster.address, "--no-preflight")
 
 
-def test_workers_are_packed_where_they_fit_spread_where_not_and_a_study_without_room_waits(tmp_path: Path) -> None:
+def test_workers_are_packed_where_they_fit_spread_where_not_and_a_study_without_room_waits(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("fault", "two studies on one cluster, the second without room")
     with open_cluster() as cluster:
         small, large = cluster.add_node(1), cluster.add_node(2)
         first = start(cluster, tmp_path, "first", workers=2)

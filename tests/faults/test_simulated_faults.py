@@ -3,7 +3,7 @@
 import functools
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -38,8 +38,10 @@ STUDIES: dict[str, dict[str, Any]] = {
 }
 """Where trials run side by side, a sampler that learns and a rule that compares depend on who is first: those run one by one."""
 
+NUM_SCHEDULES = int(os.environ.get("KDR_SCHEDULES", "250"))
+
 Fault = tuple[str, int]
-FAULTS = st.tuples(st.sampled_from(["kill_driver_at", "kill_trial_at", "interrupt_at"]), st.integers(0, 200))
+FAULTS = st.tuples(st.sampled_from(["kill_driver_at", "kill_trial_at", "interrupt_at", "clock_back_at"]), st.integers(0, 200))
 SCHEDULES, SEEDS = st.lists(FAULTS, min_size=1, max_size=4), st.integers(0, 9)
 
 
@@ -76,7 +78,7 @@ def check_schedule(name: str, faults: list[Fault], seed: int) -> None:
         for what, when in faults:
             setattr(machine, what, when if what != "interrupt_at" else when % 20)
             machine.run()
-            machine.kill_driver_at = machine.kill_trial_at = machine.interrupt_at = None
+            machine.kill_driver_at = machine.kill_trial_at = machine.interrupt_at = machine.clock_back_at = None
             check_log(machine.storage, "simulated")
         outcome = machine.run()
         assert outcome is not None
@@ -93,15 +95,25 @@ def test_a_study_that_is_disturbed_ends_like_one_that_is_not(name: str, faults: 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("name", STUDIES)
-@settings(max_examples=int(os.environ.get("KDR_SCHEDULES", "250")), phases=[Phase.explicit, Phase.generate])
-@given(faults=SCHEDULES, seed=SEEDS)
-def test_many_more_schedules(name: str, faults: list[Fault], seed: int) -> None:
-    check_schedule(name, faults, seed)
+def test_many_more_schedules(name: str, record_property: Callable[[str, object], None]) -> None:
+    record_property("fault", f"simulated: kills, Ctrl-C and clocks set back, in random order, of {name}")
+    record_property("times", NUM_SCHEDULES)
+
+    @settings(max_examples=NUM_SCHEDULES, phases=[Phase.explicit, Phase.generate])
+    @given(faults=SCHEDULES, seed=SEEDS)
+    def all_of_them(faults: list[Fault], seed: int) -> None:
+        check_schedule(name, faults, seed)
+
+    all_of_them()
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("name", STUDIES)
-def test_the_driver_may_be_killed_between_any_two_changes_of_the_disk(name: str) -> None:
+def test_the_driver_may_be_killed_between_any_two_changes_of_the_disk(
+    name: str, record_property: Callable[[str, object], None]
+) -> None:
     _, num_changes = undisturbed(name)
+    record_property("fault", f"simulated: a kill between any two changes of the disk, of {name}")
+    record_property("times", num_changes)
     for when in range(num_changes):
         check_schedule(name, [("kill_driver_at", when)], seed=when)

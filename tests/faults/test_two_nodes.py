@@ -14,7 +14,7 @@ from kdr.storage import Storage
 from tests.faults.cluster import Cluster, open_cluster
 from tests.faults.invariants import check_log
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.ray]
 
 ROOT = Path(kdr.__file__).parents[1]
 TOKEN = "a-token-of-this-test"

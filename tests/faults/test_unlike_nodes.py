@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from kdr.data.splits import open_splits
 from kdr.storage import Storage
 from tests.faults.cluster import open_cluster
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.ray]
 
 
 def coco_data(folder: Path, *, seed: int) -> dict[str, str]:
@@ -27,7 +28,10 @@ def coco_data(folder: Path, *, seed: int) -> dict[str, str]:
     return paths
 
 
-def test_what_is_a_nodes_own_is_named_before_anything_runs(tmp_path: Path) -> None:
+def test_what_is_a_nodes_own_is_named_before_anything_runs(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("fault", "a node with other versions, data and files")
     data, runs, others, code = (tmp_path / name for name in ("data", "runs", "others", "code"))
     runs.mkdir()
     paths = coco_data(data, seed=0)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ import ray
 from ray.util.placement_group import placement_group_table
 
 from kdr.config.study import study_from
-from kdr.results.reader import Log, TrialState, read_log
+from kdr.results.reader import Log, TrialState
 from kdr.run.cancellation import ask_to_end
 from kdr.run.observer import TrialProgress
 from kdr.run.ray_session import QUIET
 from kdr.run.study_run import Outcome, run_study
 from kdr.storage import Storage
+from tests.faults.invariants import check_log, results_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -143,7 +144,7 @@ def check_early_stops_leave_nothing_behind(folder: Path, content: dict[str, Any]
     study, storage = study_from(content, folder=folder), Storage.at(folder / "runs")
     outcome = run_study(study, storage=storage, observer=Watcher())
     assert what_is_left() == {"groups": [], "processes": [], "cpus": 0}
-    states = [state for state in read_log(storage).states_of("pairs").values() if state.role == "student"]
+    states = [state for state in check_log(storage, "pairs").states_of("pairs").values() if state.role == "student"]
     assert (outcome.num_run, outcome.num_failed) == (3, 0)
     assert sorted({state.state for state in states}) == ["completed", "stopped_early"]
 
@@ -159,6 +160,7 @@ class Disturbed:
     outcome: Outcome
     watcher: Watcher
     log: Log
+    storage: Storage
 
     @property
     def students(self) -> list[TrialState]:
@@ -177,7 +179,7 @@ def disturbed(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> Distu
     study = study_from({**STUDY, "trial": PLAIN, "search": search, "resources": resources}, folder=folder)
     watcher = Watcher(cancel_in=storage)
     outcome = run_study(study, storage=storage, observer=watcher)
-    return Disturbed(outcome, watcher, read_log(storage))
+    return Disturbed(outcome, watcher, check_log(storage, "pairs"), storage)
 
 
 def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint(disturbed: Disturbed) -> None:
@@ -186,6 +188,24 @@ def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint(disturbed: D
     assert (first.state, first.last.attempt) == ("completed", 2)
     assert disturbed.events(first) == ["started", "resumed", "completed"]
     assert any("goes on from its checkpoint" in update.reason for update in disturbed.watcher.updates)
+
+
+@pytest.mark.faults
+def test_a_trial_whose_worker_was_killed_has_the_numbers_of_one_that_was_left_alone(
+    disturbed: Disturbed, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("fault", "kill -9 of a worker of a gang of two")
+    first, quiet = disturbed.students[0].key, Storage.at(tmp_path / "runs")
+    search = {"sampler": "grid", "parameters": {"training.lr": {"choice": [1e-3]}}}
+    study = study_from({**STUDY, "trial": PLAIN, "search": search}, folder=tmp_path)
+    run_study(study, storage=quiet, observer=Watcher())
+    assert numbers_of(results_of(disturbed.storage, "pairs")[first]) == numbers_of(results_of(quiet, "pairs")[first])
+
+
+def numbers_of(result: tuple[Any, ...]) -> tuple[Any, ...]:
+    """All but its rank among the trials of its study."""
+    state, epoch, _, *numbers = result
+    return state, epoch, *numbers
 
 
 def test_a_cancelled_trial_ends_alone_and_its_workers_take_the_next(disturbed: Disturbed) -> None:
@@ -208,6 +228,7 @@ def test_after_so_many_trials_the_workers_are_new(disturbed: Disturbed) -> None:
 @pytest.mark.faults
 @pytest.mark.filterwarnings("default")  # the dashboard's own
 def test_a_sweep_with_early_stops_leaves_nothing_behind_where_ray_has_a_dashboard(
-    ray_with_dashboard: None, tmp_path: Path
+    ray_with_dashboard: None, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
+    record_property("fault", "early stops by ASHA, gangs of two, a Ray with its dashboard")
     check_early_stops_leave_nothing_behind(tmp_path, {**STUDY, "trial": PLAIN})
