@@ -19,7 +19,7 @@ test: .venv/installed-dev lint
 	$(PYTEST)
 
 test-all: test
-	$(BIN)/python -m pytest -m faults
+	$(PYTEST) -m faults
 
 quick: .venv/installed-dev
 	$(PYTEST) -m "not ray and not slow and not faults"

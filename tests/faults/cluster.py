@@ -124,10 +124,11 @@ class Cluster:
         joined = (
             f"import json, logging, ray, sys\nray.init(sys.argv[1], logging_level=logging.ERROR, log_to_driver=False)\n{code}"
         )
-        command = [sys.executable, "-c", f"{joined}\nprint(json.dumps(result))", self.address, *map(str, arguments)]
+        command = [sys.executable, "-c", f"{joined}\nprint('\\nresult:', json.dumps(result))", self.address, *map(str, arguments)]
         found = subprocess.run([*self.nodes[0].prefix, *command], env=self._env(None), capture_output=True, text=True)
         assert found.returncode == 0, found.stderr
-        return json.loads(found.stdout.strip().splitlines()[-1])
+        # Ray prints there, too, such as that a raylet is slow
+        return json.loads(next(line for line in found.stdout.splitlines() if line.startswith("result:")).removeprefix("result:"))
 
     def output(self, process: subprocess.Popen[str], *, within_s: float = 400) -> str:
         """What a process has printed by its end."""

@@ -74,13 +74,22 @@ def test_a_study_runs_on_both_nodes_and_every_trial_once(cluster: Cluster, study
     assert "0 trials run" in again
 
 
+def submitted(cluster: Cluster, *options: object, study: Path) -> str:
+    """What a job prints that was submitted from a machine outside the cluster; Ray refuses it until its agent is up."""
+
+    def text() -> str | None:
+        submit = ["ray", "job", "submit", "--working-dir", ROOT, *options, "--", "python", "orchestrate.py", "run", study]
+        found = cluster.output(cluster.start(*submit, on=2, env={"RAY_API_SERVER_ADDRESS": cluster.dashboard}))
+        return None if "No available agent to submit job" in found else found
+
+    return str(cluster.wait_for(text))
+
+
 def test_a_job_is_submitted_from_elsewhere_and_watched_from_there(cluster: Cluster, study: Path, tmp_path: Path) -> None:
     elsewhere = {"on": 2, "env": {"RAY_API_SERVER_ADDRESS": cluster.dashboard}}
     environment = json.dumps({"env_vars": {"KDR_STORAGE": str(tmp_path / "runs")}})
-    submit = ["ray", "job", "submit", "--no-wait", "--submission-id", "nodes", "--working-dir", ROOT]
-    command = ["--runtime-env-json", environment, "--", "python", "orchestrate.py", "run", study]
-    submitted = cluster.start(*submit, *command, **elsewhere)
-    assert "submitted successfully" in cluster.output(submitted)
+    options = ["--no-wait", "--submission-id", "nodes", "--runtime-env-json", environment]
+    assert "submitted successfully" in submitted(cluster, *options, study=study)
     status = [sys.executable, ROOT / "orchestrate.py", "status", "nodes", "--storage", tmp_path / "runs", "--json"]
 
     def seen() -> Any:
@@ -97,10 +106,7 @@ def test_a_job_is_submitted_from_elsewhere_and_watched_from_there(cluster: Clust
 
 
 def test_a_job_must_not_store_where_ray_removes_it(cluster: Cluster, study: Path) -> None:
-    elsewhere = {"on": 2, "env": {"RAY_API_SERVER_ADDRESS": cluster.dashboard}}
-    command = ["ray", "job", "submit", "--working-dir", ROOT, "--", "python", "orchestrate.py", "run", study]
-    text = cluster.output(cluster.start(*command, **elsewhere))
-    assert "--storage: needs a folder that outlives the job, got" in text
+    assert "--storage: needs a folder that outlives the job, got" in submitted(cluster, study=study)
 
 
 def test_without_the_token_the_cluster_is_closed_and_the_way_in_is_told(cluster: Cluster, tmp_path: Path) -> None:
