@@ -37,16 +37,13 @@ def command(
     """
     from kdr.cli.logged_study import damage
     from kdr.cli.output import print_table, warn
-    from kdr.results.reader import read_log
     from kdr.results.sql import query
     from kdr.storage import Storage
 
     chosen = format_ or _format_of(output)
     if chosen == "parquet" and output is None:
         raise ConfigError("--format: parquet needs a file, got none. Add --output FILE")
-    log = read_log(Storage.at(storage))
-    warn(damage(log))
-    answer = query(log, sql)
+    answer = query(Storage.at(storage), sql, on_log=lambda log: warn(damage(log)))
     if output is not None:
         _write(answer, output, chosen)
     elif chosen != "parquet":

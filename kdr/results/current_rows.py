@@ -1,5 +1,6 @@
 """Which rows of the log count: events that decide a trial's state, and epochs that no later attempt has done again."""
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -99,31 +100,64 @@ def _joined(attempts: dict[int, dict[int, tuple[Any, int]]]) -> Iterable[int]:
     return (rows[epoch] for epoch in sorted(rows))
 
 
+def current_trials(deciding: pa.Table, draws: Mapping[str, str], epochs: pa.Table) -> pa.Table:
+    """What is known of each trial now: `key`, `epoch`, the metrics, and `parameters`, a row for each deciding event.
+
+    Args:
+        deciding: the events that decide the trials' states.
+        draws: by key the last draw of a search.
+        epochs: the epochs that count, by key and epoch.
+    """
+    reached = last_epochs(epochs)
+    reached = reached.take(pc.index_in(deciding["key"], value_set=reached["key"]))
+    # begun anew: the epochs of earlier attempts are not its own
+    is_own = pc.or_(pc.not_equal(deciding["event"], "started"), pc.equal(deciding["attempt"], reached["attempt"]))
+    has_metrics = functools.reduce(pc.or_, (pc.is_valid(deciding[name]) for name in METRICS))
+    return pa.table(
+        {
+            "key": deciding["key"],
+            "epoch": pc.coalesce(deciding["epoch"], _where(is_own, reached["epoch"]), 0),
+            **{name: pc.if_else(has_metrics, deciding[name], _where(is_own, reached[name])) for name in METRICS},
+            "parameters": pa.array([draws.get(key) for key in deciding["key"].to_pylist()], pa.string()),
+        }
+    )
+
+
+def _where(wanted: pa.ChunkedArray, values: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.if_else(wanted, values, pa.scalar(None, values.type))
+
+
 def last_draws(events: pa.Table) -> dict[str, str]:
     """By key the last draw of a search, as JSON."""
     drawn = events.filter(pc.is_valid(events["parameters"])).sort_by([("time", "ascending"), ("parameters", "ascending")])
     return dict(zip(drawn["key"].to_pylist(), drawn["parameters"].to_pylist(), strict=True))
 
 
-def last_epochs(epochs: pa.Table) -> dict[str, dict[str, Any]]:
-    """By key the last epoch with its attempt, and the metrics of the last epoch that was evaluated.
+def last_epochs(epochs: pa.Table) -> pa.Table:
+    """For each key the last epoch with its attempt, and the metrics of the last epoch that was evaluated.
 
     Args:
         epochs: the epochs that count, by key and epoch.
     """
-    evaluated = epochs.filter(pc.is_valid(epochs["AP"]))
-    reached = {row["key"]: {**row, **dict.fromkeys(METRICS)} for row in _last_of_each(epochs, "key", "attempt", "epoch")}
-    for row in _last_of_each(evaluated, "key", *METRICS):
-        reached[row["key"]] |= row
+    reached = _last_of_each(epochs, "key", "attempt", "epoch")
+    evaluated = _last_of_each(epochs.filter(pc.is_valid(epochs["AP"])), "key", *METRICS)
+    evaluated = evaluated.take(pc.index_in(reached["key"], value_set=evaluated["key"]))
+    for name in METRICS:
+        reached = reached.append_column(name, evaluated[name])
     return reached
 
 
-def _last_of_each(epochs: pa.Table, *columns: str) -> list[dict[str, Any]]:
+def first_of_each(table: pa.Table, *columns: str) -> pa.Table:
+    """The combinations of values that some columns have, in no order, and the `row` in which each comes first."""
+    rows = table.select(list(columns)).append_column("row", pa.array(range(len(table)), pa.int64()))
+    found = rows.group_by(list(columns)).aggregate([("row", "min")])
+    return found.rename_columns({"row_min": "row"})
+
+
+def _last_of_each(epochs: pa.Table, *columns: str) -> pa.Table:
     """The last row of each key."""
-    numbered = epochs.select(["key"]).append_column("row", pa.array(range(len(epochs)), pa.int64()))
-    last = numbered.group_by("key").aggregate([("row", "max")])["row_max"]
-    rows: list[dict[str, Any]] = epochs.select(list(columns)).take(last).to_pylist()
-    return rows
+    runs = pc.run_end_encode(epochs["key"].combine_chunks())
+    return epochs.select(list(columns)).take(pc.subtract(runs.run_ends, 1))
 
 
 def _columns(table: pa.Table, *names: str) -> list[list[Any]]:

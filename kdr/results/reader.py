@@ -1,6 +1,5 @@
 """Reads the trial log, and says what state each trial is in. Whatever files lie in its folders, reading goes on."""
 
-import itertools
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kdr.files import StoredPath
-from kdr.results.current_rows import current_rows, deciding_rows, excluded_attempts, last_draws, last_epochs
-from kdr.results.fragments import DamagedFragmentError, list_folder, read_fragment, study_folders
+from kdr.results.current_rows import current_rows, current_trials, deciding_rows, excluded_attempts, first_of_each, last_draws
+from kdr.results.fragments import DamagedFragmentError, Listing, list_folder, read_fragment, study_folders
 from kdr.results.schema import EVENTS, METRICS, SCHEMAS, TableName, TrialEvent, to_events
 from kdr.storage import Storage
 
@@ -94,14 +93,22 @@ class Log:
         """The state of each trial by key: the last attempt's last event decides; an event `planned` gives way to any other."""
         return self._states
 
+    @cached_property
+    def used_keys(self) -> pa.Table:
+        """`study` and `key` of the trials that each study uses, also where another study ran them.
+
+        By study; arms first, in the order of the log.
+        """
+        rows = pa.concat_tables([table.select(["study", "key"]) for table in (self.arms, self.trials)])
+        return first_of_each(rows, "study", "key").sort_by([("study", "ascending"), ("row", "ascending")])
+
     def studies(self) -> tuple[str, ...]:
         """Names of all studies, sorted."""
-        return tuple(sorted({*self.trials["study"].to_pylist(), *self.arms["study"].to_pylist()}))
+        return tuple(pc.unique(self.used_keys["study"]).to_pylist())
 
     def keys_of(self, study: str) -> tuple[str, ...]:
-        """Keys of the trials that a study uses, also where another study ran them; arms first, in the order of the log."""
-        rows = (table.filter(pc.equal(table["study"], study))["key"].to_pylist() for table in (self.arms, self.trials))
-        return tuple(dict.fromkeys(itertools.chain.from_iterable(rows)))
+        """Keys of the trials that a study uses, in the order of `used_keys`."""
+        return tuple(self.used_keys.filter(pc.equal(self.used_keys["study"], study))["key"].to_pylist())
 
     def states_of(self, study: str) -> dict[str, TrialState]:
         """The states of the trials that a study uses; an arm that nobody has begun has none."""
@@ -149,12 +156,25 @@ class Log:
         return arms
 
     @cached_property
+    def deciding_events(self) -> pa.Table:
+        """The event that decides the state of each trial, in the order of the log."""
+        return self._events.take(pa.array(deciding_rows(self._events, self.excluded_attempts), pa.int64()))
+
+    @cached_property
+    def current_trials(self) -> pa.Table:
+        """What else is known of each trial now, a row for each of `deciding_events`: see `TrialState`."""
+        deciding = self.deciding_events
+        known = current_trials(deciding, last_draws(self._events), self.current_epochs)
+        return known.append_column("state", pa.array([_STATES[event] for event in deciding["event"].to_pylist()], pa.string()))
+
+    @cached_property
+    def _events(self) -> pa.Table:
+        return self.trials.filter(pc.is_in(self.trials["event"], value_set=pa.array(EVENTS)))
+
+    @cached_property
     def _states(self) -> dict[str, TrialState]:
-        events = self.trials.filter(pc.is_in(self.trials["event"], value_set=pa.array(EVENTS)))
-        deciding = to_events(events.take(pa.array(deciding_rows(events, self.excluded_attempts), pa.int64())))
-        drawn = last_draws(events)
-        reached = last_epochs(self.current_epochs)
-        return {event.key: _state(event, drawn.get(event.key), reached.get(event.key, {})) for event in deciding}
+        events, known = to_events(self.deciding_events), self.current_trials.to_pylist()
+        return {event.key: _state(event, row) for event, row in zip(events, known, strict=True)}
 
 
 def known_keys(log: Log) -> frozenset[str]:
@@ -207,26 +227,21 @@ class _Reading:
 
     def table(self, name: TableName, studies: Collection[str] | None = None, keys: pa.Array | None = None) -> pa.Table:
         """The rows of a table, of some studies or all, and of some trials or all."""
-        folders = study_folders(self.storage, name)
-        found = [
-            rows
-            for study, folder in folders.items()
-            if studies is None or study in studies
-            for rows in self._rows(folder, name, keys)
-        ]
-        return _joined_tables(SCHEMAS[name].empty_table(), *found)
-
-    def _rows(self, folder: StoredPath, name: TableName, keys: pa.Array | None) -> list[pa.Table]:
         left_out = self.leave_out if name == "epochs" else ()
-        for attempt in range(_LISTINGS):
-            listing = list_folder(folder, name)
-            found = list(self.run(lambda path: _read_or_reason(path, name, keys, left_out), listing.fragments))
-            vanished = any(isinstance(result, FileNotFoundError) for result in found)
-            if not vanished or attempt == _LISTINGS - 1:
+        folders = [folder for study, folder in study_folders(self.storage, name).items() if studies is None or study in studies]
+        listings, results, to_list = dict[StoredPath, Listing](), dict[StoredPath, pa.Table | Exception](), folders
+        for _ in range(_LISTINGS):
+            listings |= zip(to_list, self.run(lambda folder: list_folder(folder, name), to_list), strict=True)
+            paths = [path for folder in to_list for path in listings[folder].fragments]
+            results |= zip(paths, self.run(lambda path: _read_or_reason(path, name, keys, left_out), paths), strict=True)
+            vanished = {path for path, found in results.items() if isinstance(found, FileNotFoundError)}
+            to_list = [folder for folder in to_list if not vanished.isdisjoint(listings[folder].fragments)]
+            if not to_list:
                 break
-        self.damaged += listing.damaged
-        self.damaged += [path for path, result in zip(listing.fragments, found, strict=True) if isinstance(result, Exception)]
-        return [result for result in found if isinstance(result, pa.Table)]
+        read = {path: results[path] for folder in folders for path in listings[folder].fragments}
+        self.damaged += [path for folder in folders for path in listings[folder].damaged]
+        self.damaged += [path for path, found in read.items() if isinstance(found, Exception)]
+        return _joined_tables(SCHEMAS[name].empty_table(), *(found for found in read.values() if isinstance(found, pa.Table)))
 
 
 def _read_or_reason(path: StoredPath, name: TableName, keys: pa.Array | None, leave_out: Collection[str]) -> pa.Table | Exception:
@@ -246,11 +261,6 @@ def _arm_rows(arms: pa.Table) -> list[dict[str, Any]]:
     return rows
 
 
-def _state(event: TrialEvent, parameters: str | None, reached: dict[str, Any]) -> TrialState:
-    if event.event == "started" and reached.get("attempt") != event.attempt:
-        reached = {}  # begun anew: the epochs of earlier attempts are not its own
-    metrics = {name: getattr(event, name) for name in METRICS}
-    if all(value is None for value in metrics.values()):
-        metrics = {name: reached.get(name) for name in METRICS}
-    epoch = event.epoch if event.epoch is not None else reached.get("epoch") or 0
-    return TrialState(event.key, _STATES[event.event], event.attempt, epoch, metrics, parameters, event)
+def _state(event: TrialEvent, known: dict[str, Any]) -> TrialState:
+    metrics = {name: known[name] for name in METRICS}
+    return TrialState(event.key, known["state"], event.attempt, known["epoch"], metrics, known["parameters"], event)

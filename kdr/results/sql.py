@@ -6,15 +6,18 @@ that a later attempt has done again; `arms`; and `events`, everything that happe
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
 from kdr.errors import QueryError
+from kdr.results.current_rows import first_of_each
 from kdr.results.flat_settings import canonical, flat_settings
-from kdr.results.reader import Log, TrialState, read_log
+from kdr.results.reader import Log, read_log
 from kdr.results.schema import METRICS, SCHEMAS
 from kdr.storage import Storage
 
@@ -36,16 +39,8 @@ _FROM_EVENT = (
     "host",
     "device",
 )
-_TRIALS = pa.schema(
-    [
-        *((name, pa.string()) for name in ("study", "key", "arm", "role", "state")),
-        *((name, pa.int64()) for name in ("seed", "attempt", "epoch")),
-        *((name, pa.float64()) for name in METRICS),
-        *(SCHEMAS["trials"].field(name).with_nullable(True) for name in _FROM_EVENT),
-        ("ran_in", pa.string()),
-        ("parameters", pa.string()),
-    ]
-)
+_LONG = [column.name for column in SCHEMAS["epochs"] if pa.types.is_map(column.type)]
+"""Columns of the epochs that take longer to read than all others, and that few statements ask for."""
 _LOCKS = (
     "SET TimeZone = 'UTC'",
     "SET temp_directory = ''",
@@ -57,34 +52,58 @@ _LOCKS = (
 )
 
 
-def query(source: Storage | Log, sql: str) -> pa.Table:
-    """The answer of one SQL statement over the log. Nothing outside memory can be read or changed by it.
+class _ShortEpochs(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
+    """The table `epochs` without its long columns; notes where a statement asks for one.
+
+    DuckDB asks a dataset for the columns that a statement needs, whatever its form, so that nothing has to be guessed.
+    """
+
+    schema = SCHEMAS["epochs"]
+
+    def __init__(self, epochs: pa.Table) -> None:
+        self._rows = ds.dataset(epochs.drop_columns(_LONG))
+        self.lacks_a_column = False
+
+    def scanner(self, columns: list[str] | None = None, **options: Any) -> ds.Scanner:
+        """A scan of some columns, by default of all.
+
+        Raises:
+            pyarrow.ArrowInvalid: if a long one is among them, or is filtered by.
+        """
+        try:
+            return self._rows.scanner(columns=self.schema.names if columns is None else columns, **options)
+        except pa.ArrowInvalid:
+            self.lacks_a_column = True
+            raise
+
+
+def query(storage: Storage, sql: str, *, on_log: Callable[[Log], None] = lambda _: None) -> pa.Table:
+    """The answer of one SQL statement over the log. Nothing outside memory can be read by it, and nothing changed.
+
+    Args:
+        storage: where the log lies.
+        sql: the statement.
+        on_log: gets the log as it was read, also where the statement is refused.
 
     Raises:
         QueryError: if DuckDB refuses the statement, or it answers with no rows and columns at all.
     """
-    with connect(source) as connection:
-        try:
-            answer = connection.sql(sql)
-            if answer is None:
-                raise QueryError('query: needs a statement that gives rows, such as "SELECT key, AP FROM trials"')
-            return answer.to_arrow_table()
-        except duckdb.Error as error:
-            raise QueryError(_explained(str(error), sql, connection)) from error
+    log = read_log(storage, leave_out=_LONG)
+    epochs = _ShortEpochs(log.current_epochs)
+    answer = _answer(log, epochs, sql)
+    if epochs.lacks_a_column:
+        log = read_log(storage)
+        answer = _answer(log, log.current_epochs, sql)
+    on_log(log)
+    if isinstance(answer, QueryError):
+        raise answer
+    return answer
 
 
-def connect(source: Storage | Log) -> duckdb.DuckDBPyConnection:
+def connect(storage: Storage) -> duckdb.DuckDBPyConnection:
     """A DuckDB connection with the log's tables as they are now, its access to files shut and its settings locked."""
-    log = source if isinstance(source, Log) else read_log(source)
-    connection = duckdb.connect(":memory:")
-    contents = {"trials": trials_table(log), "epochs": log.current_epochs, "arms": log.arms, "events": log.trials}
-    for name in TABLES:
-        connection.register("rows_to_copy", contents[name])
-        connection.execute(f"CREATE TABLE {name} AS SELECT * FROM rows_to_copy")  # noqa: S608 - names of our own
-        connection.unregister("rows_to_copy")
-    for lock in _LOCKS:
-        connection.execute(lock)
-    return connection
+    log = read_log(storage)
+    return _connection(log, log.current_epochs)
 
 
 def trials_table(log: Log) -> pa.Table:
@@ -92,46 +111,85 @@ def trials_table(log: Log) -> pa.Table:
 
     A trial that several studies use has a row in each of them, with the same state; `ran_in` names the study that ran it.
     """
-    pairs = [(study, state) for study in log.studies() for state in log.states_of(study).values()]
-    arms = {study: _arm_names(log, study) for study in log.studies()}
-    rows = [_row(study, arms[study].get(state.key), state) for study, state in pairs]
-    table = pa.Table.from_pylist(rows, schema=_TRIALS)
-    settings = [flat_settings(state.config) for _, state in pairs]
+    used, known, events = log.used_keys, log.current_trials, log.deciding_events
+    row = pc.index_in(used["key"], value_set=known["key"])
+    used, row = used.filter(pc.is_valid(row)), row.drop_null()
+    known, events = known.take(row), events.take(row)
+    arms = _arm_names(log)
+    pairs = zip(used["study"].to_pylist(), used["key"].to_pylist(), strict=True)
+    columns = {
+        "study": used["study"],
+        "key": used["key"],
+        "arm": pa.array([arms.get(pair) for pair in pairs], pa.string()),
+        "role": events["role"],
+        "state": known["state"],
+        "seed": events["seed"],
+        "attempt": events["attempt"],
+        **{name: known[name] for name in ("epoch", *METRICS)},
+        **{name: events[name] for name in _FROM_EVENT},
+        "ran_in": events["study"],
+        "parameters": known["parameters"],
+    }
     # DuckDB's column names do not tell upper from lower case; the setting `seed` is the column `seed`
-    taken = {name.lower() for name in _TRIALS.names}
-    for path in dict.fromkeys(path for found in settings for path in found if path.lower() not in taken):
-        table = table.append_column(path, _column([found.get(path) for found in settings]))
-    return table
+    taken = {name.lower() for name in columns}
+    settings = _setting_columns(events["config"])
+    return pa.table(columns | {path: column for path, column in settings.items() if path.lower() not in taken})
 
 
-def _arm_names(log: Log, study: str) -> dict[str, str]:
-    names: dict[str, list[str]] = {}
-    for row in log.arms_of(study):
-        names.setdefault(row["key"], []).append(row["arm"])
-    return {key: " and ".join(found) for key, found in names.items()}
+def _answer(log: Log, epochs: pa.Table | ds.Dataset, sql: str) -> pa.Table | QueryError:
+    with _connection(log, epochs) as connection:
+        try:
+            answer = connection.sql(sql)
+            if answer is None:
+                return QueryError('query: needs a statement that gives rows, such as "SELECT key, AP FROM trials"')
+            return answer.to_arrow_table()
+        except duckdb.Error as error:
+            return QueryError(_explained(str(error), sql, connection))
 
 
-def _row(study: str, arm: str | None, state: TrialState) -> dict[str, Any]:
-    named = {name: getattr(state, name) for name in ("key", "role", "state", "seed", "attempt", "epoch", "parameters")}
-    from_event = {name: getattr(state.last, name) for name in _FROM_EVENT}
-    return {"study": study, "arm": arm, "ran_in": state.study, **named, **state.metrics, **from_event}
+def _connection(log: Log, epochs: pa.Table | ds.Dataset) -> duckdb.DuckDBPyConnection:
+    connection = duckdb.connect(":memory:")
+    contents = {"trials": trials_table(log), "epochs": epochs, "arms": log.arms, "events": log.trials}
+    for name in TABLES:
+        connection.register(name, contents[name])
+    for lock in _LOCKS:
+        connection.execute(lock)
+    return connection
+
+
+def _arm_names(log: Log) -> dict[tuple[str, str], str]:
+    """By study and key the arms that the trial is, in the order in which they came."""
+    rows = first_of_each(log.arms.sort_by("time"), "study", "key", "arm").sort_by("row")
+    names: dict[tuple[str, str], list[str]] = {}
+    for study, key, arm in zip(*(rows[name].to_pylist() for name in ("study", "key", "arm")), strict=True):
+        names.setdefault((study, key), []).append(arm)
+    return {pair: " and ".join(found) for pair, found in names.items()}
+
+
+def _setting_columns(configs: pa.ChunkedArray) -> dict[str, pa.Array]:
+    """By path a column of the setting's values. Trials of equal settings, as of one seed in many studies, are read once."""
+    coded = configs.combine_chunks().dictionary_encode()
+    settings = [flat_settings(config) for config in coded.dictionary.to_pylist()]
+    paths = dict.fromkeys(path for found in settings for path in found)
+    return {path: _column([found.get(path) for found in settings]).take(coded.indices) for path in paths}
 
 
 def _column(values: list[Any]) -> pa.Array:
     """Values of one setting as numbers or truth values where all are, as text where any is text or a list."""
-    values = [canonical(value) for value in values]
-    kinds = {type(value) for value in values if value is not None}
+    kinds = set(map(type, values)) - {type(None)}
     if kinds == {bool}:
         return pa.array(values, pa.bool_())
     if kinds == {int}:
         return pa.array(values, pa.int64())
     if kinds and kinds <= {int, float}:
         return pa.array(values, pa.float64())
-    return pa.array([value if value is None or isinstance(value, str) else _text(value) for value in values], pa.string())
+    if not kinds <= {str}:
+        values = [value if value is None or isinstance(value, str) else _text(value) for value in values]
+    return pa.array(values, pa.string())
 
 
 def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(value).lower() if isinstance(value, bool) else str(canonical(value))
 
 
 def _explained(message: str, sql: str, connection: duckdb.DuckDBPyConnection) -> str:

@@ -51,7 +51,7 @@ def test_an_attempt_replaces_all_epochs_from_its_first_on(rows, excluded):
 def test_the_last_epoch_and_the_last_evaluation_of_each_trial_are_found(rows):
     epochs = table_of(rows)
     current = epochs.take(current_rows(epochs, {}))
-    found = last_epochs(current)
+    found = {row["key"]: row for row in last_epochs(current).to_pylist()}
     listed = current.select(["key", "attempt", "epoch", "AP"]).to_pylist()
     assert {key: row["epoch"] for key, row in found.items()} == {row["key"]: row["epoch"] for row in listed}
     assert {key: row["AP"] for key, row in found.items()} == {

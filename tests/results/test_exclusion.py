@@ -35,9 +35,9 @@ def test_an_excluded_trial_is_in_no_result_and_its_reason_is_kept(judged):
     table = settings_table(log, "example", ["distill.kdr.weight"])
     assert [row.keys for row in table.rows] == [("fair",)]
     assert any("excluded" in note for note in table.notes)
-    rows = query(log, "SELECT key, state, AP, reason FROM trials WHERE key = 'good'").to_pylist()
+    rows = query(judged.storage, "SELECT key, state, AP, reason FROM trials WHERE key = 'good'").to_pylist()
     assert rows == [{"key": "good", "state": "excluded", "AP": None, "reason": "a broken disk"}]
-    assert query(log, "SELECT * FROM epochs WHERE key = 'good'").num_rows == 0
+    assert query(judged.storage, "SELECT * FROM epochs WHERE key = 'good'").num_rows == 0
 
 
 def test_excluding_removes_no_row_and_can_be_undone(judged):

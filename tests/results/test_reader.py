@@ -278,13 +278,24 @@ def test_a_file_without_a_required_column_is_damaged(tmp_path):
     assert read_log(storage).damaged == (path,)
 
 
+STUDY = st.sampled_from(["s", "other"])
+AP = st.sampled_from([None, 0.25, 0.5])
 EVENT = st.builds(
     event,
     st.sampled_from([name for name in EVENTS if name != "included"]),
+    study=STUDY,
     key=st.sampled_from(["a", "b", "c"]),
     at=st.integers(0, 6),
     attempt=st.integers(1, 3),
     parameters=st.sampled_from([None, '{"x": 1}', '{"x": 2}']),
+)
+ENDED = st.builds(
+    event,
+    st.sampled_from(["started", "resumed", "interrupted", "failed", "completed"]),
+    key=st.sampled_from(["a", "b"]),
+    attempt=st.integers(1, 3),
+    epoch=st.one_of(st.none(), st.integers(0, 3)),
+    AP=AP,
 )
 EPOCH = st.builds(epoch, st.integers(1, 5), key=st.sampled_from(["a", "b", "c"]), attempt=st.integers(1, 3), AP=st.just(0.5))
 
@@ -310,6 +321,29 @@ def test_the_state_is_that_of_the_last_attempt(events):
         own = [row for row in events if row.key == key]
         assert state.attempt == max(row.attempt for row in own)
         assert state.last in [dataclasses.replace(row) for row in own if row.attempt == state.attempt]
+
+
+EVALUATED = st.builds(epoch, st.integers(1, 3), key=st.sampled_from(["a", "b"]), attempt=st.integers(1, 3), AP=AP)
+
+
+@given(st.lists(ENDED, min_size=1), st.lists(EVALUATED, unique_by=distinct))
+def test_a_state_shows_what_its_event_says_or_else_the_epochs_of_the_attempt(events, epochs):
+    log = log_of(events, epochs)
+    for key, state in log.states().items():
+        rows = log.epochs_of(key).to_pylist()
+        if state.last.event == "started" and (not rows or rows[-1]["attempt"] != state.attempt):
+            rows = []  # begun anew
+        evaluated = [row["AP"] for row in rows if row["AP"] is not None]
+        assert state.epoch == (state.last.epoch if state.last.epoch is not None else rows[-1]["epoch"] if rows else 0)
+        assert state.metrics["AP"] == (state.last.AP if state.last.AP is not None else evaluated[-1] if evaluated else None)
+
+
+@given(st.lists(EVENT), st.lists(st.builds(ArmRow, study=STUDY, key=st.sampled_from(["a", "b", "c"]), arm=st.just("x"))))
+def test_a_study_uses_the_trials_of_its_arms_and_then_those_that_it_ran(events, arms):
+    log = log_of(events, arms=arms)
+    assert log.studies() == tuple(sorted({row.study for row in [*arms, *events]}))
+    for study in ("s", "other", "none"):
+        assert log.keys_of(study) == tuple(dict.fromkeys(row.key for row in [*arms, *events] if row.study == study))
 
 
 @given(st.lists(EPOCH, unique_by=distinct, min_size=1))

@@ -1,16 +1,44 @@
+import contextlib
+import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import duckdb
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kdr.errors import QueryError
-from kdr.results.reader import read_log
-from kdr.results.schema import ArmRow, TrialEvent
-from kdr.results.sql import connect, query
+from kdr.results.flat_settings import canonical, flat_settings
+from kdr.results.reader import Log, read_log
+from kdr.results.schema import SCHEMAS, ArmRow, TrialEvent, to_table
+from kdr.results.sql import connect, query, trials_table
 from kdr.results.writer import LogWriter
 from kdr.storage import Storage
 
 LINKS = "distill.kdr.review_links"
+
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+STUDIES = ["one", "two"]
+OF_TRIAL = {"study": st.sampled_from(STUDIES), "key": st.sampled_from("abc")}
+TIME = st.integers(0, 6).map(lambda seconds: START + timedelta(seconds=seconds))
+VALUE = st.one_of(st.none(), st.booleans(), st.integers(-9, 9), st.text(max_size=2), st.just([1, "x"]), st.just({}))
+CONFIG = st.fixed_dictionaries({"p": VALUE, "q": st.one_of(VALUE, st.fixed_dictionaries({"r": VALUE}))}).map(json.dumps)
+EVENTS_OF_TRIALS = st.lists(
+    st.builds(
+        TrialEvent,
+        **OF_TRIAL,
+        event=st.sampled_from(["planned", "started", "completed", "failed", "excluded", "included"]),
+        config=CONFIG,
+        attempt=st.integers(1, 2),
+        time=TIME,
+        AP=st.sampled_from([None, 0.25]),
+        reason=st.sampled_from([None, "why"]),
+    ),
+    max_size=8,
+)
+ARMS = st.lists(st.builds(ArmRow, **OF_TRIAL, arm=st.sampled_from(["x", "y"]), time=TIME), max_size=6)
 
 
 @pytest.fixture
@@ -70,6 +98,109 @@ def test_a_shared_trial_is_a_row_of_each_study(filled):
         ("example", "a", "example", 0.3),
         ("other", "baseline and x", "example", 0.3),
     ]
+
+
+@given(EVENTS_OF_TRIALS, ARMS)
+def test_the_rows_are_the_states_of_each_studys_trials(events, arms):
+    rows = {"trials": events, "epochs": [], "arms": arms}
+    log = Log(**{name: to_table(found) if found else SCHEMAS[name].empty_table() for name, found in rows.items()})
+    expected = [
+        {
+            "study": study,
+            "arm": " and ".join(row["arm"] for row in log.arms_of(study) if row["key"] == state.key) or None,
+            "state": state.state,
+            "attempt": state.attempt,
+            "AP": state.metrics["AP"],
+            "reason": state.last.reason,
+            "ran_in": state.study,
+            **{path: shown(value) for path, value in flat_settings(state.config).items()},
+        }
+        for study in STUDIES
+        for state in log.states_of(study).values()
+    ]
+    found = trials_table(log).to_pylist()
+    assert len(found) == len(expected)
+    for row, wanted in zip(found, expected, strict=True):
+        assert {name: shown(row[name]) if "." in name or name in "pq" else row[name] for name in wanted} == wanted
+
+
+def shown(value):
+    """A setting's value whatever the type of its column, which holds all values of the setting."""
+    return value if value is None else str(value).lower() if isinstance(value, bool | str) else str(canonical(value))
+
+
+def test_a_setting_of_several_types_is_text(example_log):
+    for key, value in {"a": 1, "b": "one", "c": True, "d": [1, 2], "e": None}.items():
+        event = TrialEvent(study="example", key=key, event="completed", config=json.dumps({"x": value}))
+        LogWriter(example_log.storage, "example").event(event)
+    assert [row["x"] for row in rows(example_log, "SELECT x FROM trials ORDER BY key")] == ["1", "one", "true", "[1, 2]", None]
+
+
+FORMS = [
+    "SELECT * FROM epochs",
+    "FROM epochs",
+    "SELECT epochs FROM epochs",
+    "SELECT * EXCLUDE (key, time) FROM epochs",
+    "SELECT COLUMNS('loss.*') FROM epochs",
+    "SELECT LOSSES FROM main.Epochs",
+    "SELECT e.weighted_losses FROM (SELECT * FROM epochs) e",
+    "SELECT TRY(losses['classification']) AS loss FROM epochs",
+    "SELECT epoch FROM epochs WHERE losses IS NULL",
+    "SELECT count(*) FROM epochs WHERE cardinality(losses) = 2",
+    "SELECT count(losses), count(extras) FROM epochs",
+    "SELECT epoch FROM epochs ORDER BY losses['classification']",
+    "SELECT AP FROM trials t WHERE EXISTS (FROM epochs e WHERE e.key = t.key AND losses['kdr'] > 1) ORDER BY key",
+    "SELECT max(losses['kdr']) FROM query('SELECT * FROM ' || 'epochs')",
+    "SELECT count(extras) FROM query_table('epochs')",
+    "CREATE VIEW v AS FROM epochs; SELECT losses FROM v",
+    "SUMMARIZE SELECT losses FROM epochs",
+    "DESCRIBE epochs",
+    "SELECT column_name, data_type FROM information_schema.columns ORDER BY ALL",
+    "WITH epochs AS (SELECT 1 AS losses) FROM epochs",
+    "SELECT epoch, avg(AP) AS AP FROM epochs GROUP BY epoch ORDER BY epoch",
+    "SELECT count(*) FROM epochs WHERE AP > 0.2",
+]
+
+
+@pytest.mark.parametrize("sql", FORMS)
+def test_a_statement_of_any_form_has_all_columns_of_the_epochs(filled, sql):
+    with connect(filled.storage) as everything:
+        expected = everything.sql(sql).to_arrow_table()
+    assert query(filled.storage, sql).equals(expected)
+
+
+@pytest.mark.parametrize(
+    ("sql", "readings"),
+    [
+        ("SELECT arm, avg(AP) FROM trials GROUP BY arm", 1),
+        ("SELECT count(*) FROM epochs", 1),
+        ("SELECT epoch, avg(seconds) FROM epochs WHERE AP > 0.1 GROUP BY epoch", 1),
+        ("SELECT losses FROM trials", 1),
+        ("SELECT epoch FROM epochs WHERE losses IS NOT NULL", 2),
+    ],
+)
+def test_long_columns_are_read_only_where_a_statement_needs_them(filled, monkeypatch, sql, readings):
+    left_out = []
+
+    def noted(storage, *, leave_out=()):
+        left_out.append(leave_out)
+        return read_log(storage, leave_out=leave_out)
+
+    monkeypatch.setattr("kdr.results.sql.read_log", noted)
+    with contextlib.suppress(QueryError):
+        query(filled.storage, sql)
+    assert [bool(columns) for columns in left_out] == [True, False][:readings]
+
+
+@pytest.mark.parametrize("sql", ["SELECT count(*) FROM trials", "SELECT * FROM epochs", "SELECT nothing FROM trials"])
+@pytest.mark.parametrize("table", ["trials", "epochs", "arms"])
+def test_a_damaged_file_of_any_table_is_told_once_whatever_the_statement_says(filled, table, sql):
+    torn = filled.storage.log / table / "study=example" / "part-torn.parquet"
+    torn.write_bytes(b"PAR1")
+    told = []
+    with contextlib.suppress(QueryError):
+        query(filled.storage, sql, on_log=lambda log: told.append(log.damaged))
+    assert told == [(torn,)]
 
 
 def test_an_empty_log_has_empty_tables(example_log):
@@ -140,12 +271,12 @@ def snapshot(root: Path):
     return {path: path.read_bytes() if path.is_file() else None for path in root.rglob("*")}
 
 
-def test_changes_stay_in_memory(filled, tmp_path):
-    before = snapshot(tmp_path)
-    query(filled.storage, "DROP TABLE trials")
-    query(filled.storage, "UPDATE events SET AP = 1.0")
-    assert snapshot(tmp_path) == before
-    assert len(rows(filled, "SELECT * FROM trials")) == 3
+@pytest.mark.parametrize(
+    "sql", ["DROP TABLE trials", "UPDATE events SET AP = 1.0", "DELETE FROM epochs", "INSERT INTO arms FROM arms"]
+)
+def test_the_tables_cannot_be_changed(filled, sql):
+    with pytest.raises(QueryError, match=r"query: (Catalog|Binder) Error: "):
+        query(filled.storage, sql)
 
 
 def test_python_variables_of_the_caller_are_no_tables(filled):

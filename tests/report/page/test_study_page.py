@@ -8,7 +8,6 @@ import pytest
 from kdr.errors import ConfigError
 from kdr.report.page.drawing import DARK, LIGHT, coloured
 from kdr.report.page.html import page_html
-from kdr.results.reader import read_log
 from kdr.results.schema import ArmRow
 from kdr.results.sql import query
 from kdr.results.writer import LogWriter
@@ -44,13 +43,12 @@ def test_every_figure_is_one_that_plotly_knows(study, page_of, palette):
 
 
 def test_every_query_beside_a_figure_is_answered(study, page_of):
-    log = read_log(study.storage)
     queries = {block.query for block in figures(page_of(study)).values() if block.query and " query " in block.query}
     assert queries
     for command in queries:
         *_, name, sql = shlex.split(command)
         assert name == "query"
-        assert query(log, sql).num_rows > 0
+        assert query(study.storage, sql).num_rows > 0
 
 
 def test_every_figure_says_what_is_seen_and_has_its_data(study, page_of):
