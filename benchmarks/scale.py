@@ -2,24 +2,26 @@
 
     python benchmarks/scale.py                          # studies of 100, 1,000 and 3,000 trials, then a log of 10,000
     python benchmarks/scale.py --trials 100 1000 --log-trials 0
+    python benchmarks/scale.py --trials                 # the log alone
 
 The trials are real but for their training: drawn by a search, run by Ray's actors, logged with an epoch each; an epoch takes no
 time. Each study has a driver process and a Ray of its own. `status`, `table` and `query` are processes, too, start included.
 
-The log of 10,000 trials of 24 epochs is that of `benchmarks/report.py`. It is asked in one process: from nothing to the answer,
-as `query` does it, and once more on the open connection; beside it the same question to the files that Ray Tune itself leaves of
-as many trials (`result.json`, a line per epoch, written by Ray's own callback), read into a dataframe.
+The log of 10,000 trials of 24 epochs is that of `benchmarks/report.py`. It is asked in one process, whose imports are done: from
+nothing to the answer, as `query` does it, and on an open connection; beside it the same question to the files that Ray Tune
+itself leaves of as many trials (`result.json`, a line per epoch, written by Ray's own callback), read into a dataframe.
 """
 
 import argparse
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -137,6 +139,23 @@ def measured_study(num_trials: int) -> dict[str, float]:
     return found
 
 
+def compare_studies(sizes: Sequence[int]) -> None:
+    """Prints what studies of these sizes take."""
+    print("trials   trials/min   driver CPU/trial   driver RSS   log   compacted   compact   status   table   query")
+    costs = {}
+    for num_trials in sizes:
+        found = measured_study(num_trials)
+        costs[num_trials] = found["seconds"]
+        print(
+            f"{num_trials:>6}{60 / found['seconds']:>13.0f}{found['cpu_seconds'] * 1000:>16.1f} ms"
+            f"{found['memory_mib']:>9.0f} MiB{found['log_kib']:>7.0f} KiB{found['compacted_kib']:>5.0f} KiB"
+            f"{found['compact_s']:>8.1f} s{found['status_s']:>7.1f} s{found['table_s']:>6.1f} s{found['query_s']:>6.1f} s",
+            flush=True,
+        )
+    first, last = sizes[0], sizes[-1]
+    print(f"a trial among {last} costs {costs[last] / costs[first]:.2f} times one among {first}")
+
+
 def seconds_of(*arguments: str) -> float:
     """Seconds of one command."""
     begin = time.perf_counter()
@@ -151,7 +170,7 @@ def timed(ask: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
-def compare_logs(num_trials: int) -> None:
+def compare_logs(num_trials: int, rounds: int) -> None:
     """Asks a log of so many trials, and Ray's own files of as many."""
     import numpy as np
     from report import write_study
@@ -159,17 +178,23 @@ def compare_logs(num_trials: int) -> None:
     from kdr.results.sql import connect, query
 
     with tempfile.TemporaryDirectory() as folder:
-        storage, generator = Storage.at(folder), np.random.default_rng(0)
+        storage, generator, rays = Storage.at(folder), np.random.default_rng(0), Path(folder) / "rays"
         for number in range(50):
             write_study(storage, f"study-{number:03}", num_trials // 500, 10, generator)
-        print(f"\n{num_trials} trials of {EPOCHS} epochs, compacted")
-        print(f"{'query, from nothing: trials':<52}{timed(lambda: query(storage, QUESTION)):>8.2f} s")
-        print(f"{'query, from nothing: epochs':<52}{timed(lambda: query(storage, OF_EPOCHS)):>8.2f} s")
-        with connect(storage) as connection:
-            print(f"{'the same, connection open: epochs':<52}{timed(lambda: connection.sql(OF_EPOCHS).fetchall()):>8.3f} s")
-        rays = Path(folder) / "rays"
         write_rays_files(rays, num_trials)
-        print(f"{'result.json of Ray Tune into a dataframe: epochs':<52}{timed(lambda: rays_answer(rays)):>8.2f} s")
+        with connect(storage) as connection:
+            asked: dict[str, Callable[[], Any]] = {
+                "from nothing: trials": lambda: query(storage, QUESTION),
+                "from nothing: epochs": lambda: query(storage, OF_EPOCHS),
+                "from nothing: all columns of the trials": lambda: query(storage, "SELECT * FROM trials"),
+                "connection open: trials": lambda: connection.sql(QUESTION).fetchall(),
+                "connection open: epochs": lambda: connection.sql(OF_EPOCHS).fetchall(),
+                "result.json of Ray Tune into a dataframe: epochs": lambda: rays_answer(rays),
+            }
+            seconds = {name: [timed(ask) for _ in range(rounds)] for name, ask in asked.items()}
+        print(f"\n{num_trials} trials of {EPOCHS} epochs, compacted: seconds, least and median of {rounds}")
+        for name, found in seconds.items():
+            print(f"{name:<52}{min(found):>8.3f}{statistics.median(found):>8.3f}")
 
 
 class RaysTrial:
@@ -218,29 +243,21 @@ def rays_answer(folder: Path) -> Any:
 def main() -> None:
     """Measures studies of growing size, then a large log."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, nargs="+", default=[100, 1000, 3000], help="sizes of the studies")
+    parser.add_argument(
+        "--trials", type=int, nargs="*", default=[100, 1000, 3000], help="sizes of the studies; none leaves them out"
+    )
     parser.add_argument("--log-trials", type=int, default=10_000, help="trials of the large log; 0 leaves it out")
+    parser.add_argument("--rounds", type=int, default=5, help="how often the large log is asked")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--storage", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(run_study_of(arguments.one, arguments.storage)), flush=True)
         os._exit(0)
-    print("trials   trials/min   driver CPU/trial   driver RSS   log   compacted   compact   status   table   query")
-    costs = {}
-    for num_trials in arguments.trials:
-        found = measured_study(num_trials)
-        costs[num_trials] = found["seconds"]
-        print(
-            f"{num_trials:>6}{60 / found['seconds']:>13.0f}{found['cpu_seconds'] * 1000:>16.1f} ms"
-            f"{found['memory_mib']:>9.0f} MiB{found['log_kib']:>7.0f} KiB{found['compacted_kib']:>5.0f} KiB"
-            f"{found['compact_s']:>8.1f} s{found['status_s']:>7.1f} s{found['table_s']:>6.1f} s{found['query_s']:>6.1f} s",
-            flush=True,
-        )
-    first, last = arguments.trials[0], arguments.trials[-1]
-    print(f"a trial among {last} costs {costs[last] / costs[first]:.2f} times one among {first}")
+    if arguments.trials:
+        compare_studies(arguments.trials)
     if arguments.log_trials:
-        compare_logs(arguments.log_trials)
+        compare_logs(arguments.log_trials, arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -39,8 +39,8 @@ _FROM_EVENT = (
     "host",
     "device",
 )
-_LONG = [column.name for column in SCHEMAS["epochs"] if pa.types.is_map(column.type)]
-"""Columns of the epochs that take longer to read than all others, and that few statements ask for."""
+_NOT_IN_STATES = [column.name for column in SCHEMAS["epochs"] if column.nullable and column.name not in METRICS]
+"""Columns of the epochs that no trial's state depends on."""
 _LOCKS = (
     "SET TimeZone = 'UTC'",
     "SET temp_directory = ''",
@@ -52,28 +52,28 @@ _LOCKS = (
 )
 
 
-class _ShortEpochs(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
-    """The table `epochs` without its long columns; notes where a statement asks for one.
+class _NarrowEpochs(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
+    """The table `epochs` without some of its columns; notes whether a statement needs one of those.
 
-    DuckDB asks a dataset for the columns that a statement needs, whatever its form, so that nothing has to be guessed.
+    DuckDB asks a dataset for the columns that a statement needs, whatever its form.
     """
 
     schema = SCHEMAS["epochs"]
 
     def __init__(self, epochs: pa.Table) -> None:
-        self._rows = ds.dataset(epochs.drop_columns(_LONG))
-        self.lacks_a_column = False
+        self._rows = ds.dataset(epochs)
+        self.is_too_narrow = False
 
     def scanner(self, columns: list[str] | None = None, **options: Any) -> ds.Scanner:
         """A scan of some columns, by default of all.
 
         Raises:
-            pyarrow.ArrowInvalid: if a long one is among them, or is filtered by.
+            pyarrow.ArrowInvalid: if one that is not here is among them, or is filtered by.
         """
         try:
             return self._rows.scanner(columns=self.schema.names if columns is None else columns, **options)
         except pa.ArrowInvalid:
-            self.lacks_a_column = True
+            self.is_too_narrow = True
             raise
 
 
@@ -88,10 +88,12 @@ def query(storage: Storage, sql: str, *, on_log: Callable[[Log], None] = lambda 
     Raises:
         QueryError: if DuckDB refuses the statement, or it answers with no rows and columns at all.
     """
-    log = read_log(storage, leave_out=_LONG)
-    epochs = _ShortEpochs(log.current_epochs)
+    # a guess at what is needed saves most of the reading, and where it is wrong, as for `SELECT *`, everything is read
+    not_named = [name for name in _NOT_IN_STATES if name not in sql.lower()]
+    log = read_log(storage, leave_out=not_named)
+    epochs = _NarrowEpochs(log.current_epochs.drop_columns(not_named))
     answer = _answer(log, epochs, sql)
-    if epochs.lacks_a_column:
+    if epochs.is_too_narrow:
         log = read_log(storage)
         answer = _answer(log, log.current_epochs, sql)
     on_log(log)
