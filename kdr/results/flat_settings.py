@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -13,7 +13,9 @@ def flat_settings(config: str) -> Mapping[str, Any]:
     Args:
         config: a TrialConfig as JSON.
     """
-    return dict(_leaves(json.loads(config), ""))
+    flat: dict[str, Any] = {}
+    _flatten(json.loads(config), "", flat)
+    return flat
 
 
 def canonical(value: Any) -> Any:
@@ -21,9 +23,9 @@ def canonical(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False, sort_keys=True) if isinstance(value, list | dict) else value
 
 
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+def _flatten(value: Any, path: str, flat: dict[str, Any]) -> None:
     if not isinstance(value, dict) or not value:
-        yield path, value
+        flat[path] = value
         return
     for name, inner in value.items():
-        yield from _leaves(inner, f"{path}.{name}" if path else name)
+        _flatten(inner, f"{path}.{name}" if path else name, flat)

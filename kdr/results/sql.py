@@ -1,4 +1,4 @@
-"""SQL over the trial log: DuckDB tables in memory, with no way to a file, so that no statement can harm the log.
+"""SQL over the trial log: DuckDB over Arrow tables in memory, with no way to a file, so that no statement can harm the log.
 
 Tables: `trials`, one row per study and trial with its current state and every setting as a column; `epochs`, without epochs
 that a later attempt has done again; `arms`; and `events`, everything that happened.
