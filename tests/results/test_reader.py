@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from kdr.errors import StorageError
 from kdr.results import schema
+from kdr.results.fragments import list_folder
 from kdr.results.reader import Log, known_keys, read_log
 from kdr.results.schema import EVENTS, SCHEMAS, ArmRow, EpochRow, TrialEvent, to_table
 from kdr.results.writer import LogWriter
@@ -228,6 +229,24 @@ def test_a_file_that_the_storage_does_not_give_is_no_damage(tmp_path, monkeypatc
     monkeypatch.setattr(pq, "ParquetFile", unreachable)
     with pytest.raises(StorageError, match=r"part-.*must be a file that can be read, got .*Stale file handle"):
         read_log(storage)
+
+
+def test_a_folder_that_changes_while_it_is_read_is_listed_again_and_no_other(tmp_path, monkeypatch):
+    storage, folders = Storage.at(tmp_path), []
+    for study in ("a", "b", "c"):
+        LogWriter(storage, study).event(event("completed", study=study, key=study))
+
+    def list_then_change(folder, table):
+        listing = list_folder(folder, table)
+        if folder.name == "study=b" and folder.name not in folders:
+            listing.fragments[0].rename(folder / "part-renamed.parquet")
+        folders.append(folder.name)
+        return listing
+
+    monkeypatch.setattr("kdr.results.reader.list_folder", list_then_change)
+    log = read_log(storage)
+    assert (log.trials["key"].to_pylist(), log.damaged) == (["a", "b", "c"], ())
+    assert sorted(folders) == ["study=a", "study=b", "study=b", "study=c"]
 
 
 def test_foreign_files_are_passed_over(tmp_path):
