@@ -32,7 +32,7 @@ TERMS = ("classification", "bbox_regression", "kdr.foreground", "kdr.background"
 CLASSES = ("circle", "square", "triangle", "star", "cross", "ring")
 
 
-def study_content(name: str, num_arms: int, num_seeds: int) -> dict[str, Any]:
+def study_content(name: str, num_arms: int, num_seeds: int, first_seed: int) -> dict[str, Any]:
     """An ablation of so many arms beside the baseline."""
     return {
         "study": name,
@@ -46,26 +46,27 @@ def study_content(name: str, num_arms: int, num_seeds: int) -> dict[str, Any]:
         "ablation": {
             "design": "arms",
             "arms": {f"arm-{number:03}": {"distill.kdr.weight": number + 4.0} for number in range(num_arms)},
-            "seeds": {"count": num_seeds},
+            "seeds": {"count": num_seeds, "first": first_seed},
             "margin": 0.005,
         },
     }
 
 
-def write_study(storage: Storage, name: str, num_arms: int, num_seeds: int, generator: np.random.Generator) -> None:
-    """Writes the log of one finished ablation, `num_arms` arms with the baseline, and compacts it."""
-    study = study_from(study_content(name, num_arms - 1, num_seeds), folder=Path("/"))
+def write_study(storage: Storage, number: int, num_arms: int, num_seeds: int, generator: np.random.Generator) -> None:
+    """Writes the log of one finished ablation, `num_arms` arms with the baseline by seeds of its own, and compacts it."""
+    name, first_seed = f"study-{number:03}", number * num_seeds
+    study = study_from(study_content(name, num_arms - 1, num_seeds, first_seed), folder=Path("/"))
     assert study.ablation is not None
     content, of_seed = json.dumps(study_yaml(study)), generator.normal(0.4, SEED_SD, num_seeds)
     arms = {"baseline": {}, **study.ablation.arms}
     with LogWriter(storage, name, flush_every_s=1e9) as writer:
         rows, events = [], []
-        for number, (arm, changes) in enumerate(arms.items()):
-            for seed in range(num_seeds):
+        for place, (arm, changes) in enumerate(arms.items()):
+            for seed in range(first_seed, first_seed + num_seeds):
                 key, time_ = generator.bytes(16).hex(), utc_now()
                 common = {"study": name, "key": key, "time": time_}
-                rows.append(ArmRow(**common, arm=arm, seed=seed, study_config=content, levels="{}", is_reference=number == 0))
-                value = float(of_seed[seed] + generator.normal(0.001 * (number % 7 - 3) * (number > 0), TRIAL_SD))
+                rows.append(ArmRow(**common, arm=arm, seed=seed, study_config=content, levels="{}", is_reference=place == 0))
+                value = float(of_seed[seed - first_seed] + generator.normal(0.001 * (place % 7 - 3) * (place > 0), TRIAL_SD))
                 config = study.trial_with({**changes, "seed": seed}).model_dump_json()
                 for row in epoch_rows(common, value, seed):
                     writer.epoch(row)
@@ -129,7 +130,7 @@ def main() -> None:
         if not storage.log.exists():
             begin, generator = time.perf_counter(), np.random.default_rng(0)
             for number in range(arguments.studies):
-                write_study(storage, f"study-{number:03}", num_arms, arguments.seeds, generator)
+                write_study(storage, number, num_arms, arguments.seeds, generator)
             print(f"written in {time.perf_counter() - begin:.0f} s")
         size = sum(path.stat().st_size for path in storage.log.rglob("*.parquet")) / 2**20
         print(f"{arguments.studies} studies of {num_arms} arms by {arguments.seeds} seeds, {EPOCHS} epochs each, {size:.0f} MiB")

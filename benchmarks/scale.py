@@ -180,7 +180,7 @@ def compare_logs(num_trials: int, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         storage, generator, rays = Storage.at(folder), np.random.default_rng(0), Path(folder) / "rays"
         for number in range(50):
-            write_study(storage, f"study-{number:03}", num_trials // 500, 10, generator)
+            write_study(storage, number, num_trials // 500, 10, generator)
         write_rays_files(rays, num_trials)
         with connect(storage) as connection:
             asked: dict[str, Callable[[], Any]] = {

@@ -16,7 +16,9 @@ def excluded_attempts(events: pa.Table) -> dict[str, int]:
     """By key the last attempt whose exclusion is in force: neither undone nor followed by a new start of the same number."""
     balance: Counter[tuple[str, int]] = Counter()
     latest: dict[tuple[str, int], dict[str, int]] = {}
-    rows = events.filter(pc.is_in(events["event"], value_set=pa.array(("started", "resumed", "excluded", "included"))))
+    marked = pc.unique(events.filter(pc.equal(events["event"], "excluded"))["key"])
+    rows = events.filter(pc.is_in(events["key"], value_set=marked))
+    rows = rows.filter(pc.is_in(rows["event"], value_set=pa.array(("started", "resumed", "excluded", "included"))))
     for key, attempt, event, time in zip(*_columns(rows, "key", "attempt", "event", "time"), strict=True):
         # exclusions are counted, since clocks can be set back between one and its undoing
         balance[key, attempt] += {"excluded": 1, "included": -1}.get(event, 0)

@@ -169,11 +169,23 @@ def _arm_names(log: Log) -> dict[tuple[str, str], str]:
 
 
 def _setting_columns(configs: pa.ChunkedArray) -> dict[str, pa.Array]:
-    """By path a column of the setting's values. Trials of equal settings, as of one seed in many studies, are read once."""
-    coded = configs.combine_chunks().dictionary_encode()
-    settings = [flat_settings(config) for config in coded.dictionary.to_pylist()]
-    paths = dict.fromkeys(path for found in settings for path in found)
-    return {path: _column([found.get(path) for found in settings]).take(coded.indices) for path in paths}
+    """By path a column of the setting's values.
+
+    Most trials of a log differ in a setting or two: each section of a config, such as `data`, is read once for all that share it.
+    """
+    with duckdb.connect(":memory:") as connection:
+        connection.register("configs", pa.table({"config": configs, "row": pa.array(range(len(configs)), pa.int64())}))
+        keys = connection.sql("SELECT json_keys(config) AS keys FROM configs GROUP BY keys ORDER BY min(row)").fetchall()
+        names = list(dict.fromkeys(name for (found,) in keys for name in found))
+        paths = [f'$."{name}"' for name in names]
+        texts = connection.sql("SELECT json_extract(config, $paths) FROM configs", params={"paths": paths}).to_arrow_table()
+    columns: dict[str, pa.Array] = {}
+    for place, name in enumerate(names):
+        coded = pc.list_element(texts.column(0).combine_chunks(), place).dictionary_encode()
+        settings = [{} if text is None else flat_settings(f'{{"{name}":{text}}}') for text in coded.dictionary.to_pylist()]
+        for path in dict.fromkeys(path for found in settings for path in found):
+            columns[path] = _column([found.get(path) for found in settings]).take(coded.indices)
+    return columns
 
 
 def _column(values: list[Any]) -> pa.Array:

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from kdr.errors import QueryError
 from kdr.results.flat_settings import canonical, flat_settings
 from kdr.results.reader import Log, read_log
 from kdr.results.schema import METRICS, SCHEMAS, ArmRow, TrialEvent, to_table
-from kdr.results.sql import connect, query, trials_table
+from kdr.results.sql import _setting_columns, connect, query, trials_table
 from kdr.results.writer import LogWriter
 from kdr.storage import Storage
 
@@ -134,6 +135,32 @@ def test_a_setting_of_several_types_is_text(example_log):
         event = TrialEvent(study="example", key=key, event="completed", config=json.dumps({"x": value}))
         LogWriter(example_log.storage, "example").event(event)
     assert [row["x"] for row in rows(example_log, "SELECT x FROM trials ORDER BY key")] == ["1", "one", "true", "[1, 2]", None]
+
+
+SETTINGS = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("xyz"), inner, max_size=2),
+    max_leaves=5,
+)
+
+
+@given(configs=st.lists(st.dictionaries(st.sampled_from("abcd"), SETTINGS, max_size=3), min_size=1, max_size=6))
+def test_settings_are_those_of_each_trial_whatever_sections_it_shares(configs):
+    texts = [json.dumps(config, ensure_ascii=False) for config in configs]
+    columns = _setting_columns(pa.chunked_array([texts]))
+    flat = [flat_settings(text) if config else {} for text, config in zip(texts, configs, strict=True)]
+    assert columns.keys() == {path for settings in flat for path in settings}
+    for path, column in columns.items():
+        values = [canonical(settings.get(path)) for settings in flat]
+        kinds = {type(value) for value in values if value is not None}
+        if not kinds <= {int, float}:
+            as_text = {bool: lambda value: str(value).lower(), type(None): lambda _: None}
+            values = values if kinds in ({bool}, {str}) else [as_text.get(type(value), str)(value) for value in values]
+        assert column.to_pylist() == values, path
 
 
 FORMS = [
