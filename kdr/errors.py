@@ -1,6 +1,7 @@
 """What a user can cause and fix. Anything else keeps its traceback."""
 
 from collections.abc import Iterable
+from typing import Any
 
 
 class KdrError(Exception):
@@ -87,5 +88,21 @@ class TrialFailure(KdrError):  # noqa: N818 - a trial's end, not a mistake of th
         self.kind, self.reason = kind, reason
         super().__init__(f"{kind}: {reason}")
 
-    def __reduce__(self) -> tuple[type["TrialFailure"], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type["TrialFailure"], tuple[Any, ...]]:
         return TrialFailure, (self.kind, self.reason)
+
+
+class OutOfMemory(TrialFailure):
+    """A trial whose images do not fit into memory.
+
+    Args:
+        reason: what the allocator said.
+        num_images: images of one process in one pass.
+    """
+
+    def __init__(self, reason: str, num_images: int) -> None:
+        self.num_images = num_images
+        super().__init__("out_of_memory", reason)
+
+    def __reduce__(self) -> tuple[type["TrialFailure"], tuple[Any, ...]]:
+        return OutOfMemory, (self.reason, self.num_images)

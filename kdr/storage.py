@@ -105,6 +105,15 @@ class Storage:
         """The request to end a running trial, with the reason; looked for after each epoch."""
         return self.trial(key) / "cancel"
 
+    def micro_batch(self, key: str) -> StoredPath:
+        """How many images of a trial fit into memory at a time, found by an attempt that ran out of it."""
+        return self.trial(key) / "micro-batch"
+
+    def forget_progress(self, key: str) -> None:
+        """Removes what the next attempt at a trial would go on with."""
+        for path in (self.trial(key) / "checkpoint.pt", self.micro_batch(key)):
+            path.unlink(missing_ok=True)
+
     def lock(self, key: str) -> Path:
         """What processes of this machine lock that need the same teacher."""
         return self.local / "trials" / _plain(key) / "lock"

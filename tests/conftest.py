@@ -240,6 +240,23 @@ def python_process() -> Callable[..., subprocess.Popen[bytes]]:
 
 
 @pytest.fixture
+def room_for_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than two images in one pass of a training ask for more memory than there is."""
+    import torch
+
+    from kdr.training.training_state import TrainingState
+
+    losses = TrainingState.losses
+
+    def starved(self: Any, one: Any, *given: Any, **more: Any) -> Any:
+        if len(one.batch) > 2:
+            torch.empty(1 << 60, dtype=torch.uint8)  # the allocator's own error
+        return losses(self, one, *given, **more)
+
+    monkeypatch.setattr(TrainingState, "losses", starved)
+
+
+@pytest.fixture
 def example_log(tmp_path: Path) -> ExampleLog:
     """An empty log in a folder of its own, to be filled trial by trial."""
     return ExampleLog(Storage.at(tmp_path / "runs"))

@@ -112,6 +112,7 @@ def _probed(plan: "StudyPlan", storage: "Storage") -> str:
     return (
         f"{duration(seconds)} for {num} trials one after the other in this process{first}: "
         f"{one.step_s:.2g} s a step, {one.evaluation_s:.2g} s an evaluation of the baseline"
+        + (f"; it fits into memory with {one.micro_batch} images at a time" if one.micro_batch is not None else "")
     )
 
 

@@ -151,23 +151,32 @@ def study_from(content: Mapping[str, Any], *, folder: Path) -> Study:
     if study is not None and study.ablation is not None:
         problems += ablation_problems(study.ablation)
     if study is not None and base is not None:
-        problems += uneven_batches(study.resources.workers, base)
+        problems += batch_problems(study.resources.workers, base)
     if problems or study is None or base is None:
         raise ConfigError(problems)
     study._base = base
     return study
 
 
-def uneven_batches(workers: int, config: TrialConfig) -> list[str]:
-    """Problems with batches of a trial that its workers cannot share evenly."""
-    sizes = {"trial.training.batch_size": config.training.batch_size}
+def batch_problems(workers: int, config: TrialConfig) -> list[str]:
+    """Problems with batches of a trial that its workers cannot share evenly, or whose passes are more than a worker's share."""
+    trainings = {"trial.training": config.training}
     if config.teacher is not None and config.teacher.training is not None:
-        sizes["trial.teacher.training.batch_size"] = config.teacher.training.batch_size
-    return [
-        f"{path}: must be a multiple of resources.workers, {workers}, which share every batch, got {size}. Change one of them"
-        for path, size in sizes.items()
-        if size % workers
-    ]
+        trainings["trial.teacher.training"] = config.teacher.training
+    problems = []
+    for path, training in trainings.items():
+        size, micro_batch = training.batch_size, training.micro_batch
+        if size % workers:
+            problems.append(
+                f"{path}.batch_size: must be a multiple of resources.workers, {workers}, which share every batch, got {size}. "
+                "Change one of them"
+            )
+        elif isinstance(micro_batch, int) and micro_batch > size // workers:
+            problems.append(
+                f"{path}.micro_batch: must be at most the batch of one worker, {size // workers} of {size} images, "
+                f"got {micro_batch}. Lower it, or leave it out"
+            )
+    return problems
 
 
 def study_yaml(study: Study) -> dict[str, Any]:

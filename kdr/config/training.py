@@ -14,6 +14,11 @@ class TrainingConfig(Settings):
     """Passes over the training images."""
     batch_size: Count = 16
     """Images per optimisation step, over all workers."""
+    micro_batch: Count | Literal["auto"] | None = None
+    """Images of one worker in one forward and backward pass; the gradients of all passes add up to those of the batch. Unset: the
+    whole batch of a worker in one pass. `auto`: the whole batch, and after an out-of-memory error half as many images per pass
+    from the last checkpoint on, down to one. Passes change the numbers as several workers do: the last digits, and more where a
+    loss or `norm: batch` looks at all images of a pass (docs/distributed.md). So it is part of the trial, not of `faults`."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """Optimiser."""
     lr: Positive = 0.01
@@ -48,8 +53,16 @@ class TrainingConfig(Settings):
 
     def canonical(self) -> dict[str, Any]:
         """What decides the numbers. What came with a later version is left out where it is unset, so that it changes no key."""
-        later = ("bias_lr_factor", "bias_weight_decay")
+        later = ("bias_lr_factor", "bias_weight_decay", "micro_batch")
         return self.model_dump(mode="json", exclude={name for name in later if getattr(self, name) is None})
+
+    @model_validator(mode="after")
+    def _pass_lies_inside(self) -> "TrainingConfig":
+        if isinstance(self.micro_batch, int) and self.micro_batch > self.batch_size:
+            raise ValueError(
+                f"micro_batch: must be at most batch_size, {self.batch_size}, got {self.micro_batch}. Lower it, or leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _steps_lie_inside(self) -> "TrainingConfig":

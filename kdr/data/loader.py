@@ -6,7 +6,7 @@ The samplers yield (epoch, position), so a data set has no state and worker proc
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -48,6 +48,10 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def every(self, stride: int, first: int) -> "Batch":
+        """The images `first`, `first + stride`, `first + 2 stride` and so on, padded as before: a view of this batch."""
+        return Batch(*(getattr(self, field.name)[first::stride] for field in fields(self)))
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on a device, without waiting for the copy where the memory is pinned."""

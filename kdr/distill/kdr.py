@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -82,7 +82,7 @@ class Kdr(Method):
         boxes: Sequence[Tensor],
         image_sizes: Sequence[tuple[int, int]],
         batch_size: tuple[int, int],
-        step: int,  # noqa: ARG002
+        **_: Any,
     ) -> list[Term]:
         """Returns the terms `kdr.foreground` and `kdr.background`, or `kdr.feature` without masks. See `Method`."""
         distances = self.level_distances(

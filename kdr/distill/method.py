@@ -51,10 +51,6 @@ class Setup:
     """The trial's seed; each module draws its initial weights from (seed, method, module name)."""
     total_steps: int
     """Optimiser steps of the whole training."""
-    rank: int = 0
-    """Of this process among those that train together."""
-    num_ranks: int = 1
-    """Processes that train together: process r of R has the images r, r + R, r + 2R and so on of each batch."""
     teacher_std: tuple[float, ...] | None = None
     """Standard deviation of each of the teacher's levels; None where no method needs `teacher_std`."""
 
@@ -79,6 +75,7 @@ class Method(nn.Module, ABC):
         image_sizes: Sequence[tuple[int, int]],
         batch_size: tuple[int, int],
         step: int,
+        share: tuple[int, int] = (0, 1),
     ) -> list[Term]:
         """Measures what the student computed against what the teacher did.
 
@@ -89,6 +86,7 @@ class Method(nn.Module, ABC):
             image_sizes: (height, width) of each image in pixels, before padding.
             batch_size: (height, width) of the padded batch in pixels.
             step: optimiser steps taken so far; addresses random draws.
+            share: (r, R) for the images r, r + R, r + 2R and so on of the step's batch: what one process has in one pass.
 
         Returns:
             The terms, the same names in the same order in every step.

@@ -72,9 +72,11 @@ class Methods(nn.ModuleDict):
         image_sizes: Sequence[tuple[int, int]],
         batch_size: tuple[int, int],
         step: int,
+        share: tuple[int, int] = (0, 1),
     ) -> dict[str, list[Term]]:
         """Returns each method's terms, times its weight at this step. See `Method`."""
-        call: dict[str, Any] = {"boxes": boxes, "image_sizes": image_sizes, "batch_size": batch_size, "step": step}
+        call: dict[str, Any] = {"boxes": boxes, "image_sizes": image_sizes, "batch_size": batch_size}
+        call |= {"step": step, "share": share}
         return {name: self._weighted(name, method(student, teacher, **call), step) for name, method in self.items()}
 
     def units(self, grids: Sequence[tuple[int, int]], boxes_per_image: float) -> dict[str, float]:

@@ -34,25 +34,25 @@ def kept_cells(
 ) -> Tensor:
     """Draws the cells of one level that the generator sees in one step, on the host, so that every device gets the same.
 
-    The draw is addressed by (seed, "mgd", step, level) and made for the batch of all processes, of which each takes its share:
-    resuming and the number of processes change nothing.
+    The draw is addressed by (seed, "mgd", step, level) and made for the whole batch, of which each pass of each process takes
+    its share: resuming, the number of processes and that of passes change nothing.
 
     Args:
-        shape: (N, H, W) images of this process, and cells.
+        shape: (N, H, W) images of this process and pass, and cells.
         masked_share: probability of a cell to be left out.
         seed: the trial's seed.
         step: optimiser steps taken so far.
         level: name of the level.
-        share: this process and their number; process r of R has the images r, r + R, r + 2R and so on of the batch.
+        share: (r, R) for the images r, r + R, r + 2R and so on of the batch.
 
     Returns:
         (N, 1, H, W) bool, True for a cell that is seen.
     """
     num_images, height, width = shape
-    rank, num_ranks = share
+    first, stride = share
     generator = torch.Generator().manual_seed(address(seed, "mgd", step, level))
-    drawn = torch.rand((num_images * num_ranks, 1, height, width), generator=generator)
-    return drawn[rank::num_ranks] >= masked_share
+    drawn = torch.rand((num_images * stride, 1, height, width), generator=generator)
+    return drawn[first::stride] >= masked_share
 
 
 class Mgd(Method):
@@ -72,7 +72,7 @@ class Mgd(Method):
     def __init__(self, aligned: AlignedLevels, *, masked_share: float, setup: Setup) -> None:
         super().__init__()
         self.aligned, self.masked_share = aligned, masked_share
-        self._seed, self._share = setup.seed, (setup.rank, setup.num_ranks)
+        self._seed = setup.seed
         self.generators = nn.ModuleDict(
             {
                 name: _generator(channels, address(setup.seed, "mgd", "generator", name))
@@ -80,7 +80,7 @@ class Mgd(Method):
             }
         )
 
-    def forward(self, student: Outputs, teacher: Outputs, *, step: int, **_: Any) -> list[Term]:
+    def forward(self, student: Outputs, teacher: Outputs, *, step: int, share: tuple[int, int] = (0, 1), **_: Any) -> list[Term]:
         """Returns the term `mgd.feature`. See `Method`."""
         distances = []
         for name, features, target in self.aligned(student, teacher):
@@ -91,7 +91,7 @@ class Mgd(Method):
                 seed=self._seed,
                 step=step,
                 level=name,
-                share=self._share,
+                share=share,
             )
             generated = self.generators[name](features * sent(kept, features.device))
             distances.append(generation_distance(generated, target))

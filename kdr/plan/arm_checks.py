@@ -8,7 +8,7 @@ from typing import Any
 
 from kdr.config.ablation import BASELINE, Ablation
 from kdr.config.canonical import canonical_json
-from kdr.config.study import Study, uneven_batches
+from kdr.config.study import Study, batch_problems
 from kdr.config.trial import TrialConfig
 from kdr.errors import ConfigError
 from kdr.plan.designs import Arm, arm_with, arms_of, combined, identity, is_inside, left_out_arms
@@ -82,7 +82,7 @@ def _problems_at(study: Study, ablation: Ablation, place: str) -> list[str]:
 
 def _problems_of(study: Study, changes: Mapping[str, Any]) -> list[str]:
     try:
-        return uneven_batches(study.resources.workers, study.trial_with(changes))
+        return batch_problems(study.resources.workers, study.trial_with(changes))
     except ConfigError as error:
         return list(error.problems)
 

@@ -88,7 +88,8 @@ def _shape(settings: Mapping[str, Any], workers: int) -> str:
             "methods": methods,
             "data": {name: value for name, value in data.items() if name not in ("augment", "seed")},
             "training": [
-                training.get(name) for name in ("epochs", "batch_size", "precision", "channels_last", "eval_every_epochs")
+                training.get(name)
+                for name in ("epochs", "batch_size", "micro_batch", "precision", "channels_last", "eval_every_epochs")
             ],
             "workers": workers,
         }

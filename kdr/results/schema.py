@@ -82,9 +82,9 @@ class TrialEvent:
     """Key of the teacher's trial, or the identity of its weights."""
     failure_kind: str | None = None
     """`non_finite_loss`, `not_calibrated`, `out_of_memory`, `bad_data`, `bad_input` or `error`; where a process was lost, `crash`
-    or `hang`."""
+    or `hang`. Of an attempt that is `interrupted` and goes on in another: `hang` or `out_of_memory`."""
     reason: str | None = None
-    """Why it failed, was stopped, cancelled, excluded, or begun anew, one sentence."""
+    """Why it failed, was interrupted, stopped, cancelled, excluded, or begun anew, one sentence."""
     traceback: str | None = None
     weights: str | None = None
     """The student's weights, relative to the storage; null where they are not kept."""

@@ -32,9 +32,10 @@ class KeptWeights:
         """A trial has ended: removes what is not among the best any more. Equal values: the earlier trial stays."""
         self._best[key] = -math.inf if value is None or math.isnan(value) else value
         if (self._storage.trial(key) / "student.pt").exists():
-            (self._storage.trial(key) / "checkpoint.pt").unlink(missing_ok=True)  # of a process that was killed before it could
+            self._storage.forget_progress(key)  # of a process that was killed before it could
         while len(self._best) > self._num_kept:
             worst = min(reversed(self._best), key=lambda other: self._best[other])
             del self._best[worst]
-            for name in ("student.pt", "student.json", "checkpoint.pt"):
+            for name in ("student.pt", "student.json"):
                 (self._storage.trial(worst) / name).unlink(missing_ok=True)
+            self._storage.forget_progress(worst)

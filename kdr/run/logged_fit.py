@@ -1,13 +1,15 @@
 """A trial that leaves its rows in the log: the same for a sweep's actor, a teacher, and the command `train`."""
 
 import contextlib
+import logging
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from kdr.config.trial import Trial
-from kdr.errors import KdrError, StorageError, TrialFailure
+from kdr.errors import KdrError, OutOfMemory, StorageError, TrialFailure
 from kdr.files import StoredPath, explained, remove_orphans, written_aside
 from kdr.patience import patiently
 from kdr.results.check import Finding, quarantine
@@ -19,6 +21,9 @@ from kdr.run.engine import Engine, ProcessLostError
 from kdr.run.provenance import provenance
 from kdr.storage import Storage
 from kdr.training.metrics import EpochMetrics
+from kdr.training.out_of_memory import halve_micro_batch, release_memory
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -52,31 +57,15 @@ class LoggedTrial:
     def epochs(self, engine: Engine) -> Iterator[EpochMetrics]:
         """Iterates over the trial's epochs, each of which is in the log before it is yielded.
 
-        A teacher that the study trains and that nobody has trained yet is trained first.
+        A teacher that the study trains and that nobody has trained yet is trained first. After an error of memory a trial of
+        `micro_batch: auto` goes on with fewer images at a time, as its next attempt: from its first epoch, as after any resume.
 
         Raises:
             TrialFailure: when the trial cannot go on; its event is in the log by then.
             ProcessLostError: when a process died that trained it; the trial can go on from its checkpoint.
         """
-        folder = self.storage.trial(self.trial.key)
-        with explained(folder):
-            torn = patiently(self._prepare)
-        if (folder / "checkpoint.pt").exists():
-            self.event("resumed")
-        else:
-            self.event("started", reason=torn)
-        with self._failures_logged():
-            train_missing_teacher(self.trial, self.log, self.storage, engine)
-            with contextlib.closing(engine.fit(self.trial)) as epochs:  # type: ignore[type-var]
-                for metrics in epochs:
-                    self._where = dict(engine.where)
-                    self._note(metrics)
-                    if metrics.is_last:
-                        self.event("completed", weights=self.storage.name_of(folder / "student.pt"))
-                        next(epochs, None)  # only now is its checkpoint not needed any more
-                    elif (reason := asked_to_end(self.storage, self.trial.key)) is not None:
-                        raise TrialFailure(CANCELLED, reason)
-                    yield metrics
+        while (yield from self._attempt(engine)):
+            release_memory()
 
     def event(self, event: Any, **columns: Any) -> None:
         """Writes one event of this trial, with what it has reached."""
@@ -98,15 +87,49 @@ class LoggedTrial:
             )
         )
 
+    def _attempt(self, engine: Engine) -> Generator[EpochMetrics, None, bool]:
+        """One attempt; whether it ran out of memory and another one is to follow."""
+        folder = self.storage.trial(self.trial.key)
+        with explained(folder):
+            torn = patiently(self._prepare)
+        if (folder / "checkpoint.pt").exists():
+            self.event("resumed")
+        else:
+            self.event("started", reason=torn)
+        with self._failures_logged():
+            train_missing_teacher(self.trial, self.log, self.storage, engine)
+            try:
+                with contextlib.closing(engine.fit(self.trial)) as epochs:  # type: ignore[type-var]
+                    for metrics in epochs:
+                        self._where = dict(engine.where)
+                        self._note(metrics)
+                        if metrics.is_last:
+                            self.event("completed", weights=self.storage.name_of(folder / "student.pt"))
+                            next(epochs, None)  # only now is its checkpoint not needed any more
+                        elif (reason := asked_to_end(self.storage, self.trial.key)) is not None:
+                            raise TrialFailure(CANCELLED, reason)
+                        yield metrics
+            except OutOfMemory as failure:
+                with explained(folder):
+                    smaller = patiently(partial(halve_micro_batch, self.trial, self.storage, failure))
+                if smaller is None:
+                    raise
+                reason = f"out of memory with {failure.num_images} images at a time; goes on with {smaller}"
+                _log.warning("trial %s: %s", self.trial.key, reason)
+                self.event("interrupted", failure_kind=failure.kind, reason=reason, traceback=traceback.format_exc())
+                return True
+        return False
+
     def _prepare(self) -> str | None:
         """Makes the trial's folder ready for its next attempt; says what became of a checkpoint that it cannot go on from."""
         key, folder = self.trial.key, self.storage.trial(self.trial.key)
         folder.mkdir(parents=True, exist_ok=True)
         remove_orphans(folder)
-        self.storage.cancellation(key).unlink(missing_ok=True)  # it was meant for an earlier attempt
+        if not self.attempt:
+            self.storage.cancellation(key).unlink(missing_ok=True)  # it was meant for an attempt before this object's
         _drop_excluded(self.storage, key)
         torn = _torn_checkpoint_moved(self.storage, key)
-        self.attempt = _next_attempt(self.storage, key)
+        self.attempt, self.reached = _next_attempt(self.storage, key), {}
         return torn
 
     def _note(self, metrics: EpochMetrics) -> None:
@@ -194,7 +217,8 @@ def _drop_excluded(storage: Storage, key: str) -> None:
     """Removes what earlier attempts at an excluded trial have left, so that it is trained from its first epoch."""
     mark = storage.begin_anew(key)
     if mark.exists():
-        for name in ("checkpoint.pt", "student.pt", "student.json"):
+        storage.forget_progress(key)
+        for name in ("student.pt", "student.json"):
             (mark.parent / name).unlink(missing_ok=True)
         mark.unlink()
 

@@ -101,7 +101,7 @@ def _run_alone(
     needed_teachers = {teacher.key: teacher for trial in missing if (teacher := teacher_of(trial)) is not None}
     teachers = [teacher for teacher in needed_teachers.values() if rerun or not _is_trained(teacher, past, storage)]
     for key in needed_teachers.keys() - {teacher.key for teacher in teachers}:
-        (storage.trial(key) / "checkpoint.pt").unlink(missing_ok=True)  # of a run that was killed before it could
+        storage.forget_progress(key)  # of a run that was killed before it could
     observer.phase("Starting Ray")
     with ray_session(address, send_code=send_code):
         from kdr.run.sweep import Sweep

@@ -141,7 +141,7 @@ class TrialActor(tune.Trainable):
         self._epochs: Any = self._trial.epochs(self._engine)
         self._over = self._ended_in_this_run(given["attempts_before"])
         if self._over is not None and self._over.state == "completed":
-            (self._settings.storage.trial(given["key"]) / "checkpoint.pt").unlink(missing_ok=True)
+            self._settings.storage.forget_progress(given["key"])
 
     def _ended_in_this_run(self, attempts_before: int) -> TrialState | None:
         """The end of a trial whose process died after it had logged it, and before Tune heard of it."""

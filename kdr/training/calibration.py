@@ -12,7 +12,7 @@ from torch import nn
 from kdr.distill.methods import Weight
 from kdr.errors import TrialFailure
 from kdr.randomness import address
-from kdr.training.distilled_student import gradient_norms
+from kdr.training.distilled_student import gradient_norms, root_sum_of_squares
 from kdr.training.training_state import TrainingState
 
 CALIBRATION_BATCHES = 8
@@ -56,13 +56,14 @@ def _gradient_norms(state: TrainingState, seed: int) -> dict[str, float]:
         state.model.train()
         weights, methods.weights = methods.weights, {name: Weight(1.0) for name in methods}
         try:
-            of_batches = [
-                gradient_norms(state.losses(batch, 0, model=state.model), state.ranks)
+            of_passes = [
+                gradient_norms(state.losses(one, 0, model=state.model), state.ranks, one.weight)
                 for batch in itertools.islice(state.training.epoch(1), CALIBRATION_BATCHES)
+                for one in state.passes(batch)
             ]
         finally:
             methods.weights = weights
-    return {name: math.hypot(*(norms[name] for norms in of_batches)) for name in of_batches[0]}
+    return root_sum_of_squares(of_passes)
 
 
 @contextmanager

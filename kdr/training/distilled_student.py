@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,7 @@ class DistilledStudent(nn.Module):
         labels: Sequence[Tensor],
         teacher: Outputs | None,
         step: int,
+        share: tuple[int, int] = (0, 1),
     ) -> StepLosses:
         """Computes every loss term.
 
@@ -63,6 +64,7 @@ class DistilledStudent(nn.Module):
             labels: per image (M,) class indices.
             teacher: what the teacher computed from the same images; None without distillation.
             step: optimisation steps finished so far, for ramps.
+            share: which images of the step's batch these are (`kdr.distill.method.Method.forward`).
         """
         features = self.student.features(pixels)
         detection, class_logits = self.student.losses_and_class_logits(features, pixels, image_sizes, boxes, labels)
@@ -70,12 +72,13 @@ class DistilledStudent(nn.Module):
         if teacher is not None:
             batch_size = (pixels.shape[-2], pixels.shape[-1])
             outputs = Outputs(features, class_logits)
-            terms = self.methods(outputs, teacher, boxes=boxes, image_sizes=image_sizes, batch_size=batch_size, step=step)
+            of_batch: dict[str, Any] = {"boxes": boxes, "image_sizes": image_sizes, "batch_size": batch_size}
+            terms = self.methods(outputs, teacher, **of_batch, step=step, share=share)
             units = self.methods.units([grid_of(level) for level in teacher.features], sum(map(len, boxes)) / len(boxes))
         return StepLosses(detection, terms, features, units)
 
 
-def gradient_norms(losses: StepLosses, ranks: Ranks = ALONE) -> dict[str, float]:
+def gradient_norms(losses: StepLosses, ranks: Ranks = ALONE, weight: float = 1.0) -> dict[str, float]:
     """Norms of the gradients at the FPN outputs, all levels together: of the detection loss, of each method, and the total.
 
     Leaves the graph in place. It reads numbers from the device: once an epoch, never in every step.
@@ -84,6 +87,7 @@ def gradient_norms(losses: StepLosses, ranks: Ranks = ALONE) -> dict[str, float]
         losses: of this rank's share of the batch.
         ranks: the processes that train together. What they minimise is the mean of their losses, and each has FPN outputs of its
             own, so the norm over all of them is the root of the sum of squares, divided by their number.
+        weight: of these losses in what is minimised; the norms of passes add up by `root_sum_of_squares`.
     """
     parts = {"detection": _sum(losses.detection.values(), losses.features[0].device)}
     parts |= {name: weighted_sum(terms) for name, terms in losses.terms.items()}
@@ -92,10 +96,14 @@ def gradient_norms(losses: StepLosses, ranks: Ranks = ALONE) -> dict[str, float]
     norms["total"] = _norm(
         [sum(of_level, start=torch.zeros_like(of_level[0])) for of_level in zip(*gradients.values(), strict=True)]
     )
-    of_ranks = ranks.gathered(norms)
-    return (
-        {name: math.hypot(*(values[name] for values in of_ranks)) / ranks.count for name in norms} if ranks.count > 1 else norms
-    )
+    if ranks.count > 1:
+        norms = {name: norm / ranks.count for name, norm in root_sum_of_squares(ranks.gathered(norms)).items()}
+    return {name: weight * norm for name, norm in norms.items()}
+
+
+def root_sum_of_squares(norms: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The norms of gradients whose parts, over different images, have these norms."""
+    return {name: math.hypot(*(of_part[name] for of_part in norms)) for name in norms[0]}
 
 
 def _sum(values: Iterable[Tensor], device: torch.device) -> Tensor:

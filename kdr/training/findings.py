@@ -62,6 +62,8 @@ class Preflight:
     """Validation images on which it was measured."""
     num_val: int = 0
     """Validation images in all."""
+    num_fit: int | None = None
+    """Images that fit into memory at a time, where the pre-flight had to halve their number; None where all did."""
 
 
 def judged(measured: Preflight, config: TrialConfig) -> Iterator[Finding]:
@@ -72,6 +74,9 @@ def judged(measured: Preflight, config: TrialConfig) -> Iterator[Finding]:
         yield Finding("features", "ok", "; ".join(measured.levels))
     if measured.pictures:
         yield Finding("masks", "ok", f"{len(measured.pictures)} images, the foreground of each level: {measured.pictures[0]} ...")
+    if measured.num_fit is not None:
+        mend = "Each trial finds its own number, since training.micro_batch is auto; set that to spare it the attempts"
+        yield Finding("memory", "warning", f"fits with {measured.num_fit} images at a time", mend)
     yield from _of_losses(measured)
     yield from _of_gradients(measured)
     if measured.not_frozen:

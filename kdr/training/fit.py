@@ -9,20 +9,21 @@ import torch
 from kdr.config.trial import Trial, TrialConfig
 from kdr.data.loader import Batch, first_batch_hash
 from kdr.detectors.checkpoint_files import save_student
-from kdr.errors import StorageError, TrialFailure
+from kdr.errors import StorageError
 from kdr.files import StoredPath
 from kdr.randomness import address
 from kdr.storage import Storage
 from kdr.training.calibration import calibrate
 from kdr.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from kdr.training.distilled_student import gradient_norms
+from kdr.training.distilled_student import gradient_norms, root_sum_of_squares
 from kdr.training.evaluation import evaluate
 from kdr.training.loss_sums import LossSums
 from kdr.training.metrics import EpochMetrics, Evaluation
 from kdr.training.optimisation import clip_gradients
+from kdr.training.out_of_memory import micro_batch_of, out_of_memory_named
 from kdr.training.ranks import ALONE, Ranks
 from kdr.training.shared_parts import SharedParts
-from kdr.training.training_state import TrainingState, prepare
+from kdr.training.training_state import Pass, TrainingState, prepare
 
 Track = Callable[[Iterable[Batch], int, str], Iterable[Batch]]
 """Wraps the batches of an epoch to show progress: (batches, how many, what they are for) -> the same batches."""
@@ -64,14 +65,17 @@ def fit(
             metrics; rank 0 writes the files. Where one raises alone, the others wait for it in vain: end them.
 
     Raises:
-        TrialFailure: of kind `non_finite_loss`, `out_of_memory` or `bad_data`; the trial is over, a study goes on.
+        OutOfMemory: where the trial's images do not fit; with `micro_batch: auto` it can go on with fewer at a time
+            (`kdr.training.out_of_memory.halve_micro_batch`).
+        TrialFailure: of kind `non_finite_loss`, `not_calibrated` or `bad_data`; the trial is over, a study goes on.
         KdrError: for data, weights or a checkpoint that cannot be used.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shared = shared or SharedParts(storage)
     folder = storage.trial(trial.key)
-    with _failures_by_kind():
-        state = prepare(trial, shared, device, loader_workers, ranks)
+    micro_batch = micro_batch_of(trial, storage, ranks)
+    with out_of_memory_named(micro_batch or trial.config.training.batch_size // ranks.count):
+        state = prepare(trial, shared, device, loader_workers, ranks, micro_batch)
         try:
             progress = load_checkpoint(folder / "checkpoint.pt", state.parts())
             _check_same_start(folder, progress, ranks)
@@ -84,7 +88,7 @@ def fit(
                     _save(folder, trial, state, progress, is_last=metrics.is_last)
                 yield metrics
             if ranks.is_first:
-                (folder / "checkpoint.pt").unlink(missing_ok=True)
+                storage.forget_progress(trial.key)
         finally:
             state.close()
 
@@ -142,18 +146,25 @@ def _run_epoch(
 def _step(
     config: TrialConfig, state: TrainingState, batch: Batch, step: int, sums: LossSums, *, with_norms: bool
 ) -> dict[str, float]:
-    losses = state.losses(batch, step)
-    total = losses.total()
-    norms = gradient_norms(losses, state.ranks) if with_norms else {}
     state.optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(state.scaler.scale(total))
+    norms = [_add_gradients(state, one, step, sums, with_norms=with_norms) for one in state.passes(batch)]
     state.scaler.unscale_(state.optimizer)
     clip_gradients((state.model.student.parameters(), state.model.methods.parameters()), config.training.clip_norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     if step + 1 < config.training.epochs * len(state.training):  # one-cycle refuses a step beyond its last
         state.schedule.step()
-    sums.add(losses)
+    return root_sum_of_squares(norms)
+
+
+def _add_gradients(state: TrainingState, one: Pass, step: int, sums: LossSums, *, with_norms: bool) -> dict[str, float]:
+    """One forward and backward pass, of which nothing but gradients and sums is held afterwards."""
+    with contextlib.nullcontext() if one.is_last else state.ranks.apart(state.parallel):
+        losses = state.losses(one, step)
+        total = losses.total()
+        norms = gradient_norms(losses, state.ranks, one.weight) if with_norms else {}
+        torch.autograd.backward(state.scaler.scale(total if one.weight == 1 else one.weight * total))
+    sums.add(losses, one.weight)
     return norms
 
 
@@ -187,20 +198,3 @@ def _peak_memory_bytes(state: TrainingState) -> int | None:
     if state.device.type != "cuda":
         return None
     return max(state.ranks.gathered(torch.cuda.max_memory_allocated(state.device)))
-
-
-@contextlib.contextmanager
-def _failures_by_kind() -> Iterator[None]:
-    """Names out-of-memory errors of GPU and CPU as what they are."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise TrialFailure("out_of_memory", _first_line(error)) from error
-    except RuntimeError as error:
-        if "not enough memory" in str(error) or "can't allocate memory" in str(error):
-            raise TrialFailure("out_of_memory", _first_line(error)) from error
-        raise
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

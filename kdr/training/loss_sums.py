@@ -21,19 +21,19 @@ class LossSums:
         self._plain: dict[str, Tensor] = {}
         self._weighted: dict[str, Tensor] = {}
         self._units: dict[str, float] = {}
-        self._count = 0
+        self._count = 0.0
 
-    def add(self, losses: StepLosses) -> None:
-        """Adds the terms of one step."""
-        self._count += 1
+    def add(self, losses: StepLosses, weight: float = 1.0) -> None:
+        """Adds the terms of one step, or of a pass of it times the pass's weight; the weights of a step's passes add up to 1."""
+        self._count += weight
         terms = [(name, value, 1.0) for name, value in losses.detection.items()]
         terms += [(term.name, term.value, term.coefficient) for of_method in losses.terms.values() for term in of_method]
         for name, value, coefficient in terms:
-            value = value.detach().double()
+            value = value.detach().double() if weight == 1 else weight * value.detach().double()
             self._plain[name] = self._plain.get(name, 0) + value
             self._weighted[name] = self._weighted.get(name, 0) + coefficient * value
         for name, unit in losses.units.items():
-            self._units[name] = self._units.get(name, 0.0) + unit
+            self._units[name] = self._units.get(name, 0.0) + weight * unit
 
     def means(self) -> tuple[dict[str, float], dict[str, float]]:
         """Means over the steps: unweighted, and as they entered the total."""

@@ -19,6 +19,7 @@ from kdr.data.splits import open_validation
 from kdr.detectors.detector import Detector
 from kdr.distill.levels import match_levels
 from kdr.distill.method import weighted_sum
+from kdr.errors import OutOfMemory
 from kdr.files import StoredPath, written_aside
 from kdr.randomness import address
 from kdr.storage import Storage
@@ -26,9 +27,10 @@ from kdr.training.calibration import calibrate
 from kdr.training.distilled_student import StepLosses, gradient_norms
 from kdr.training.evaluation import coco_evaluation, detection_rows
 from kdr.training.findings import Preflight
+from kdr.training.out_of_memory import out_of_memory_named, release_memory
 from kdr.training.pictures import write_masks
 from kdr.training.shared_parts import SharedParts
-from kdr.training.training_state import TrainingState, prepare
+from kdr.training.training_state import Pass, TrainingState, prepare
 
 NUM_IMAGES = 4
 """Images of the one batch."""
@@ -40,6 +42,8 @@ MOST_SECONDS = 15.0
 def measure(trial: Trial, *, storage: Storage, pictures: StoredPath, device: torch.device | None = None) -> Preflight:
     """Measures what a pre-flight looks at; random generators are left as they were.
 
+    With `micro_batch: auto` fewer images are looked at where they do not fit into memory, as a trial would.
+
     Args:
         trial: the trial. If the study trains its teacher, that has been done.
         storage: where data, teacher and measurements of it lie.
@@ -48,14 +52,36 @@ def measure(trial: Trial, *, storage: Storage, pictures: StoredPath, device: tor
 
     Raises:
         KdrError: for data or weights that cannot be used.
+        OutOfMemory: if the images do not fit.
         TrialFailure: of kind `bad_data`, if an image cannot be decoded; `not_calibrated`, as training would.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training = trial.config.training
-    few = training.with_changes(batch_size=min(NUM_IMAGES, training.batch_size))
+    num_images = first = min(NUM_IMAGES, training.batch_size)
+    if isinstance(training.micro_batch, int):
+        num_images = first = min(first, training.micro_batch)
+    while True:
+        try:
+            with out_of_memory_named(num_images):
+                found = _measured(_with_images(trial, num_images, device), storage, pictures, device)
+            return found if num_images == first else replace(found, num_fit=num_images)
+        except OutOfMemory:
+            if training.micro_batch != "auto" or num_images == 1:
+                raise
+        release_memory()
+        num_images = -(-num_images // 2)
+
+
+def _with_images(trial: Trial, num_images: int, device: torch.device) -> Trial:
+    """The trial with a batch of a few images, all of them in one pass."""
+    training = trial.config.training
+    few = training.with_changes(batch_size=num_images, micro_batch=None if training.micro_batch is None else num_images)
     if device.type == "cpu":
         few = few.with_changes(precision="fp32")  # 16 bits are slow there, and tell nothing more
-    trial = replace(trial, config=trial.config.with_changes(training=few))
+    return replace(trial, config=trial.config.with_changes(training=few))
+
+
+def _measured(trial: Trial, storage: Storage, pictures: StoredPath, device: torch.device) -> Preflight:
     shared = SharedParts(storage, lasting=False)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(address(trial.config.seed, "preflight"))
@@ -78,7 +104,7 @@ def _first_step(trial: Trial, state: TrainingState, shared: SharedParts, picture
     batch = next(iter(state.training.epoch(1)))
     last_step = trial.config.training.epochs * len(state.training)
     calibrate(state, trial.config.seed)
-    losses = state.losses(batch, last_step)
+    losses = state.losses(Pass(batch), last_step)
     norms = gradient_norms(losses)
     reached = _reached(losses)
     torch.autograd.backward(losses.total())
@@ -172,7 +198,8 @@ def _measured_ap(config: TrialConfig, teacher: Detector, index: CocoIndex, preci
         index.category_ids, match_labels(teacher.categories, index.categories, config.teacher.labels), strict=True
     ):
         category_ids[its] = category_id
-    batches = EvaluationBatches(index.subset(range(min(MOST_VAL_IMAGES, len(index)))), config.data, batch_size=8)
+    at_a_time = config.training.micro_batch if isinstance(config.training.micro_batch, int) else 8
+    batches = EvaluationBatches(index.subset(range(min(MOST_VAL_IMAGES, len(index)))), config.data, batch_size=at_a_time)
     seen: list[int] = []
     rows = detection_rows(teacher, _in_time(batches, seen), category_ids, precision=precision)
     batches.close()

@@ -11,9 +11,11 @@ import torch
 
 from kdr.config.trial import Trial
 from kdr.data.loader import Batch
+from kdr.errors import OutOfMemory
 from kdr.files import StoredPath
 from kdr.storage import Storage
 from kdr.training.fit import fit
+from kdr.training.out_of_memory import halve_micro_batch, release_memory
 
 STEPS = 8
 """Steps of training, and of evaluation, that are timed after WARM_UP others."""
@@ -30,6 +32,8 @@ class ProbedTrial:
     """One step of training, its images loaded."""
     evaluation_s: float
     """One evaluation."""
+    micro_batch: int | None = None
+    """Images that fit into memory at a time, where `micro_batch: auto` had to halve their number; None where all did."""
 
 
 def probe(trial: Trial, teacher: Trial | None, *, storage: Storage, loader_workers: int = 0) -> list[ProbedTrial]:
@@ -59,15 +63,24 @@ def probe(trial: Trial, teacher: Trial | None, *, storage: Storage, loader_worke
 
 
 def _probed(trial: Trial, storage: Storage, loader_workers: int) -> ProbedTrial:
-    clock = _Clock()
     training = trial.config.training
     # one epoch, so that it is evaluated, and leaves weights if it is a teacher
-    shorter = trial.config.with_changes(training=training.with_changes(epochs=1, step_epochs=None))
-    for metrics in fit(replace(trial, config=shorter), storage=storage, loader_workers=loader_workers, track=clock):
-        evaluation_s = clock.seconds("evaluation") + max(0.0, metrics.eval_seconds - clock.spent("evaluation"))
+    shorter = replace(trial, config=trial.config.with_changes(training=training.with_changes(epochs=1, step_epochs=None)))
+    smaller: int | None = None
+    while True:
+        clock = _Clock()
+        try:
+            [metrics] = fit(shorter, storage=storage, loader_workers=loader_workers, track=clock)
+            break
+        except OutOfMemory as failure:
+            smaller = halve_micro_batch(trial, storage, failure)
+            if smaller is None:
+                raise
+        release_memory()
+    evaluation_s = clock.seconds("evaluation") + max(0.0, metrics.eval_seconds - clock.spent("evaluation"))
     num_evaluations = -(-training.epochs // training.eval_every_epochs)
     seconds = training.epochs * clock.seconds("epoch 1/1") + num_evaluations * evaluation_s
-    return ProbedTrial(seconds, clock.step("epoch 1/1"), evaluation_s)
+    return ProbedTrial(seconds, clock.step("epoch 1/1"), evaluation_s, smaller)
 
 
 @dataclass

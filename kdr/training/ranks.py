@@ -5,6 +5,7 @@ spin a GPU nor give up. Gradients travel over the default group, nccl between GP
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -61,6 +62,10 @@ class Ranks:
         if self.count == 1:
             return model
         return nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+    def apart(self, parallel: nn.Module) -> AbstractContextManager[None]:
+        """Within it gradients add up on each rank alone; the next backward pass outside of it averages all that has added up."""
+        return parallel.no_sync() if isinstance(parallel, nn.parallel.DistributedDataParallel) else nullcontext()
 
     def share_buffers(self, model: nn.Module) -> None:
         """Gives every rank the buffers of rank 0: running statistics are taken from each rank's own images."""

@@ -1,7 +1,9 @@
 """A trial made ready to train: student, teacher, methods, optimiser, schedule and batches, built from its settings."""
 
 import logging
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -22,6 +24,23 @@ from kdr.training.ranks import ALONE, Ranks
 from kdr.training.shared_parts import SharedParts
 
 _log = logging.getLogger(__name__)
+
+
+class Pass(NamedTuple):
+    """Images that go through the networks together: a rank's share of a batch, or every P-th of its images."""
+
+    batch: Batch
+    number: int = 0
+    """p: the images p, p + P, p + 2P and so on of the rank's share."""
+    num_passes: int = 1
+    """P: passes of this step."""
+    weight: float = 1.0
+    """Their number, divided by that of the rank's share: with it means over a pass's images add up to the mean over all."""
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the step's gradients are complete after it."""
+        return self.number == self.num_passes - 1
 
 
 @dataclass
@@ -45,35 +64,52 @@ class TrainingState:
     memory_format: torch.memory_format
     loaded: dict[str, float]
     """Shares of keys that weights filled in the student, by `loaded.part` and `inherited.part`; empty without weights."""
+    micro_batch: int | None = None
+    """Most images of a pass; None where it is not set, and a rank's share of a batch is one pass."""
 
     def close(self) -> None:
         """Ends the processes that load images."""
         self.training.close()
         self.evaluation.close()
 
-    def losses(self, batch: Batch, step: int, *, model: nn.Module | None = None) -> StepLosses:
-        """The loss terms of a batch.
+    def passes(self, batch: Batch) -> list[Pass]:
+        """The passes of a batch, of as equal sizes as can be: they have images as ranks have, in turn."""
+        count = 1 if self.micro_batch is None else math.ceil(len(batch) / self.micro_batch)
+        if count == 1:
+            return [Pass(batch)]
+        on_device = batch.to(self.device)  # at once: every P-th image lies apart in pinned memory
+        parts = [on_device.every(count, number) for number in range(count)]
+        return [Pass(part, number, count, len(part) / len(batch)) for number, part in enumerate(parts)]
+
+    def losses(self, one: Pass, step: int, *, model: nn.Module | None = None) -> StepLosses:
+        """The loss terms of a pass.
 
         Args:
-            batch: from the loader.
+            one: a pass of a batch from the loader.
             step: optimisation steps finished so far.
             model: `parallel`; or `model`, whose gradients stay with this rank.
         """
+        batch = one.batch
         on_device = batch.to(self.device)
+        # rank r of R has the images r, r + R, ... of a batch, and of these its pass p of P every P-th
+        share = (self.ranks.rank + self.ranks.count * one.number, self.ranks.count * one.num_passes)
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
             pixels = self.model.student.pixels(on_device.images, batch.image_sizes).contiguous(memory_format=self.memory_format)
             teacher = None if self.teacher is None else self.teacher.outputs(on_device, pixels)
             found: StepLosses = (model or self.parallel)(
-                pixels, batch.image_sizes, on_device.boxes, on_device.labels, teacher, step
+                pixels, batch.image_sizes, on_device.boxes, on_device.labels, teacher, step, share
             )
         return found
 
     def numbers(self) -> dict[str, float]:
         """Further numbers for the log: of the methods by `method.name`, such as the residual scale of each of KDR's review
-        links; which shares of the student's keys were loaded; and how many `parameters` the student has.
+        links; which shares of the student's keys were loaded; how many `parameters` the student has; and, where it is set,
+        the `micro_batch` that was used.
         """
-        parameters = float(sum(parameter.numel() for parameter in self.model.student.parameters()))
-        return {"parameters": parameters} | self.loaded | self.model.methods.logged_numbers()
+        numbers = {"parameters": float(sum(parameter.numel() for parameter in self.model.student.parameters()))}
+        if self.micro_batch is not None:
+            numbers["micro_batch"] = float(self.micro_batch)
+        return numbers | self.loaded | self.model.methods.logged_numbers()
 
     def parts(self) -> dict[str, Stateful]:
         """What a checkpoint holds."""
@@ -87,14 +123,22 @@ class TrainingState:
         return parts | ({"weights": measured} if measured.state_dict() else {})
 
 
-def prepare(trial: Trial, shared: SharedParts, device: torch.device, loader_workers: int, ranks: Ranks = ALONE) -> TrainingState:
+def prepare(
+    trial: Trial,
+    shared: SharedParts,
+    device: torch.device,
+    loader_workers: int,
+    ranks: Ranks = ALONE,
+    micro_batch: int | None = None,
+) -> TrainingState:
     """Builds everything that one trial needs, at its beginning; a checkpoint is restored into `parts()`."""
     config = trial.config
     splits = shared.splits(config.data)
     loading = {"num_workers": loader_workers, "rank": ranks.rank, "num_ranks": ranks.count}
     batch_size = config.training.batch_size
     training = TrainingBatches(splits.train, config.data, seed=config.seed, batch_size=batch_size, **loading)
-    evaluation = EvaluationBatches(splits.evaluation, config.data, batch_size=batch_size // ranks.count, **loading)
+    at_a_time = micro_batch or batch_size // ranks.count
+    evaluation = EvaluationBatches(splits.evaluation, config.data, batch_size=at_a_time, **loading)
     teacher = shared.teacher(trial, device) if config.needs_teacher else None
     student, loaded = build_student(config, splits.categories, teacher)
     total_steps = config.training.epochs * len(training)
@@ -118,6 +162,7 @@ def prepare(trial: Trial, shared: SharedParts, device: torch.device, loader_work
         precision=AUTOCAST_DTYPES[config.training.precision],
         memory_format=memory_format,
         loaded=loaded,
+        micro_batch=micro_batch,
     )
 
 
@@ -165,8 +210,6 @@ def _build_methods(
         teacher=FeatureLevels(teacher.strides, teacher.channels),
         seed=trial.config.seed,
         total_steps=total_steps,
-        rank=ranks.rank,
-        num_ranks=ranks.count,
         teacher_std=std,
     )
     return build_methods(distill, setup)

@@ -63,6 +63,16 @@ def test_another_study_of_the_same_trial_uses_its_result(trained, invoke) -> Non
     assert [trial.key for trial in ranking(read_log(trained.storage), "twin")] == [trained.key]
 
 
+def test_a_trial_that_runs_out_of_memory_says_so_and_goes_on(trained, invoke, tmp_path, room_for_two, caplog) -> None:
+    changes = ("--set", "training.micro_batch=auto", "--set", "distill={}", "--set", "teacher=null")
+    text = invoke(train_one.command, trained.study, "--storage", tmp_path / "runs", *changes).stdout
+    assert [line.split("  ")[0] for line in text.splitlines()[2:-1]] == ["epoch 1/2", "epoch 2/2"]
+    assert [record.message.partition(": ")[2] for record in caplog.records if "memory" in record.message] == [
+        "out of memory with 8 images at a time; goes on with 4",
+        "out of memory with 4 images at a time; goes on with 2",
+    ]
+
+
 def test_problems_are_told_before_anything_is_written(trained, invoke, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"trial\.training\.epochs: .* got 0"):
         invoke(train_one.command, trained.study, "--storage", tmp_path / "runs", "--set", "training.epochs=0")

@@ -400,3 +400,29 @@ def test_searched_files_are_relative_to_the_study_as_well(tmp_path: Path) -> Non
     assert study.search is not None
     expected = (str(tmp_path / "a.pt"), None, "RetinaNet_ResNet50_FPN_Weights.COCO_V1", "/b.pt")
     assert study.search.parameters["student.weights"].choice == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"trial.training.micro_batch": 17}, "trial.training.micro_batch: must be at most batch_size, 16, got 17. Lower it, or "),
+        (
+            {"trial.training.micro_batch": 9, "resources.workers": 2},
+            "trial.training.micro_batch: must be at most the batch of one worker, 8 of 16 images, got 9. Lower it, or leave",
+        ),
+        (
+            {"trial.teacher.training.micro_batch": 9, "resources.workers": 2},
+            "trial.teacher.training.micro_batch: must be at most the batch of one worker, 8 of 16 images, got 9. Lower it",
+        ),
+    ],
+)
+def test_passes_of_more_images_than_a_worker_has_are_refused(changes: dict[str, Any], problem: str) -> None:
+    [found] = problems_of({"trial.training.batch_size": 16, "trial.teacher.training.batch_size": 16, **changes})
+    assert found.startswith(problem)
+
+
+@pytest.mark.parametrize("value", [0, "half", 2.5, True])
+def test_a_pass_has_a_number_of_images_or_finds_it(value: Any) -> None:
+    problems = problems_of({"trial.training.micro_batch": value})
+    assert all(problem.startswith("trial.training.micro_batch: ") for problem in problems)
+    assert problems

@@ -25,7 +25,7 @@ class Scene:
     image_sizes: list[tuple[int, int]]
     batch_size: tuple[int, int]
 
-    def terms(self, method: nn.Module, step: int = 10**6) -> Any:
+    def terms(self, method: nn.Module, step: int = 10**6, share: tuple[int, int] = (0, 1)) -> Any:
         return method(
             Outputs(self.student),
             Outputs(self.teacher),
@@ -33,10 +33,11 @@ class Scene:
             image_sizes=self.image_sizes,
             batch_size=self.batch_size,
             step=step,
+            share=share,
         )
 
-    def loss(self, method: nn.Module, step: int = 10**6) -> Tensor:
-        return weighted_sum(self.terms(method, step))
+    def loss(self, method: nn.Module, step: int = 10**6, share: tuple[int, int] = (0, 1)) -> Tensor:
+        return weighted_sum(self.terms(method, step, share))
 
     def of(self, images: Sequence[int]) -> "Scene":
         """The same scene with some images, in any order, also more than once."""
@@ -86,7 +87,6 @@ def built_method(
     teacher_levels: int | None = None,
     finest: int = 3,
     seed: int = 0,
-    share: tuple[int, int] = (0, 1),
     stirred: bool = False,
     **settings: Any,
 ) -> Any:
@@ -98,8 +98,6 @@ def built_method(
         teacher=FeatureLevels(of_teacher, (channels[1],) * len(of_teacher)),
         seed=seed,
         total_steps=1000,
-        rank=share[0],
-        num_ranks=share[1],
         teacher_std=tuple(0.5 + level for level in range(len(of_teacher))),
     )
     method = build_methods(DistillConfig(**{name: settings}), setup)[name].double()

@@ -70,7 +70,7 @@ def test_every_step_has_masks_of_its_own_and_a_step_repeated_the_same(make_scene
 
 def test_the_mean_over_processes_that_share_a_batch_is_its_loss(make_scene, make_method):
     scene = make_scene(image_sizes=((100, 136), (71, 136), (100, 50), (100, 136)))
-    shares = [scene.of(range(rank, 4, 2)).loss(make_method("mgd", share=(rank, 2)), step=5) for rank in range(2)]
+    shares = [scene.of(range(rank, 4, 2)).loss(make_method("mgd"), step=5, share=(rank, 2)) for rank in range(2)]
     torch.testing.assert_close(sum(shares) / 2, scene.loss(make_method("mgd"), step=5))
 
 

@@ -21,7 +21,7 @@ from unittest.mock import patch
 
 from kdr.config.study import Study
 from kdr.config.trial import TrialConfig
-from kdr.errors import TrialFailure
+from kdr.errors import OutOfMemory, TrialFailure
 from kdr.files import _HOST, written_aside
 from kdr.randomness import address
 from kdr.run.searcher import StudySearcher
@@ -135,7 +135,7 @@ class Machine:
                 "kdr.run.study_run._check_fits_here": lambda _: None,
                 "kdr.run.sweep.remove_leftover_groups": lambda: None,
                 "kdr.run.sweep.tune.Tuner": lambda *given, **settings: SimulatedTuner(self, *given, **settings),
-                "kdr.training.fit.prepare": lambda *_: Untrained(),
+                "kdr.training.fit.prepare": lambda *given: Untrained(micro_batch=given[-1]),
                 "kdr.training.fit.calibrate": lambda *_: None,
                 "kdr.training.fit._run_epoch": simulated_epoch,
                 "kdr.training.fit.save_student": save_simulated_student,
@@ -145,6 +145,10 @@ class Machine:
             }.items():
                 stack.enter_context(patch(target, stand_in))
             yield
+
+
+MOST_IMAGES = 4
+"""Images that fit into the memory of the simulated machine."""
 
 
 class Unobserved:
@@ -290,9 +294,11 @@ class SimulatedTuner:
             getattr(callback, what)(0, self.trials, trial, **told)
 
 
+@dataclass
 class Untrained:
     """A trial made ready to train that never trains."""
 
+    micro_batch: int | None
     model = SimpleNamespace(student=None)
 
     def parts(self) -> dict[str, Any]:
@@ -301,12 +307,14 @@ class Untrained:
     def close(self) -> None: ...
 
 
-def simulated_epoch(config: TrialConfig, _state: Any, progress: Progress, *_: Any) -> tuple[EpochMetrics, Progress]:
-    """An epoch whose numbers depend on the trial and the epoch alone; some trials fail in their second epoch."""
+def simulated_epoch(config: TrialConfig, state: Any, progress: Progress, *_: Any) -> tuple[EpochMetrics, Progress]:
+    """An epoch whose numbers depend on the trial and the epoch alone; in the second one some trials fail, or have no memory."""
     epoch, name = progress.epoch + 1, config.model_dump_json()
     draw = Random(address(0, name, epoch))
     if fails(config) and epoch == 2:
         raise TrialFailure("non_finite_loss", "kdr is NaN or infinite in epoch 2, by step 7")
+    if epoch == 2 and config.training.micro_batch == "auto" and state.micro_batch > MOST_IMAGES:
+        raise OutOfMemory("can't allocate memory", state.micro_batch)
     AP = quality(config) * epoch / config.training.epochs
     metrics = EpochMetrics(
         epoch=epoch,

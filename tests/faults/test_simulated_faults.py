@@ -29,6 +29,7 @@ CHOICES = {"distill.kdr.weight": {"choice": [0.5, 1.0, 2.0, 4.0]}}
 ASHA = {"asha": {"grace_epochs": 1, "reduction": 2}}
 STUDIES: dict[str, dict[str, Any]] = {
     "an ablation": {"ablation": ARMS, "resources": {"max_concurrent": 2}},
+    "passes that are found": {"trial": {**TRIAL, "training": {"epochs": 2, "micro_batch": "auto"}}, "ablation": ARMS},
     "a grid": {"search": {"parameters": CHOICES, "sampler": "grid"}, "resources": {"max_concurrent": 2}},
     "random draws": {"search": {"parameters": WEIGHTS, "trials": 4, "sampler": "random"}, "resources": {"max_concurrent": 2}},
     "tpe with asha": {
@@ -84,6 +85,23 @@ def check_schedule(name: str, faults: list[Fault], seed: int) -> None:
         assert outcome is not None
         assert not outcome.interrupted
         check_log(machine.storage, "simulated", expected)
+
+
+def test_a_trial_without_memory_goes_on_with_half_as_many_images_as_its_next_attempt(tmp_path: Path) -> None:
+    machine = Machine(Storage.at(tmp_path), study_named("passes that are found"), Random(0))
+    machine.run()
+    log = check_log(machine.storage, "simulated")
+    found = {state.state: key for key, state in log.states().items() if state.role == "student"}
+    rows = [row for row in log.trials.to_pylist() if row["key"] == found["completed"]]
+    assert [(row["attempt"], row["event"], row["failure_kind"], row["reason"]) for row in rows] == [
+        (1, "started", None, None),
+        (1, "interrupted", "out_of_memory", "out of memory with 16 images at a time; goes on with 8"),
+        (2, "resumed", None, None),
+        (2, "interrupted", "out_of_memory", "out of memory with 8 images at a time; goes on with 4"),
+        (3, "resumed", None, None),
+        (3, "completed", None, None),
+    ]
+    assert list(machine.storage.trials.glob("*/micro-batch")) == []
 
 
 @pytest.mark.parametrize("name", STUDIES)

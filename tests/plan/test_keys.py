@@ -54,6 +54,8 @@ CHANGES_THAT_MATTER: list[tuple[str, Any]] = [
     ("training.clip_norm", None),
     ("training.bias_lr_factor", 2.0),
     ("training.bias_weight_decay", 0.0),
+    ("training.micro_batch", 4),
+    ("training.micro_batch", "auto"),
     ("seed", 1),
 ]
 
@@ -129,7 +131,7 @@ def test_what_does_not_change_numbers_does_not_change_the_key(path: str, value: 
 
 
 def test_settings_of_training_that_came_later_are_left_out_where_they_are_unset() -> None:
-    assert {"bias_lr_factor", "bias_weight_decay"}.isdisjoint(TrainingConfig().canonical())
+    assert {"bias_lr_factor", "bias_weight_decay", "micro_batch"}.isdisjoint(TrainingConfig().canonical())
     assert TrainingConfig().canonical()["step_epochs"] is None
 
 

@@ -7,18 +7,24 @@ from typing import Any
 import psutil
 import pytest
 import ray
+import torch
 from ray.util.placement_group import placement_group_table
 
 from kdr.config.study import Study, study_from
 from kdr.config.trial import Trial
 from kdr.data.splits import open_splits
 from kdr.errors import TrialFailure
+from kdr.results.reader import read_log
+from kdr.results.writer import LogWriter
+from kdr.run import gang as gang_module
 from kdr.run.engine import InlineEngine, ProcessLostError
 from kdr.run.gang import Gang, GangSettings
-from kdr.run.logged_fit import teacher_of
+from kdr.run.gang_worker import serve
+from kdr.run.logged_fit import LoggedTrial, teacher_of
 from kdr.run.trial_identity import trial_maker
 from kdr.storage import Storage
 from kdr.training.metrics import EpochMetrics
+from kdr.training.training_state import Pass, TrainingState
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -70,11 +76,33 @@ class Owner:
     def stop(self) -> None:
         self._epochs.close()  # type: ignore[attr-defined]
 
+    def starve(self) -> None:
+        """From now on its workers are starved."""
+        gang_module.serve = starving
+        self._gang.close()
+
+    def logged(self, trial: Trial, storage: Storage) -> list[EpochMetrics]:
+        with LogWriter(storage, "together") as log:
+            return list(LoggedTrial(trial, log, storage).epochs(self._gang))
+
     def where(self) -> dict[str, Any]:
         return dict(self._gang.where)
 
     def close(self) -> None:
         self._gang.close()
+
+
+def starving(given: dict[str, Any]) -> None:
+    """What a worker runs, but that rank 1 asks for more memory than there is in its fourth step, if it has many images."""
+    losses = TrainingState.losses
+
+    def starved(self: TrainingState, one: Pass, step: int, **more: Any) -> Any:
+        if self.ranks.rank == 1 and step == 3 and len(one.batch) > 2:
+            torch.empty(1 << 60, dtype=torch.uint8)  # the allocator's own error
+        return losses(self, one, step, **more)
+
+    TrainingState.losses = starved  # type: ignore[method-assign]
+    serve(given)
 
 
 class OwnedGang:
@@ -179,3 +207,25 @@ def test_data_that_only_one_rank_reads_ends_trial_and_gang(gang, storage, make) 
         path.write_bytes(content)
     assert held_groups() == []
     assert [epoch.epoch for epoch in gang.fit(trial)] == [1, 2]
+
+
+def test_memory_that_one_rank_lacks_halves_the_passes_of_all_and_the_trial_goes_on_in_new_workers(gang, storage, make) -> None:
+    before = workers()
+    gang.starve()
+    trial = make({"training.micro_batch": "auto", "seed": 7})
+    epochs = gang.logged(trial, storage)
+    assert [epoch.epoch for epoch in epochs] == [1, 1, 2]
+    assert [epoch.extras["micro_batch"] for epoch in epochs] == [4, 4, 2]
+    log = read_log(storage)
+    assert [(row["attempt"], row["event"], row["failure_kind"]) for row in log.trials.to_pylist() if row["key"] == trial.key] == [
+        (1, "started", None),
+        (1, "interrupted", "out_of_memory"),
+        (2, "resumed", None),
+        (2, "completed", None),
+    ]
+    assert log.epochs_of(trial.key)["attempt"].to_pylist() == [2, 2]
+    assert not storage.micro_batch(trial.key).exists()
+    after = workers()
+    assert not set(after) & set(before)
+    assert [epoch.epoch for epoch in gang.fit(make({"training.micro_batch": 2, "seed": 7}))] == [1, 2]
+    assert workers() == after

@@ -20,7 +20,7 @@ from kdr.training.distilled_student import gradient_norms
 from kdr.training.fit import fit
 from kdr.training.metrics import EpochMetrics
 from kdr.training.shared_parts import SharedParts
-from kdr.training.training_state import TrainingState, prepare
+from kdr.training.training_state import Pass, TrainingState, prepare
 
 Make = Callable[..., Trial]
 Run = Callable[..., list[EpochMetrics]]
@@ -42,7 +42,7 @@ def state(make: Make, shared: SharedParts) -> TrainingState:
 def first_norms(state: TrainingState) -> dict[str, float]:
     """Norms over the calibration batches, at the weights that the methods have now."""
     batches = itertools.islice(state.training.epoch(1), CALIBRATION_BATCHES)
-    found = [gradient_norms(state.losses(batch, 0)) for batch in batches]
+    found = [gradient_norms(state.losses(Pass(batch), 0)) for batch in batches]
     return {name: math.hypot(*(norms[name] for norms in found)) for name in found[0]}
 
 

@@ -20,6 +20,7 @@ from kdr.detectors.build import build_detector
 from kdr.detectors.checkpoint_files import save_student
 from kdr.detectors.detector import Detector
 from kdr.distill.masks import foreground_mask, padded_boxes, valid_cells
+from kdr.errors import OutOfMemory
 from kdr.storage import Storage
 from kdr.training import preflight
 from kdr.training.evaluation import coco_evaluation, detection_rows, evaluate
@@ -34,6 +35,7 @@ pytestmark = pytest.mark.slow  # few of these tests are, all together are
 Make = Callable[..., Trial]
 Run = Callable[..., list[EpochMetrics]]
 
+OFF = {"distill": {}, "teacher": None}
 CLASSES = SHAPE_CLASSES[:6]
 EAGER = DetectorConfig(backbone="mobilenet_v3_small", fpn_channels=32, anchor_scale=2)
 
@@ -213,3 +215,21 @@ def test_what_cannot_be_computed_is_told_as_training_would(make: Make, look: Any
     trial = make()
     with pytest.raises(Exception, match="its training has left no weights"):
         look(dataclasses.replace(trial, teacher_id="0" * 20))
+
+
+def test_a_trial_that_finds_its_passes_is_looked_at_with_fewer_images(make: Make, look: Any, room_for_two: None) -> None:
+    trial = make(OFF | {"training.micro_batch": "auto"})
+    measured = look(trial)
+    assert measured.num_fit == 2
+    [memory] = [finding for finding in judged(measured, trial.config) if finding.name == "memory"]
+    assert (memory.state, memory.text) == ("warning", "fits with 2 images at a time")
+    assert failed(measured, trial) == {}
+
+
+def test_a_pre_flight_takes_no_more_images_than_a_pass_and_fails_where_they_do_not_fit(
+    make: Make, look: Any, room_for_two: None
+) -> None:
+    assert look(make(OFF | {"training.micro_batch": 2})).num_fit is None
+    for micro_batch in (None, 3):
+        with pytest.raises(OutOfMemory, match=r"images at a time, which training\.micro_batch lowers"):
+            look(make(OFF | {"training.micro_batch": micro_batch}))

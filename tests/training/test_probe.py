@@ -1,17 +1,19 @@
 """A probe times a few steps of a trial and leaves nothing behind."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kdr.config.study import study_from
 from kdr.config.trial import Trial
+from kdr.errors import OutOfMemory
 from kdr.plan.keys import make_trial
 from kdr.storage import Storage
 from kdr.training.probe import STEPS, WARM_UP, _Clock, probe
 
 MOBILENET = {"backbone": "mobilenet_v3_small", "fpn_channels": 32}
-TRIAL = {
+TRIAL: dict[str, Any] = {
     "data": {"dataset": "shapes", "image_size_px": 64, "num_train": 16, "num_val": 8},
     "teacher": {**MOBILENET, "training": {"epochs": 3, "batch_size": 8}},
     "student": MOBILENET,
@@ -45,3 +47,18 @@ def test_a_pass_ends_after_a_few_batches_and_is_told_in_full() -> None:
     assert len(seen) == WARM_UP + STEPS
     assert clock.seconds("epoch") == pytest.approx(100 * clock.step("epoch"))
     assert clock.spent("epoch") >= STEPS * clock.step("epoch")
+
+
+@pytest.mark.slow
+def test_a_trial_that_finds_its_passes_is_timed_with_those_that_fit(tmp_path: Path, room_for_two: None) -> None:
+    plain = {**TRIAL, "teacher": None, "distill": {}}
+    of_passes = {**plain, "training": {**TRIAL["training"], "micro_batch": "auto"}}
+    trials = [
+        make_trial(study_from({"study": "s", "trial": each}, folder=Path("/")).base, data_id="d", weights_id=str)
+        for each in (of_passes, plain)
+    ]
+    [found] = probe(trials[0], None, storage=Storage.at(tmp_path))
+    assert found.micro_batch == 2
+    assert found.step_s > 0
+    with pytest.raises(OutOfMemory):
+        probe(trials[1], None, storage=Storage.at(tmp_path))

@@ -97,6 +97,21 @@ def test_two_workers_have_the_losses_of_one(make: Make, run: Run, together: Toge
 
 
 @pytest.mark.slow
+def test_two_workers_in_two_passes_each_have_the_numbers_of_one_in_four(
+    make: Make, run: Run, together: Together, comparable: dict[str, Any]
+) -> None:
+    trial = make(comparable | {"training.micro_batch": 2, "distill": {"kdr": {}, "mgd": {}}})
+    alone = run(trial)
+    first, second = together(trial)
+    for mine, its in zip(first, alone, strict=True):
+        assert mine.weighted_losses == pytest.approx(its.weighted_losses, abs=1e-5)
+        assert mine.gradient_norms == pytest.approx(its.gradient_norms, rel=1e-3)
+        assert mine.extras == pytest.approx(its.extras, rel=1e-3)
+        assert mine.images_seen == its.images_seen
+    assert [epoch.weighted_losses for epoch in first] == [epoch.weighted_losses for epoch in second]
+
+
+@pytest.mark.slow
 def test_two_workers_measure_the_weight_of_one(make: Make, run: Run, together: Together, comparable: dict[str, Any]) -> None:
     trial = make(comparable | {"distill.kdr.calibrate": 0.4, "training.epochs": 1})
     (alone,) = run(trial)
