@@ -39,7 +39,7 @@ STUDIES: dict[str, dict[str, Any]] = {
 }
 """Where trials run side by side, a sampler that learns and a rule that compares depend on who is first: those run one by one."""
 
-NUM_SCHEDULES = int(os.environ.get("KDR_SCHEDULES", "250"))
+NUM_SCHEDULES = int(os.environ.get("KDR_SCHEDULES", "400"))
 
 Fault = tuple[str, int]
 FAULTS = st.tuples(st.sampled_from(["kill_driver_at", "kill_trial_at", "interrupt_at", "clock_back_at"]), st.integers(0, 200))

@@ -95,8 +95,12 @@ def numbers(log: Log, key: str) -> list[dict[str, Any]]:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of a process's memory")
 def test_a_process_that_has_no_memory_for_the_batch_ends_with_the_bits_of_half_of_it(
-    tmp_path: Path, python_process: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    python_process: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
 ) -> None:
+    record_property("fault", "no memory for the batch: half of it in each pass")
     # glibc gives tensors back to the system when they are freed: what it would keep counts against the limit
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**16))
 
