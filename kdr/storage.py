@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdr.errors import StorageError
-from kdr.files import StoredPath
+from kdr.files import StoredPath, explained
 from kdr.object_store import ObjectPath
 from kdr.patience import BRIEF_S, PATIENCE_S
 
@@ -111,8 +111,17 @@ class Storage:
 
     def forget_progress(self, key: str) -> None:
         """Removes what the next attempt at a trial would go on with."""
-        for path in (self.trial(key) / "checkpoint.pt", self.micro_batch(key)):
-            path.unlink(missing_ok=True)
+        self._remove(key, "checkpoint.pt", self.micro_batch(key).name)
+
+    def forget_weights(self, key: str) -> None:
+        """Removes what a trial has become, and what it would go on with."""
+        self._remove(key, "student.pt", "student.json")
+        self.forget_progress(key)
+
+    def _remove(self, key: str, *names: str) -> None:
+        with explained(self.trial(key)):
+            for name in names:
+                (self.trial(key) / name).unlink(missing_ok=True)
 
     def lock(self, key: str) -> Path:
         """What processes of this machine lock that need the same teacher."""

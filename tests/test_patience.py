@@ -109,7 +109,11 @@ def test_a_full_disk_is_a_storage_error_and_harms_nothing_that_is_there(disk):
 def test_a_read_only_disk_can_be_read_and_is_a_storage_error_to_writers(disk):
     place = Storage.at(disk)
     LogWriter(place, "s").event(TrialEvent(study="s", key="k", event="completed", config="{}"))
+    place.trial("k").mkdir(parents=True)
+    (place.trial("k") / "checkpoint.pt").touch()
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    with pytest.raises(StorageError, match=r"trials/k: must be a folder that can be written, got Read-only file system"):
+        place.forget_weights("k")
     with pytest.raises(StorageError, match="must be a folder that can be written, got Read-only file system"):
         LogWriter(place, "s").event(TrialEvent(study="s", key="other", event="completed", config="{}"))
     with pytest.raises(StorageError, match=r"--storage: needs a folder that can be written, got .*Read-only file system"):

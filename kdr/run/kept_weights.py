@@ -29,13 +29,15 @@ class KeptWeights:
             self.add(key, value)
 
     def add(self, key: str, value: float | None) -> None:
-        """A trial has ended: removes what is not among the best any more. Equal values: the earlier trial stays."""
+        """A trial has ended: removes what is not among the best any more. Equal values: the earlier trial stays.
+
+        Raises:
+            StorageError: if it cannot be removed.
+        """
         self._best[key] = -math.inf if value is None or math.isnan(value) else value
         if (self._storage.trial(key) / "student.pt").exists():
             self._storage.forget_progress(key)  # of a process that was killed before it could
         while len(self._best) > self._num_kept:
             worst = min(reversed(self._best), key=lambda other: self._best[other])
             del self._best[worst]
-            for name in ("student.pt", "student.json"):
-                (self._storage.trial(worst) / name).unlink(missing_ok=True)
-            self._storage.forget_progress(worst)
+            self._storage.forget_weights(worst)

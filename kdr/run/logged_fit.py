@@ -217,9 +217,7 @@ def _drop_excluded(storage: Storage, key: str) -> None:
     """Removes what earlier attempts at an excluded trial have left, so that it is trained from its first epoch."""
     mark = storage.begin_anew(key)
     if mark.exists():
-        storage.forget_progress(key)
-        for name in ("student.pt", "student.json"):
-            (mark.parent / name).unlink(missing_ok=True)
+        storage.forget_weights(key)
         mark.unlink()
 
 

@@ -170,7 +170,7 @@ class TrialEvents(tune.Callback):
         if self._kept_weights is not None:
             try:
                 self._kept_weights.add(trial.config["trial"]["key"], (trial.last_result or {}).get(self._metric))
-            except (OSError, StorageError) as error:
+            except StorageError as error:
                 self._no_storage(str(error))
         self._on_report(trial.trial_id, self._running)
 
