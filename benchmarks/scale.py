@@ -142,18 +142,20 @@ def measured_study(num_trials: int) -> dict[str, float]:
 def compare_studies(sizes: Sequence[int]) -> None:
     """Prints what studies of these sizes take."""
     print("trials   trials/min   driver CPU/trial   driver RSS   log   compacted   compact   status   table   query")
-    costs = {}
+    ratios = {}
     for num_trials in sizes:
+        before = measured_study(sizes[0])["seconds"] if num_trials != sizes[0] else None
         found = measured_study(num_trials)
-        costs[num_trials] = found["seconds"]
+        if before is not None:
+            ratios[num_trials] = 2 * found["seconds"] / (before + measured_study(sizes[0])["seconds"])
         print(
             f"{num_trials:>6}{60 / found['seconds']:>13.0f}{found['cpu_seconds'] * 1000:>16.1f} ms"
             f"{found['memory_mib']:>9.0f} MiB{found['log_kib']:>7.0f} KiB{found['compacted_kib']:>5.0f} KiB"
             f"{found['compact_s']:>8.1f} s{found['status_s']:>7.1f} s{found['table_s']:>6.1f} s{found['query_s']:>6.1f} s",
             flush=True,
         )
-    first, last = sizes[0], sizes[-1]
-    print(f"a trial among {last} costs {costs[last] / costs[first]:.2f} times one among {first}")
+    for num_trials, ratio in ratios.items():
+        print(f"a trial among {num_trials} costs {ratio:.2f} times one among {sizes[0]}, in studies just before and after it")
 
 
 def seconds_of(*arguments: str) -> float:

@@ -71,11 +71,8 @@ class StoredSampler:
         self._fail_unfinished()
         self._add(known)
         self._num_draws = len(self._counted())
-
-    @property
-    def num_complete(self) -> int:
+        self.num_complete = len(self._optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
         """Trials whose results at the last epoch the sampler knows."""
-        return len(self._optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
 
     def propose(self) -> Proposal:
         """A point of the sampler's choice.
@@ -109,6 +106,7 @@ class StoredSampler:
         for epoch, value in sorted(known.intermediate.items()) if known.end == "stopped_early" else ():
             self.report(proposal, epoch, value)
         self._optuna.tell(proposal.asked, known.value if known.end == "completed" else None, state=_STATES[known.end])
+        self.num_complete += _STATES[known.end] == TrialState.COMPLETE
 
     def _fail_unfinished(self) -> None:
         """Ends what an earlier process left running or waiting; a trial that goes on is proposed again."""
