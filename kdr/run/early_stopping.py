@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialScheduler
 
 from kdr.config.search import EarlyStopping
+from kdr.run.trial_order import InOrder
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class KeyedTrial:
     """The trial's key."""
 
 
-class StudyScheduler(FIFOScheduler):
+class StudyScheduler(InOrder):
     """Runs trials in their order and stops them by a rule.
 
     Args:
@@ -33,7 +34,7 @@ class StudyScheduler(FIFOScheduler):
     """
 
     def __init__(self, rule: Any, *, metric: str, past: Iterable[tuple[str, Mapping[int, float]]]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._rule, self._searched = rule, metric
         self._last_epoch: dict[str, int] = {}
         for key, values in past:
@@ -41,6 +42,7 @@ class StudyScheduler(FIFOScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """A trial waits to start, for the first time or again."""
+        super().on_trial_add(tune_controller, trial)
         self._rule.on_trial_add(tune_controller, _keyed(trial))
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
@@ -115,7 +117,7 @@ def _rule(stop_early: EarlyStopping, *, metric: str, max_epochs: int) -> TrialSc
             grace_period=stop_early.median.grace_epochs,
             min_samples_required=stop_early.median.min_trials,
         )
-    return FIFOScheduler()  # type: ignore[no-untyped-call]
+    return InOrder()
 
 
 def _keyed(trial: Any) -> KeyedTrial:

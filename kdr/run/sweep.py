@@ -28,6 +28,7 @@ from kdr.run.study_arms import note_arm
 from kdr.run.trial_actor import ActorSettings, TrialActor, tune_config
 from kdr.run.trial_events import TrialEvents
 from kdr.run.trial_list import TrialList
+from kdr.run.trial_order import InOrder
 from kdr.storage import Storage
 
 
@@ -150,7 +151,7 @@ class Sweep:
             param_space=space,
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=scheduler,
+                scheduler=scheduler or InOrder(),
                 num_samples=-1 if searcher else 1,
                 max_concurrent_trials=num_concurrent,
                 reuse_actors=True,
