@@ -3,7 +3,9 @@
 Exit codes: 0 done, 1 some trials failed, 2 wrong input, 130 interrupted by Ctrl-C, 143 by SIGTERM or SIGHUP.
 """
 
+import atexit
 import os
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -123,6 +125,9 @@ def main() -> None:
         os._exit(143)  # at exit, Ray's library would wait a minute for Ray's processes
     except Terminated:
         _fail("Terminated. What was finished is in the log; the same command continues.", code=143)
+    finally:
+        # all has been said: one more Ctrl-C must not print what it interrupts in libraries that clean up
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 
 def _fail(message: str, *, code: int) -> None:

@@ -94,6 +94,29 @@ def test_ctrl_c_before_anything_runs_is_exit_code_130(monkeypatch, capsys):
     assert "the same command continues" in capsys.readouterr().err
 
 
+ENDS_SLOWLY = """
+import atexit, sys, time
+from kdr.cli.app import main
+
+def clean_up():
+    print("cleaning up", flush=True)
+    time.sleep(0.5)
+
+atexit.register(clean_up)
+sys.argv = ["orchestrate.py", "schema"]
+main()
+"""
+
+
+def test_ctrl_c_while_libraries_clean_up_prints_nothing():
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", ENDS_SLOWLY], cwd=Path(kdr.__file__).parents[1], **pipes) as process:
+        assert "cleaning up\n" in iter(process.stdout.readline, "")
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == ""
+        assert process.wait(30) == 0
+
+
 def test_sigterm_before_anything_runs_is_exit_code_143(monkeypatch, capsys):
     monkeypatch.setattr("kdr.cli.app.app", lambda **_: signal.raise_signal(signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
