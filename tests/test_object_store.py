@@ -1,22 +1,15 @@
 """A storage in an object store: a real server that speaks S3 on this machine, pyarrow's own client, and a bucket."""
 
-import collections
 import contextlib
-import json
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-import kdr
 from kdr.cli.app import app
 from kdr.config.study import study_from
 from kdr.errors import BusyError, StorageError
@@ -32,78 +25,27 @@ from kdr.run import sole_driver as drivers
 from kdr.run.cancellation import ask_to_end, asked_to_end
 from kdr.run.sole_driver import sole_driver
 from kdr.storage import Storage
-from tests.faults import invariants
-
-moto = pytest.importorskip("moto.server", reason="moto[s3], a server that speaks S3, is among the packages of the extra `dev`")
-
-
-@dataclass
-class Server:
-    """The server; its buckets stay while it is away."""
-
-    port: int = 0
-    requests: list[tuple[str, str]] = field(default_factory=list)
-    """Method and path of each."""
-    _running: Any = None
-
-    def start(self) -> None:
-        self._running = moto.ThreadedMotoServer("127.0.0.1", self.port, verbose=False)
-        self._running.start()
-        self.port = self._running.get_host_and_port()[1]
-        app = self._running._server.app
-
-        def counting(environ: dict[str, Any], start: Any) -> Any:
-            self.requests.append((environ["REQUEST_METHOD"], environ["PATH_INFO"]))
-            return app(environ, start)
-
-        self._running._server.app = counting
-
-    def stop(self) -> None:
-        self._running.stop()
-
-    def counts(self) -> dict[str, int]:
-        """Requests since this was last asked, by method."""
-        found = dict(collections.Counter(method for method, _ in self.requests))
-        self.requests.clear()
-        return found
-
-    def make_bucket(self, name: str) -> None:
-        urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{self.port}/{name}", method="PUT")).close()
+from tests.bucket_server import BucketServer, bucket_server
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with pytest.MonkeyPatch.context() as patch:
-        running = Server()
-        running.start()
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{running.port}",
-            "AWS_ACCESS_KEY_ID": "anyone",
-            "AWS_SECRET_ACCESS_KEY": "a secret that no message shows",
-            "AWS_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }.items():
-            patch.setenv(name, value)
+def server() -> Iterator[BucketServer]:
+    with bucket_server() as running:
         yield running
-        running.stop()
 
 
 @pytest.fixture
-def storage(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+def storage(server: BucketServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
     """An empty place in a bucket of the test's own."""
     monkeypatch.setenv("KDR_LOCAL", str(tmp_path / "local"))
-    bucket = f"bucket-{abs(hash(tmp_path)) % 10**9}"
-    server.make_bucket(bucket)
-    place = Storage.at(f"s3://{bucket}/some/prefix/")
-    server.requests.clear()
-    return place
+    return server.place(f"bucket-{abs(hash(tmp_path)) % 10**9}")
 
 
 def event(key: str, name: Any = "completed", **columns: Any) -> TrialEvent:
     return TrialEvent(study="s", key=key, event=name, config="{}", **columns)
 
 
-def test_each_fragment_is_one_put_and_nothing_else(storage: Storage, server: Server) -> None:
+def test_each_fragment_is_one_put_and_nothing_else(storage: Storage, server: BucketServer) -> None:
     with LogWriter(storage, "s", flush_every_s=1000) as log:
         log.arms([ArmRow(study="s", key="k", arm="a")])
         log.event(event("k", "started"))
@@ -117,7 +59,7 @@ def test_each_fragment_is_one_put_and_nothing_else(storage: Storage, server: Ser
     assert found.keys_of("s") == ("k",)
 
 
-def test_a_log_is_compacted_and_checked_and_its_damage_moved_aside(storage: Storage, server: Server) -> None:
+def test_a_log_is_compacted_and_checked_and_its_damage_moved_aside(storage: Storage, server: BucketServer) -> None:
     log = LogWriter(storage, "s")
     for key in "abc":
         log.event(event(key))
@@ -166,7 +108,7 @@ def test_the_commands_read_a_bucket(storage: Storage, example_log: Any) -> None:
 
 
 def test_a_driver_in_a_bucket_is_alone_and_a_dead_one_is_followed(
-    storage: Storage, monkeypatch: pytest.MonkeyPatch, server: Server
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, server: BucketServer
 ) -> None:
     monkeypatch.setattr(drivers, "BEAT_S", 0.05)
     monkeypatch.setattr(drivers, "DEAD_AFTER_S", 0.5)
@@ -191,7 +133,9 @@ def test_a_request_to_end_a_trial_is_seen(storage: Storage) -> None:
     assert asked_to_end(storage, "k") == "it is slow"
 
 
-def test_a_store_that_is_away_for_a_while_costs_no_row(storage: Storage, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_is_away_for_a_while_costs_no_row(
+    storage: Storage, server: BucketServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[str] = []
 
     def say(text: str) -> None:
@@ -218,7 +162,7 @@ def test_a_store_that_is_away_for_a_while_costs_no_row(storage: Storage, server:
     assert last.startswith("The storage can be reached again, after ")
 
 
-def test_a_store_that_stays_away_is_an_error_and_no_empty_log(server: Server, storage: Storage) -> None:
+def test_a_store_that_stays_away_is_an_error_and_no_empty_log(server: BucketServer, storage: Storage) -> None:
     assert isinstance(storage.root, ObjectPath)
     LogWriter(storage, "s").event(event("k"))
     hasty = Storage(storage.root.with_patience(0))
@@ -247,7 +191,7 @@ def test_a_store_that_stays_away_is_an_error_and_no_empty_log(server: Server, st
         ("s3://bucket/runs?region=x", r"must be s3://bucket/prefix"),
     ],
 )
-def test_a_place_that_cannot_be_used_is_named_at_once(server: Server, url: str, problem: str) -> None:
+def test_a_place_that_cannot_be_used_is_named_at_once(server: BucketServer, url: str, problem: str) -> None:
     with pytest.raises(StorageError, match=problem):
         Storage.at(url)
 
@@ -338,55 +282,3 @@ def test_a_trial_goes_on_from_its_checkpoint_in_the_bucket_on_another_machine(
     assert values[0] == values[1]
     with fetched(storage.trial(one.key) / "student.pt") as copy:
         assert copy.read_bytes() == (tmp_path / "folder" / "trials" / one.key / "student.pt").read_bytes()
-
-
-@pytest.mark.ray
-@pytest.mark.faults
-def test_a_study_runs_in_a_bucket_that_is_away_for_a_minute_and_again_does_nothing(
-    storage: Storage, server: Server, tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
-    record_property("fault", "an object store that is away for a minute")
-    study = tmp_path / "study.yaml"
-    training = {"batch_size": 8, "optimizer": "adamw", "lr": 1e-3, "schedule": "constant"}
-    mobilenet = {"backbone": "mobilenet_v3_small", "fpn_channels": 32}
-    trial = {
-        "data": {"dataset": "shapes", "image_size_px": 64, "num_train": 24, "num_val": 8, "search_split": 8},
-        "teacher": {**mobilenet, "training": {**training, "epochs": 1}},
-        "student": mobilenet,
-        "distill": {"kdr": {}},
-        "training": {**training, "epochs": 2},
-    }
-    search = {"trials": 2, "parameters": {"distill.kdr.weight": {"float": [0.1, 50], "log": True}}}
-    study.write_text(json.dumps({"study": "s", "trial": trial, "search": search, "resources": {"max_concurrent": 1}}))
-
-    def run(place: Storage, meanwhile: Callable[[], None] = lambda: None) -> str:
-        command = [sys.executable, Path(kdr.__file__).parents[1] / "orchestrate.py", "run", study, "--storage", place.root]
-        with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=tmp_path) as process:
-            meanwhile()
-            text = process.communicate()[0].decode()
-        assert process.returncode == 0, text
-        return text
-
-    def away_for_a_minute() -> None:
-        while not any(state.role == "student" for state in read_log(storage).states().values()):
-            time.sleep(0.05)
-        server.stop()
-        time.sleep(60)
-        server.start()
-
-    text = run(storage, away_for_a_minute)
-    assert "The storage cannot be reached (" in text
-    assert "2 trials run" in text
-    states = read_log(storage).states()
-    assert [state.state for state in states.values()] == ["completed"] * 3
-    assert [path.name for path in listed(storage.log / "trials" / "study=s", "c-*.json")] != []
-    assert "0 trials run" in run(storage)
-    assert read_log(storage).states() == states
-    assert listed(storage.drivers("s")) == []
-    assert len(listed(storage.preflight("s"), "*.png")) > 0
-    assert {path.name for path in listed(storage.root)} == {"log", "trials", "teachers", "preflight", "drivers", "writable"}
-    assert not (tmp_path / "runs").exists()
-
-    undisturbed = Storage.at(tmp_path / "undisturbed")
-    run(undisturbed)
-    invariants.check_log(storage, "s", invariants.results_of(undisturbed, "s"))
