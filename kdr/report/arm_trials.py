@@ -110,7 +110,7 @@ class LoggedArms:
 
 def ablation_of(log: Log, study: str) -> Ablation | None:
     """The design of a study when it was last run; None if it was no ablation then."""
-    content = _content(log.arms_of(study)).get("ablation")
+    content = log.study_content(study).get("ablation")
     return Ablation(**content) if content else None
 
 
@@ -121,10 +121,9 @@ def logged_arms(log: Log, study: str, measures: Sequence[Measure]) -> LoggedArms
         ConfigError: if no trial has a value of a measure.
     """
     rows = log.ablation_arms_of(study) or log.arms_of(study)
-    content = _content(rows)
     states = {row["key"]: state for row in rows if (state := log.states().get(row["key"])) is not None}
     values, ends = measured(log, states, measures), _ends(log, states)
-    workers = int((content.get("resources") or {}).get("workers", 1))
+    workers = int((log.study_content(study).get("resources") or {}).get("workers", 1))
     by_arm: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_arm.setdefault(row["arm"], []).append(row)
@@ -134,13 +133,6 @@ def logged_arms(log: Log, study: str, measures: Sequence[Measure]) -> LoggedArms
         arms.append(Arm(name, json.loads(own[0]["levels"] or "{}"), dict(sorted(trials.items()))))
     references = [row["arm"] for row in rows if row["is_reference"]]
     return LoggedArms(study, ablation_of(log, study), tuple(arms), references[0] if references else BASELINE)
-
-
-def _content(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The study as its newest row has it."""
-    newest = max(rows, key=lambda row: row["time"], default={"study_config": None})
-    content: dict[str, Any] = json.loads(newest["study_config"] or "{}")
-    return content
 
 
 def _ends(log: Log, states: Mapping[str, TrialState]) -> dict[str, dict[str, Any]]:

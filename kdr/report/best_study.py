@@ -25,8 +25,8 @@ def best_study_yaml(log: Log, study: str, trial: RankedTrial, metric: str) -> st
 
 def resources_of(log: Log, study: str) -> dict[str, Any]:
     """The resources that a study's file named when it was last run; empty where it named none."""
-    configs = [json.loads(row["study_config"]) for row in log.arms_of(study) if row["study_config"]]
-    return {"resources": configs[-1]["resources"]} if configs and "resources" in configs[-1] else {}
+    content = log.study_content(study)
+    return {"resources": content["resources"]} if "resources" in content else {}
 
 
 def _head(study: str, trial: RankedTrial, metric: str, split: float) -> list[str]:

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -103,7 +102,8 @@ def study_progress(log: Log, study: str, *, now: datetime, metric: str = "AP") -
         value = value_of(state, metric)
         trials.append(TrialProgress(name, key, state.state, state.epoch, epochs, value, max(age, 0.0), state.last.reason))
     total = _total(log, study, sum(trial.name != "teacher" for trial in trials))
-    left, budget = _seconds_left(log, trials, total), _search_of(log, study).get("gpu_hours")
+    left = _seconds_left(log, trials, total)
+    budget = (log.study_content(study).get("search") or {}).get("gpu_hours")
     arms = tuple(_arm_progress(log, study))
     return StudyProgress(study, metric, tuple(trials), total, left, gpu_hours_used(log, study), budget, arms)
 
@@ -142,19 +142,12 @@ def _last_rows(log: Log) -> dict[str, datetime]:
 def _total(log: Log, study: str, known: int) -> int | None:
     """Trials in the end: a search's budget, or the arms that are in the log."""
     rows = log.ablation_arms_of(study) or log.arms_of(study)
-    search = _search_of(log, study)
+    search = log.study_content(study).get("search")
     if search:
         budget = search.get("trials")
         return max(int(budget), known) if budget else None
     teachers = {key for key, state in log.states_of(study).items() if state.role == "teacher"}
     return max(len({row["key"] for row in rows} - teachers), known) or None
-
-
-def _search_of(log: Log, study: str) -> dict[str, Any]:
-    """The search of a study as the log has it; empty if it has none."""
-    rows = log.arms_of(study)
-    content = json.loads(rows[-1]["study_config"] or "{}") if rows else {}
-    return content.get("search") or {}
 
 
 def _seconds_left(log: Log, trials: Iterable[TrialProgress], total: int | None) -> float | None:

@@ -86,8 +86,7 @@ def count_states(trials: Sequence[RankedTrial]) -> dict[str, int]:
 
 def searched_metric(log: Log, study: str) -> str:
     """The metric that a study maximises or compares; AP where it names none."""
-    configs = [row["study_config"] for row in log.arms_of(study) if row["study_config"]]
-    content = json.loads(configs[-1]) if configs else {}
+    content = log.study_content(study)
     return str((content.get("search") or content.get("ablation") or {}).get("metric", "AP"))
 
 

@@ -1,7 +1,6 @@
 """n, mean and spread of a metric by any settings of a study's trials, with what was left out said below."""
 
 import difflib
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -135,8 +134,7 @@ def _cautions(log: Log, study: str, completed: Sequence[TrialState]) -> list[str
 
 def _sampler(log: Log, study: str) -> str | None:
     """Name of the sampler that chose the trials; None where they are every combination, or arms."""
-    configs = [row["study_config"] for row in log.arms_of(study) if row["study_config"]]
-    search = json.loads(configs[-1]).get("search") if configs else None
+    search = log.study_content(study).get("search")
     if not search:
         return None
     sampler = search.get("sampler", "tpe")

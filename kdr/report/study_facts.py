@@ -1,6 +1,5 @@
 """What a reader wants to know of a study beside its numbers: its question, what it cost, what failed, and where it came from."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -85,14 +84,6 @@ def question_of(text: str) -> tuple[tuple[str, str], ...]:
         else:
             found.append(("", said.strip()))
     return tuple(found)
-
-
-def study_content(log: Log, study: str) -> dict[str, Any]:
-    """The study as its newest row in the log has it; empty if it has none."""
-    rows = [row for row in log.arms_of(study) if row["study_config"]]
-    newest = max(rows, key=lambda row: row["time"], default={"study_config": "{}"})
-    content: dict[str, Any] = json.loads(newest["study_config"])
-    return content
 
 
 def failures(

@@ -1,5 +1,6 @@
 """Reads the trial log, and says what state each trial is in. Whatever files lie in its folders, reading goes on."""
 
+import json
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -117,6 +118,13 @@ class Log:
     def arms_of(self, study: str) -> list[dict[str, Any]]:
         """The study's rows of the table `arms`: the last one of each (arm, key), in the order in which they came."""
         return list(self._arms.get(study, {}).values())
+
+    def study_content(self, study: str) -> dict[str, Any]:
+        """What the study's file said when it was last run; empty if the log has no word of it."""
+        rows = [row for row in self.arms_of(study) if row["study_config"]]
+        newest = max(rows, key=lambda row: row["time"], default={"study_config": "{}"})
+        content: dict[str, Any] = json.loads(newest["study_config"])
+        return content
 
     def ablation_arms_of(self, study: str) -> list[dict[str, Any]]:
         """The rows of the arms of an ablation as it was last run: arms and seeds that its file no longer has are left out."""

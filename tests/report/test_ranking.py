@@ -89,3 +89,11 @@ def test_the_metric_is_the_one_that_the_study_searches(example_log):
     example_log.content["search"]["metric"] = "AP50"
     example_log.trial("a")
     assert searched_metric(read_log(example_log.storage), "example") == "AP50"
+
+
+def test_a_metric_is_that_of_the_last_run(example_log):
+    example_log.trial("a")
+    example_log.trial("b")
+    example_log.content["search"]["metric"] = "AP50"
+    example_log.trial("a")
+    assert searched_metric(read_log(example_log.storage), "example") == "AP50"

@@ -1,6 +1,6 @@
 import pytest
 
-from kdr.report.study_facts import budget, failures, provenance, question_of, study_content
+from kdr.report.study_facts import budget, failures, provenance, question_of
 from kdr.results.reader import read_log
 
 COMMENT = """\
@@ -32,15 +32,6 @@ def test_a_file_without_a_comment_asks_nothing(text):
     assert question_of(text) == ()
 
 
-def test_the_study_is_that_of_its_newest_row(example_log):
-    example_log.trial("a")
-    example_log.content["search"]["trials"] = 99
-    example_log.trial("b")
-    log = read_log(example_log.storage)
-    assert study_content(log, "example")["search"]["trials"] == 99
-    assert study_content(log, "unknown") == {}
-
-
 def test_what_came_to_nothing_is_listed_with_its_reason(example_log):
     example_log.trial("good")
     example_log.trial(
@@ -59,7 +50,7 @@ def test_the_budget_counts_trials_epochs_and_seconds(example_log):
     example_log.trial("a")
     example_log.trial("b", event="failed", epoch=2)
     log = read_log(example_log.storage)
-    used = budget(log, "example", states(example_log), study_content(log, "example"))
+    used = budget(log, "example", states(example_log), log.study_content("example"))
     assert (used.counts, used.num_epochs, used.trial_seconds) == ({"completed": 1, "failed": 1}, 6, 66.0)
     assert (used.limits, used.images_per_s, used.peak_memory_bytes, used.gpu_hours) == ({"trials": 8}, None, None, 0)
 

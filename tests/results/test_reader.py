@@ -416,3 +416,14 @@ def test_columns_that_are_left_out_are_null(example_log):
     assert lean.epochs["losses"].null_count == len(whole.epochs) == 4
     assert lean.epochs.schema.equals(whole.epochs.schema)
     assert lean.epochs.drop_columns(["losses"]).equals(whole.epochs.drop_columns(["losses"]))
+
+
+def test_the_study_is_as_it_was_last_run_also_where_that_noted_the_first_arm_anew(example_log):
+    example_log.trial("a")
+    example_log.content["search"]["trials"] = 99
+    example_log.trial("b")
+    assert read_log(example_log.storage).study_content("example")["search"]["trials"] == 99
+    example_log.content["search"]["trials"] = 7
+    example_log.trial("a")
+    assert read_log(example_log.storage).study_content("example")["search"]["trials"] == 7
+    assert read_log(example_log.storage).study_content("unknown") == {}

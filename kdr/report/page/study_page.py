@@ -26,7 +26,7 @@ from kdr.report.page.search_sections import (
 )
 from kdr.report.progress import StudyProgress, study_progress, trial_names
 from kdr.report.ranking import RankedTrial, count_states, ranking, searched_metric
-from kdr.report.study_facts import budget, failures, provenance, study_content
+from kdr.report.study_facts import budget, failures, provenance
 from kdr.report.study_text import study_text
 from kdr.report.texts import counted, duration
 from kdr.results.reader import Log, TrialState
@@ -59,7 +59,7 @@ def study_page(
         ConfigError: if there is no such metric.
     """
     metric = metric or searched_metric(log, study)
-    content, progress = study_content(log, study), study_progress(log, study, now=now, metric=metric)
+    content, progress = log.study_content(study), study_progress(log, study, now=now, metric=metric)
     table, arms = None, None
     if ablation_of(log, study) is not None:
         table = ablation_table(log, study, (metric,), allow_unequal=True)
