@@ -54,7 +54,11 @@ class Numbers(Searcher):
 
 
 @pytest.mark.ray
-def test_a_process_that_starts_is_not_ended_for_another_whatever_little_time_trials_take(tmp_path, ray_here):
+@pytest.mark.parametrize("searched", [False, True])
+def test_a_process_that_starts_is_not_ended_for_another_whatever_little_time_trials_take(searched, tmp_path, ray_here):
+    started = tmp_path / "started"
+    started.mkdir()
+
     class Moment(tune.Trainable):
         """A trial that is over at once, in a process that takes a while to start but for the first one."""
 
@@ -71,19 +75,14 @@ def test_a_process_that_starts_is_not_ended_for_another_whatever_little_time_tri
 
         def save_checkpoint(self, checkpoint_dir: str) -> None: ...
 
-    for name, given in {
-        "list": ({"param_space": {"number": tune.grid_search(list(range(60)))}}, {"num_samples": 1}),
-        "search": ({}, {"search_alg": Numbers(60), "num_samples": -1}),
-    }.items():
-        started = tmp_path / name
-        started.mkdir()
-        tuner = tune.Tuner(
-            tune.with_parameters(Moment, folder=started),
-            **given[0],
-            tune_config=tune.TuneConfig(scheduler=InOrder(), max_concurrent_trials=2, reuse_actors=True, **given[1]),
-            run_config=tune.RunConfig(name=name, storage_path=str(tmp_path / "ray"), verbose=0),
-        )
-        results = tuner.fit()
-        assert results.errors == []
-        assert len(results) == 60
-        assert len(list(started.iterdir())) == 2, name
+    asked = {"search_alg": Numbers(60), "num_samples": -1} if searched else {}
+    tuner = tune.Tuner(
+        tune.with_parameters(Moment, folder=started),
+        param_space={} if searched else {"number": tune.grid_search(list(range(60)))},
+        tune_config=tune.TuneConfig(scheduler=InOrder(), max_concurrent_trials=2, reuse_actors=True, **asked),
+        run_config=tune.RunConfig(storage_path=str(tmp_path / "ray"), verbose=0),
+    )
+    results = tuner.fit()
+    assert results.errors == []
+    assert len(results) == 60
+    assert len(list(started.iterdir())) == 2
