@@ -14,7 +14,7 @@ from tests.faults.invariants import check_log, results_of
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
 
-EPOCHS = 8
+EPOCHS = 16  # the log tells of epochs some seconds later, and a process may outlive its raylet by some, too
 STUDY: dict[str, Any] = {
     "study": "lost",
     "trial": {
@@ -62,7 +62,7 @@ def test_a_trial_goes_on_from_its_checkpoint_when_its_node_dies(
 
         def both_run() -> bool:
             reached = [state.epoch for state in read_log(storage).states_of("lost").values()]
-            return len(reached) == 2 and min(reached) >= 2 and max(reached) < EPOCHS - 1
+            return len(reached) == 2 and min(reached) >= 2 and max(reached) < EPOCHS - 7
 
         cluster.wait_for(both_run)
         (cluster.nodes[1].unplug if unplugged else cluster.nodes[1].raylet.kill)()
