@@ -3,9 +3,10 @@
 import json
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -101,11 +102,11 @@ def study_progress(log: Log, study: str, *, now: datetime, metric: str = "AP") -
         epochs = int(json.loads(state.config).get("training", {}).get("epochs", 0))
         value = value_of(state, metric)
         trials.append(TrialProgress(name, key, state.state, state.epoch, epochs, value, max(age, 0.0), state.last.reason))
-    total = _total(log, study, sum(trial.name != "teacher" for trial in trials))
+    search = log.study_content(study).get("search") or {}
+    total = _total(log, study, search, sum(trial.name != "teacher" for trial in trials))
     left = _seconds_left(log, trials, total)
-    budget = (log.study_content(study).get("search") or {}).get("gpu_hours")
     arms = tuple(_arm_progress(log, study))
-    return StudyProgress(study, metric, tuple(trials), total, left, gpu_hours_used(log, study), budget, arms)
+    return StudyProgress(study, metric, tuple(trials), total, left, gpu_hours_used(log, study), search.get("gpu_hours"), arms)
 
 
 def trial_names(log: Log, study: str) -> dict[str, str]:
@@ -139,13 +140,12 @@ def _last_rows(log: Log) -> dict[str, datetime]:
     return dict(zip(last["key"].to_pylist(), last["time_max"].to_pylist(), strict=True))
 
 
-def _total(log: Log, study: str, known: int) -> int | None:
+def _total(log: Log, study: str, search: Mapping[str, Any], known: int) -> int | None:
     """Trials in the end: a search's budget, or the arms that are in the log."""
-    rows = log.ablation_arms_of(study) or log.arms_of(study)
-    search = log.study_content(study).get("search")
     if search:
         budget = search.get("trials")
         return max(int(budget), known) if budget else None
+    rows = log.ablation_arms_of(study) or log.arms_of(study)
     teachers = {key for key, state in log.states_of(study).items() if state.role == "teacher"}
     return max(len({row["key"] for row in rows} - teachers), known) or None
 
