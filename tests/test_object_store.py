@@ -133,6 +133,7 @@ def test_a_request_to_end_a_trial_is_seen(storage: Storage) -> None:
     assert asked_to_end(storage, "k") == "it is slow"
 
 
+@pytest.mark.slow
 def test_a_store_that_is_away_for_a_while_costs_no_row(
     storage: Storage, server: BucketServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +163,7 @@ def test_a_store_that_is_away_for_a_while_costs_no_row(
     assert last.startswith("The storage can be reached again, after ")
 
 
+@pytest.mark.slow
 def test_a_store_that_stays_away_is_an_error_and_no_empty_log(server: BucketServer, storage: Storage) -> None:
     assert isinstance(storage.root, ObjectPath)
     LogWriter(storage, "s").event(event("k"))

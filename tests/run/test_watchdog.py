@@ -34,6 +34,7 @@ for batch in watchdog.over(epochs()):
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_ended_and_its_stack_is_kept(tmp_path: Path, python_process: Callable[..., Any]) -> None:
     assert python_process(STUCK_IN_THE_SECOND_BATCH, tmp_path).wait(60) == 1
     storage = Storage.at(tmp_path)
@@ -52,6 +53,7 @@ def slow_epochs(watchdog: Watchdog) -> Iterator[Any]:
         yield epoch
 
 
+@pytest.mark.slow
 def test_a_trial_that_goes_on_may_take_as_long_as_it_likes_and_so_may_who_asks_for_its_epochs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
