@@ -93,8 +93,10 @@ class Gang:
             except GeneratorExit:
                 channel.send(Stop(True))
                 raise
-            channel.send(Stop(False))
+            channel.send(Stop(report.is_last))
             if report.is_last:
+                # here, and not by rank 0, which nobody waits for: a study that has ended has left nothing behind
+                self._storage.forget_progress(trial.key)
                 return
 
     def close(self) -> None:

@@ -70,6 +70,9 @@ class Owner:
         self._epochs = self._gang.fit(trial)
         return next(self._epochs)
 
+    def another(self) -> EpochMetrics:
+        return next(self._epochs)
+
     def rest(self) -> list[EpochMetrics]:
         return list(self._epochs)
 
@@ -167,6 +170,26 @@ def test_a_trial_that_is_stopped_leaves_the_gang_ready_for_the_next(gang, storag
     assert [epoch.epoch for epoch in gang.fit(make({"seed": 3}))] == [1, 2]
     assert workers() == before
     assert [epoch.epoch for epoch in gang.fit(stopped)] == [1, 2, 3, 4, 5]
+
+
+def test_of_a_trial_that_has_ended_no_checkpoint_is_left_however_slow_its_workers_are(gang, storage, make) -> None:
+    trial = make({"seed": 8})
+    checkpoint = storage.trial(trial.key) / "checkpoint.pt"
+    gang.begin(trial)
+    assert checkpoint.exists()
+    assert gang.another().is_last
+    assert checkpoint.exists()
+    before = workers()
+    for worker in before:
+        worker.suspend()
+    try:
+        assert gang.rest() == []
+        assert not checkpoint.exists()
+    finally:
+        for worker in before:
+            worker.resume()
+    assert [epoch.epoch for epoch in gang.fit(make({"seed": 9}))] == [1, 2]
+    assert workers() == before
 
 
 def test_losses_that_are_not_finite_end_the_trial_and_not_the_gang(gang, make) -> None:
