@@ -19,6 +19,7 @@ from kdr.config.study import study_from, study_yaml
 from kdr.results.schema import ArmRow, EpochRow, TrialEvent
 from kdr.results.writer import LogWriter
 from kdr.storage import Storage
+from tests.faults.invariants import toll
 
 # One thread, here and in what the tests start: the tensors are small, and threads that wait for each other cost more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -45,16 +46,26 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return RayInOneProcess(config, log)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    if call.when == "call":
+        item.user_properties.append(("toll", dict(toll)))
+    toll.clear()
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The table of the faults that studies went through (`record_property("fault", ...)`), one line for each test."""
     reports = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, ())]
     rows = [(dict(report.user_properties), report) for report in reports]
     rows = [(properties, report) for properties, report in rows if "fault" in properties]
     if rows:
+        columns = ("checks", "lost", "doubled", "left behind")
         terminalreporter.section("faults: nothing lost, nothing doubled, attempts numbered, nothing left behind")
+        terminalreporter.line("  ".join(["          times", *columns, "fault"]))
         for properties, report in rows:
+            counts = [f"{properties['toll'].get(name, 0):>{len(name)}}" for name in columns]
             held = "held" if report.passed else "NOT HELD"
-            terminalreporter.line(f"{held:8}  {properties.get('times', 1):>5} x  {properties['fault']}")
+            terminalreporter.line("  ".join([f"{held:8}  {properties.get('times', 1):>5}", *counts, properties["fault"]]))
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

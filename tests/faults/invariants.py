@@ -1,10 +1,12 @@
 """What holds of a study's log whatever was done to the study: nothing finished is lost or doubled, attempts are numbered.
 
-Every test of faults calls `check_log`, the simulated ones as those with real processes.
+Every test of faults calls `check_log`, the simulated ones as those with real processes. What the checks count is the test's line
+in the table that `pytest -m faults` ends with.
 """
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,9 @@ ENDED = frozenset({"completed", "stopped_early", "failed", "cancelled"})
 _BEGUN = ("started", "resumed")
 _NUMBERS = ("AP", "AP50", "AP75", "step", "losses", "weighted_losses", "lr", "images_seen", "first_batch_hash")
 """Columns of an epoch that depend on nothing but the trial."""
+
+toll = Counter[str]()
+"""What the checks of the test that runs have counted so far: "lost", "doubled" and "left behind", of so many "checks"."""
 
 Results = Mapping[str, tuple[Any, ...]]
 """By key what tables are made of: (state, last epoch, metrics, numbers of every epoch), compared to the last bit."""
@@ -31,20 +36,26 @@ def check_log(storage: Storage, study: str, undisturbed: Results | None = None) 
         undisturbed: `results_of` the same study without any fault; None of a study that is not at its end.
     """
     log = read_log(storage)
-    assert not log.damaged, log.damaged
+    toll["checks"] += 1
+    none("lost", log.damaged)
     for key in log.keys_of(study):
         _check_attempts(key, _events(log, key))
         _check_epochs(key, log)
     if undisturbed is not None:
         found = results_of(storage, study)
-        lost = {key: undisturbed[key][:2] for key in undisturbed if key not in found}
-        doubled = {key: found[key][:2] for key in found if key not in undisturbed}
-        assert (lost, doubled) == ({}, {}), "lost or more than was asked for"
+        none("lost", {key: undisturbed[key][:2] for key in undisturbed if key not in found})
+        none("doubled", {key: found[key][:2] for key in found if key not in undisturbed}, "more than was asked for")
         for key, result in undisturbed.items():
             assert found[key] == result, key
-        assert {key for key in log.keys_of(study) if key not in log.states()} == set(), "planned and never begun"
+        none("lost", {key for key in log.keys_of(study) if key not in log.states()}, "planned and never begun")
         check_nothing_is_left(storage, log)
     return log
+
+
+def none(kind: str, found: Collection[Any], more: str = "") -> None:
+    """Counts what must not be, and asserts that there is nothing of it."""
+    toll[kind] += len(found)
+    assert not found, f"{kind}: {found} {more}"
 
 
 def results_of(storage: Storage, study: str) -> Results:
@@ -64,11 +75,12 @@ def results_of(storage: Storage, study: str) -> Results:
 
 
 def check_nothing_is_left(storage: Storage, log: Log) -> None:
-    """Asserts that trials have left nothing that nobody will look at again: checkpoints of completed ones, temporary files."""
+    """Asserts that trials have left nothing that nobody will look at again: progress of completed ones, temporary files."""
     completed = [key for key, state in log.states().items() if state.state == "completed"]
-    assert [key for key in completed if (storage.trial(key) / "checkpoint.pt").exists()] == []
+    progress = [path for key in completed for path in (storage.trial(key) / "checkpoint.pt", storage.micro_batch(key))]
+    none("left behind", [path for path in progress if path.exists()])
     if isinstance(storage.root, Path):  # an object store has no temporary files
-        assert list(storage.root.rglob("*.tmp")) == []
+        none("left behind", list(storage.root.rglob("*.tmp")))
 
 
 def _events(log: Log, key: str) -> list[tuple[int, str]]:
@@ -78,18 +90,24 @@ def _events(log: Log, key: str) -> list[tuple[int, str]]:
 
 def _check_attempts(key: str, events: list[tuple[int, str]]) -> None:
     begun = [attempt for attempt, event in events if event in _BEGUN]
-    assert len(set(begun)) == len(begun), f"{key}: two attempts have one number: {events}"
+    none("doubled", _repeated(begun), f"{key}: two attempts have one number: {events}")
     assert {attempt for attempt, _ in events} <= set(begun), f"{key}: an attempt has ended that never began: {events}"
     for end in ENDED:
         ends = [attempt for attempt, event in events if event == end]
-        assert len(set(ends)) == len(ends), f"{key}: one attempt has ended twice: {events}"
+        none("doubled", _repeated(ends), f"{key}: one attempt has ended twice: {events}")
     completed = [attempt for attempt, event in events if event == "completed"]
-    assert len(completed) <= 1, f"{key}: completed more than once: {events}"
+    none("doubled", completed[1:], f"{key}: completed more than once: {events}")
     assert not completed or max(begun) == completed[0], f"{key}: begun again after it was completed: {events}"
+
+
+def _repeated(attempts: list[int]) -> set[int]:
+    return {attempt for attempt, count in Counter(attempts).items() if count > 1}
 
 
 def _check_epochs(key: str, log: Log) -> None:
     epochs = log.epochs_of(key)["epoch"].to_pylist()
+    none("lost", set(range(1, max(epochs, default=0))) - set(epochs), f"{key}: epochs {epochs}")
+    none("doubled", _repeated(epochs), f"{key}: epochs {epochs}")
     assert all(after == before + 1 for before, after in pairwise([0, *epochs])), f"{key}: epochs {epochs}"
     state = log.states().get(key)
     if state is not None and state.state in ENDED - {"failed"}:

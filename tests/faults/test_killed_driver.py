@@ -15,7 +15,7 @@ from ray.util.placement_group import placement_group_table
 
 from kdr.run.ray_session import ray_session
 from kdr.storage import Storage
-from tests.faults.invariants import check_log, check_nothing_is_left, results_of
+from tests.faults.invariants import check_log, check_nothing_is_left, none, results_of
 from tests.faults.processes import TRIAL_TITLES, Run
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
@@ -83,9 +83,13 @@ def num_files(storage: Storage) -> int:
 def check_nothing_runs(within_s: float = 10.0) -> None:
     """Asserts that Ray holds nothing of a study any more."""
     end = time.monotonic() + within_s
-    while left := [*trial_processes(), *(group for group in placement_group_table().values() if group["state"] != "REMOVED")]:
-        assert time.monotonic() < end, left
+    while (left := [*trial_processes(), *held_groups()]) and time.monotonic() < end:
         time.sleep(0.1)
+    none("left behind", left)
+
+
+def held_groups() -> list[str]:
+    return [name for name, group in placement_group_table().items() if group["state"] != "REMOVED"]
 
 
 def trial_processes() -> list[str]:

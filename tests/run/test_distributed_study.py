@@ -19,7 +19,7 @@ from kdr.run.observer import TrialProgress
 from kdr.run.ray_session import QUIET
 from kdr.run.study_run import Outcome, run_study
 from kdr.storage import Storage
-from tests.faults.invariants import check_log, results_of
+from tests.faults.invariants import check_log, check_nothing_is_left, none, results_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -106,8 +106,8 @@ def processes_of(*names: str) -> list[psutil.Process]:
     return found
 
 
-def what_is_left() -> dict[str, Any]:
-    """Groups, processes and CPUs that a study has not given back, ten seconds after its end at the latest."""
+def check_nothing_is_held() -> None:
+    """Asserts that a study has given back groups, processes and CPUs, ten seconds after its end at the latest."""
     for _ in range(20):
         left = {
             "groups": [group["state"] for group in placement_group_table().values() if group["state"] != "REMOVED"],
@@ -120,7 +120,7 @@ def what_is_left() -> dict[str, Any]:
         if not any(left.values()):
             break
         time.sleep(0.5)
-    return left
+    none("left behind", [what for what in left.items() if what[1]])
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def ray_with_dashboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def check_early_stops_leave_nothing_behind(folder: Path, content: dict[str, Any]) -> None:
     study, storage = study_from(content, folder=folder), Storage.at(folder / "runs")
     outcome = run_study(study, storage=storage, observer=Watcher())
-    assert what_is_left() == {"groups": [], "processes": [], "cpus": 0}
+    check_nothing_is_held()
     states = [state for state in check_log(storage, "pairs").states_of("pairs").values() if state.role == "student"]
     assert (outcome.num_run, outcome.num_failed) == (3, 0)
     assert sorted({state.state for state in states}) == ["completed", "stopped_early"]
@@ -199,6 +199,7 @@ def test_a_trial_whose_worker_was_killed_has_the_numbers_of_one_that_was_left_al
     search = {"sampler": "grid", "parameters": {"training.lr": {"choice": [1e-3]}}}
     study = study_from({**STUDY, "trial": PLAIN, "search": search}, folder=tmp_path)
     run_study(study, storage=quiet, observer=Watcher())
+    check_nothing_is_left(disturbed.storage, check_log(disturbed.storage, "pairs"))
     assert numbers_of(results_of(disturbed.storage, "pairs")[first]) == numbers_of(results_of(quiet, "pairs")[first])
 
 
