@@ -65,9 +65,10 @@ def ours(study: Study, storage: Storage, trials: TrialList, resources: Resources
     """Seconds to the end of the first trial, and from each trial's end to the next one's, training left out."""
     from kdr.results.reader import read_log
     from kdr.run.sweep import Sweep
+    from kdr.run.trial_claims import TrialClaims
 
     ends, begin = Ends(), time.perf_counter()
-    Sweep(study, storage, ends).run_list(trials, resources, 1)
+    Sweep(study, storage, ends, TrialClaims(storage, study.study, "benchmark")).run_list(trials, resources, 1)
     log = read_log(storage)
     training = [sum(row["seconds"] + row["eval_seconds"] for row in log.epochs_of(key).to_pylist()) for key in trials.trials]
     gaps = [after - before for before, after in itertools.pairwise(ends.times)]
@@ -147,6 +148,7 @@ def main() -> None:
         from kdr.data.splits import open_splits
         from kdr.run.logged_fit import teacher_of
         from kdr.run.sweep import Sweep
+        from kdr.run.trial_claims import TrialClaims
 
         storage = Storage.at(folder)
         resources = Resources(workers=arguments.workers, gpus_per_worker=0)
@@ -165,7 +167,8 @@ def main() -> None:
         open_splits(study.base.data, storage)
         teacher = teacher_of(trial_maker(study, storage)(study.base))
         assert teacher is not None
-        Sweep(study, storage, Ends()).run_teachers([teacher], resources)
+        claims = TrialClaims(storage, study.study, "benchmark")
+        Sweep(study, storage, Ends(), claims).run_teachers([teacher], resources, missing=lambda _log, teachers: teachers)
         others = [one.trial for one in trials_of(study_of(arguments.documented + 1)).trials.values()][1:]
         sides = {
             "kdr": ours(study, storage, trials_of(study), resources),

@@ -135,9 +135,14 @@ class Storage:
         """What was measured of one teacher: feature statistics per data set."""
         return self.root / "teachers" / _plain(teacher_id)
 
+    @property
+    def studies_with_drivers(self) -> StoredPath:
+        """A folder for each study that a process runs, or has run."""
+        return self.root / "drivers"
+
     def drivers(self, study: str) -> StoredPath:
         """The claims of the processes that run a study, or want to."""
-        return self.root / "drivers" / _plain(study)
+        return self.studies_with_drivers / _plain(study)
 
     def preflight(self, study: str) -> StoredPath:
         """What the pre-flights of one study measured, and their pictures."""

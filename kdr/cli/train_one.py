@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from kdr.data.loader import Batch
+    from kdr.run.trial_claims import TrialClaims
     from kdr.training.fit import Track
     from kdr.training.metrics import EpochMetrics
 
@@ -40,8 +41,10 @@ def command(
     from kdr.results.writer import LogWriter
     from kdr.run.engine import InlineEngine
     from kdr.run.interruption import GracePeriod, Terminated, end_by_exception
-    from kdr.run.logged_fit import LoggedTrial
+    from kdr.run.logged_fit import LoggedTrial, has_weights, teacher_of
+    from kdr.run.sole_driver import sole_driver
     from kdr.run.study_arms import note_arm
+    from kdr.run.trial_claims import TrialClaims
     from kdr.run.trial_identity import trial_maker
     from kdr.storage import Storage
 
@@ -52,9 +55,15 @@ def command(
     splits = open_splits(chosen.base.data, place)
     console.out(f"training: {splits.train.summary()}\nevaluation: {splits.evaluation.summary()}", highlight=False)
     trial = trial_maker(chosen, place)(chosen.base)
-    past = read_log(place)
-    state = past.states().get(trial.key)
-    with LogWriter(place, chosen.study) as log:
+    with (
+        sole_driver(place, chosen.study, on_waiting=console.out) as driver,
+        TrialClaims(place, chosen.study, driver) as claims,
+        LogWriter(place, chosen.study) as log,
+    ):
+        teacher = teacher_of(trial)
+        _claim({trial.key} | ({teacher.key} if teacher is not None and not has_weights(teacher, place) else set()), claims)
+        past = read_log(place)
+        state = past.states().get(trial.key)
         if trial.key not in past.keys_of(chosen.study):
             note_arm(log, chosen, trial)
         if state is not None and state.state == "completed" and not rerun:
@@ -83,6 +92,18 @@ def command(
                 logged.event("interrupted", reason="the command was interrupted")
             raise
     console.out(f"Weights: {place.trial(trial.key) / 'student.pt'}. The log: {place.log}", highlight=False)
+
+
+def _claim(keys: set[str], claims: "TrialClaims") -> None:
+    """Claims what is to be trained, or raises BusyError."""
+    from kdr.errors import BusyError
+
+    while missing := keys - claims.take(keys):
+        if holders := claims.holders(missing):
+            raise BusyError(
+                f"study: its trial and teacher must be trained by one process at a time, got one that is at them: {holders[0]}. "
+                "Once that has ended, the same command uses what it has trained"
+            )
 
 
 def progress_bars(console: "Console") -> "Track":

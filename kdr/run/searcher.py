@@ -67,6 +67,7 @@ class StudySearcher(Searcher):
         gpu_hours_used: GPU-hours of earlier sessions.
         is_ending: says whether the study is being terminated, so that nothing new is to start.
         on_known: is told once of each trial that this study asks for and another study ran.
+        may_run: says whether a trial may start; not where another study is at it.
         clock: seconds that go by.
     """
 
@@ -84,6 +85,7 @@ class StudySearcher(Searcher):
         num_gpus: float = 0.0,
         gpu_hours_used: float = 0.0,
         on_known: Callable[[Trial, Point], None] = unheard,
+        may_run: Callable[[str], bool] = lambda _key: True,
         is_ending: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -96,7 +98,7 @@ class StudySearcher(Searcher):
         self._interrupted = deque(point for point in interrupted if self._in_space(point))
         self._listed = self._listed_points()
         self._running: dict[str, _Running] = {}
-        self._is_ending = is_ending
+        self._is_ending, self._may_run = is_ending, may_run
         self._begin, self._hours_used = clock(), hours_used
         self._num_gpus, self._gpu_hours_used = num_gpus, gpu_hours_used
         self.num_used = num_used
@@ -105,12 +107,16 @@ class StudySearcher(Searcher):
         """Proposals of the sampler that needed no run, since their trial was known or running."""
         self.refused: list[ConfigError] = []
         """Proposals that turned out not to be a trial; the sampler was told that they failed."""
+        self.elsewhere: set[str] = set()
+        """Keys of trials that were asked for and may not run. Their proposals are left open: whoever searches on asks again."""
 
     def suggest(self, trial_id: str) -> Any:
         """Tune's config of the next trial, or `FINISHED` when budget or space are used up."""
         if self._is_ending() or self._hours_are_up() or self._gpu_hours_are_up():
+            self.elsewhere.clear()
             return self.FINISHED
-        running = self._next_interrupted() or (None if self._trials_are_up() else self._next_new())
+        while (running := self._next()) is not None and not self._may_run(running.trial.key):
+            self.elsewhere.add(running.trial.key)
         if running is None:
             return self.FINISHED
         running.begin = self._clock()
@@ -169,11 +175,14 @@ class StudySearcher(Searcher):
     def _trials_are_up(self) -> bool:
         return self._search.trials is not None and self.num_used >= self._search.trials
 
+    def _next(self) -> _Running | None:
+        return self._next_interrupted() or (None if self._trials_are_up() else self._next_new())
+
     def _next_interrupted(self) -> _Running | None:
         while self._interrupted:
             point = self._interrupted.popleft()
             trial = self._trial_at(point)
-            if trial is not None and self._runner_of(trial) is None:
+            if trial is not None and trial.key not in self.elsewhere and self._runner_of(trial) is None:
                 return _Running(trial, self._sampler.propose_given(point))
         return None
 
@@ -186,7 +195,7 @@ class StudySearcher(Searcher):
     def _next_listed(self) -> _Running | None:
         for point in self._listed:
             trial = self._trial_at(point)
-            if trial is None or self._runner_of(trial) is not None:
+            if trial is None or trial.key in self.elsewhere or self._runner_of(trial) is not None:
                 continue
             if trial.key not in self._known:
                 return _Running(trial, self._sampler.propose_given(point))
@@ -206,7 +215,7 @@ class StudySearcher(Searcher):
             elif (twin := self._runner_of(trial)) is not None:
                 twin.twins.append(proposal)
                 self.num_answered += 1
-            else:
+            elif trial.key not in self.elsewhere:
                 return _Running(trial, proposal)
         return None
 

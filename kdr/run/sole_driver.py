@@ -65,6 +65,9 @@ class Claim:
         """Whether it is one of this machine's, and its process is no more."""
         return self.is_here and _born(self.pid) != self.born
 
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
 
 @contextlib.contextmanager
 def sole_driver(
@@ -73,8 +76,8 @@ def sole_driver(
     *,
     on_waiting: Callable[[str], None],
     on_lost: Callable[[], None] = end_in_good_order,
-) -> Iterator[None]:
-    """A context in which this process is the only one that runs a study.
+) -> Iterator[str]:
+    """A context in which this process is the only one that runs a study; yields the name of its claim.
 
     Args:
         storage: where the study lies.
@@ -86,13 +89,13 @@ def sole_driver(
         BusyError: if another one runs it.
         StorageError: if the storage cannot be written.
     """
-    claims = _Claims(storage.drivers(study), study)
+    claims = Claims(storage.drivers(study), study)
     claims.take(on_waiting)
     over = threading.Event()
     beating = threading.Thread(target=claims.beat_until, args=(over, on_lost), name="heartbeat", daemon=True)
     beating.start()
     try:
-        yield
+        yield claims.own.name
     finally:
         over.set()
         beating.join()
@@ -100,69 +103,88 @@ def sole_driver(
             claims.withdraw()
 
 
-class _Claims:
-    """The claims to one study, of which one is this process's own."""
+@dataclass(frozen=True)
+class _Seen:
+    """The last new sign of life of another driver."""
+
+    beat: int
+    at: float
+    """By the clock of whoever watches."""
+    has_beaten: bool
+    """Whether there was one before it."""
+
+
+class Claims:
+    """The claims to one study, of which one is this process's own, once it has been taken.
+
+    Args:
+        folder: where they lie.
+        study: its name.
+    """
 
     def __init__(self, folder: StoredPath, study: str) -> None:
         self._folder, self._study = folder, study
-        self._own = Claim(
+        self.own = Claim(
             host=socket.gethostname(),
             pid=os.getpid(),
             machine=_machine(),
             born=_born(os.getpid()),
             since=f"{utc_now():%Y-%m-%d %H:%M:%S} UTC",
         )
-        self._seen: dict[str, tuple[int, float]] = {}
+        self._seen: dict[str, _Seen] = {}
 
     def take(self, on_waiting: Callable[[str], None]) -> None:
         """Claims the study for this process, once no other claim lives."""
-        random, told = Random(self._own.name), False  # noqa: S311 - so that two that begin at once do not meet again
+        random, told = Random(self.own.name), False  # noqa: S311 - so that two that begin at once do not meet again
         remove_orphans(self._folder)
-        self._write(self._own)
-        while others := self._living():
+        self._write(self.own)
+        while others := self.living():
             if holder := next((claim for claim in others if claim.held and self._is_alive(claim)), None):
                 self.withdraw()
                 raise BusyError(self._refusal(holder))
             waiting = [claim for claim in others if claim.held]
             if waiting and not told:
                 told = True
-                on_waiting(f"Waiting up to {DEAD_AFTER_S:.0f} s for a sign of life of {_named(waiting[0])}, which ran this study")
-            if not waiting and any(claim.name < self._own.name for claim in others):
+                on_waiting(f"Waiting up to {DEAD_AFTER_S:.0f} s for a sign of life of {waiting[0]}, which ran this study")
+            if not waiting and any(claim.name < self.own.name for claim in others):
                 self.withdraw()  # of two that look at once, one goes first
                 time.sleep(random.uniform(0.2, 1.0))
             else:
                 time.sleep(min(1.0, BEAT_S / 4))
-            self._own = dataclasses.replace(self._own, beat=self._own.beat + 1)
-            self._write(self._own)
-        self._own = dataclasses.replace(self._own, held=True)
-        self._write(self._own)
+            self.own = dataclasses.replace(self.own, beat=self.own.beat + 1)
+            self._write(self.own)
+        self.own = dataclasses.replace(self.own, held=True)
+        self._write(self.own)
 
     def withdraw(self) -> None:
         """Takes back the own claim."""
-        self._path(self._own).unlink(missing_ok=True)
+        self._path(self.own).unlink(missing_ok=True)
 
     def beat_until(self, over: threading.Event, on_lost: Callable[[], None]) -> None:
         """Shows signs of life until the study is over, or lost to another driver."""
         while not over.wait(BEAT_S):
             try:
                 present = {claim.name: claim for claim in self._all()}
-                if self._own.name not in present or any(claim.held for name, claim in present.items() if name != self._own.name):
+                if self.own.name not in present or any(claim.held for name, claim in present.items() if name != self.own.name):
                     on_lost()
                     return
-                self._own = dataclasses.replace(self._own, beat=self._own.beat + 1)
-                self._write(self._own)
+                self.own = dataclasses.replace(self.own, beat=self.own.beat + 1)
+                self._write(self.own)
             except (OSError, StorageError):
                 continue  # whoever needs the storage says so; the next beat may reach it
 
-    def _living(self) -> list[Claim]:
+    def living(self) -> list[Claim]:
         """The other claims, without those of the dead, which are removed."""
         living = []
         for claim in self._all():
-            if claim.name == self._own.name:
+            if claim.name == self.own.name:
                 continue
-            beat, since = self._seen.setdefault(claim.name, (claim.beat, time.monotonic()))
-            is_silent = beat == claim.beat and time.monotonic() - since > DEAD_AFTER_S and not claim.is_here
+            seen = self._seen.get(claim.name)
+            if seen is None or seen.beat != claim.beat:
+                seen = self._seen[claim.name] = _Seen(claim.beat, time.monotonic(), has_beaten=seen is not None)
+            is_silent = time.monotonic() - seen.at > DEAD_AFTER_S and not claim.is_here
             if claim.has_died_here or is_silent:
+                trials_of(self._folder, claim.name).unlink(missing_ok=True)
                 self._path(claim).unlink(missing_ok=True)
             else:
                 living.append(claim)
@@ -170,7 +192,7 @@ class _Claims:
 
     def _is_alive(self, claim: Claim) -> bool:
         """Whether a claim is known to live: its process is on this machine, or has shown a sign of life meanwhile."""
-        return claim.is_here or claim.beat != self._seen[claim.name][0]
+        return claim.is_here or self._seen[claim.name].has_beaten
 
     def _all(self) -> list[Claim]:
         found = []
@@ -189,13 +211,14 @@ class _Claims:
 
     def _refusal(self, holder: Claim) -> str:
         return (
-            f"run: a study must have one driver at a time, got a second one for {self._study}: {_named(holder)} runs it since "
+            f"study: must have one driver at a time, got a second one for {self._study}: {holder} runs it since "
             f"{holder.since}. Look at it with `status {self._study}`; once that process has ended, the same command continues"
         )
 
 
-def _named(claim: Claim) -> str:
-    return f"process {claim.pid} on {claim.host}"
+def trials_of(folder: StoredPath, name: str) -> StoredPath:
+    """The file in which a driver says which trials it trains, beside its claim of that name (`kdr.run.trial_claims`)."""
+    return folder / f"{name}.trials"
 
 
 def _machine() -> str:

@@ -3,7 +3,9 @@
 import os
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from kdr.config.study import Resources, Study
 from kdr.config.trial import Trial
@@ -24,6 +26,7 @@ from kdr.run.observer import Observer
 from kdr.run.preflight import check_before_start
 from kdr.run.ray_session import nodes_of_ray, num_concurrent, ray_session, resolved
 from kdr.run.sole_driver import sole_driver
+from kdr.run.trial_claims import TrialClaims
 from kdr.run.trial_identity import trial_maker
 from kdr.run.trial_list import TrialList
 from kdr.storage import Storage
@@ -74,12 +77,23 @@ def run_study(
     """
     storage.check_writable()
     storage = storage.patient()
-    with sole_driver(storage, study.study, on_waiting=observer.phase):
-        return _run_alone(study, storage, observer, address, send_code=send_code, rerun=rerun, preflight=preflight)
+    with (
+        sole_driver(storage, study.study, on_waiting=observer.phase) as driver,
+        TrialClaims(storage, study.study, driver) as claims,
+    ):
+        return _run_alone(study, storage, observer, address, claims, send_code=send_code, rerun=rerun, preflight=preflight)
 
 
 def _run_alone(
-    study: Study, storage: Storage, observer: Observer, address: str | None, *, send_code: bool, rerun: bool, preflight: bool
+    study: Study,
+    storage: Storage,
+    observer: Observer,
+    address: str | None,
+    claims: TrialClaims,
+    *,
+    send_code: bool,
+    rerun: bool,
+    preflight: bool,
 ) -> Outcome:
     begin = time.monotonic()
     _remove_orphans(storage, study)
@@ -99,7 +113,8 @@ def _run_alone(
         KeptWeights(storage, study.keep_weights, listed.ended(past))  # a run that was killed may not have come to it
         return Outcome(0, 0, False, time.monotonic() - begin)
     needed_teachers = {teacher.key: teacher for trial in missing if (teacher := teacher_of(trial)) is not None}
-    teachers = [teacher for teacher in needed_teachers.values() if rerun or not _is_trained(teacher, past, storage)]
+    untrained = partial(_untrained, storage=storage, rerun=rerun)
+    teachers = untrained(past, needed_teachers.values())
     for key in needed_teachers.keys() - {teacher.key for teacher in teachers}:
         storage.forget_progress(key)  # of a run that was killed before it could
     observer.phase("Starting Ray")
@@ -123,11 +138,11 @@ def _run_alone(
             from kdr.run.cluster_room import wait_for_room
 
             wait_for_room(needed, observer)
-        sweep = Sweep(study, storage, observer)
+        sweep = Sweep(study, storage, observer, claims)
         try:
             if teachers:
                 observer.phase("Training the teacher" if len(teachers) == 1 else "Training the teachers")
-                sweep.run_teachers(teachers, _alone(needed, local=address is None))
+                sweep.run_teachers(teachers, _alone(needed, local=address is None), missing=untrained)
                 if sweep.num_failed:
                     named = ", ".join(teacher.key for teacher in teachers)
                     raise TrialFailure("error", f"the teacher could not be trained. See the log: trial {named}")
@@ -152,6 +167,11 @@ def _remove_orphans(storage: Storage, study: Study) -> None:
     """Removes what killed processes have left half-written in the study's log."""
     for table in SCHEMAS:
         remove_orphans(storage.fragments(table, study.study))
+
+
+def _untrained(past: Log, teachers: Iterable[Trial], *, storage: Storage, rerun: bool) -> list[Trial]:
+    """The teachers that are to be trained."""
+    return [teacher for teacher in teachers if rerun or not _is_trained(teacher, past, storage)]
 
 
 def _is_trained(teacher: Trial, past: Log, storage: Storage) -> bool:

@@ -1,7 +1,9 @@
 """Trials of one study through Ray Tune, from a list or from a search, with every change of state in the log."""
 
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from ray import tune
@@ -10,13 +12,13 @@ from kdr.config.search import EarlyStopping
 from kdr.config.study import Resources, Study
 from kdr.config.trial import Trial, TrialConfig
 from kdr.errors import StorageError
-from kdr.results.reader import read_log
+from kdr.results.reader import Log, read_log
 from kdr.results.schema import Role
 from kdr.results.writer import LogWriter
 from kdr.run.early_stopping import make_scheduler
 from kdr.run.gang import remove_leftover_groups
 from kdr.run.history import History
-from kdr.run.interruption import Interruption
+from kdr.run.interruption import GracePeriod, Interruption, Terminated, end_by_exception
 from kdr.run.kept_weights import KeptWeights
 from kdr.run.logged_fit import num_attempts
 from kdr.run.loggers import open_loggers
@@ -26,10 +28,14 @@ from kdr.run.searcher import StudySearcher
 from kdr.run.shown_trials import ShownTrials
 from kdr.run.study_arms import note_arm
 from kdr.run.trial_actor import ActorSettings, TrialActor, tune_config
+from kdr.run.trial_claims import TrialClaims
 from kdr.run.trial_events import TrialEvents
 from kdr.run.trial_list import TrialList
 from kdr.run.trial_order import InOrder
 from kdr.storage import Storage
+
+_LOOK_EVERY_S = 2.0
+"""Seconds between two looks at what other drivers train."""
 
 
 class Sweep:
@@ -39,10 +45,11 @@ class Sweep:
         study: the study that the trials belong to.
         storage: where everything lies.
         observer: is told how each trial comes on.
+        claims: of this study's driver. A trial that another one trains is waited for, and then known or run.
     """
 
-    def __init__(self, study: Study, storage: Storage, observer: Observer) -> None:
-        self.study, self.storage, self.observer = study, storage, observer
+    def __init__(self, study: Study, storage: Storage, observer: Observer, claims: TrialClaims) -> None:
+        self.study, self.storage, self.observer, self.claims = study, storage, observer, claims
         self.metric = study.metric
         self.num_run = self.num_failed = 0
         self.interrupted = self.terminated = False
@@ -57,6 +64,14 @@ class Sweep:
         self, make_trial: Callable[[TrialConfig], Trial], resources: Resources, num_concurrent: int, *, rerun: bool = False
     ) -> None:
         """Runs the study's search until its budget is used up, feeding the sampler with what the log knows."""
+        while (elsewhere := self._search_once(make_trial, resources, num_concurrent, rerun=rerun)) and not self._is_over:
+            rerun = False  # what has been run is known from now on
+            self._wait_for_others(elsewhere)
+
+    def _search_once(
+        self, make_trial: Callable[[TrialConfig], Trial], resources: Resources, num_concurrent: int, *, rerun: bool
+    ) -> set[str]:
+        """Runs the search; gives the keys of trials that it asks for and that others train, if nothing else was left to run."""
         search = self.study.search
         assert search is not None
         past = read_log(self.storage)
@@ -77,6 +92,7 @@ class Sweep:
             num_gpus=num_gpus_of(resources),
             gpu_hours_used=history.gpu_hours_used,
             on_known=self._plan,
+            may_run=partial(self._may_run, rerun=rerun),
             is_ending=lambda: self._interruption.is_ending,
         )
         num_done = history.num_used - len(history.interrupted)
@@ -88,23 +104,109 @@ class Sweep:
             epochs, reached = self.study.base.training.epochs, history.reached.items()
             scheduler = make_scheduler(search.stop_early, metric=self.metric, max_epochs=epochs, past=reached)
         self._tune({}, resources, num_concurrent, searcher=searcher, scheduler=scheduler)
+        return searcher.elsewhere
 
     def run_list(self, listed: TrialList, resources: Resources, num_concurrent: int, *, rerun: bool = False) -> None:
         """Runs what is missing of a list of trials, each to its full length."""
         past = read_log(self.storage)
-        to_run = list(listed.trials.values()) if rerun else listed.missing(past)
-        over = [] if rerun else list(listed.progress(past))
+        wanted = listed.trials if rerun else {one.trial.key: one for one in listed.missing(past)}
         self._names = {key: one.name for key, one in listed.trials.items()}
         self._ended = [] if rerun else listed.ended(past)
-        self.observer.plan(len(listed.trials), len(over), num_concurrent)
-        for progress in over:
-            self.observer.update(progress)
-        configs = [self._tune_config(one.trial, parameters=one.parameters) for one in to_run]
-        self._tune(_grid(configs), resources, num_concurrent)
+        self.observer.plan(len(listed.trials), len(listed.trials) - len(wanted), num_concurrent)
+        self._show(listed, past, listed.trials.keys() - wanted.keys())
 
-    def run_teachers(self, teachers: Sequence[Trial], resources: Resources) -> None:
-        """Trains teachers, one after the other."""
-        self._tune(_grid(list(map(self._tune_config, teachers))), resources, 1, role="teacher")
+        def run(keys: Collection[str]) -> None:
+            configs = [self._tune_config(wanted[key].trial, parameters=wanted[key].parameters) for key in keys]
+            self._tune(_grid(configs), resources, num_concurrent)
+
+        def missing(past: Log) -> Collection[str]:
+            return wanted if rerun else {one.trial.key for one in listed.missing(past)}
+
+        ended_by_others = self._run_those_of_others_last(wanted, run, missing)
+        if ended_by_others:
+            self._show(listed, read_log(self.storage), ended_by_others)
+
+    def run_teachers(
+        self, teachers: Sequence[Trial], resources: Resources, *, missing: Callable[[Log, Iterable[Trial]], Iterable[Trial]]
+    ) -> None:
+        """Trains teachers, one after the other.
+
+        Args:
+            teachers: to train.
+            resources: of each.
+            missing: those of some teachers that are to be trained, as a log says.
+        """
+        wanted = {teacher.key: teacher for teacher in teachers}
+
+        def run(keys: Collection[str]) -> None:
+            self._tune(_grid([self._tune_config(wanted[key]) for key in keys]), resources, 1, role="teacher")
+
+        self._run_those_of_others_last(wanted, run, lambda past: {one.key for one in missing(past, teachers)})
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether nothing more is to start."""
+        return self.interrupted or bool(self.hopeless)
+
+    def _show(self, listed: TrialList, past: Log, keys: Collection[str]) -> None:
+        """Tells the observer of trials that need not run."""
+        for progress in listed.progress(past):
+            if progress.key in keys:
+                self.observer.update(progress)
+
+    def _run_those_of_others_last(
+        self, wanted: Iterable[str], run: Callable[[Collection[str]], None], missing: Callable[[Log], Collection[str]]
+    ) -> set[str]:
+        """Runs trials by their keys; those that another driver trains only when it is done, and if they are missing then.
+
+        Gives the keys of those that were not.
+        """
+        waiting, ended_by_others = list(wanted), set[str]()
+        while waiting and not self._is_over:
+            own = self.claims.take(waiting)
+            still = set(missing(read_log(self.storage)))  # now that they are claimed: nobody ends one after this look
+            for key in own - still:
+                self.claims.give_back(key)
+            to_run = [key for key in waiting if key in own & still]
+            ended_by_others |= set(waiting) - still
+            waiting = [key for key in waiting if key in still - own]
+            if to_run:
+                run(to_run)
+            elif waiting:
+                self._wait_for_others(waiting)
+        return ended_by_others
+
+    def _may_run(self, key: str, *, rerun: bool) -> bool:
+        """Claims a trial of a search; not where another driver trains it, or has completed it since the search read the log."""
+        if not self.claims.take([key]):
+            return False
+        if rerun or not num_attempts(self.storage, key):
+            return True
+        state = read_log(self.storage).states().get(key)
+        if state is None or state.state != "completed":
+            return True
+        self.claims.give_back(key)
+        return False
+
+    def _wait_for_others(self, keys: Collection[str]) -> None:
+        """Waits until one of these trials is not trained by another driver any more. Nothing of the cluster is held meanwhile."""
+        told = ""
+        try:
+            with GracePeriod(0.0, end_by_exception):
+                while set(keys) == {key for holder in self.claims.holders(keys) for key in holder.keys}:
+                    holders = ", ".join(map(str, self.claims.holders(keys)))
+                    what = "a trial that is" if len(keys) == 1 else f"{len(keys)} trials that are"
+                    text = f"Waiting for {what} trained by {holders}"
+                    if text != told:
+                        self.observer.phase(text)
+                        told = text
+                    time.sleep(_LOOK_EVERY_S)
+        except KeyboardInterrupt:
+            self.interrupted = True
+        except Terminated:
+            self.interrupted = self.terminated = True
+        if told and not self.interrupted:
+            self.observer.phase("Going on")
 
     def _tune(
         self,
@@ -139,6 +241,7 @@ class Sweep:
             faults=self.study.faults,
             kept_weights=kept,
             on_report=self._interruption.trial_reported,
+            on_ended=self.claims.give_back,
             on_no_storage=self._interruption.end_now,
             on_hopeless=self._interruption.end_now,
         )

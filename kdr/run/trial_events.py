@@ -45,6 +45,7 @@ class TrialEvents(tune.Callback):
         faults: how often a trial is started again whose process died, and when the study is given up.
         kept_weights: is told of each trial that ends; None keeps everything.
         on_report: is told of each trial that has ended an epoch or itself, by Tune's id, with the ids of those that run then.
+        on_ended: is told the key of each trial that has ended.
         on_no_storage: is told when the storage cannot be written any more; `storage_problem` then says why.
         on_hopeless: is told once, when the study's first trials have all failed alike; `hopeless` then says why.
     """
@@ -61,6 +62,7 @@ class TrialEvents(tune.Callback):
         faults: Faults,
         kept_weights: KeptWeights | None = None,
         on_report: Callable[[str, Iterable[str]], None] = unheard,
+        on_ended: Callable[[str], None] = unheard,
         on_no_storage: Callable[[], None] = unheard,
         on_hopeless: Callable[[], None] = unheard,
     ) -> None:
@@ -70,7 +72,7 @@ class TrialEvents(tune.Callback):
         """Why the study is given up, once it is."""
         self._study, self._storage, self._observer = study, storage, observer
         self._role, self._metric, self._names, self._faults = role, metric, names, faults
-        self._kept_weights, self._on_report = kept_weights, on_report
+        self._kept_weights, self._on_report, self._on_ended = kept_weights, on_report, on_ended
         self._on_no_storage, self._on_hopeless = on_no_storage, on_hopeless
         self._failures: set[str] = set()
         self._log = LogWriter(storage, study.study)
@@ -167,11 +169,13 @@ class TrialEvents(tune.Callback):
 
     def _ended(self, trial: Any) -> None:
         self._running.pop(trial.trial_id, None)
-        if self._kept_weights is not None:
-            try:
-                self._kept_weights.add(trial.config["trial"]["key"], (trial.last_result or {}).get(self._metric))
-            except StorageError as error:
-                self._no_storage(str(error))
+        key = trial.config["trial"]["key"]
+        try:
+            if self._kept_weights is not None:
+                self._kept_weights.add(key, (trial.last_result or {}).get(self._metric))
+            self._on_ended(key)
+        except StorageError as error:
+            self._no_storage(str(error))
         self._on_report(trial.trial_id, self._running)
 
     def _write(self, trial: Any, event: Event, **columns: Any) -> None:

@@ -26,7 +26,7 @@ class Run:
 
     def __init__(self, study: Path, storage: Storage, *options: str) -> None:
         self.storage = storage
-        self._output = (storage.root / "output.txt").open("w+")
+        self._output = (storage.root / f"output-{study.stem}.txt").open("w+")
         command = [sys.executable, Path(kdr.__file__).parents[1] / "orchestrate.py", "run", study, "--storage", storage.root]
         command += ["--no-preflight", *options]
         self.driver = subprocess.Popen(

@@ -22,7 +22,7 @@ from unittest.mock import patch
 from kdr.config.study import Study
 from kdr.config.trial import TrialConfig
 from kdr.errors import OutOfMemory, TrialFailure
-from kdr.files import _HOST, written_aside
+from kdr.files import _HOST, remove_orphans, written_aside
 from kdr.randomness import address
 from kdr.run.searcher import StudySearcher
 from kdr.run.study_run import Outcome, run_study
@@ -109,6 +109,12 @@ class Machine:
         return self.now
 
     @contextlib.contextmanager
+    def _alone(self, storage: Storage, study: str, **_: Any) -> Iterator[str]:
+        """There is no other machine: a driver that has died is followed at once, and what it has claimed counts no more."""
+        remove_orphans(storage.drivers(study))
+        yield f"driver-{self.num_deaths}"
+
+    @contextlib.contextmanager
     def _stands_for_ray(self) -> Iterator[None]:
         def asked_first(change: Callable[..., Any]) -> Callable[..., Any]:
             def changed(*arguments: Any, **named: Any) -> Any:
@@ -129,7 +135,7 @@ class Machine:
                 "kdr.files._writer": lambda: f"{_HOST}-{self.num_deaths}",
                 "kdr.files._is_alive": lambda process: process == self.num_deaths,
                 "kdr.run.study_run.ray_session": no_ray,
-                "kdr.run.study_run.sole_driver": lambda *_, **_settings: contextlib.nullcontext(),
+                "kdr.run.study_run.sole_driver": self._alone,
                 "kdr.run.study_run.nodes_of_ray": lambda: [{"CPU": 8}],
                 "kdr.run.study_run.open_splits": lambda *_: None,
                 "kdr.run.study_run._check_fits_here": lambda _: None,

@@ -1,0 +1,128 @@
+"""Studies of one cluster that ask for the same teacher and the same trials at the same time: each is trained once."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from kdr.results.reader import read_log
+from kdr.run.ray_session import ray_session
+from kdr.storage import Storage
+from tests.faults.invariants import check_log, check_nothing_is_left, results_of
+from tests.faults.processes import Run
+
+pytestmark = [pytest.mark.faults, pytest.mark.ray]
+
+TRAINING = {"epochs": 6, "batch_size": 8, "optimizer": "adamw", "lr": 1e-3, "schedule": "constant"}
+MOBILENET = {"backbone": "mobilenet_v3_small", "fpn_channels": 32}
+TRIAL: dict[str, Any] = {
+    "data": {"dataset": "shapes", "image_size_px": 64, "num_train": 32, "num_val": 8},
+    "teacher": {**MOBILENET, "training": TRAINING},
+    "student": MOBILENET,
+    "distill": {"kdr": {}},
+    "training": TRAINING,
+}
+STUDIES: dict[str, dict[str, Any]] = {
+    "ablation": {"ablation": {"design": "arms", "arms": {"light": {"distill.kdr.weight": 0.5}}, "seeds": [0, 1]}},
+    "grid": {"search": {"parameters": {"distill.kdr.weight": {"choice": [3.0, 0.5, 2.0]}}, "sampler": "grid"}},
+    "one": {},
+}
+"""Of the first one's four trials the second has two, and one more; the third has one. All have one teacher."""
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A Ray that all studies join."""
+    if ray.is_initialized():
+        ray.shutdown()
+    with ray_session(None):
+        yield ray.get_runtime_context().gcs_address
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("studies")
+    for name, content in STUDIES.items():
+        (folder / f"{name}.yaml").write_text(json.dumps({"study": name, "trial": TRIAL, **content}))  # JSON is YAML
+    return {name: folder / f"{name}.yaml" for name in STUDIES}
+
+
+def finished(*runs: Run) -> list[str]:
+    """Waits for the end of runs, and gives what they have printed."""
+    try:
+        for run in runs:
+            assert run.ended(timeout_s=300) == 0, run.text()
+        return [run.text() for run in runs]
+    finally:
+        for run in runs:
+            run.close()
+
+
+def students_of(storage: Storage, study: str) -> dict[str, Any]:
+    """What a study has found: of each student all but its rank, which of two equal ones depends on who was first."""
+    log = check_log(storage, study)
+    check_nothing_is_left(storage, log)
+    teachers = {key for key, state in log.states().items() if state.role == "teacher"}
+    return {
+        key: (state, epoch, *numbers)
+        for key, (state, epoch, _rank, *numbers) in results_of(storage, study).items()
+        if key not in teachers
+    }
+
+
+def test_studies_that_begin_at_once_train_each_common_trial_once(
+    studies: dict[str, Path], address: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("fault", "three studies with a teacher and trials in common, begun at once")
+    quiet, storage = Storage.at(tmp_path / "quiet"), Storage.at(tmp_path / "at-once")
+    for folder in (quiet, storage):
+        folder.root.mkdir()  # type: ignore[union-attr]
+    for path in studies.values():
+        finished(Run(path, quiet, "--address", address))
+    texts = finished(*(Run(path, storage, "--address", address) for path in studies.values()))
+    for name in studies:
+        assert students_of(storage, name) == students_of(quiet, name)
+    rows = read_log(storage).trials.to_pylist()
+    events = {key: [(row["attempt"], row["event"]) for row in rows if row["key"] == key] for key in {row["key"] for row in rows}}
+    assert len(events) == 6
+    assert all(events_of_one == [(1, "started"), (1, "completed")] for events_of_one in events.values()), events
+    waited = [text for text in texts if "Waiting for a trial that is trained by study " in text]
+    assert len(waited) == 2  # for the teacher
+    assert all("Going on" in text for text in waited)
+
+
+def test_a_study_that_waits_for_anothers_trial_goes_on_with_it_once_that_driver_is_killed(
+    studies: dict[str, Path], address: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("fault", "kill -9 of a driver whose trial another study waits for")
+    quiet, storage = Storage.at(tmp_path / "quiet"), Storage.at(tmp_path / "killed")
+    for folder in (quiet, storage):
+        folder.root.mkdir()  # type: ignore[union-attr]
+    options = ("--address", address, "--set", "training.epochs=60", "--set", "resources.max_concurrent=1")
+    finished(Run(studies["one"], quiet, *options))
+    first = Run(studies["ablation"], storage, *options)
+    try:
+        first.wait_for("its first trial", lambda: "baseline, seed 0  epoch 1/" in first.text())
+        second = Run(studies["one"], storage, *options)
+        try:
+            waits = "Waiting for a trial that is trained by study ablation"
+            second.wait_for("its trial, which the other one trains", lambda: waits in second.text())
+            first.driver.kill()
+            [text] = finished(second)
+        finally:
+            second.close()
+    finally:
+        first.close()
+    assert "1 trials run in" in text
+    found = students_of(storage, "one")
+    assert found == students_of(quiet, "one")
+    [key] = found
+    rows = [row for row in read_log(storage).trials.to_pylist() if row["key"] == key]
+    assert [(row["study"], row["attempt"], row["event"]) for row in rows] == [
+        ("ablation", 1, "started"),
+        ("one", 2, "resumed"),
+        ("one", 2, "completed"),
+    ]
