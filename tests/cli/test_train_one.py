@@ -9,9 +9,11 @@ from rich.console import Console
 from typer.testing import Result
 
 from kdr.cli import train_one
-from kdr.errors import ConfigError, StorageError
+from kdr.errors import BusyError, ConfigError, StorageError
 from kdr.report.ranking import ranking
 from kdr.results.reader import read_log
+from kdr.run.sole_driver import sole_driver
+from kdr.run.trial_claims import TrialClaims
 
 pytestmark = pytest.mark.slow
 
@@ -71,6 +73,23 @@ def test_a_trial_that_runs_out_of_memory_says_so_and_goes_on(trained, invoke, tm
         "out of memory with 8 images at a time; goes on with 4",
         "out of memory with 4 images at a time; goes on with 2",
     ]
+
+
+def test_what_another_process_trains_is_not_trained_beside_it(trained, invoke) -> None:
+    before = read_log(trained.storage)
+    again = (train_one.command, trained.study, "--storage", trained.storage.root, "--rerun")
+    with (
+        sole_driver(trained.storage, "tiny", on_waiting=pytest.fail),
+        pytest.raises(BusyError, match=r"study: must have one driver at a time, got a second one for tiny: process "),
+    ):
+        invoke(*again)
+    refusal = r"must be trained by one process at a time, got one .*: study other \(process "
+    other = sole_driver(trained.storage, "other", on_waiting=pytest.fail)
+    with other as driver, TrialClaims(trained.storage, "other", driver) as claims:
+        claims.take([trained.key])
+        with pytest.raises(BusyError, match=refusal):
+            invoke(*again)
+    assert read_log(trained.storage).trials.num_rows == before.trials.num_rows
 
 
 def test_problems_are_told_before_anything_is_written(trained, invoke, tmp_path: Path) -> None:

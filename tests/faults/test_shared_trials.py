@@ -1,6 +1,7 @@
 """Studies of one cluster that ask for the same teacher and the same trials at the same time: each is trained once."""
 
 import json
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,13 @@ from typing import Any
 import pytest
 import ray
 
+from kdr.config.study import read_study
 from kdr.results.reader import read_log
+from kdr.run.logged_fit import teacher_of
 from kdr.run.ray_session import ray_session
+from kdr.run.sole_driver import sole_driver
+from kdr.run.trial_claims import TrialClaims
+from kdr.run.trial_identity import trial_maker
 from kdr.storage import Storage
 from tests.faults.invariants import check_log, check_nothing_is_left, results_of
 from tests.faults.processes import Run
@@ -126,3 +132,24 @@ def test_a_study_that_waits_for_anothers_trial_goes_on_with_it_once_that_driver_
         ("one", 2, "resumed"),
         ("one", 2, "completed"),
     ]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_study_that_waits_ends_in_good_order_when_it_is_interrupted(
+    number: int, code: int, studies: dict[str, Path], address: str, tmp_path: Path
+) -> None:
+    storage, study = Storage.at(tmp_path), read_study(studies["one"])
+    teacher = teacher_of(trial_maker(study, storage)(study.base))
+    assert teacher is not None
+    with sole_driver(storage, "other", on_waiting=pytest.fail) as driver, TrialClaims(storage, "other", driver) as claims:
+        claims.take([teacher.key])
+        run = Run(studies["one"], storage, "--address", address)
+        try:
+            run.wait_for("the teacher", lambda: "Waiting for a trial that is trained by study other" in run.text())
+            run.driver.send_signal(number)
+            assert run.ended() == code
+            assert "what was finished is kept. The same command continues." in run.text()
+        finally:
+            run.close()
+    assert read_log(storage).trials.num_rows == 0
+    assert list(storage.studies_with_drivers.glob("*/*")) == []  # type: ignore[union-attr]

@@ -288,3 +288,41 @@ def test_ray_tune_runs_a_whole_search_and_optuna_hears_every_end(ray_here: None,
         stopped = last_epochs[trial.user_attrs["key"]] < EPOCHS
         assert (trial.state == TrialState.PRUNED) == stopped
         assert len(trial.intermediate_values) == last_epochs[trial.user_attrs["key"]] - (trial.state == TrialState.FAIL)
+
+
+def test_a_trial_that_another_study_trains_is_left_out_and_asked_for_again_once_it_is_known(tmp_path: Path) -> None:
+    study = study_with(WEIGHT, trials=3, enqueue=[{"distill.kdr.weight": 7}])
+    key = identified(study.trial_with({"distill.kdr.weight": 7})).key
+    session = Session(searcher_of(study, tmp_path, may_run=lambda asked: asked != key))
+    session.run()
+    assert len(session.started) == 2
+    assert key not in {started["key"] for started in session.started}
+    assert session.searcher.elsewhere == {key}
+    known = history_of(session) | {key: KnownTrial(key, "completed", 0.9, {EPOCHS: 0.9})}
+    again = Session(searcher_of(study, tmp_path, known=known, num_used=2))
+    again.run()
+    assert again.searcher.elsewhere == set()
+    told = {trial.user_attrs["key"]: trial.value for trial in optuna_trials(tmp_path, TrialState.COMPLETE)}
+    assert told[key] == 0.9
+    assert len(again.started) == 1
+    assert len({started["key"] for started in (*session.started, *again.started)} | {key}) == 4
+
+
+def test_a_grid_whose_cells_all_run_elsewhere_ends_and_names_them(tmp_path: Path) -> None:
+    study = study_with(CELLS_16, sampler="grid")
+    session = Session(searcher_of(study, tmp_path, may_run=lambda _: False))
+    session.run()
+    assert session.started == []
+    assert len(session.searcher.elsewhere) == 16
+
+
+def test_after_the_budget_of_hours_nothing_is_waited_for(tmp_path: Path) -> None:
+    seconds = [0.0]
+    study = study_with(WEIGHT, hours=1, enqueue=[{"distill.kdr.weight": 7}])
+    key = identified(study.trial_with({"distill.kdr.weight": 7})).key
+    session = Session(searcher_of(study, tmp_path, may_run=lambda asked: asked != key, clock=lambda: seconds[0]))
+    assert session.start()
+    assert session.searcher.elsewhere == {key}
+    seconds[0] = 3600.0
+    assert session.start() is None
+    assert session.searcher.elsewhere == set()
