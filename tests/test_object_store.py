@@ -24,6 +24,7 @@ from kdr.results.writer import LogWriter
 from kdr.run import sole_driver as drivers
 from kdr.run.cancellation import ask_to_end, asked_to_end
 from kdr.run.sole_driver import sole_driver
+from kdr.run.trial_claims import TrialClaims
 from kdr.storage import Storage
 from tests.bucket_server import BucketServer, bucket_server
 
@@ -125,6 +126,17 @@ def test_a_driver_in_a_bucket_is_alone_and_a_dead_one_is_followed(
     with sole_driver(storage, "s", on_waiting=told.append):
         assert len(told) == 1
         assert not claim.exists()
+
+
+def test_a_trial_in_a_bucket_is_one_drivers_at_a_time(storage: Storage) -> None:
+    with sole_driver(storage, "one", on_waiting=pytest.fail) as one, TrialClaims(storage, "one", one) as first:
+        assert first.take(["a", "b"]) == {"a", "b"}
+        with sole_driver(storage, "two", on_waiting=pytest.fail) as two, TrialClaims(storage, "two", two) as second:
+            assert second.take(["a", "c"]) == {"c"}
+            assert [(holder.study, holder.keys) for holder in second.holders(["a", "c"])] == [("one", {"a"})]
+            first.give_back("a")
+            assert second.take(["a"]) == {"a"}
+    assert listed(storage.drivers("one")) == listed(storage.drivers("two")) == []
 
 
 def test_a_request_to_end_a_trial_is_seen(storage: Storage) -> None:
