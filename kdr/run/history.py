@@ -26,8 +26,8 @@ class History:
     known: dict[str, KnownTrial]
     """Ended trials by key."""
     interrupted: tuple[dict[str, Any], ...]
-    """Searched settings of this study's trials that were begun and not ended, excluded, or planned and never begun; they run
-    first."""
+    """Searched settings of this study's trials that were begun and not ended, excluded, or planned and never begun, by this study
+    or another one that was at them; they run first."""
     num_used: int
     """Trials charged to the budget, the interrupted ones included; a trial that another study ran costs nothing."""
     seconds_used: float
@@ -66,7 +66,8 @@ class History:
         own = {key: state for key, state in mine.items() if state.study == study.study}
         begun = (key for key, state in own.items() if state.state not in _ENDED and key in parameters)
         noted = {row["key"]: row for row in log.arms_of(study.study) if row["levels"] is None and row["parameters"]}
-        planned = [key for key in noted if key not in log.states()]
+        elsewhere = {key for key, state in mine.items() if key not in own and state.state != "completed"}
+        planned = [key for key in noted if key not in log.states() or key in elsewhere]
         students = (key for key in log.keys_of(study.study) if key in mine or key in planned)
         return cls(
             known=known,

@@ -66,7 +66,7 @@ class StudySearcher(Searcher):
         num_gpus: GPUs that each trial holds.
         gpu_hours_used: GPU-hours of earlier sessions.
         is_ending: says whether the study is being terminated, so that nothing new is to start.
-        on_known: is told once of each trial that this study asks for and another study ran.
+        on_known: is told once of each trial that this study asks for and another study has run, or is at.
         may_run: says whether a trial may start; not where another study is at it.
         clock: seconds that go by.
     """
@@ -108,7 +108,7 @@ class StudySearcher(Searcher):
         self.refused: list[ConfigError] = []
         """Proposals that turned out not to be a trial; the sampler was told that they failed."""
         self.elsewhere: set[str] = set()
-        """Keys of trials that were asked for and may not run. Their proposals are left open: whoever searches on asks again."""
+        """Keys of trials that were asked for and may not run. Their proposals are left open, as by a process that was killed."""
 
     def suggest(self, trial_id: str) -> Any:
         """Tune's config of the next trial, or `FINISHED` when budget or space are used up."""
@@ -117,6 +117,7 @@ class StudySearcher(Searcher):
             return self.FINISHED
         while (running := self._next()) is not None and not self._may_run(running.trial.key):
             self.elsewhere.add(running.trial.key)
+            self._on_known(running.trial, running.proposal.point)  # whoever searches on begins with it
         if running is None:
             return self.FINISHED
         running.begin = self._clock()

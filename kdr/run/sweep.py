@@ -111,11 +111,11 @@ class Sweep:
         past = read_log(self.storage)
         wanted = listed.trials if rerun else {one.trial.key: one for one in listed.missing(past)}
         self._names = {key: one.name for key, one in listed.trials.items()}
-        self._ended = [] if rerun else listed.ended(past)
         self.observer.plan(len(listed.trials), len(listed.trials) - len(wanted), num_concurrent)
         self._show(listed, past, listed.trials.keys() - wanted.keys())
 
-        def run(keys: Collection[str]) -> None:
+        def run(past: Log, keys: Collection[str]) -> None:
+            self._ended = [ended for ended in listed.ended(past) if ended[0] not in keys]
             configs = [self._tune_config(wanted[key].trial, parameters=wanted[key].parameters) for key in keys]
             self._tune(_grid(configs), resources, num_concurrent)
 
@@ -138,7 +138,7 @@ class Sweep:
         """
         wanted = {teacher.key: teacher for teacher in teachers}
 
-        def run(keys: Collection[str]) -> None:
+        def run(_past: Log, keys: Collection[str]) -> None:
             self._tune(_grid([self._tune_config(wanted[key]) for key in keys]), resources, 1, role="teacher")
 
         self._run_those_of_others_last(wanted, run, lambda past: {one.key for one in missing(past, teachers)})
@@ -155,7 +155,7 @@ class Sweep:
                 self.observer.update(progress)
 
     def _run_those_of_others_last(
-        self, wanted: Iterable[str], run: Callable[[Collection[str]], None], missing: Callable[[Log], Collection[str]]
+        self, wanted: Iterable[str], run: Callable[[Log, Collection[str]], None], missing: Callable[[Log], Collection[str]]
     ) -> set[str]:
         """Runs trials by their keys; those that another driver trains only when it is done, and if they are missing then.
 
@@ -164,14 +164,15 @@ class Sweep:
         waiting, ended_by_others = list(wanted), set[str]()
         while waiting and not self._is_over:
             own = self.claims.take(waiting)
-            still = set(missing(read_log(self.storage)))  # now that they are claimed: nobody ends one after this look
+            past = read_log(self.storage)  # now that they are claimed: nobody ends one after this look
+            still = set(missing(past))
             for key in own - still:
                 self.claims.give_back(key)
             to_run = [key for key in waiting if key in own & still]
             ended_by_others |= set(waiting) - still
             waiting = [key for key in waiting if key in still - own]
             if to_run:
-                run(to_run)
+                run(past, to_run)
             elif waiting:
                 self._wait_for_others(waiting)
         return ended_by_others

@@ -13,6 +13,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from kdr.config.study import Study, study_from
+from kdr.run.sole_driver import Claims
+from kdr.run.trial_claims import TrialClaims
 from kdr.storage import Storage
 from tests.faults.invariants import Results, check_log, results_of
 from tests.faults.simulation import Machine
@@ -102,6 +104,26 @@ def test_a_trial_without_memory_goes_on_with_half_as_many_images_as_its_next_att
         (3, "completed", None, None),
     ]
     assert list(machine.storage.trials.glob("*/micro-batch")) == []
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if name != "tpe with asha"])
+@pytest.mark.parametrize("number", range(5))
+def test_a_trial_that_another_study_is_at_comes_last_and_the_study_ends_like_one_of_its_own(
+    name: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, _ = undisturbed(name)
+    key = list(expected)[number]
+    machine = Machine(Storage.at(tmp_path), study_named(name), Random(0))
+    driver = Claims(machine.storage.drivers("other"), "other")
+    driver.take(pytest.fail)
+    claims = TrialClaims(machine.storage, "other", driver.own.name)
+    claims.take([key])
+    waited = list[float]()
+    monkeypatch.setattr("kdr.run.sweep.time.sleep", lambda seconds: (waited.append(seconds), claims.give_back(key)))
+    machine.run()
+    assert len(waited) == 1
+    check_log(machine.storage, "simulated", expected)
+    assert len(list(tmp_path.glob("trials/*/student.pt"))) == 1 + 2  # the teacher's, and the best two
 
 
 @pytest.mark.parametrize("name", STUDIES)
