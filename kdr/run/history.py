@@ -58,12 +58,12 @@ class History:
         parameters = {row["key"]: json.loads(row["parameters"] or "{}") for row in log.arms_of(study.study)}
         if forget:
             return cls({}, (), 0, 0.0, 0.0, {}, frozenset(), {}, {})
+        own = {key: state for key, state in mine.items() if state.study == study.study}
         known = {
             state.key: _known(state, log, study.search.metric, parameters.get(state.key))
             for state in log.states().values()
-            if state.role == "student" and (state.state == "completed" or (state.key in mine and state.state in _ENDED))
+            if state.role == "student" and (state.state == "completed" or (state.key in own and state.state in _ENDED))
         }
-        own = {key: state for key, state in mine.items() if state.study == study.study}
         begun = (key for key, state in own.items() if state.state not in _ENDED and key in parameters)
         noted = {row["key"]: row for row in log.arms_of(study.study) if row["levels"] is None and row["parameters"]}
         elsewhere = {key for key, state in mine.items() if key not in own and state.state != "completed"}
@@ -75,7 +75,7 @@ class History:
             num_used=len(own) + len(planned),
             seconds_used=seconds_used(log, study.study),
             gpu_hours_used=gpu_hours_used(log, study.study),
-            reached={key: _decided(state, log, study.search.metric) for key, state in mine.items()},
+            reached={key: _decided(key, log, study.search.metric, goes_on=key not in known) for key in mine},
             own=frozenset(own),
             states=mine,
             numbers={key: number for number, key in enumerate(students, start=1)},
@@ -84,7 +84,7 @@ class History:
     def progress(self, metric: str) -> Iterator[TrialProgress]:
         """This study's ended trials, as whoever watches a run sees them."""
         for key, state in self.states.items():
-            if state.state in _ENDED:
+            if key in self.known:
                 yield TrialProgress(
                     name=str(self.numbers[key]),
                     key=key,
@@ -109,10 +109,10 @@ def _known(state: TrialState, log: Log, metric: str, parameters: dict[str, Any] 
     )
 
 
-def _decided(state: TrialState, log: Log, metric: str) -> dict[int, float]:
+def _decided(key: str, log: Log, metric: str, *, goes_on: bool) -> dict[int, float]:
     """The epochs of a trial at which it has been decided whether it goes on: of one that goes on, all but the last."""
-    values = _by_epoch(log, state.key, metric)
-    if state.state not in _ENDED and values:
+    values = _by_epoch(log, key, metric)
+    if goes_on and values:
         del values[max(values)]  # the driver may have been killed before it could stop the trial
     return values
 
