@@ -168,7 +168,7 @@ def main() -> None:
         teacher = teacher_of(trial_maker(study, storage)(study.base))
         assert teacher is not None
         claims = TrialClaims(storage, study.study, "benchmark")
-        Sweep(study, storage, Ends(), claims).run_teachers([teacher], resources, missing=lambda _log, teachers: teachers)
+        Sweep(study, storage, Ends(), claims).run_teachers([teacher], resources, missing=lambda _log: [teacher])
         others = [one.trial for one in trials_of(study_of(arguments.documented + 1)).trials.values()][1:]
         sides = {
             "kdr": ours(study, storage, trials_of(study), resources),

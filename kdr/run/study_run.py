@@ -3,9 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 
 from kdr.config.study import Resources, Study
 from kdr.config.trial import Trial
@@ -113,8 +111,11 @@ def _run_alone(
         KeptWeights(storage, study.keep_weights, listed.ended(past))  # a run that was killed may not have come to it
         return Outcome(0, 0, False, time.monotonic() - begin)
     needed_teachers = {teacher.key: teacher for trial in missing if (teacher := teacher_of(trial)) is not None}
-    untrained = partial(_untrained, storage=storage, rerun=rerun)
-    teachers = untrained(past, needed_teachers.values())
+
+    def untrained(past: Log) -> list[Trial]:
+        return [teacher for teacher in needed_teachers.values() if rerun or not _is_trained(teacher, past, storage)]
+
+    teachers = untrained(past)
     for key in needed_teachers.keys() - {teacher.key for teacher in teachers}:
         storage.forget_progress(key)  # of a run that was killed before it could
     observer.phase("Starting Ray")
@@ -167,11 +168,6 @@ def _remove_orphans(storage: Storage, study: Study) -> None:
     """Removes what killed processes have left half-written in the study's log."""
     for table in SCHEMAS:
         remove_orphans(storage.fragments(table, study.study))
-
-
-def _untrained(past: Log, teachers: Iterable[Trial], *, storage: Storage, rerun: bool) -> list[Trial]:
-    """The teachers that are to be trained."""
-    return [teacher for teacher in teachers if rerun or not _is_trained(teacher, past, storage)]
 
 
 def _is_trained(teacher: Trial, past: Log, storage: Storage) -> bool:

@@ -28,7 +28,7 @@ from kdr.run.searcher import StudySearcher
 from kdr.run.shown_trials import ShownTrials
 from kdr.run.study_arms import note_arm
 from kdr.run.trial_actor import ActorSettings, TrialActor, tune_config
-from kdr.run.trial_claims import TrialClaims
+from kdr.run.trial_claims import Holder, TrialClaims
 from kdr.run.trial_events import TrialEvents
 from kdr.run.trial_list import TrialList
 from kdr.run.trial_order import InOrder
@@ -126,22 +126,20 @@ class Sweep:
         if ended_by_others:
             self._show(listed, read_log(self.storage), ended_by_others)
 
-    def run_teachers(
-        self, teachers: Sequence[Trial], resources: Resources, *, missing: Callable[[Log, Iterable[Trial]], Iterable[Trial]]
-    ) -> None:
+    def run_teachers(self, teachers: Iterable[Trial], resources: Resources, *, missing: Callable[[Log], Iterable[Trial]]) -> None:
         """Trains teachers, one after the other.
 
         Args:
             teachers: to train.
             resources: of each.
-            missing: those of some teachers that are to be trained, as a log says.
+            missing: those that are to be trained, as a log says.
         """
         wanted = {teacher.key: teacher for teacher in teachers}
 
         def run(_past: Log, keys: Collection[str]) -> None:
             self._tune(_grid([self._tune_config(wanted[key]) for key in keys]), resources, 1, role="teacher")
 
-        self._run_those_of_others_last(wanted, run, lambda past: {one.key for one in missing(past, teachers)})
+        self._run_those_of_others_last(wanted, run, lambda past: {one.key for one in missing(past)})
 
     @property
     def _is_over(self) -> bool:
@@ -194,10 +192,9 @@ class Sweep:
         told = ""
         try:
             with GracePeriod(0.0, end_by_exception):
-                while set(keys) == {key for holder in self.claims.holders(keys) for key in holder.keys}:
-                    holders = ", ".join(map(str, self.claims.holders(keys)))
+                while set(keys) == _keys_of(holders := self.claims.holders(keys)):
                     what = "a trial that is" if len(keys) == 1 else f"{len(keys)} trials that are"
-                    text = f"Waiting for {what} trained by {holders}"
+                    text = f"Waiting for {what} trained by {', '.join(map(str, holders))}"
                     if text != told:
                         self.observer.phase(text)
                         told = text
@@ -294,6 +291,10 @@ class Sweep:
         """Notes a trial of the study, before it is launched."""
         number = self._names.setdefault(trial.key, str(len(self._names) + 1))
         note_arm(self._log, self.study, trial, number=int(number), parameters=parameters)
+
+
+def _keys_of(holders: Iterable[Holder]) -> set[str]:
+    return {key for holder in holders for key in holder.keys}
 
 
 def _grid(configs: Sequence[dict[str, Any]]) -> dict[str, Any]:

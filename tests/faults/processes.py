@@ -26,6 +26,8 @@ class Run:
 
     def __init__(self, study: Path, storage: Storage, *options: str) -> None:
         self.storage = storage
+        assert isinstance(storage.root, Path)
+        storage.root.mkdir(parents=True, exist_ok=True)
         self._output = (storage.root / f"output-{study.stem}.txt").open("w+")
         command = [sys.executable, Path(kdr.__file__).parents[1] / "orchestrate.py", "run", study, "--storage", storage.root]
         command += ["--no-preflight", *options]
@@ -76,6 +78,17 @@ class Run:
             os.kill(pid, signal.SIGKILL)
         self.driver.wait()
         self._output.close()
+
+
+def finished(*runs: Run) -> list[str]:
+    """Waits until runs have ended well, and gives what they have printed."""
+    try:
+        for run in runs:
+            assert run.ended(timeout_s=300) == 0, run.text()
+        return [run.text() for run in runs]
+    finally:
+        for run in runs:
+            run.close()
 
 
 def check_no_process_is_left(run: Run, *, within_s: float, but_for: Set[str] = frozenset()) -> None:

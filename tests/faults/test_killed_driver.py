@@ -3,20 +3,18 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import psutil
 import pytest
-import ray
 from ray.util.placement_group import placement_group_table
 
-from kdr.run.ray_session import ray_session
 from kdr.storage import Storage
 from tests.faults.invariants import check_log, check_nothing_is_left, none, results_of
-from tests.faults.processes import TRIAL_TITLES, Run
+from tests.faults.processes import TRIAL_TITLES, Run, finished
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
 
@@ -38,26 +36,10 @@ STUDY: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """A Ray that outlives the drivers which join it."""
-    if ray.is_initialized():
-        ray.shutdown()
-    with ray_session(None):
-        yield ray.get_runtime_context().gcs_address
-
-
-@pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("study") / "study.yaml"
     path.write_text(json.dumps(STUDY))  # JSON is YAML
     return path
-
-
-def finished(run: Run) -> None:
-    try:
-        assert run.ended(timeout_s=300) == 0, run.text()
-    finally:
-        run.close()
 
 
 def kill(run: Run, random: Random) -> str:
@@ -110,9 +92,6 @@ def test_a_driver_killed_again_and_again_loses_nothing_and_doubles_nothing(
     record_property("fault", "kill -9 of the driver at random moments")
     record_property("times", NUM_KILLS)
     undisturbed, storage = Storage.at(tmp_path / "undisturbed"), Storage.at(tmp_path / "disturbed")
-    for folder in (undisturbed, storage):
-        assert isinstance(folder.root, Path)
-        folder.root.mkdir()
     finished(Run(study, undisturbed, "--address", address))
     expected = results_of(undisturbed, "killed")
     assert sorted({result[0] for result in expected.values()}) == ["completed"]
@@ -126,7 +105,6 @@ def test_a_driver_killed_again_and_again_loses_nothing_and_doubles_nothing(
         if results_of(storage, "killed") == expected:  # it was quicker than the kills: once more
             check_nothing_is_left(storage, check_log(storage, "killed", expected))
             shutil.rmtree(storage.root)
-            storage.root.mkdir()  # type: ignore[union-attr]
     finished(Run(study, storage, "--address", address))
     check_log(storage, "killed", expected)
     check_nothing_runs()

@@ -2,23 +2,21 @@
 
 import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
 from kdr.config.study import read_study
 from kdr.results.reader import read_log
 from kdr.run.logged_fit import teacher_of
-from kdr.run.ray_session import ray_session
 from kdr.run.sole_driver import sole_driver
 from kdr.run.trial_claims import TrialClaims
 from kdr.run.trial_identity import trial_maker
 from kdr.storage import Storage
 from tests.faults.invariants import check_log, check_nothing_is_left, results_of
-from tests.faults.processes import Run
+from tests.faults.processes import Run, finished
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
 
@@ -40,31 +38,11 @@ STUDIES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """A Ray that all studies join."""
-    if ray.is_initialized():
-        ray.shutdown()
-    with ray_session(None):
-        yield ray.get_runtime_context().gcs_address
-
-
-@pytest.fixture(scope="module")
 def studies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("studies")
     for name, content in STUDIES.items():
         (folder / f"{name}.yaml").write_text(json.dumps({"study": name, "trial": TRIAL, **content}))  # JSON is YAML
     return {name: folder / f"{name}.yaml" for name in STUDIES}
-
-
-def finished(*runs: Run) -> list[str]:
-    """Waits for the end of runs, and gives what they have printed."""
-    try:
-        for run in runs:
-            assert run.ended(timeout_s=300) == 0, run.text()
-        return [run.text() for run in runs]
-    finally:
-        for run in runs:
-            run.close()
 
 
 def students_of(storage: Storage, study: str) -> dict[str, Any]:
@@ -84,8 +62,6 @@ def test_studies_that_begin_at_once_train_each_common_trial_once(
 ) -> None:
     record_property("fault", "three studies with a teacher and trials in common, begun at once")
     quiet, storage = Storage.at(tmp_path / "quiet"), Storage.at(tmp_path / "at-once")
-    for folder in (quiet, storage):
-        folder.root.mkdir()  # type: ignore[union-attr]
     for path in studies.values():
         finished(Run(path, quiet, "--address", address))
     texts = finished(*(Run(path, storage, "--address", address) for path in studies.values()))
@@ -105,8 +81,6 @@ def test_a_study_that_waits_for_anothers_trial_goes_on_with_it_once_that_driver_
 ) -> None:
     record_property("fault", "kill -9 of a driver whose trial another study waits for")
     quiet, storage = Storage.at(tmp_path / "quiet"), Storage.at(tmp_path / "killed")
-    for folder in (quiet, storage):
-        folder.root.mkdir()  # type: ignore[union-attr]
     options = ("--address", address, "--set", "training.epochs=100", "--set", "resources.max_concurrent=1")
     finished(Run(studies["one"], quiet, *options))
     first = Run(studies["ablation"], storage, *options)

@@ -18,7 +18,7 @@ from kdr.storage import Storage
 HOLD = """
 import sys, time
 from kdr.run.sole_driver import sole_driver
-from kdr.run.trial_claims import Holder, TrialClaims
+from kdr.run.trial_claims import TrialClaims
 from kdr.storage import Storage
 storage = Storage.at(sys.argv[1])
 with sole_driver(storage, "other", on_waiting=print) as driver, TrialClaims(storage, "other", driver) as claims:
@@ -31,7 +31,7 @@ CONTEND = """
 import sys, time
 from pathlib import Path
 from kdr.run.sole_driver import sole_driver
-from kdr.run.trial_claims import Holder, TrialClaims
+from kdr.run.trial_claims import TrialClaims
 from kdr.storage import Storage
 storage, folder, study = Storage.at(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 with sole_driver(storage, study, on_waiting=print) as driver, TrialClaims(storage, study, driver) as claims:
