@@ -24,7 +24,7 @@ from kdr.config.study import study_from, study_yaml
 from kdr.results.compact import compact
 from kdr.results.schema import ArmRow, EpochRow, TrialEvent, utc_now
 from kdr.results.writer import LogWriter
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 EPOCHS, SEED_SD, TRIAL_SD = 24, 0.004, 0.003
 ORCHESTRATE = Path(__file__).parents[1] / "orchestrate.py"

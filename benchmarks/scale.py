@@ -31,7 +31,7 @@ from ray.tune.logger import JsonLoggerCallback
 from kdr.config.study import Study, study_from
 from kdr.config.trial import Trial
 from kdr.randomness import address
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from kdr.training.metrics import EpochMetrics, Evaluation
 
 ORCHESTRATE = Path(__file__).parents[1] / "orchestrate.py"
@@ -100,14 +100,14 @@ class Ends:
 def run_study_of(num_trials: int, folder: str) -> dict[str, float]:
     """Runs a study in this process, and says what it took: seconds and CPU seconds of a trial after the first, peak memory."""
     from kdr.run import sweep
-    from kdr.run.ray_session import ray_session
-    from kdr.run.trial_actor import TrialActor
-    from kdr.run.trial_claims import TrialClaims
+    from kdr.run.attempt.trial_actor import TrialActor
+    from kdr.run.cluster.ray_session import ray_session
+    from kdr.run.driver.trial_claims import TrialClaims
     from kdr.run.trial_identity import trial_maker
 
     class NoTrainingActor(TrialActor):
         def setup(self, config: dict[str, Any], *, settings: Any) -> None:  # type: ignore[override]
-            with patch("kdr.run.trial_actor._engine", lambda _: NoTraining()):
+            with patch("kdr.run.attempt.trial_actor._engine", lambda _: NoTraining()):
                 super().setup(config, settings=settings)
 
     study, storage, ends = study_of(num_trials), Storage.at(folder), Ends()

@@ -42,7 +42,7 @@ from kdr.distill.distance import masked_pyramid_distances
 from kdr.distill.kdr import Kdr
 from kdr.distill.masks import background_mask, foreground_mask, padded_boxes
 from kdr.run.trial_identity import trial_maker
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from kdr.training.fit import _step
 from kdr.training.loss_sums import LossSums
 from kdr.training.shared_parts import SharedParts

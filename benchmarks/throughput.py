@@ -33,7 +33,7 @@ from kdr.data.coco import CocoIndex
 from kdr.data.splits import open_splits
 from kdr.detectors.build import torchvision_model
 from kdr.run.trial_identity import trial_maker
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from kdr.training.fit import fit
 
 

@@ -21,10 +21,10 @@ from typing import Any
 
 from kdr.config.study import Resources, Study, study_from
 from kdr.config.trial import Trial
-from kdr.run.ray_session import QUIET, ray_session
+from kdr.run.cluster.ray_session import QUIET, ray_session
 from kdr.run.trial_identity import trial_maker
 from kdr.run.trial_list import TrialList
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 os.environ.update(QUIET)
 
@@ -64,8 +64,8 @@ class Ends:
 def ours(study: Study, storage: Storage, trials: TrialList, resources: Resources) -> tuple[float, list[float]]:
     """Seconds to the end of the first trial, and from each trial's end to the next one's, training left out."""
     from kdr.results.reader import read_log
+    from kdr.run.driver.trial_claims import TrialClaims
     from kdr.run.sweep import Sweep
-    from kdr.run.trial_claims import TrialClaims
 
     ends, begin = Ends(), time.perf_counter()
     Sweep(study, storage, ends, TrialClaims(storage, study.study, "benchmark")).run_list(trials, resources, 1)
@@ -80,7 +80,7 @@ def train_on_worker(config: dict[str, Any]) -> None:
     import ray.train
     import torch
 
-    from kdr.run.trial_actor import trial_from
+    from kdr.run.attempt.trial_actor import trial_from
     from kdr.training.fit import fit
     from kdr.training.ranks import ALONE, Ranks
 
@@ -113,7 +113,7 @@ def documented(storage: Storage, trials: list[Trial], workers: int) -> tuple[flo
     """As `ours`, for the documented pattern."""
     from ray import tune
 
-    from kdr.run.trial_actor import tune_config
+    from kdr.run.attempt.trial_actor import tune_config
 
     ends: list[tuple[float, float]] = []
 
@@ -146,9 +146,9 @@ def main() -> None:
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder, ray_session(None):
         from kdr.data.splits import open_splits
-        from kdr.run.logged_fit import teacher_of
+        from kdr.run.attempt.logged_fit import teacher_of
+        from kdr.run.driver.trial_claims import TrialClaims
         from kdr.run.sweep import Sweep
-        from kdr.run.trial_claims import TrialClaims
 
         storage = Storage.at(folder)
         resources = Resources(workers=arguments.workers, gpus_per_worker=0)

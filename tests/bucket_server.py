@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 moto = pytest.importorskip("moto.server", reason="moto[s3], a server that speaks S3, is among the packages of the extra `dev`")
 

@@ -18,7 +18,7 @@ import kdr
 from kdr.config.study import study_from, study_yaml
 from kdr.results.schema import ArmRow, EpochRow, TrialEvent
 from kdr.results.writer import LogWriter
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from tests.faults.invariants import toll
 
 # One thread, here and in what the tests start: the tensors are small, and threads that wait for each other cost more.

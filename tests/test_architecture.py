@@ -13,15 +13,12 @@ import pytest
 import kdr
 
 ROOT = Path(kdr.__file__).parent
-FOR_ALL = {"errors", "randomness", "patience", "object_store", "files", "storage", "kdr"}
+FOR_ALL = {"errors", "randomness", "storage", "kdr"}
 """What every room may import; `kdr` is the package itself, with its version."""
 MAY_IMPORT: dict[str, set[str]] = {
     "kdr": set(),
     "errors": set(),
     "randomness": set(),
-    "patience": set(),
-    "object_store": set(),
-    "files": set(),
     "storage": set(),
     "config": set(),
     "plan": {"config"},
@@ -35,10 +32,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"config", "plan", "results", "report", "data", "detectors", "distill", "training", "run"},
 }
 """Room -> the rooms that it may import, beside those for all. `data`, `detectors` and `distill` never import each other."""
+DRAWER_MAY_IMPORT: dict[str, set[str]] = {
+    "run.driver": {"observer"},
+    "run.cluster": {"observer"},
+    "run.engine": {"cluster"},
+    "run.attempt": {"cluster", "engine"},
+    "run.search": {"observer"},
+    "report.tables": {"*"},
+    "report.followup": {"*"},
+    "report.page": {"*", "tables", "followup"},
+}
+"""Drawer -> what it may import of its own room: other drawers, modules outside of drawers by name, `*` for all of these."""
 AT_HOME: dict[str, set[str]] = {
     "pydantic": {"config"},
     "yaml": {"config"},
-    "pyarrow": {"results", "report", "object_store"},  # the log is handed over as Arrow tables
+    "pyarrow": {"results", "report", "storage"},  # the log is handed over as Arrow tables
     "duckdb": {"results"},
     "scipy": {"report"},
     "plotly": {"report"},
@@ -58,13 +66,13 @@ AT_HOME: dict[str, set[str]] = {
 """Package -> the rooms that may import it. A command may import any, inside its function: the last test here holds that."""
 GUESTS: dict[tuple[str, str], str] = {
     ("kdr.run.trial_identity", "kdr.detectors.identity"): "what weights are is part of a trial's key; read without torch",
-    ("kdr.run.node_answers", "kdr.detectors.identity"): "every node tells the identity of the weights that it has",
-    ("kdr.run.node_answers", "torch"): "every node tells how many GPUs torch can use there",
-    ("kdr.run.engine", "torch"): "names the device that fit() trains on",
-    ("kdr.run.gang_worker", "torch"): "sets the threads of a worker",
-    ("kdr.run.provenance", "torch"): "the GPU's name is a column of the log",
-    ("kdr.run.trial_actor", "torch"): "sets the threads of the process that trains",
-    ("kdr.report.study_text", "yaml"): "a trial is exported as a study file",
+    ("kdr.run.cluster.node_answers", "kdr.detectors.identity"): "every node tells the identity of the weights that it has",
+    ("kdr.run.cluster.node_answers", "torch"): "every node tells how many GPUs torch can use there",
+    ("kdr.run.engine.engine", "torch"): "names the device that fit() trains on",
+    ("kdr.run.engine.worker", "torch"): "sets the threads of a worker",
+    ("kdr.run.cluster.provenance", "torch"): "the GPU's name is a column of the log",
+    ("kdr.run.attempt.trial_actor", "torch"): "sets the threads of the process that trains",
+    ("kdr.report.followup.study_text", "yaml"): "a trial is exported as a study file",
     ("kdr.training.pictures", "torchvision"): "draws boxes onto images",
     ("kdr.training.pictures", "PIL"): "writes them",
 }
@@ -143,6 +151,39 @@ def _outside_the_rooms(module: str) -> set[str]:
 def _away_from_home(module: str) -> set[str]:
     room = room_of(module)
     return {package for package in foreign(module) if room not in AT_HOME[package] and room != "cli"}
+
+
+@modules
+def test_a_drawer_imports_of_its_room_only_what_it_may(module: str) -> None:
+    drawer = drawer_of(module)
+    if drawer is not None:
+        assert _outside_the_drawer(module, drawer) <= _allowed_in(drawer)
+
+
+def drawer_of(module: str) -> str | None:
+    """`run.search` of `kdr.run.search.sampler`; None of a module outside of drawers."""
+    parts = module.split(".")[1:]
+    is_drawer = len(parts) == 2 and FILES[module].name == "__init__.py"
+    return ".".join(parts[:2]) if len(parts) > 2 or is_drawer else None
+
+
+def _outside_the_drawer(module: str, drawer: str) -> set[str]:
+    """What a module imports of its own room: `drawer` for a module in a drawer, the module's name for another one."""
+    room = room_of(module)
+    ours = {name for name in own(module) if room_of(name) == room and drawer_of(name) != drawer}
+    return {name.split(".")[2] for name in ours}
+
+
+def _allowed_in(drawer: str) -> set[str]:
+    allowed = DRAWER_MAY_IMPORT[drawer]
+    room = drawer.split(".")[0]
+    inside = [module for module in FILES if room_of(module) == room and module.count(".") == 2]
+    loose = {module.split(".")[2] for module in inside if drawer_of(module) is None}
+    return (allowed - {"*"}) | (loose if "*" in allowed else set())
+
+
+def test_every_drawer_is_in_the_table() -> None:
+    assert {drawer_of(module) for module in FILES} - {None} == set(DRAWER_MAY_IMPORT)
 
 
 @modules

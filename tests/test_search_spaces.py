@@ -24,9 +24,9 @@ from kdr.detectors.checkpoint_files import save_student
 from kdr.plan.arm_checks import check_design
 from kdr.plan.designs import arm_points
 from kdr.plan.keys import make_trial
-from kdr.run.logged_fit import has_weights, teacher_of
+from kdr.run.attempt.logged_fit import has_weights, teacher_of
 from kdr.run.trial_identity import trial_maker
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from kdr.training.fit import fit
 from kdr.training.shared_parts import SharedParts
 

@@ -38,10 +38,10 @@ def command(
     """
     from kdr.cli.study_file import write_study_file
     from kdr.config.study import read_study
-    from kdr.report.ablation_study import ablation_yaml, chosen_by_search, chosen_in_file
+    from kdr.report.followup.ablation_study import ablation_yaml, chosen_by_search, chosen_in_file
     from kdr.results.reader import read_log
     from kdr.results.trial_keys import find_trial
-    from kdr.storage import Storage
+    from kdr.storage.layout import Storage
 
     log = read_log(Storage.at(storage))
     is_file = trial.endswith((".yaml", ".yml")) or Path(trial).is_file()

@@ -33,7 +33,7 @@ from kdr.cli import (
     verify,
 )
 from kdr.errors import KdrError, TrialFailure
-from kdr.run.interruption import GracePeriod, RayTerminated, Terminated, end_by_exception
+from kdr.run.driver.interruption import GracePeriod, RayTerminated, Terminated, end_by_exception
 
 _NOT_A_PAIR = """\
 torch, torchvision: must be a matching pair from one package index, got two builds that do not fit together.

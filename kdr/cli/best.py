@@ -7,7 +7,7 @@ import typer
 
 from kdr.cli.logged_study import MetricOption, StudyInLog
 from kdr.cli.options import DEFAULT_STORAGE, JsonOption, StorageOption
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 
 def command(
@@ -29,7 +29,7 @@ def command(
     from kdr.cli.logged_study import read_logged_study
     from kdr.cli.output import json_text, plain_table
     from kdr.cli.study_file import write_study_file
-    from kdr.report.best_study import best_study_yaml
+    from kdr.report.followup.best_study import best_study_yaml
     from kdr.report.ranking import best_trial, ranking, searched_metric
 
     log, name = read_logged_study(study, storage)

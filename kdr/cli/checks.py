@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdr.errors import KdrError
-from kdr.storage import Storage
-from kdr.training.findings import Finding, judged, keep_preflight, kept_preflight
+from kdr.storage.layout import Storage
+from kdr.training.findings import Finding, findings_of, keep_preflight, kept_preflight
 
 if TYPE_CHECKING:
     from kdr.config.study import Study
@@ -62,14 +62,14 @@ def installed_packages() -> Iterator[Finding]:
 
 def torch_pair() -> Iterator[Finding]:
     """Whether torchvision's operators run on the torch that is installed."""
-    mend = "Install both at once from one index: pip install torch torchvision"
+    fix = "Install both at once from one index: pip install torch torchvision"
     try:
         import torch
         from torchvision.ops import nms
 
         nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
     except (RuntimeError, ImportError) as error:
-        yield Finding("torch", "failed", f"torch and torchvision must be a matching pair, got: {error}", mend)
+        yield Finding("torch", "failed", f"torch and torchvision must be a matching pair, got: {error}", fix)
         return
     import torchvision
 
@@ -134,7 +134,7 @@ def ray_tokens() -> Iterator[Finding]:
 
 def ray_cluster(address: str | None, study: "Study | None", storage: Storage, *, send_code: bool = False) -> Iterator[Finding]:
     """Whether Ray starts or can be joined, whether a cluster's nodes are ready for a study, and how many of its trials fit."""
-    from kdr.run.ray_session import nodes_of_ray, num_concurrent, ray_session, resolved
+    from kdr.run.cluster.ray_session import nodes_of_ray, num_concurrent, ray_session, resolved
 
     with ray_session(address, send_code=send_code):
         import ray
@@ -144,7 +144,7 @@ def ray_cluster(address: str | None, study: "Study | None", storage: Storage, *,
         place = f"the cluster at {address}" if address else "this machine"
         yield Finding("Ray", "ok", f"ray {ray.__version__} on {place}, {len(nodes)} nodes: {of_nodes}")
         if address is not None:
-            from kdr.run.cluster import cluster_findings
+            from kdr.run.cluster.readiness import cluster_findings
 
             yield from cluster_findings(study, storage)
         if study is not None:
@@ -211,14 +211,14 @@ def study_detectors(study: "Study", storage: Storage) -> Iterator[Finding]:
     pairs = match_levels(student.strides, teacher.strides)
     levels = ", ".join(f"{student.level_names[mine]} from {teacher.level_names[its]}" for mine, its in pairs)
     left = [name for level, name in enumerate(student.level_names) if level not in dict(pairs)]
-    mend = "Their review links and losses are left out" if left else ""
+    fix = "Their review links and losses are left out" if left else ""
     text = f"{levels}{'; without a partner: ' + ', '.join(left) if left else ''}"
-    yield Finding("levels", "warning" if left else "ok", text, mend)
+    yield Finding("levels", "warning" if left else "ok", text, fix)
 
 
 def study_preflight(study: "Study", storage: Storage) -> Iterator[Finding]:
     """What a study's base trial computes in its first step, and its teacher's AP; `run` looks at the same."""
-    from kdr.run.logged_fit import has_weights, teacher_of
+    from kdr.run.attempt.logged_fit import has_weights, teacher_of
     from kdr.run.trial_identity import trial_maker
     from kdr.training.preflight import measure
 
@@ -231,7 +231,7 @@ def study_preflight(study: "Study", storage: Storage) -> Iterator[Finding]:
     if measured is None:
         measured = measure(trial, storage=storage, pictures=storage.preflight(study.study))
         keep_preflight(storage, study.study, trial, measured)
-    yield from judged(measured, trial.config)
+    yield from findings_of(measured, trial.config)
 
 
 def all_checks(

@@ -1,4 +1,4 @@
-"""`doctor`: whether everything is there that a study needs, and how to mend what is not."""
+"""`doctor`: whether everything is there that a study needs, and how to fix what is not."""
 
 from pathlib import Path
 from typing import Annotated
@@ -31,7 +31,7 @@ def command(
 
     The pre-flight of a study looks at its base trial: the teacher's AP, and masks, losses and gradients of the first step.
 
-    Each failure says how to mend it. Exit code 0: nothing failed; 2: something did.
+    Each failure says how to fix it. Exit code 0: nothing failed; 2: something did.
 
     Example: python orchestrate.py doctor search_spaces/quickstart.yaml
     """
@@ -43,7 +43,7 @@ def command(
     from kdr.cli.output import json_text, print_finding
     from kdr.config.study import read_study
     from kdr.errors import ConfigError
-    from kdr.storage import Storage
+    from kdr.storage.layout import Storage
     from kdr.training.findings import Finding
 
     findings: list[Finding] = []

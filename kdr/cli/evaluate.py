@@ -10,8 +10,8 @@ from kdr.cli.options import DEFAULT_STORAGE, JsonOption, SetOption, StorageOptio
 
 if TYPE_CHECKING:
     from kdr.config.data import CocoData, ShapesData
-    from kdr.files import StoredPath
-    from kdr.storage import Storage
+    from kdr.storage.files import StoredPath
+    from kdr.storage.layout import Storage
 
 
 def command(
@@ -46,8 +46,8 @@ def command(
     from kdr.data.loader import EvaluationBatches
     from kdr.data.splits import open_splits
     from kdr.detectors.checkpoint_files import open_student
-    from kdr.files import fetched
-    from kdr.storage import Storage
+    from kdr.storage.files import fetched
+    from kdr.storage.layout import Storage
     from kdr.training.evaluation import evaluate
     from kdr.training.metrics import COCO_METRICS
     from kdr.training.pictures import write_pictures

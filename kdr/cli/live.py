@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kdr.cli.output import print_finding, shown
-from kdr.run.observer import TrialProgress
+from kdr.run.observer import TrialUpdate
 from kdr.training.findings import Finding
 
 MAX_ROWS = 20
@@ -38,7 +38,7 @@ class LiveView:
 
     def __init__(self, console: Console, *, metric: str, log: str) -> None:
         self._console, self._metric, self._log = console, metric, log
-        self._trials: dict[str, TrialProgress] = {}
+        self._trials: dict[str, TrialUpdate] = {}
         self._run_here: set[str] = set()
         self._phase, self._num_before, self._concurrent = "", 0, 1
         self._num_trials: int | None = None
@@ -69,7 +69,7 @@ class LiveView:
         total = "as many trials as the budget allows" if num_trials is None else f"{num_trials} trials"
         self._line(f"{total}, {num_done} of them known, {concurrent} at a time")
 
-    def update(self, progress: TrialProgress) -> None:
+    def update(self, progress: TrialUpdate) -> None:
         """One trial has come further."""
         before = self._trials.get(progress.key)
         self._trials[progress.key] = progress
@@ -123,12 +123,12 @@ class LiveView:
         return f", about {_clock((time.monotonic() - self._trials_begin) / done * left)} left"
 
 
-def _news(progress: TrialProgress) -> tuple[object, ...]:
+def _news(progress: TrialUpdate) -> tuple[object, ...]:
     """What must differ for a new line."""
     return (progress.epoch, progress.state, progress.reason)
 
 
-def _visible(trials: Sequence[TrialProgress]) -> list[TrialProgress]:
+def _visible(trials: Sequence[TrialUpdate]) -> list[TrialUpdate]:
     """The trials that the table has room for: those that run, then the latest of the others; in their order."""
     latest_first = sorted(range(len(trials)), key=lambda index: (trials[index].state != "running", -index))
     return [trials[index] for index in sorted(latest_first[:MAX_ROWS])]

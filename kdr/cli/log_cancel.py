@@ -24,8 +24,8 @@ def command(
     from kdr.results.reader import read_log
     from kdr.results.schema import utc_now
     from kdr.results.trial_keys import find_trial
-    from kdr.run.cancellation import ask_to_end
-    from kdr.storage import Storage
+    from kdr.run.attempt.cancellation import ask_to_end
+    from kdr.storage.layout import Storage
 
     place = Storage.at(storage)
     log = read_log(place)

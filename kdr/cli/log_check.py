@@ -23,7 +23,7 @@ def command(
     from kdr.cli.output import json_text
     from kdr.results import check
     from kdr.results.fragments import logged_studies, num_fragments
-    from kdr.storage import Storage
+    from kdr.storage.layout import Storage
 
     place = Storage.at(storage)
     findings = check.check_log(place)

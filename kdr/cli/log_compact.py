@@ -23,7 +23,7 @@ def command(
     from kdr.errors import ConfigError
     from kdr.results.compact import compact
     from kdr.results.fragments import logged_studies, num_fragments
-    from kdr.storage import Storage
+    from kdr.storage.layout import Storage
 
     place = Storage.at(storage)
     known = logged_studies(place)

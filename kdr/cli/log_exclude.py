@@ -27,7 +27,7 @@ def command(
     from kdr.results.exclusion import exclude, include
     from kdr.results.reader import read_log
     from kdr.results.trial_keys import find_trial
-    from kdr.storage import Storage
+    from kdr.storage.layout import Storage
 
     if undo == (reason is not None):
         raise ConfigError('log exclude: needs either --reason or --undo. Add --reason "why it must not count"')

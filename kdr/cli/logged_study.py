@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kdr.errors import ConfigError
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 if TYPE_CHECKING:
     from kdr.results.reader import Log

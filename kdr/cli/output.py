@@ -134,8 +134,8 @@ def print_finding(console: Console, finding: Finding) -> None:
     """One line for what a check found, and one for what to do about it."""
     console.print(f"{finding.state:<8}", style=_STATE_STYLES[finding.state], end="")
     console.out(f"{finding.name:<16}{finding.text}", highlight=False)
-    if finding.mend:
-        console.out(f"{'':<24}{finding.mend}", highlight=False)
+    if finding.fix:
+        console.out(f"{'':<24}{finding.fix}", highlight=False)
 
 
 _STATE_STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from kdr.config.study import Study
     from kdr.plan.expand import ArmPlan, StudyPlan
     from kdr.results.reader import Log
-    from kdr.storage import Storage
+    from kdr.storage.layout import Storage
 
 DataCheck = Literal["none", "headers", "full"]
 
@@ -42,7 +42,7 @@ def command(
     """
     from kdr.cli.plan_facts import plan_facts
     from kdr.config.study import read_study
-    from kdr.storage import Storage
+    from kdr.storage.layout import Storage
 
     chosen, place = read_study(study, set_ or ()), Storage.at(storage)
     log = _read_log(place)
@@ -97,7 +97,7 @@ def _checked_data(study: "Study", storage: "Storage", check: Literal["headers", 
 def _probed(plan: "StudyPlan", storage: "Storage") -> str:
     """What a few steps of the plan's baseline say about the cost of all its trials."""
     from kdr.report.texts import duration
-    from kdr.run.logged_fit import has_weights, teacher_of
+    from kdr.run.attempt.logged_fit import has_weights, teacher_of
     from kdr.run.trial_identity import trial_maker
     from kdr.training.probe import probe
 
@@ -120,7 +120,7 @@ def _chosen_with(plan: "StudyPlan", log: "Log | None") -> list[str]:
     """Warnings that the settings of an ablation were chosen with its seeds."""
     if plan.study.ablation is None or log is None:
         return []
-    from kdr.report.choice import choice_warnings
+    from kdr.report.followup.choice import choice_warnings
 
     return choice_warnings(log, plan.base, plan.study.ablation.all_seeds)
 

@@ -38,7 +38,7 @@ def command(
     from kdr.cli.logged_study import damage
     from kdr.cli.output import print_table, warn
     from kdr.results.sql import query
-    from kdr.storage import Storage
+    from kdr.storage.layout import Storage
 
     chosen = format_ or _format_of(output)
     if chosen == "parquet" and output is None:
@@ -64,7 +64,7 @@ def _write(answer: "pa.Table", path: Path, chosen: QueryFormat) -> None:
     import pyarrow.parquet as pq
 
     from kdr.cli.output import csv_text, json_text, plain_table
-    from kdr.files import written_aside
+    from kdr.storage.files import written_aside
 
     columns, rows = _cells(answer)
     try:

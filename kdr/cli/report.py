@@ -61,7 +61,7 @@ def _page(study: str, storage: str, path: Path, metric: str | None, reload_s: fl
     from kdr.report.page.study_page import study_page
     from kdr.report.study_facts import question_of
     from kdr.results.schema import utc_now
-    from kdr.storage import Storage
+    from kdr.storage.layout import Storage
 
     log, name = read_logged_study(study, storage, leave_out=(*NOT_IN_TABLES, "ap_per_class", "extras"))
     question = question_of(Path(study).read_text(encoding="utf-8")) if Path(study).is_file() else ()
@@ -80,8 +80,8 @@ def _page(study: str, storage: str, path: Path, metric: str | None, reload_s: fl
 
 
 def _write(page: "Page", path: Path) -> None:
-    from kdr.files import written_aside
     from kdr.report.page.html import page_html
+    from kdr.storage.files import written_aside
 
     try:
         with written_aside(path.absolute()) as aside:

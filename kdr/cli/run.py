@@ -41,7 +41,7 @@ def command(
     from kdr.cli.table import print_ranking
     from kdr.config.study import read_study
     from kdr.run.study_run import run_study
-    from kdr.storage import Storage
+    from kdr.storage.layout import Storage
 
     chosen = read_study(study, set_ or ())
     place = Storage.at(storage)
@@ -57,7 +57,7 @@ def command(
         how = "Terminated" if outcome.terminated else "Interrupted"
         console.print(f"{how}: what was finished is kept. The same command continues.", style="magenta")
         raise typer.Exit(143 if outcome.terminated else 130)
-    if outcome.hopeless:
-        console.print(f"Stopped: {outcome.hopeless}", style="red", markup=False, highlight=False)
+    if outcome.abort_reason:
+        console.print(f"Stopped: {outcome.abort_reason}", style="red", markup=False, highlight=False)
     if outcome.num_failed:
         raise typer.Exit(1)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kdr.errors import StorageError
-from kdr.files import written_aside
+from kdr.storage.files import written_aside
 
 
 def write_study_file(text: str, path: Path) -> None:

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from kdr.config.study import Study
-    from kdr.report.grid import Grid
-    from kdr.report.requested_table import TableRequest
+    from kdr.report.tables.grid import Grid
+    from kdr.report.tables.requested_table import TableRequest
     from kdr.results.reader import Log
-    from kdr.storage import Storage
+    from kdr.storage.layout import Storage
 
 TableFormat = Literal["table", "md", "latex", "csv", "json", "html"]
 _ENDINGS: dict[str, TableFormat] = {".md": "md", ".tex": "latex", ".csv": "csv", ".json": "json", ".html": "html"}
@@ -86,7 +86,7 @@ def command(
     if cell:
         _print(_sources(log, name, *cell, storage), chosen)
         return
-    from kdr.report.requested_table import requested_grid
+    from kdr.report.tables.requested_table import requested_grid
 
     request = _request(log, name, metric or (), by or (), pivot or (), compare, allow_unequal)
     plain_rows = request.kind in ("ranking", "settings")  # numbers, which a printed table rounds by itself
@@ -105,7 +105,7 @@ def command(
 def print_ranking(console: "Console", storage: "Storage", study: "Study", metric: str) -> None:
     """Prints what a study has found from the log, as `run` does at its end: its ranking, or the table of its ablation."""
     from kdr.report.arm_trials import ablation_of
-    from kdr.report.requested_table import TableRequest, requested_grid
+    from kdr.report.tables.requested_table import TableRequest, requested_grid
     from kdr.results.reader import read_log
 
     log = read_log(storage, study.study)
@@ -128,7 +128,7 @@ def _request(
     from kdr.cli.logged_study import study_name
     from kdr.report.arm_trials import ablation_of
     from kdr.report.ranking import searched_metric
-    from kdr.report.requested_table import Kind, TableRequest
+    from kdr.report.tables.requested_table import Kind, TableRequest
 
     kind: Kind = "comparison" if other else "pivot" if pivot else "settings" if by else "ranking"
     if kind == "ranking" and ablation_of(log, study) is not None:
@@ -140,9 +140,9 @@ def _request(
 
 
 def _sources(log: "Log", study: str, arm: str, metric: str, storage: str) -> "Grid":
-    from kdr.report.cell_sources import cell_sources
+    from kdr.report.tables.cell_sources import cell_sources
     from kdr.results.fragments import files_by_key
-    from kdr.storage import Storage
+    from kdr.storage.layout import Storage
 
     return cell_sources(log, study, arm, metric, files_by_key(Storage.at(storage), log.keys_of(study)))
 
@@ -156,8 +156,8 @@ def _print(grid: "Grid", format_: TableFormat, console: "Console | None" = None)
 
 
 def _write(grid: "Grid", format_: TableFormat, request: "TableRequest", output: Path | None) -> None:
-    from kdr.files import written_aside
-    from kdr.report.formats import written
+    from kdr.report.tables.formats import written
+    from kdr.storage.files import written_aside
 
     if format_ == "table":
         raise ConfigError(f"--output: must end in {', '.join(_ENDINGS)}, got {output}. Rename it, or add --format")

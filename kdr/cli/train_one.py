@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from kdr.data.loader import Batch
-    from kdr.run.trial_claims import TrialClaims
+    from kdr.run.driver.trial_claims import TrialClaims
     from kdr.training.fit import Track
     from kdr.training.metrics import EpochMetrics
 
@@ -39,14 +39,14 @@ def command(
     from kdr.data.splits import open_splits
     from kdr.results.reader import read_log
     from kdr.results.writer import LogWriter
-    from kdr.run.engine import InlineEngine
-    from kdr.run.interruption import GracePeriod, Terminated, end_by_exception
-    from kdr.run.logged_fit import LoggedTrial, has_weights, teacher_of
-    from kdr.run.sole_driver import sole_driver
+    from kdr.run.attempt.logged_fit import LoggedTrial, has_weights, teacher_of
+    from kdr.run.driver.interruption import GracePeriod, Terminated, end_by_exception
+    from kdr.run.driver.sole_driver import sole_driver
+    from kdr.run.driver.trial_claims import TrialClaims
+    from kdr.run.engine.engine import InlineEngine
     from kdr.run.study_arms import note_arm
-    from kdr.run.trial_claims import TrialClaims
     from kdr.run.trial_identity import trial_maker
-    from kdr.storage import Storage
+    from kdr.storage.layout import Storage
 
     chosen, place, console = read_study(study, set_ or ()), Storage.at(storage).patient(), Console()
     place.check_writable()

@@ -25,7 +25,7 @@ def command(
     import dataclasses
 
     from kdr.cli.output import json_text
-    from kdr.report.verification import verified
+    from kdr.report.tables.verification import verified
 
     try:
         text = table.read_text(encoding="utf-8")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from kdr.data.annotation_file import raise_problems, read_annotation_file
 from kdr.errors import DataError
-from kdr.files import written_aside
-from kdr.storage import Storage
+from kdr.storage.files import written_aside
+from kdr.storage.layout import Storage
 
 if TYPE_CHECKING:
     from kdr.config.data import CocoData, ShapesData

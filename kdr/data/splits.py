@@ -10,7 +10,7 @@ from kdr.data.fingerprint import data_fingerprint
 from kdr.data.shapes import write_shapes
 from kdr.errors import DataError
 from kdr.randomness import address
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 
 @dataclass(frozen=True)

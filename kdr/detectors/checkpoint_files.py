@@ -11,7 +11,7 @@ from kdr.detectors.identity import content_id, weights_file
 from kdr.detectors.sidecar import Sidecar, read_sidecar, write_sidecar
 from kdr.detectors.state_file import read_state
 from kdr.errors import WeightsError
-from kdr.files import StoredPath, store
+from kdr.storage.files import StoredPath, store
 
 
 def save_student(path: StoredPath, detector: Detector, *, extra: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from kdr.config.detector import DetectorConfig
 from kdr.config.problems import validated
 from kdr.detectors.identity import DETECTOR_ENUMS, content_id
 from kdr.errors import ConfigError, WeightsError
-from kdr.files import StoredPath, store
+from kdr.storage.files import StoredPath, store
 
 _FORMAT = "kdr student 1"
 

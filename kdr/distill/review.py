@@ -12,7 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdr.distill.adapters import Adapter, AdapterInit, AdapterKind, AdapterNorm, default_conv, refuse_identity
+from kdr.distill.adapters import (
+    Adapter,
+    AdapterInit,
+    AdapterKind,
+    AdapterNorm,
+    default_conv,
+    refuse_identity,
+)
 from kdr.randomness import address
 
 Attention = Literal["none", "spatial", "channel", "both"]

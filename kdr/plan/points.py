@@ -70,7 +70,7 @@ def draw(space: Space, suggest: Suggest) -> Point:
 
     def value(path: str, parameter: Parameter) -> Iterator[Any]:
         answer = suggest(path, parameter)
-        yield answer if parameter.subset is None else mended(parameter, answer)
+        yield answer if parameter.subset is None else repaired(parameter, answer)
 
     return next(_points(space, value))
 
@@ -102,11 +102,11 @@ def extremes(parameter: Parameter) -> list[Any]:
     values = parameter.drawn_from(parameter.kind) or ()
     if parameter.kind != "subset":
         return list(values)
-    chosen = [mended(parameter, few) for few in ([], *([member] for member in values), list(values))]
+    chosen = [repaired(parameter, few) for few in ([], *([member] for member in values), list(values))]
     return [subset for index, subset in enumerate(chosen) if subset not in chosen[:index]]
 
 
-def mended(parameter: Parameter, subset: Sequence[Any]) -> list[Any]:
+def repaired(parameter: Parameter, subset: Sequence[Any]) -> list[Any]:
     """The subset in the order in which its members are written, filled up from the first one on to `at_least` members."""
     members = parameter.subset or ()
     absent = [member for member in members if member not in subset]

@@ -11,7 +11,17 @@ from kdr.config.search import Parameter, Search
 from kdr.config.study import Study
 from kdr.errors import ConfigError
 from kdr.plan.given_point import enqueued_points
-from kdr.plan.points import MAX_CELLS, Point, Space, corners, draw, extremes, holds, num_cells, space_of
+from kdr.plan.points import (
+    MAX_CELLS,
+    Point,
+    Space,
+    corners,
+    draw,
+    extremes,
+    holds,
+    num_cells,
+    space_of,
+)
 
 _MAX_CORNERS = 256
 _MISSING = object()

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 
 from kdr.config.ablation import BASELINE, Ablation
 from kdr.errors import ConfigError
-from kdr.report.arm_trials import Arm, LoggedArms, ablation_of, logged_arms
+from kdr.report.arm_trials import ArmTrials, LoggedArms, ablation_of, logged_arms
 from kdr.report.comparison import Comparison, compared, not_paired, unequal_budget, unfinished
-from kdr.report.effects import Effect, Verdict, judged
+from kdr.report.effects import Effect, Verdict, verdicts_on
 from kdr.report.factorial import factorial_effects
 from kdr.report.measures import Measure, measure_of
 from kdr.results.reader import Log
@@ -38,7 +38,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class ArmRow:
+class AblationRow:
     """One arm of the table."""
 
     name: str
@@ -101,14 +101,14 @@ class AblationTable:
     """Largest difference of the tested measure that does not matter, in the unit of the log."""
     family: int
     """Comparisons that are adjusted together."""
-    rows: tuple[ArmRow, ...]
+    rows: tuple[AblationRow, ...]
     effects: tuple[EffectRow, ...] = ()
     """Of a factorial; there the arms themselves are not compared."""
     notes: tuple[str, ...] = ()
     """What is missing, what is unequal, what comes from different code."""
 
     @property
-    def all_rows(self) -> tuple[ArmRow | EffectRow, ...]:
+    def all_rows(self) -> tuple[AblationRow | EffectRow, ...]:
         """Arms, then effects."""
         return (*self.rows, *self.effects)
 
@@ -157,9 +157,9 @@ def ablation_table(log: Log, study: str, metrics: Sequence[str] = (), *, allow_u
     return replace(table, notes=(*notes, *_declarations(ablation, tested)))
 
 
-def arm_row(arm: Arm, reference: Arm | None, measures: Sequence[Measure], *, num_planned: int) -> ArmRow:
+def arm_row(arm: ArmTrials, reference: ArmTrials | None, measures: Sequence[Measure], *, num_planned: int) -> AblationRow:
     """One arm's row, compared with another one if there is one, without a verdict."""
-    return ArmRow(
+    return AblationRow(
         name=arm.name,
         levels=arm.levels,
         num_done=sum(trial.is_done for trial in arm.trials.values()),
@@ -170,7 +170,7 @@ def arm_row(arm: Arm, reference: Arm | None, measures: Sequence[Measure], *, num
     )
 
 
-def judged_rows(rows: Sequence[ArmRow], tested: Measure | None, margin: float | None) -> tuple[list[ArmRow], int]:
+def judged_rows(rows: Sequence[AblationRow], tested: Measure | None, margin: float | None) -> tuple[list[AblationRow], int]:
     """The rows with their verdicts on the tested measure, and the number of comparisons that were adjusted together."""
     effects: dict[str, Effect] = {}
     for row in rows:
@@ -178,15 +178,15 @@ def judged_rows(rows: Sequence[ArmRow], tested: Measure | None, margin: float | 
         if comparison is not None and comparison.effect is not None:
             effects[row.name] = comparison.effect
     family = [row.name for row in rows if row.name in effects and not row.is_declared]
-    verdicts = dict(zip(family, judged([effects[name] for name in family], margin=margin), strict=True))
+    verdicts = dict(zip(family, verdicts_on([effects[name] for name in family], margin=margin), strict=True))
     for row in rows:
         if row.is_declared and row.name in effects:
-            [verdicts[row.name]] = judged([effects[row.name]], margin=margin, adjust=False)
+            [verdicts[row.name]] = verdicts_on([effects[row.name]], margin=margin, adjust=False)
     num_adjusted = sum(effects[name].p is not None for name in family)
     return [replace(row, verdict=verdicts.get(row.name)) for row in rows], num_adjusted
 
 
-def check_budgets(rows: Sequence[ArmRow], reference: str) -> None:
+def check_budgets(rows: Sequence[AblationRow], reference: str) -> None:
     """Refuses arms that had another budget than the reference.
 
     Raises:
@@ -202,7 +202,7 @@ def check_budgets(rows: Sequence[ArmRow], reference: str) -> None:
         raise ConfigError(problems)
 
 
-def cautions(arms: Sequence[Arm]) -> Iterator[str]:
+def cautions(arms: Sequence[ArmTrials]) -> Iterator[str]:
     """Notes on trials that are missing, and on results that come from more than one version of code or data."""
     for arm in arms:
         yield from unfinished(arm)
@@ -215,7 +215,7 @@ def cautions(arms: Sequence[Arm]) -> Iterator[str]:
             yield f"The trials come from {len(values)} {name}: {', '.join(sorted(values))}."
 
 
-def row_notes(rows: Sequence[ArmRow], measure: Measure) -> Iterator[str]:
+def row_notes(rows: Sequence[AblationRow], measure: Measure) -> Iterator[str]:
     """What a reader must know of each arm's comparison."""
     for row in rows:
         if row.unequal is not None:
@@ -224,7 +224,7 @@ def row_notes(rows: Sequence[ArmRow], measure: Measure) -> Iterator[str]:
         yield from comparison.notes if comparison is not None else ()
 
 
-def _same_arms(rows: Sequence[ArmRow]) -> Iterator[str]:
+def _same_arms(rows: Sequence[AblationRow]) -> Iterator[str]:
     """Arms beside the reference that are the same trials as one before them."""
     first: dict[tuple[str, ...], str] = {}
     for row in rows:
@@ -258,7 +258,7 @@ def _effects(found: LoggedArms, ablation: Ablation, tested: Measure, margin: flo
     if missing:
         notes.append(f"Effects that the arms left out leave open: {', '.join(missing)}.")
     known = [(contrast.name, contrast.effect) for contrast in contrasts if contrast.effect is not None]
-    verdicts = judged([effect for _, effect in known], margin=margin)
+    verdicts = verdicts_on([effect for _, effect in known], margin=margin)
     return [EffectRow(name, tested.name, effect, verdict) for (name, effect), verdict in zip(known, verdicts, strict=True)], notes
 
 

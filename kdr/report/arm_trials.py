@@ -65,7 +65,7 @@ class ArmTrial:
 
 
 @dataclass(frozen=True)
-class Arm:
+class ArmTrials:
     """One way to train, with its trials."""
 
     name: str
@@ -91,12 +91,12 @@ class LoggedArms:
     study: str
     ablation: Ablation | None
     """The design; None for a study that is no ablation."""
-    arms: tuple[Arm, ...]
+    arms: tuple[ArmTrials, ...]
     """In the order of the study."""
     reference: str
     """Name of the arm with which the others are compared."""
 
-    def arm(self, name: str) -> Arm:
+    def arm(self, name: str) -> ArmTrials:
         """The arm of a name.
 
         Raises:
@@ -130,7 +130,7 @@ def logged_arms(log: Log, study: str, measures: Sequence[Measure]) -> LoggedArms
     arms = []
     for name, own in by_arm.items():
         trials = {row["seed"]: _trial(row, states.get(row["key"]), values, ends.get(row["key"], {}), workers) for row in own}
-        arms.append(Arm(name, json.loads(own[0]["levels"] or "{}"), dict(sorted(trials.items()))))
+        arms.append(ArmTrials(name, json.loads(own[0]["levels"] or "{}"), dict(sorted(trials.items()))))
     references = [row["arm"] for row in rows if row["is_reference"]]
     return LoggedArms(study, ablation_of(log, study), tuple(arms), references[0] if references else BASELINE)
 

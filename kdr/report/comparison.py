@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from kdr.report.arm_trials import Arm, ArmTrial
+from kdr.report.arm_trials import ArmTrial, ArmTrials
 from kdr.report.effects import Effect, paired_effect, unpaired_effect
 
 _CHANGES_BATCHES = ("data.", "training.batch_size")
@@ -22,7 +22,7 @@ class Comparison:
     """What a reader must know, each beginning with the arm's name."""
 
 
-def compared(arm: Arm, reference: Arm, measure: str) -> Comparison:
+def compared(arm: ArmTrials, reference: ArmTrials, measure: str) -> Comparison:
     """Compares an arm with another one, seed by seed.
 
     A seed that either has not completed is left out. Trials of one seed whose first batches differ are no pairs; such arms are
@@ -41,7 +41,7 @@ def compared(arm: Arm, reference: Arm, measure: str) -> Comparison:
     return Comparison(effect, notes=tuple(notes))
 
 
-def unequal_budget(arm: Arm, reference: Arm) -> str | None:
+def unequal_budget(arm: ArmTrials, reference: ArmTrials) -> str | None:
     """How the budgets of two arms differ, of the first seed where they do; None if they do not."""
     for one, other in _pairs(arm, reference):
         if one.budget.differs_from(other.budget):
@@ -49,7 +49,7 @@ def unequal_budget(arm: Arm, reference: Arm) -> str | None:
     return None
 
 
-def not_paired(arm: Arm, reference: Arm) -> str | None:
+def not_paired(arm: ArmTrials, reference: ArmTrials) -> str | None:
     """Why trials of one seed are no pairs, by the hashes of their first batches; None if they are, or nothing is known."""
     seeds = [one.seed for one, other in _pairs(arm, reference) if _batches_differ(one, other)]
     if not seeds:
@@ -65,7 +65,7 @@ def not_paired(arm: Arm, reference: Arm) -> str | None:
     )
 
 
-def unfinished(arm: Arm) -> Iterator[str]:
+def unfinished(arm: ArmTrials) -> Iterator[str]:
     """What became of an arm's trials that are not completed, one line for each kind."""
     kinds: dict[str, list[int]] = {}
     for seed, trial in arm.trials.items():
@@ -75,7 +75,7 @@ def unfinished(arm: Arm) -> Iterator[str]:
         yield f"{arm.name}: {len(seeds)} of {len(arm.trials)} {kind}, {_seeds(seeds)}."
 
 
-def _left_out(arm: Arm, reference: Arm, seeds: Sequence[int], measure: str) -> Iterator[str]:
+def _left_out(arm: ArmTrials, reference: ArmTrials, seeds: Sequence[int], measure: str) -> Iterator[str]:
     alone = {
         reference.name: [seed for seed in arm.values(measure) if seed not in seeds],
         arm.name: [seed for seed in reference.values(measure) if seed not in seeds],
@@ -85,7 +85,7 @@ def _left_out(arm: Arm, reference: Arm, seeds: Sequence[int], measure: str) -> I
             yield f"{arm.name}: {_seeds(left_out)} left out of its comparison, without a result of {lacking}."
 
 
-def _pairs(arm: Arm, reference: Arm) -> Iterator[tuple[ArmTrial, ArmTrial]]:
+def _pairs(arm: ArmTrials, reference: ArmTrials) -> Iterator[tuple[ArmTrial, ArmTrial]]:
     """Trials of one seed that both arms have completed."""
     for seed, trial in arm.trials.items():
         other = reference.trials.get(seed)

@@ -114,7 +114,7 @@ def unpaired_effect(arm: ArrayLike, reference: ArrayLike) -> Effect:
     return Effect(n, mean, math.sqrt(parts.sum()), float(df), df_per_seed=df / (n - 1), paired=False)
 
 
-def judged(effects: Sequence[Effect], *, margin: float | None, adjust: bool = True) -> list[Verdict]:
+def verdicts_on(effects: Sequence[Effect], *, margin: float | None, adjust: bool = True) -> list[Verdict]:
     """The verdicts on a family of comparisons.
 
     *helps* and *hurts*: the adjusted p is below ALPHA. *no relevant effect*: it is not, and the adjusted equivalence test says

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kdr.report.arm_trials import Arm
+from kdr.report.arm_trials import ArmTrials
 from kdr.report.ranking import RankedTrial
 from kdr.results.reader import Log, State
 
@@ -73,7 +73,7 @@ class LearningCurves:
         return sum(len(curve.epochs) for curve in self.curves)
 
 
-def arm_curves(log: Log, arms: Sequence[Arm], metric: str, *, drawn: Sequence[str]) -> LearningCurves:
+def arm_curves(log: Log, arms: Sequence[ArmTrials], metric: str, *, drawn: Sequence[str]) -> LearningCurves:
     """The curves of an ablation, one group for each arm.
 
     The band is that of the completed seeds, or while none is, of all that have begun.

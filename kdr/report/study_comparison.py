@@ -3,8 +3,16 @@
 from dataclasses import replace
 
 from kdr.errors import ConfigError
-from kdr.report.ablation_table import AblationTable, ArmRow, arm_row, cautions, check_budgets, judged_rows, row_notes
-from kdr.report.arm_trials import Arm, LoggedArms, ablation_of, logged_arms
+from kdr.report.ablation_table import (
+    AblationRow,
+    AblationTable,
+    arm_row,
+    cautions,
+    check_budgets,
+    judged_rows,
+    row_notes,
+)
+from kdr.report.arm_trials import ArmTrials, LoggedArms, ablation_of, logged_arms
 from kdr.report.comparison import unequal_budget
 from kdr.report.measures import measure_of
 from kdr.results.reader import Log
@@ -30,7 +38,7 @@ def study_comparison(
     metric = design.metric if design else "AP"
     measures = tuple(measure_of(name) for name in dict.fromkeys(metrics or (metric,)))
     first, second = (logged_arms(log, study, measures) for log, study in zip(logs, studies, strict=True))
-    rows: list[ArmRow] = []
+    rows: list[AblationRow] = []
     arms = []
     for one, other in _common(first, second):
         mine, theirs = (replace(arm, name=f"{study}: {arm.name}") for arm, study in zip((one, other), studies, strict=True))
@@ -50,7 +58,7 @@ def study_comparison(
     return AblationTable(name, reference, measures, tested, margin, family, tuple(judged_), notes=notes)
 
 
-def _common(first: LoggedArms, second: LoggedArms) -> list[tuple[Arm, Arm]]:
+def _common(first: LoggedArms, second: LoggedArms) -> list[tuple[ArmTrials, ArmTrials]]:
     names = {arm.name for arm in second.arms}
     if common := [(arm, second.arm(arm.name)) for arm in first.arms if arm.name in names]:
         return common
@@ -60,5 +68,5 @@ def _common(first: LoggedArms, second: LoggedArms) -> list[tuple[Arm, Arm]]:
     return [(first.arm(first.reference), second.arm(second.reference))]
 
 
-def _planned(arm: Arm, study: LoggedArms) -> int:
+def _planned(arm: ArmTrials, study: LoggedArms) -> int:
     return len(study.ablation.all_seeds) if study.ablation else len(arm.trials)

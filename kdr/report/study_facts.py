@@ -29,7 +29,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Budget:
+class StudyCost:
     """What a study has used."""
 
     counts: Mapping[str, int]
@@ -106,13 +106,13 @@ def failures(
     return listed, len(found) - len(listed)
 
 
-def budget(log: Log, study: str, states: Sequence[TrialState], content: Mapping[str, Any]) -> Budget:
+def budget(log: Log, study: str, states: Sequence[TrialState], content: Mapping[str, Any]) -> StudyCost:
     """What a study has used, from its rows."""
     order = Counter(state.state.replace("_", " ") for state in states if state.role == "student")
     of_study = log.epochs.filter(pc.equal(log.epochs["study"], study))
     speed = pc.approximate_median(of_study["images_per_s"]).as_py()
     search = content.get("search") or {}
-    return Budget(
+    return StudyCost(
         dict(order.most_common()),
         len(of_study),
         seconds_used(log, study) / 3600,
@@ -124,7 +124,7 @@ def budget(log: Log, study: str, states: Sequence[TrialState], content: Mapping[
     )
 
 
-def provenance(states: Sequence[TrialState]) -> Provenance:
+def study_provenance(states: Sequence[TrialState]) -> Provenance:
     """Where the results came from, over the events that decided each trial's state."""
     last = [state.last for state in states]
     versions: dict[str, Counter[str]] = {}

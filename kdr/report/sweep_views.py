@@ -52,7 +52,7 @@ class SettingAxis:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SearchView:
     """The trials of a search that have a value of the metric."""
 
     metric: str
@@ -84,7 +84,7 @@ class Fidelity:
         return self.correlations[self.epochs.index(self.early_epoch)]
 
 
-def sweep(trials: Sequence[RankedTrial], metric: str, search: Mapping[str, Any], most: int = MOST_TRIALS) -> Sweep:
+def sweep(trials: Sequence[RankedTrial], metric: str, search: Mapping[str, Any], most: int = MOST_TRIALS) -> SearchView:
     """The completed and early-stopped trials of a search with the settings that it drew.
 
     Args:
@@ -96,7 +96,7 @@ def sweep(trials: Sequence[RankedTrial], metric: str, search: Mapping[str, Any],
     valued = [trial for trial in trials if trial.value is not None and trial.state.state in ("completed", "stopped_early")]
     kept = tuple(thinned(valued, most))
     axes = tuple(_axis(path, parameter, kept) for path, parameter in (search.get("parameters") or {}).items())
-    return Sweep(metric, kept, tuple(axis for axis in axes if any(value is not None for value in axis.values)), len(valued))
+    return SearchView(metric, kept, tuple(axis for axis in axes if any(value is not None for value in axis.values)), len(valued))
 
 
 def thinned(trials: Sequence[RankedTrial], most: int) -> list[RankedTrial]:

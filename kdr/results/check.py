@@ -11,7 +11,6 @@ from typing import Any, Literal
 import pyarrow.compute as pc
 
 from kdr.errors import StorageError
-from kdr.files import StoredPath, listed, move, written_aside
 from kdr.results.fragments import (
     DamagedFragmentError,
     is_newer_version,
@@ -23,7 +22,8 @@ from kdr.results.fragments import (
 from kdr.results.reader import Log, read_log
 from kdr.results.saved_weights import what_is_torn
 from kdr.results.schema import EVENTS, SCHEMAS, TableName
-from kdr.storage import Storage
+from kdr.storage.files import StoredPath, listed, move, written_aside
+from kdr.storage.layout import Storage
 
 Kind = Literal["damaged", "temporary", "foreign", "newer", "contradiction", "incomplete", "unfinished"]
 ORPHANED_AFTER_S = 600.0
@@ -31,7 +31,7 @@ ORPHANED_AFTER_S = 600.0
 
 
 @dataclass(frozen=True)
-class Finding:
+class LogProblem:
     """One thing that a reader of the log should know."""
 
     kind: Kind
@@ -48,7 +48,7 @@ class Finding:
         return self.kind not in ("incomplete", "unfinished")
 
 
-def check_log(storage: Storage) -> tuple[Finding, ...]:
+def check_log(storage: Storage) -> tuple[LogProblem, ...]:
     """Reads every file of the log that counts, every trial's events, and the checkpoints; problems first."""
     folders = [(table, folder) for table in SCHEMAS for folder in study_folders(storage, table).values()]
     found = [finding for table, folder in folders for finding in _files(folder, table)]
@@ -58,7 +58,7 @@ def check_log(storage: Storage) -> tuple[Finding, ...]:
     return tuple(sorted(found, key=lambda finding: not finding.is_problem))
 
 
-def quarantine(storage: Storage, finding: Finding) -> list[StoredPath]:
+def quarantine(storage: Storage, finding: LogProblem) -> list[StoredPath]:
     """Moves the files of a finding into the quarantine, the reason beside them, and says where they are now.
 
     Raises:
@@ -83,7 +83,7 @@ def quarantine(storage: Storage, finding: Finding) -> list[StoredPath]:
     return moved
 
 
-def _files(folder: StoredPath, table: TableName) -> Iterator[Finding]:
+def _files(folder: StoredPath, table: TableName) -> Iterator[LogProblem]:
     listing = list_folder(folder, table)
     for path in listing.damaged:
         yield from _damaged(path, "a compaction that cannot be read; the one before it, or the single files, count instead")
@@ -91,7 +91,7 @@ def _files(folder: StoredPath, table: TableName) -> Iterator[Finding]:
         try:
             read_fragment(path, table)
             if is_newer_version(path):
-                yield Finding(
+                yield LogProblem(
                     "newer", str(path), "was written by a newer version; columns that this one does not know are left out"
                 )
         except FileNotFoundError:
@@ -101,14 +101,14 @@ def _files(folder: StoredPath, table: TableName) -> Iterator[Finding]:
     yield from _left_over(folder)
 
 
-def _left_over(folder: StoredPath) -> Iterator[Finding]:
+def _left_over(folder: StoredPath) -> Iterator[LogProblem]:
     for path in listed(folder, "*.tmp"):
         age_s = _age_s(path)
         if age_s is not None and age_s > ORPHANED_AFTER_S:
-            yield Finding("temporary", str(path), "was left by a writer that was killed; no reader looks at it", (path,))
+            yield LogProblem("temporary", str(path), "was left by a writer that was killed; no reader looks at it", (path,))
 
 
-def _foreign(storage: Storage, folders: Collection[StoredPath]) -> Iterator[Finding]:
+def _foreign(storage: Storage, folders: Collection[StoredPath]) -> Iterator[LogProblem]:
     """What lies in the log and is no part of it. Readers pass it over."""
     tables = [storage.log / table for table in SCHEMAS]
     wanted: list[tuple[StoredPath, Callable[[StoredPath], bool]]] = [(storage.log, tables.__contains__)]
@@ -117,16 +117,16 @@ def _foreign(storage: Storage, folders: Collection[StoredPath]) -> Iterator[Find
     for folder, belongs in wanted:
         for path in listed(folder):
             if not belongs(path):
-                yield Finding("foreign", str(path), "is no part of the log; no reader looks at it", (path,))
+                yield LogProblem("foreign", str(path), "is no part of the log; no reader looks at it", (path,))
 
 
-def _weights(storage: Storage) -> Iterator[Finding]:
+def _weights(storage: Storage) -> Iterator[LogProblem]:
     """Checkpoints that no trial can go on from, and weights that cannot be opened."""
     for folder in listed(storage.trials):
         for name, then in _TORN:
             with contextlib.suppress(FileNotFoundError):  # there is none, or its trial has just ended
                 if (what := what_is_torn(folder / name, read_all=name == "checkpoint.pt")) is not None:
-                    yield Finding("damaged", str(folder / name), f"{what}; {then}", (folder / name,))
+                    yield LogProblem("damaged", str(folder / name), f"{what}; {then}", (folder / name,))
         yield from _left_over(folder)
 
 
@@ -136,12 +136,12 @@ _TORN = (
 )
 
 
-def _damaged(path: StoredPath, what: str) -> Iterator[Finding]:
+def _damaged(path: StoredPath, what: str) -> Iterator[LogProblem]:
     names = (path.with_suffix(".json"), path.with_suffix(".parquet")) if path.name.startswith("c-") else (path,)
     # a manifest goes first: without it, its data do not count
     files = tuple(name for name in names if name.exists())
     if files:
-        yield Finding("damaged", str(path), what, files)
+        yield LogProblem("damaged", str(path), what, files)
 
 
 def _age_s(path: StoredPath) -> float | None:
@@ -153,13 +153,13 @@ def _age_s(path: StoredPath) -> float | None:
         return None  # its writer has just renamed it
 
 
-def _newer_events(log: Log) -> Iterator[Finding]:
+def _newer_events(log: Log) -> Iterator[LogProblem]:
     for row in log.trials.to_pylist():
         if row["event"] not in EVENTS:
-            yield Finding("newer", row["key"], f"has an event {row['event']!r} of a newer version; it is passed over")
+            yield LogProblem("newer", row["key"], f"has an event {row['event']!r} of a newer version; it is passed over")
 
 
-def _contradictions(log: Log) -> Iterator[Finding]:
+def _contradictions(log: Log) -> Iterator[LogProblem]:
     """Trials that were completed more than once, with different results, by the same code and not excluded in between."""
     ends: dict[str, list[dict[str, Any]]] = {}
     for row in log.trials.filter(pc.equal(log.trials["event"], "completed")).to_pylist():
@@ -169,12 +169,12 @@ def _contradictions(log: Log) -> Iterator[Finding]:
         rows.sort(key=lambda row: (row["attempt"], row["time"]))
         if len({row["AP"] for row in rows}) > 1:
             values = ", ".join(f"{row['AP']} (attempt {row['attempt']})" for row in rows)
-            yield Finding(
+            yield LogProblem(
                 "contradiction", key, f"was completed {len(rows)} times with different AP: {values}. The last one counts"
             )
 
 
-def _gaps(log: Log) -> Iterator[Finding]:
+def _gaps(log: Log) -> Iterator[LogProblem]:
     """Trials with a result of which epochs are missing, as after a damaged file was moved aside."""
     counts = log.current_epochs.group_by("key").aggregate([("epoch", "count")]).to_pydict()
     num_epochs = dict(zip(counts["key"], counts["epoch_count"], strict=True))
@@ -185,13 +185,13 @@ def _gaps(log: Log) -> Iterator[Finding]:
                 f"was {state.state} at epoch {state.epoch}, of which the log has {found}: its result counts, its curve has gaps. "
                 "`log exclude KEY` trains it again"
             )
-            yield Finding("incomplete", state.key, what)
+            yield LogProblem("incomplete", state.key, what)
 
 
-def _unfinished(log: Log) -> Iterator[Finding]:
+def _unfinished(log: Log) -> Iterator[LogProblem]:
     for state in log.states().values():
         if state.state in ("running", "interrupted"):
             what = (
                 f"{state.state} at epoch {state.epoch} in the study {state.study}; if nothing runs it, the same command continues"
             )
-            yield Finding("unfinished", state.key, what)
+            yield LogProblem("unfinished", state.key, what)

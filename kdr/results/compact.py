@@ -14,11 +14,18 @@ import uuid
 import pyarrow as pa
 
 from kdr.errors import StorageError
-from kdr.files import StoredPath, listed, written_aside
-from kdr.results.fragments import DamagedFragmentError, Listing, is_newer_version, list_folder, read_fragment, study_folders
+from kdr.results.fragments import (
+    DamagedFragmentError,
+    Listing,
+    is_newer_version,
+    list_folder,
+    read_fragment,
+    study_folders,
+)
 from kdr.results.schema import SCHEMAS
 from kdr.results.writer import write_fragment
-from kdr.storage import Storage
+from kdr.storage.files import StoredPath, listed, written_aside
+from kdr.storage.layout import Storage
 
 _COMPACTED = re.compile(r"c-(\d+)-[0-9a-f]+\.(parquet|json)")
 

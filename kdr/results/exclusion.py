@@ -4,7 +4,7 @@ from kdr.errors import ConfigError
 from kdr.results.reader import TrialState
 from kdr.results.schema import Event, TrialEvent, later_than
 from kdr.results.writer import LogWriter
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 
 def exclude(storage: Storage, state: TrialState, reason: str) -> None:

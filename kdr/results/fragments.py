@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kdr.errors import StorageError
-from kdr.files import StoredPath, listed
 from kdr.results.schema import SCHEMA_VERSION, SCHEMAS, TableName
-from kdr.storage import Storage
+from kdr.storage.files import StoredPath, listed
+from kdr.storage.layout import Storage
 
 _MANIFEST = re.compile(r"c-(\d+)-[0-9a-f]+\.json")
 _OF_LOG = re.compile(rf"part-.+\.parquet|c-\d+-[0-9a-f]+\.parquet|{_MANIFEST.pattern}|\..+\.tmp")

@@ -12,11 +12,24 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kdr.files import StoredPath
-from kdr.results.current_rows import current_rows, current_trials, deciding_rows, excluded_attempts, first_of_each, last_draws
-from kdr.results.fragments import DamagedFragmentError, Listing, list_folder, read_fragment, study_folders
+from kdr.results.current_rows import (
+    current_rows,
+    current_trials,
+    deciding_rows,
+    excluded_attempts,
+    first_of_each,
+    last_draws,
+)
+from kdr.results.fragments import (
+    DamagedFragmentError,
+    Listing,
+    list_folder,
+    read_fragment,
+    study_folders,
+)
 from kdr.results.schema import EVENTS, METRICS, SCHEMAS, TableName, TrialEvent, to_events
-from kdr.storage import Storage
+from kdr.storage.files import StoredPath
+from kdr.storage.layout import Storage
 
 State = Literal["planned", "running", "interrupted", "failed", "stopped_early", "completed", "cancelled", "excluded"]
 _STATES: dict[str, State] = {

@@ -4,7 +4,7 @@ import struct
 import zipfile
 from pathlib import Path
 
-from kdr.files import StoredPath, fetched
+from kdr.storage.files import StoredPath, fetched
 
 
 def what_is_torn(path: StoredPath, *, read_all: bool = True) -> str | None:

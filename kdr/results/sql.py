@@ -19,7 +19,7 @@ from kdr.results.current_rows import first_of_each
 from kdr.results.flat_settings import canonical, flat_settings
 from kdr.results.reader import Log, read_log
 from kdr.results.schema import METRICS, SCHEMAS
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 TABLES = ("trials", "epochs", "arms", "events")
 

@@ -13,9 +13,18 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kdr.files import store
-from kdr.results.schema import ArmRow, EpochRow, Row, TableName, TrialEvent, later_than, to_table, utc_now
-from kdr.storage import Storage
+from kdr.results.schema import (
+    ArmRow,
+    EpochRow,
+    Row,
+    TableName,
+    TrialEvent,
+    later_than,
+    to_table,
+    utc_now,
+)
+from kdr.storage.files import store
+from kdr.storage.layout import Storage
 
 FLUSH_EVERY_S = 5.0
 """Longest time that an epoch row waits while further rows come."""

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import Literal
 
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 
 class KeptWeights:

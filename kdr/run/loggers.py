@@ -9,7 +9,7 @@ from typing import Any
 
 from kdr.config.study import LoggerName
 from kdr.errors import PackageError
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 _PACKAGES: dict[LoggerName, tuple[str, str]] = {
     # name -> (module that writes, what to install)

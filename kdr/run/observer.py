@@ -7,7 +7,7 @@ from kdr.training.findings import Finding
 
 
 @dataclass(frozen=True)
-class TrialProgress:
+class TrialUpdate:
     """How far one trial has come."""
 
     name: str
@@ -24,6 +24,10 @@ class TrialProgress:
     """Why it failed, was cancelled, or is started again."""
 
 
+def ignore(*_: object) -> None:
+    """A listener for whoever does not listen."""
+
+
 class Observer(Protocol):
     """Watches a study run."""
 
@@ -36,5 +40,5 @@ class Observer(Protocol):
     def plan(self, num_trials: int | None, num_done: int, num_concurrent: int) -> None:
         """Says how many trials the study has, how many of them are done, and how many run at a time."""
 
-    def update(self, progress: TrialProgress) -> None:
+    def update(self, progress: TrialUpdate) -> None:
         """One trial has come further."""

@@ -3,11 +3,11 @@
 from kdr.config.study import Resources, Study
 from kdr.config.trial import Trial
 from kdr.errors import KdrError, PreflightError
-from kdr.files import StoredPath
-from kdr.run.logged_fit import has_weights, teacher_of
+from kdr.run.attempt.logged_fit import has_weights, teacher_of
 from kdr.run.observer import Observer
-from kdr.storage import Storage
-from kdr.training.findings import Preflight, judged, keep_preflight, kept_preflight
+from kdr.storage.files import StoredPath
+from kdr.storage.layout import Storage
+from kdr.training.findings import Preflight, findings_of, keep_preflight, kept_preflight
 
 
 def check_before_start(
@@ -42,10 +42,10 @@ def check_before_start(
             raise PreflightError(found)
         measured = found
         keep_preflight(storage, study.study, trial, measured)
-    findings = list(judged(measured, trial.config))
+    findings = list(findings_of(measured, trial.config))
     for finding in findings:
         observer.finding(finding)
-    if failed := [f"{finding.name}: {finding.text}. {finding.mend}" for finding in findings if finding.state == "failed"]:
+    if failed := [f"{finding.name}: {finding.text}. {finding.fix}" for finding in findings if finding.state == "failed"]:
         raise PreflightError(failed)
 
 

@@ -16,9 +16,9 @@ from ray import tune
 from kdr.config.trial import Trial
 from kdr.results.flat_settings import canonical, flat_settings
 from kdr.results.schema import Role
+from kdr.run.attempt.trial_actor import trial_from
 from kdr.run.observer import Observer
-from kdr.run.trial_actor import trial_from
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 
 class ShownTrial:

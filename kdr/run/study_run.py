@@ -9,7 +9,6 @@ from kdr.config.study import Resources, Study
 from kdr.config.trial import Trial
 from kdr.data.splits import open_splits
 from kdr.errors import ResourcesError, TrialFailure
-from kdr.files import remove_orphans
 from kdr.plan.arm_checks import check_design
 from kdr.plan.inputs import data_of
 from kdr.plan.space import check_space
@@ -17,17 +16,18 @@ from kdr.results.compact import compact
 from kdr.results.reader import Log, read_log
 from kdr.results.schema import SCHEMAS
 from kdr.results.writer import LogWriter
+from kdr.run.attempt.logged_fit import has_weights, teacher_of
+from kdr.run.cluster.ray_session import nodes_of_ray, num_concurrent, ray_session, resolved
+from kdr.run.driver.sole_driver import sole_driver
+from kdr.run.driver.trial_claims import TrialClaims
 from kdr.run.kept_weights import KeptWeights
-from kdr.run.logged_fit import has_weights, teacher_of
 from kdr.run.loggers import check_loggers
 from kdr.run.observer import Observer
 from kdr.run.preflight import check_before_start
-from kdr.run.ray_session import nodes_of_ray, num_concurrent, ray_session, resolved
-from kdr.run.sole_driver import sole_driver
-from kdr.run.trial_claims import TrialClaims
 from kdr.run.trial_identity import trial_maker
 from kdr.run.trial_list import TrialList
-from kdr.storage import Storage
+from kdr.storage.files import remove_orphans
+from kdr.storage.layout import Storage
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Outcome:
     seconds: float
     terminated: bool = False
     """Whether SIGTERM or SIGHUP ended it."""
-    hopeless: str = ""
+    abort_reason: str = ""
     """Why it was stopped, if its first trials all failed alike."""
 
 
@@ -65,7 +65,7 @@ def run_study(
         address: a Ray cluster to join; None starts Ray on this machine.
         send_code: send this kdr to the nodes of the cluster, in place of what is installed there.
         rerun: run trials again whose results are known.
-        preflight: look at the cluster's nodes (`kdr.run.cluster`), and at the study's base trial once its teacher is there
+        preflight: look at the cluster's nodes (`kdr.run.cluster.readiness`), and at the study's base trial once its teacher is there
             (`kdr.run.preflight`).
 
     Raises:
@@ -131,12 +131,12 @@ def _run_alone(
                 "Use search.trials or search.hours, or a machine with GPUs"
             )
         if address is not None and preflight:
-            from kdr.run.cluster import check_nodes
+            from kdr.run.cluster.readiness import check_nodes
 
             observer.phase("Looking at the nodes")
             check_nodes(study, storage, observer)
         if address is not None:
-            from kdr.run.cluster_room import wait_for_room
+            from kdr.run.cluster.room import wait_for_room
 
             wait_for_room(needed, observer)
         sweep = Sweep(study, storage, observer, claims)
@@ -161,7 +161,7 @@ def _run_alone(
             _remove_orphans(storage, study)
         compact(storage, study.study)
     seconds = time.monotonic() - begin
-    return Outcome(sweep.num_run, sweep.num_failed, sweep.interrupted, seconds, sweep.terminated, sweep.hopeless)
+    return Outcome(sweep.num_run, sweep.num_failed, sweep.interrupted, seconds, sweep.terminated, sweep.abort_reason)
 
 
 def _remove_orphans(storage: Storage, study: Study) -> None:

@@ -15,24 +15,24 @@ from kdr.errors import StorageError
 from kdr.results.reader import Log, read_log
 from kdr.results.schema import Role
 from kdr.results.writer import LogWriter
-from kdr.run.early_stopping import make_scheduler
-from kdr.run.gang import remove_leftover_groups
-from kdr.run.history import History
-from kdr.run.interruption import GracePeriod, Interruption, Terminated, end_by_exception
+from kdr.run.attempt.logged_fit import num_attempts
+from kdr.run.attempt.trial_actor import ActorSettings, TrialActor, tune_config
+from kdr.run.cluster.ray_session import local_ray_ends, num_gpus_of
+from kdr.run.driver.interruption import GracePeriod, Interruption, Terminated, end_by_exception
+from kdr.run.driver.trial_claims import Holder, TrialClaims
+from kdr.run.engine.gang import remove_leftover_groups
 from kdr.run.kept_weights import KeptWeights
-from kdr.run.logged_fit import num_attempts
 from kdr.run.loggers import open_loggers
 from kdr.run.observer import Observer
-from kdr.run.ray_session import local_ray_ends, num_gpus_of
-from kdr.run.searcher import StudySearcher
+from kdr.run.search.early_stopping import make_scheduler
+from kdr.run.search.history import History
+from kdr.run.search.searcher import StudySearcher
+from kdr.run.search.trial_order import InOrder
 from kdr.run.shown_trials import ShownTrials
 from kdr.run.study_arms import note_arm
-from kdr.run.trial_actor import ActorSettings, TrialActor, tune_config
-from kdr.run.trial_claims import Holder, TrialClaims
 from kdr.run.trial_events import TrialEvents
 from kdr.run.trial_list import TrialList
-from kdr.run.trial_order import InOrder
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 _LOOK_EVERY_S = 2.0
 """Seconds between two looks at what other drivers train."""
@@ -53,7 +53,7 @@ class Sweep:
         self.metric = study.metric
         self.num_run = self.num_failed = 0
         self.interrupted = self.terminated = False
-        self.hopeless = ""
+        self.abort_reason = ""
         """Why the study was stopped, if its first trials all failed alike."""
         self._log = LogWriter(storage, study.study)
         self._names: dict[str, str] = {}
@@ -144,7 +144,7 @@ class Sweep:
     @property
     def _is_over(self) -> bool:
         """Whether nothing more is to start."""
-        return self.interrupted or bool(self.hopeless)
+        return self.interrupted or bool(self.abort_reason)
 
     def _show(self, listed: TrialList, past: Log, keys: Collection[str]) -> None:
         """Tells the observer of trials that need not run."""
@@ -241,7 +241,7 @@ class Sweep:
             on_report=self._interruption.trial_reported,
             on_ended=self.claims.give_back,
             on_no_storage=self._interruption.end_now,
-            on_hopeless=self._interruption.end_now,
+            on_abort=self._interruption.end_now,
         )
         callbacks: list[tune.Callback] = [events]
         if self._loggers:
@@ -276,8 +276,8 @@ class Sweep:
             raise StorageError(events.storage_problem)
         self.num_run += events.num_run if role == "student" else 0
         self.num_failed += events.num_failed
-        self.hopeless = self.hopeless or events.hopeless
-        self.interrupted |= self._interruption.happened and not events.hopeless
+        self.abort_reason = self.abort_reason or events.abort_reason
+        self.interrupted |= self._interruption.happened and not events.abort_reason
         self.terminated |= self._interruption.is_ending
 
     def _config_of(self, trial: Trial, *, parameters: dict[str, Any], trials_known: int) -> dict[str, Any]:

@@ -15,21 +15,17 @@ from kdr.errors import StorageError
 from kdr.results.reader import read_log
 from kdr.results.schema import Event, Role
 from kdr.results.writer import LogWriter
-from kdr.run.cancellation import CANCELLED
+from kdr.run.attempt.cancellation import CANCELLED
+from kdr.run.attempt.logged_fit import LoggedTrial, num_attempts
+from kdr.run.attempt.trial_actor import STORAGE, trial_from
+from kdr.run.engine.watchdog import hang_of
 from kdr.run.kept_weights import KeptWeights
-from kdr.run.logged_fit import LoggedTrial, num_attempts
-from kdr.run.observer import Observer, TrialProgress
-from kdr.run.trial_actor import STORAGE, trial_from
-from kdr.run.watchdog import hang_of
-from kdr.storage import Storage
+from kdr.run.observer import Observer, TrialUpdate, ignore
+from kdr.storage.layout import Storage
 
 _OUT_OF_MEMORY = ("OutOfMemoryError", "low on memory")
 """What Ray writes of a process that was killed since its node had no memory left."""
 _NUMBER = re.compile(r"\d+(\.\d+)?")
-
-
-def unheard(*_: Any) -> None:
-    """Hears of something and does nothing."""
 
 
 class TrialEvents(tune.Callback):
@@ -47,7 +43,7 @@ class TrialEvents(tune.Callback):
         on_report: is told of each trial that has ended an epoch or itself, by Tune's id, with the ids of those that run then.
         on_ended: is told the key of each trial that has ended.
         on_no_storage: is told when the storage cannot be written any more; `storage_problem` then says why.
-        on_hopeless: is told once, when the study's first trials have all failed alike; `hopeless` then says why.
+        on_abort: is told once, when the study's first trials have all failed alike; `abort_reason` then says why.
     """
 
     def __init__(
@@ -61,19 +57,19 @@ class TrialEvents(tune.Callback):
         names: Mapping[str, str],
         faults: Faults,
         kept_weights: KeptWeights | None = None,
-        on_report: Callable[[str, Iterable[str]], None] = unheard,
-        on_ended: Callable[[str], None] = unheard,
-        on_no_storage: Callable[[], None] = unheard,
-        on_hopeless: Callable[[], None] = unheard,
+        on_report: Callable[[str, Iterable[str]], None] = ignore,
+        on_ended: Callable[[str], None] = ignore,
+        on_no_storage: Callable[[], None] = ignore,
+        on_abort: Callable[[], None] = ignore,
     ) -> None:
         self.num_run = self.num_failed = 0
         self.storage_problem: str | None = None
-        self.hopeless = ""
+        self.abort_reason = ""
         """Why the study is given up, once it is."""
         self._study, self._storage, self._observer = study, storage, observer
         self._role, self._metric, self._names, self._faults = role, metric, names, faults
         self._kept_weights, self._on_report, self._on_ended = kept_weights, on_report, on_ended
-        self._on_no_storage, self._on_hopeless = on_no_storage, on_hopeless
+        self._on_no_storage, self._on_hopeless = on_no_storage, on_abort
         self._failures: set[str] = set()
         self._log = LogWriter(storage, study.study)
         self._running: dict[str, Any] = {}
@@ -141,7 +137,7 @@ class TrialEvents(tune.Callback):
         for trial in self._running.values():
             state = states.get(trial.config["trial"]["key"])
             if state is not None and state.state == "running":
-                self._write(trial, "interrupted", reason=self.hopeless or "the study was interrupted")
+                self._write(trial, "interrupted", reason=self.abort_reason or "the study was interrupted")
             if state is None or state.state != "completed":
                 self._tell(trial, "interrupted")
 
@@ -164,7 +160,7 @@ class TrialEvents(tune.Callback):
         self.num_failed += 1
         self._failures.add(f"{kind}: {_NUMBER.sub('#', reason)}")
         if self._role == "student" and self.num_run == self.num_failed == self._faults.alike and len(self._failures) == 1:
-            self.hopeless = f"the first {self.num_run} trials all failed alike, the last one by {reason or kind}"
+            self.abort_reason = f"the first {self.num_run} trials all failed alike, the last one by {reason or kind}"
             self._on_hopeless()
 
     def _ended(self, trial: Any) -> None:
@@ -202,7 +198,7 @@ class TrialEvents(tune.Callback):
         parameters = trial.config["trial"]["parameters"]
         value = result.get(self._metric)
         self._observer.update(
-            TrialProgress(
+            TrialUpdate(
                 name=self._role if self._role == "teacher" else self._names.get(known.key, ""),
                 key=known.key,
                 state=state,

@@ -7,7 +7,7 @@ from kdr.config.trial import Trial, TrialConfig
 from kdr.data.fingerprint import data_fingerprint
 from kdr.detectors.identity import content_id
 from kdr.plan.keys import make_trial
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 
 def trial_maker(study: Study, storage: Storage) -> Callable[[TrialConfig], Trial]:

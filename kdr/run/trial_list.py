@@ -9,7 +9,7 @@ from kdr.config.trial import Trial, TrialConfig
 from kdr.plan.designs import Arm, arm_points
 from kdr.results.reader import Log, TrialState
 from kdr.results.writer import LogWriter
-from kdr.run.observer import TrialProgress
+from kdr.run.observer import TrialUpdate
 from kdr.run.study_arms import note_arm, note_arms
 
 
@@ -59,7 +59,7 @@ class TrialList:
         states = past.states()
         return [(one.key, one.value) for one in self.progress(past) if states[one.key].study == self._study.study]
 
-    def progress(self, past: Log) -> Iterator[TrialProgress]:
+    def progress(self, past: Log) -> Iterator[TrialUpdate]:
         """The trials that need not run, as whoever watches a run sees them."""
         states = past.states()
         missing = {one.trial.key for one in self.missing(past)}
@@ -82,8 +82,8 @@ def _is_over(state: TrialState) -> bool:
     return state.state in ("completed", "cancelled")
 
 
-def _progress(one: ListedTrial, state: TrialState, metric: str) -> TrialProgress:
-    return TrialProgress(
+def _progress(one: ListedTrial, state: TrialState, metric: str) -> TrialUpdate:
+    return TrialUpdate(
         name=one.name,
         key=state.key,
         state=state.state,

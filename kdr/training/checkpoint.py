@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 
 from kdr.errors import WeightsError
-from kdr.files import StoredPath, fetched, store
-from kdr.patience import patiently
+from kdr.storage.files import StoredPath, fetched, store
+from kdr.storage.patience import patiently
 from kdr.training.metrics import EpochMetrics, Evaluation
 
 CHECKPOINT_VERSION = 1

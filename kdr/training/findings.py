@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kdr.config.trial import Trial, TrialConfig
-from kdr.files import StoredPath, written_aside
-from kdr.storage import Storage
+from kdr.storage.files import StoredPath, written_aside
+from kdr.storage.layout import Storage
 
 PREFLIGHT_VERSION = 1
 """Raised by hand when a pre-flight measures something else; what earlier versions kept is measured again."""
@@ -34,7 +34,7 @@ class Finding:
     state: Literal["ok", "warning", "failed"]
     text: str
     """One line, or several where a file has several problems."""
-    mend: str = ""
+    fix: str = ""
     """What to do about it, where the text does not say so."""
 
 
@@ -66,7 +66,7 @@ class Preflight:
     """Images that fit into memory at a time, where the pre-flight had to halve their number; None where all did."""
 
 
-def judged(measured: Preflight, config: TrialConfig) -> Iterator[Finding]:
+def findings_of(measured: Preflight, config: TrialConfig) -> Iterator[Finding]:
     """What a pre-flight says of a trial: a failure is a reason not to start, a warning to look twice."""
     yield from _of_teacher(measured, config)
     yield Finding("loaded", "ok", "; ".join(measured.loaded) or "nothing: student and teacher have their initial weights")
@@ -75,14 +75,14 @@ def judged(measured: Preflight, config: TrialConfig) -> Iterator[Finding]:
     if measured.pictures:
         yield Finding("masks", "ok", f"{len(measured.pictures)} images, the foreground of each level: {measured.pictures[0]} ...")
     if measured.num_fit is not None:
-        mend = "Each trial finds its own number, since training.micro_batch is auto; set that to spare it the attempts"
-        yield Finding("memory", "warning", f"fits with {measured.num_fit} images at a time", mend)
+        fix = "Each trial finds its own number, since training.micro_batch is auto; set that to spare it the attempts"
+        yield Finding("memory", "warning", f"fits with {measured.num_fit} images at a time", fix)
     yield from _of_losses(measured)
     yield from _of_gradients(measured)
     if measured.not_frozen:
-        mend = "Unexpected: please report it"
+        fix = "Unexpected: please report it"
         yield Finding(
-            "teacher frozen", "failed", f"a step must not touch the teacher, got {', '.join(measured.not_frozen)}", mend
+            "teacher frozen", "failed", f"a step must not touch the teacher, got {', '.join(measured.not_frozen)}", fix
         )
     elif config.distill.methods():
         yield Finding("teacher frozen", "ok", "no gradient reaches the teacher, and a step changes nothing in it")
@@ -94,16 +94,16 @@ def _of_teacher(measured: Preflight, config: TrialConfig) -> Iterator[Finding]:
     if measured.teacher_ap is None:
         text = "cannot be measured: its head is not loaded in full"
         is_stated = config.teacher.stated_ap is not None
-        mend = "Leave teacher.stated_ap out" if is_stated else ""
-        yield Finding("teacher's AP", "warning" if is_stated else "ok", text, mend)
+        fix = "Leave teacher.stated_ap out" if is_stated else ""
+        yield Finding("teacher's AP", "warning" if is_stated else "ok", text, fix)
         return
     on = f"on {'all' if measured.num_measured == measured.num_val else f'the first {measured.num_measured} of'} "
     text = f"AP {measured.teacher_ap:.3f} {on}{measured.num_val} validation images"
     stated = config.teacher.stated_ap
     if stated is None:
         nothing = not measured.teacher_ap > 0
-        mend = "It finds nothing there: check its weights and its training" if nothing else ""
-        yield Finding("teacher's AP", "warning" if nothing else "ok", f"{text}; teacher.stated_ap is not set", mend)
+        fix = "It finds nothing there: check its weights and its training" if nothing else ""
+        yield Finding("teacher's AP", "warning" if nothing else "ok", f"{text}; teacher.stated_ap is not set", fix)
         return
     margin = config.teacher.stated_ap_margin
     if measured.num_measured < measured.num_val:
@@ -112,16 +112,16 @@ def _of_teacher(measured: Preflight, config: TrialConfig) -> Iterator[Finding]:
         yield Finding("teacher's AP", "ok", f"{text}, stated {stated:g}")
         return
     rule = f"trial.teacher.stated_ap: must be met within {margin:.3f}, got {stated:g} and {text}"
-    mend = "Check its weights, resize and class names; or state the AP that it has here"
-    yield Finding("teacher's AP", "failed", rule, mend)
+    fix = "Check its weights, resize and class names; or state the AP that it has here"
+    yield Finding("teacher's AP", "failed", rule, fix)
 
 
 def _of_losses(measured: Preflight) -> Iterator[Finding]:
     text = ", ".join(f"{name} {value:.3g}" for name, value in measured.losses.items())
     bad = [name for name, value in measured.losses.items() if not math.isfinite(value)]
     if bad:
-        mend = "Check the weights that are loaded, the learning rate and the precision"
-        yield Finding("losses", "failed", f"every term must be finite in the first batch, got {text}", mend)
+        fix = "Check the weights that are loaded, the learning rate and the precision"
+        yield Finding("losses", "failed", f"every term must be finite in the first batch, got {text}", fix)
     else:
         yield Finding("losses", "ok", f"in the first batch, ramps at their end: {text}")
 
@@ -138,8 +138,8 @@ def _of_gradients(measured: Preflight) -> Iterator[Finding]:
             yield Finding("gradients", "ok", f"{text} (expected: {low:g} to {high:,g})")
             continue
         loser = f"below {low:g} the method" if ratio < low else f"above {high:,g} the detector's own gradient"
-        mend = f"Look at the teacher's features, and change distill.{name}.weight or search it on a log scale"
-        yield Finding("gradients", "warning", f"{text}; {loser} hardly counts", mend)
+        fix = f"Look at the teacher's features, and change distill.{name}.weight or search it on a log scale"
+        yield Finding("gradients", "warning", f"{text}; {loser} hardly counts", fix)
     if measured.unreached:
         text = f"no method's gradient reaches {', '.join(measured.unreached)} of the student"
         yield Finding("gradients", "warning", text, "They learn from the detector's losses alone: check review_links and levels")

@@ -10,9 +10,9 @@ from kdr.config.trial import Trial, TrialConfig
 from kdr.data.loader import Batch, first_batch_hash
 from kdr.detectors.checkpoint_files import save_student
 from kdr.errors import StorageError
-from kdr.files import StoredPath
 from kdr.randomness import address
-from kdr.storage import Storage
+from kdr.storage.files import StoredPath
+from kdr.storage.layout import Storage
 from kdr.training.calibration import calibrate
 from kdr.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from kdr.training.distilled_student import gradient_norms, root_sum_of_squares

@@ -8,8 +8,8 @@ import torch
 
 from kdr.config.trial import Trial
 from kdr.errors import OutOfMemory
-from kdr.files import written_aside
-from kdr.storage import Storage
+from kdr.storage.files import written_aside
+from kdr.storage.layout import Storage
 from kdr.training.ranks import ALONE, Ranks
 
 _TEXTS = ("out of memory", "not enough memory", "can't allocate memory", "bad_alloc", "ALLOC_FAILED")

@@ -12,7 +12,7 @@ from torchvision.utils import draw_bounding_boxes
 from kdr.data.loader import Batch, EvaluationBatches
 from kdr.detectors.detector import Detector
 from kdr.distill.masks import MaskValues, foreground_mask, padded_boxes, valid_cells
-from kdr.files import StoredPath, written_aside
+from kdr.storage.files import StoredPath, written_aside
 
 MIN_SHOWN_PX = 320
 """Small images are enlarged to this width, so that names can be read."""

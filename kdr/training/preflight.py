@@ -20,9 +20,9 @@ from kdr.detectors.detector import Detector
 from kdr.distill.levels import match_levels
 from kdr.distill.method import weighted_sum
 from kdr.errors import OutOfMemory
-from kdr.files import StoredPath, written_aside
 from kdr.randomness import address
-from kdr.storage import Storage
+from kdr.storage.files import StoredPath, written_aside
+from kdr.storage.layout import Storage
 from kdr.training.calibration import calibrate
 from kdr.training.distilled_student import StepLosses, gradient_norms
 from kdr.training.evaluation import coco_evaluation, detection_rows

@@ -12,8 +12,8 @@ import torch
 from kdr.config.trial import Trial
 from kdr.data.loader import Batch
 from kdr.errors import OutOfMemory
-from kdr.files import StoredPath
-from kdr.storage import Storage
+from kdr.storage.files import StoredPath
+from kdr.storage.layout import Storage
 from kdr.training.fit import fit
 from kdr.training.out_of_memory import halve_micro_batch, release_memory
 

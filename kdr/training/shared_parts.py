@@ -17,9 +17,9 @@ from kdr.detectors.detector import Detector
 from kdr.detectors.weights import load_configured_weights
 from kdr.distill.statistics import LevelStd
 from kdr.errors import WeightsError
-from kdr.files import fetched, written_aside
 from kdr.randomness import address
-from kdr.storage import Storage
+from kdr.storage.files import fetched, written_aside
+from kdr.storage.layout import Storage
 
 _log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 import kdr
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 ROOT = Path(kdr.__file__).parents[1]
 

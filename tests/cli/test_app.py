@@ -87,7 +87,7 @@ def test_ctrl_c_before_anything_runs_is_exit_code_130(monkeypatch, capsys):
     def interrupted(_place):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kdr.storage.Storage.at", interrupted)
+    monkeypatch.setattr("kdr.storage.layout.Storage.at", interrupted)
     monkeypatch.setattr("sys.argv", ["orchestrate.py", "status", "any"])
     with pytest.raises(SystemExit, match="130"):
         main()

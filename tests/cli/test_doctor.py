@@ -32,7 +32,7 @@ from kdr.config.study import Study, study_from
 from kdr.detectors.build import build_detector
 from kdr.detectors.checkpoint_files import save_student
 from kdr.errors import DataError
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 CONTENT: dict[str, Any] = {
     "study": "small",
@@ -93,7 +93,7 @@ def test_a_damaged_file_of_the_log_is_named(example_log: Any) -> None:
     found = list(storage_folder(example_log.storage))
     assert [finding.state for finding in found] == ["ok", "failed"]
     assert path.name in found[1].text
-    assert found[1].mend == "python orchestrate.py log check --quarantine"
+    assert found[1].fix == "python orchestrate.py log check --quarantine"
 
 
 def test_where_rays_token_comes_from_is_told_and_the_token_never(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_where_rays_token_comes_from_is_told_and_the_token_never(monkeypatch: py
     [found] = ray_tokens()
     assert found.state == "ok"
     assert "RAY_AUTH_TOKEN" in found.text
-    assert "secret" not in f"{found.text} {found.mend}"
+    assert "secret" not in f"{found.text} {found.fix}"
 
 
 def test_a_logger_whose_package_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from kdr.cli.live import MAX_ROWS, LiveView, short_settings
-from kdr.run.observer import TrialProgress
+from kdr.run.observer import TrialUpdate
 
 
 class Clock:
@@ -28,7 +28,7 @@ def clock(monkeypatch):
 
 
 def progress(number, state="running", epoch=1, **columns):
-    return TrialProgress(name=str(number), key=f"key-{number}", state=state, epoch=epoch, epochs=4, **columns)
+    return TrialUpdate(name=str(number), key=f"key-{number}", state=state, epoch=epoch, epochs=4, **columns)
 
 
 def lines_of(view, console):
@@ -122,7 +122,7 @@ def test_more_running_trials_than_rows_are_counted(view, terminal):
 def test_time_left_counts_what_was_trained_here_and_not_the_past(clock, terminal):
     view = LiveView(terminal, metric="AP", log="runs/log")
     view.phase("Training the teacher")
-    view.update(TrialProgress(name="teacher", key="t", state="completed", epoch=4, epochs=4))
+    view.update(TrialUpdate(name="teacher", key="t", state="completed", epoch=4, epochs=4))
     clock.now += 500
     view.phase("Running trials")
     view.plan(10, 5, 1)

@@ -172,7 +172,7 @@ def log_values(path: Path, storage: Any, values: dict[str, tuple[float, ...]], *
 
 
 def test_what_the_log_knows_gives_cost_and_smallest_effect(invoke, write_ablation, tmp_path):
-    from kdr.storage import Storage
+    from kdr.storage.layout import Storage
 
     storage, path = Storage.at(tmp_path / "runs"), write_ablation()
     before = facts(invoke(plan.command, path, "--storage", storage.root).stdout)
@@ -204,7 +204,7 @@ def test_seeds_with_which_a_search_has_chosen_are_warned_of(invoke, write_ablati
     from kdr.results.writer import LogWriter
     from kdr.run.study_arms import note_arm
     from kdr.run.trial_identity import trial_maker
-    from kdr.storage import Storage
+    from kdr.storage.layout import Storage
 
     storage = Storage.at(tmp_path / "runs")
     search = study_from(SMALL, folder=tmp_path)
@@ -272,7 +272,7 @@ def test_known_trials_and_teachers_are_counted(invoke, write, tmp_path):
     from kdr.results.schema import TrialEvent
     from kdr.results.writer import LogWriter
     from kdr.run.trial_identity import trial_maker
-    from kdr.storage import Storage
+    from kdr.storage.layout import Storage
 
     path, storage = write(), Storage.at(tmp_path / "runs")
     study = read_study(path)

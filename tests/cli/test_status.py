@@ -93,7 +93,7 @@ def test_help_needs_no_heavy_package():
 def test_reading_a_study_needs_neither_torch_nor_ray():
     code = (
         "import sys, kdr.results.sql, kdr.results.compact, kdr.results.writer\n"
-        "import kdr.report.best_study, kdr.report.progress, kdr.report.settings_table\n"
+        "import kdr.report.followup.best_study, kdr.report.progress, kdr.report.settings_table\n"
         "print([name for name in ('torch', 'ray') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

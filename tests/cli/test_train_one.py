@@ -12,8 +12,8 @@ from kdr.cli import train_one
 from kdr.errors import BusyError, ConfigError, StorageError
 from kdr.report.ranking import ranking
 from kdr.results.reader import read_log
-from kdr.run.sole_driver import sole_driver
-from kdr.run.trial_claims import TrialClaims
+from kdr.run.driver.sole_driver import sole_driver
+from kdr.run.driver.trial_claims import TrialClaims
 
 pytestmark = pytest.mark.slow
 

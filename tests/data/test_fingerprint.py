@@ -9,7 +9,7 @@ import pytest
 from kdr.config.data import Augment, CocoData, Resize, ShapesData
 from kdr.data.fingerprint import data_fingerprint
 from kdr.errors import DataError
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 
 def _coco(folder: Path, **settings: object) -> CocoData:

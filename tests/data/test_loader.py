@@ -8,10 +8,16 @@ from PIL import Image
 
 from kdr.config.data import Augment, CocoData, Resize, ShapesData
 from kdr.data.coco import CocoIndex, check_images, read_coco
-from kdr.data.loader import Batch, EvaluationBatches, TrainingBatches, first_batch_hash, first_batches
+from kdr.data.loader import (
+    Batch,
+    EvaluationBatches,
+    TrainingBatches,
+    first_batch_hash,
+    first_batches,
+)
 from kdr.data.splits import open_splits
 from kdr.errors import ConfigError, TrialFailure
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 
 def _data(**settings: object) -> ShapesData:

@@ -7,7 +7,7 @@ from kdr.config.data import CocoData, ShapesData
 from kdr.data.coco import coco_ground_truth
 from kdr.data.splits import open_splits, search_split
 from kdr.errors import DataError
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 
 def _shapes(**settings: object) -> ShapesData:

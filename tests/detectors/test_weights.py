@@ -9,7 +9,12 @@ from kdr.config.detector import DetectorConfig
 from kdr.detectors.build import build_detector, torchvision_model
 from kdr.detectors.checkpoint_files import save_student
 from kdr.detectors.state_file import read_state
-from kdr.detectors.weights import inherit, load_backbone_weights, load_configured_weights, load_weights
+from kdr.detectors.weights import (
+    inherit,
+    load_backbone_weights,
+    load_configured_weights,
+    load_weights,
+)
 from kdr.errors import WeightsError
 
 CATEGORIES = ("circle", "square", "star")

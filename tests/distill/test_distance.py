@@ -6,7 +6,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdr.distill.distance import masked_pyramid_distance, masked_pyramid_distances, squared_errors, used_scales
+from kdr.distill.distance import (
+    masked_pyramid_distance,
+    masked_pyramid_distances,
+    squared_errors,
+    used_scales,
+)
 from kdr.errors import ShapeMismatchError
 
 ALL = ("full", 4, 2, 1)

@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from kdr.config.baselines import FgdConfig
 from kdr.config.detector import DetectorConfig
 from kdr.distill.distance import masked_pyramid_distance
-from kdr.distill.fgd import Context, attention_distance, channel_attention, focal_distances, focal_weights, spatial_attention
+from kdr.distill.fgd import (
+    Context,
+    attention_distance,
+    channel_attention,
+    focal_distances,
+    focal_weights,
+    spatial_attention,
+)
 
 tensor = partial(torch.tensor, dtype=torch.float64)
 

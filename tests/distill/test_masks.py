@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdr.distill import masks
-from kdr.distill.masks import background_mask, boxes_of_level, foreground_mask, is_padded, padded_boxes, valid_cells
+from kdr.distill.masks import (
+    background_mask,
+    boxes_of_level,
+    foreground_mask,
+    is_padded,
+    padded_boxes,
+    valid_cells,
+)
 
 BATCH = (96, 133)
 COORDINATE = st.floats(-30, 170, width=32)

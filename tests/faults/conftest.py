@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from kdr.run.ray_session import ray_session
+from kdr.run.cluster.ray_session import ray_session
 
 
 @pytest.fixture(scope="module")

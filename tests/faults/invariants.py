@@ -13,7 +13,7 @@ from typing import Any
 
 from kdr.report.ranking import ranking
 from kdr.results.reader import Log, read_log
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 ENDED = frozenset({"completed", "stopped_early", "failed", "cancelled"})
 _BEGUN = ("started", "resumed")

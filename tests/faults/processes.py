@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import kdr
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from tests.faults.invariants import none
 
 AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}

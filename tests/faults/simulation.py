@@ -22,11 +22,11 @@ from unittest.mock import patch
 from kdr.config.study import Study
 from kdr.config.trial import TrialConfig
 from kdr.errors import OutOfMemory, TrialFailure
-from kdr.files import _HOST, remove_orphans, written_aside
 from kdr.randomness import address
-from kdr.run.searcher import StudySearcher
+from kdr.run.search.searcher import StudySearcher
 from kdr.run.study_run import Outcome, run_study
-from kdr.storage import Storage
+from kdr.storage.files import _HOST, remove_orphans, written_aside
+from kdr.storage.layout import Storage
 from kdr.training.checkpoint import Progress
 from kdr.training.metrics import EpochMetrics, Evaluation
 
@@ -132,8 +132,8 @@ class Machine:
                 "os.fsync": lambda _file: self.change(),
                 "os.replace": asked_first(os.replace),
                 "os.unlink": asked_first(os.unlink),
-                "kdr.files._writer": lambda: f"{_HOST}-{self.num_deaths}",
-                "kdr.files._is_alive": lambda process: process == self.num_deaths,
+                "kdr.storage.files._writer": lambda: f"{_HOST}-{self.num_deaths}",
+                "kdr.storage.files._is_alive": lambda process: process == self.num_deaths,
                 "kdr.run.study_run.ray_session": no_ray,
                 "kdr.run.study_run.sole_driver": self._alone,
                 "kdr.run.study_run.nodes_of_ray": lambda: [{"CPU": 8}],
@@ -141,7 +141,7 @@ class Machine:
                 "kdr.run.study_run._check_fits_here": lambda _: None,
                 "kdr.run.sweep.remove_leftover_groups": lambda: None,
                 "kdr.run.sweep.tune.Tuner": lambda *given, **settings: SimulatedTuner(self, *given, **settings),
-                "kdr.run.logged_fit.release_memory": lambda: None,  # nothing is held, and collecting garbage takes longest
+                "kdr.run.attempt.logged_fit.release_memory": lambda: None,  # nothing is held, and collecting garbage takes longest
                 "kdr.training.fit.prepare": lambda *given: Untrained(micro_batch=given[-1]),
                 "kdr.training.fit.calibrate": lambda *_: None,
                 "kdr.training.fit._run_epoch": simulated_epoch,

@@ -13,10 +13,10 @@ import pytest
 from kdr.config.study import Study, study_from
 from kdr.data.splits import open_splits
 from kdr.results.reader import read_log
-from kdr.run.observer import TrialProgress
-from kdr.run.ray_session import ray_session
+from kdr.run.cluster.ray_session import ray_session
+from kdr.run.observer import TrialUpdate
 from kdr.run.study_run import run_study
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from tests.faults.invariants import check_log, check_nothing_is_left
 from tests.faults.processes import TRIAL_TITLES
 
@@ -50,7 +50,7 @@ class Saboteur:
 
     def __init__(self, act: Callable[[psutil.Process], None], times: int) -> None:
         self.act, self.times = act, times
-        self.updates: list[TrialProgress] = []
+        self.updates: list[TrialUpdate] = []
         self.first: str | None = None
         self.epoch = 0
 
@@ -58,7 +58,7 @@ class Saboteur:
     def finding(self, finding: Any) -> None: ...
     def plan(self, num_trials: int | None, num_done: int, num_concurrent: int) -> None: ...
 
-    def update(self, progress: TrialProgress) -> None:
+    def update(self, progress: TrialUpdate) -> None:
         self.updates.append(progress)
         self.first = self.first or progress.key
         if progress.state == "running" and progress.key == self.first and progress.epoch > self.epoch and self.times:
@@ -98,7 +98,7 @@ def test_a_process_killed_once_too_often_fails_its_trial_by_name_and_the_study_g
     record_property("fault", "kill -9 of a trial's process, more often than it is tried again")
     storage, saboteur = Storage.at(tmp_path), Saboteur(lambda process: process.kill(), times=2)
     outcome = run_study(study_with(faults={"retries": 1}), storage=storage, observer=saboteur)
-    assert (outcome.num_run, outcome.num_failed, outcome.hopeless) == (2, 1, "")
+    assert (outcome.num_run, outcome.num_failed, outcome.abort_reason) == (2, 1, "")
     log = check_log(storage, "failing")
     first, second = log.states_of("failing").values()
     assert events(storage, first.key) == [("started", None), ("resumed", None), ("failed", "crash")]
@@ -147,7 +147,7 @@ def test_a_loss_that_is_no_number_fails_its_trial_by_class_and_the_study_goes_on
     record_property("fault", f"a loss that is NaN or infinite ({optimizer})")
     wild = {"design": "arms", "arms": {"wild": {"training.lr": 1e30, "training.optimizer": optimizer}}, "seeds": [0]}
     outcome = run_study(study_with(ablation=wild), storage=Storage.at(tmp_path), observer=Saboteur(lambda _: None, times=0))
-    assert (outcome.num_run, outcome.num_failed, outcome.hopeless) == (2, 1, "")
+    assert (outcome.num_run, outcome.num_failed, outcome.abort_reason) == (2, 1, "")
     log = check_log(Storage.at(tmp_path), "failing")
     [failed] = [state for state in log.states_of("failing").values() if state.state == "failed"]
     assert events(Storage.at(tmp_path), failed.key) == [("started", None), ("failed", "non_finite_loss")]
@@ -165,7 +165,7 @@ def test_a_corrupt_image_fails_every_trial_alike_and_the_study_stops_and_says_wh
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])  # what is looked at before the start is its head
     outcome = run_study(study, storage=storage, observer=Saboteur(lambda _: None, times=0))
     assert (outcome.num_run, outcome.num_failed, outcome.interrupted) == (3, 3, False)
-    assert outcome.hopeless.startswith(f"the first 3 trials all failed alike, the last one by bad_data: {path}: image ")
+    assert outcome.abort_reason.startswith(f"the first 3 trials all failed alike, the last one by bad_data: {path}: image ")
     states = read_log(storage).states_of("failing").values()
     assert {(state.state, state.last.failure_kind, state.epoch) for state in states} == {("failed", "bad_data", 0)}
     assert all("TrialFailure" in (state.last.traceback or "") and state.last.host for state in states)

@@ -14,7 +14,7 @@ import pytest
 import kdr
 from kdr.results.check import check_log as findings
 from kdr.results.reader import read_log
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from tests.faults.invariants import Results, check_log, results_of
 from tests.small_disk import empty, fill, small_disk
 

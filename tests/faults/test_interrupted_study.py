@@ -21,10 +21,10 @@ import kdr
 from kdr.config.study import read_study
 from kdr.results.exclusion import exclude
 from kdr.results.reader import Log, TrialState, read_log
-from kdr.run.cancellation import ask_to_end
-from kdr.run.logged_fit import teacher_of
+from kdr.run.attempt.cancellation import ask_to_end
+from kdr.run.attempt.logged_fit import teacher_of
 from kdr.run.trial_identity import trial_maker
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from kdr.training.fit import fit
 from tests.faults.invariants import Results, check_log, results_of
 from tests.faults.processes import AGENTS, Run, check_no_process_is_left

@@ -7,7 +7,7 @@ import pytest
 
 from kdr.results.schema import EpochRow
 from kdr.results.writer import LogWriter
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from tests.conftest import ExampleLog
 from tests.faults.invariants import check_log, check_nothing_is_left, results_of, toll
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from ray.util.placement_group import placement_group_table
 
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from tests.faults.invariants import check_log, check_nothing_is_left, none, results_of
 from tests.faults.processes import TRIAL_TITLES, Run, finished
 

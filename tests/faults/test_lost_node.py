@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from kdr.results.reader import read_log
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from tests.faults.cluster import Cluster, open_cluster
 from tests.faults.invariants import check_log, results_of
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from tests.faults.cluster import Cluster, open_cluster
 from tests.faults.invariants import check_log
 

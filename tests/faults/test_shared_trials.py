@@ -10,11 +10,11 @@ import pytest
 
 from kdr.config.study import read_study
 from kdr.results.reader import read_log
-from kdr.run.logged_fit import teacher_of
-from kdr.run.sole_driver import sole_driver
-from kdr.run.trial_claims import TrialClaims
+from kdr.run.attempt.logged_fit import teacher_of
+from kdr.run.driver.sole_driver import sole_driver
+from kdr.run.driver.trial_claims import TrialClaims
 from kdr.run.trial_identity import trial_maker
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from tests.faults.invariants import check_log, check_nothing_is_left, results_of
 from tests.faults.processes import Run, finished
 

@@ -13,9 +13,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from kdr.config.study import Study, study_from
-from kdr.run.sole_driver import Claims
-from kdr.run.trial_claims import TrialClaims
-from kdr.storage import Storage
+from kdr.run.driver.sole_driver import Claims
+from kdr.run.driver.trial_claims import TrialClaims
+from kdr.storage.layout import Storage
 from tests.faults.invariants import Results, check_log, results_of
 from tests.faults.simulation import Machine
 

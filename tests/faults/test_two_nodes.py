@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import kdr
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from tests.faults.cluster import Cluster, open_cluster
 from tests.faults.invariants import check_log
 

@@ -11,7 +11,7 @@ import yaml
 import kdr
 from kdr.config.data import ShapesData
 from kdr.data.splits import open_splits
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from tests.faults.cluster import open_cluster
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import kdr
-from kdr.files import listed
 from kdr.results.reader import read_log
-from kdr.storage import Storage
+from kdr.storage.files import listed
+from kdr.storage.layout import Storage
 from tests.bucket_server import BucketServer, bucket_server
 from tests.faults.invariants import check_log, results_of
 

@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 
 from kdr.config.search import Parameter
 from kdr.config.study import Study, study_from
-from kdr.plan.points import Point, corners, draw, extremes, grid, holds, mended, num_cells, same, space_of
+from kdr.plan.points import (
+    Point,
+    corners,
+    draw,
+    extremes,
+    grid,
+    holds,
+    num_cells,
+    repaired,
+    same,
+    space_of,
+)
 
 LINKS = ["P4->P3", "P5->P4", "P6->P5", "P7->P6"]
 SCALES = ["full", 4, 2, 1]
@@ -88,7 +99,7 @@ def test_a_parameter_that_is_not_drawn_counts_with_the_value_of_the_trial() -> N
 )
 def test_a_mended_subset_keeps_what_was_drawn_and_adds_the_first_missing_members(case: tuple[list[str], int, set[str]]) -> None:
     members, at_least, drawn = case
-    result = mended(Parameter(subset=members, at_least=at_least), sorted(drawn))
+    result = repaired(Parameter(subset=members, at_least=at_least), sorted(drawn))
     added = [member for member in members if member not in drawn][: max(0, at_least - len(drawn))]
     assert result == [member for member in members if member in drawn or member in added]
     assert len(result) == max(at_least, len(drawn))

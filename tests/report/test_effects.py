@@ -12,10 +12,10 @@ from kdr.report.effects import (
     Effect,
     equivalence_p,
     holm,
-    judged,
     paired_effect,
     sign_flip_p,
     unpaired_effect,
+    verdicts_on,
 )
 
 APS = st.floats(0, 1, allow_subnormal=False).map(lambda value: round(value, 4))
@@ -105,7 +105,7 @@ def test_holm_takes_each_row_of_many_families_alone():
 def test_swapping_the_arms_swaps_the_words(pairs, margin):
     arm, reference = columns(pairs)
     [one], [other] = (
-        judged([effect], margin=margin) for effect in (paired_effect(arm, reference), paired_effect(reference, arm))
+        verdicts_on([effect], margin=margin) for effect in (paired_effect(arm, reference), paired_effect(reference, arm))
     )
     assert other.word == {"helps": "hurts", "hurts": "helps"}.get(one.word, one.word)
     assert (other.p_adjusted, other.more_seeds) == (one.p_adjusted, one.more_seeds)
@@ -136,7 +136,7 @@ def effect(difference, se, n=5):
     ],
 )
 def test_each_word_has_one_rule(difference, se, margin, word):
-    [verdict] = judged([effect(difference, se)], margin=margin)
+    [verdict] = verdicts_on([effect(difference, se)], margin=margin)
     assert verdict.word == word
     assert (verdict.more_seeds is not None) == (word == "undecided")
 
@@ -144,15 +144,15 @@ def test_each_word_has_one_rule(difference, se, margin, word):
 def test_a_family_is_adjusted_and_a_declared_contrast_is_not():
     effects = [effect(0.02, 0.006), effect(0.001, 0.006), effect(0.002, 0.006)]
     assert effects[0].p == pytest.approx(0.029, abs=1e-3)
-    assert [verdict.word for verdict in judged(effects, margin=0.005)] == ["undecided"] * 3
-    assert judged(effects, margin=0.005)[0].p_adjusted == pytest.approx(3 * effects[0].p)
-    assert judged(effects[:1], margin=0.005, adjust=False)[0].word == "helps"
+    assert [verdict.word for verdict in verdicts_on(effects, margin=0.005)] == ["undecided"] * 3
+    assert verdicts_on(effects, margin=0.005)[0].p_adjusted == pytest.approx(3 * effects[0].p)
+    assert verdicts_on(effects[:1], margin=0.005, adjust=False)[0].word == "helps"
 
 
 @given(st.floats(0.0005, 0.05), st.floats(0.0005, 0.02), st.integers(2, 8), st.integers(1, 4))
 def test_so_many_more_seeds_decide_and_one_fewer_does_not(difference, se, n, family):
     margin = 0.005
-    verdicts = judged([effect(difference, se, n)] * family, margin=margin)
+    verdicts = verdicts_on([effect(difference, se, n)] * family, margin=margin)
     more = verdicts[0].more_seeds
     assume(more is not None and more < MOST_SEEDS)
 
@@ -165,15 +165,15 @@ def test_so_many_more_seeds_decide_and_one_fewer_does_not(difference, se, n, fam
 
 
 def test_what_no_number_of_seeds_decides_has_a_bound():
-    assert judged([effect(1e-9, 0.1)], margin=None)[0].more_seeds == MOST_SEEDS
+    assert verdicts_on([effect(1e-9, 0.1)], margin=None)[0].more_seeds == MOST_SEEDS
 
 
 @pytest.mark.parametrize("values", [[0.3], [0.3, 0.4, 0.1]], ids=["one seed", "no spread"])
 def test_without_spread_there_is_a_difference_and_nothing_else(values):
     for found in (paired_effect(np.array(values) + 0.01, values), paired_effect(values, values)):
         assert (found.se, found.p, found.interval, found.sd, found.tost_p(0.1), found.sign_flip_p) == (None,) * 6
-        assert judged([found], margin=0.1)[0].word == "undecided"
-        assert judged([found], margin=0.1)[0].more_seeds is None
+        assert verdicts_on([found], margin=0.1)[0].word == "undecided"
+        assert verdicts_on([found], margin=0.1)[0].more_seeds is None
     assert paired_effect(np.array(values) + 0.01, values).difference == pytest.approx(0.01)
     assert unpaired_effect([0.3, 0.3], [0.2, 0.2]).p is None
     assert unpaired_effect([0.3, 0.3], [0.2, 0.3]).p is not None
@@ -186,4 +186,4 @@ def test_two_seeds_have_an_interval_of_one_degree_of_freedom():
 
 def test_an_effect_without_spread_takes_no_part_in_the_adjustment():
     one, none = effect(0.02, 0.002), paired_effect([0.3], [0.2])
-    assert [verdict.p_adjusted for verdict in judged([none, one], margin=None)] == [None, one.p]
+    assert [verdict.p_adjusted for verdict in verdicts_on([none, one], margin=None)] == [None, one.p]

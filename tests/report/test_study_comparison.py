@@ -4,8 +4,8 @@ import pytest
 from scipy import stats
 
 from kdr.errors import ConfigError
-from kdr.report.ablation_grid import reading_grid
 from kdr.report.study_comparison import study_comparison
+from kdr.report.tables.ablation_grid import reading_grid
 from kdr.results.reader import read_log
 
 OLD = [0.300, 0.310, 0.305, 0.320, 0.295]

@@ -1,6 +1,6 @@
 import pytest
 
-from kdr.report.study_facts import budget, failures, provenance, question_of
+from kdr.report.study_facts import budget, failures, question_of, study_provenance
 from kdr.results.reader import read_log
 
 COMMENT = """\
@@ -58,7 +58,7 @@ def test_the_budget_counts_trials_epochs_and_seconds(example_log):
 def test_where_results_came_from_is_counted(example_log):
     example_log.trial("a", commit="c" * 40, dirty=False, host="n1", versions={"torch": "2.1"})
     example_log.trial("b", commit="c" * 40, dirty=True, host="n1", versions={"torch": "2.2"}, data_id="d")
-    found = provenance(states(example_log))
+    found = study_provenance(states(example_log))
     assert found.commits == {"c" * 12: 1, f"{'c' * 12} with changes": 1}
     assert (found.hosts, found.data, found.versions) == ({"n1": 2}, {"d": 1}, {"torch": {"2.1": 1, "2.2": 1}})
     assert found.first.startswith("2026-01-01")

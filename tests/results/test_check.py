@@ -10,7 +10,7 @@ from kdr.results.fragments import study_folders
 from kdr.results.reader import read_log
 from kdr.results.schema import TrialEvent
 from kdr.results.writer import LogWriter
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 
 @pytest.fixture

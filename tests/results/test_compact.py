@@ -11,7 +11,7 @@ from kdr.results.compact import compact
 from kdr.results.reader import read_log
 from kdr.results.schema import TrialEvent
 from kdr.results.writer import LogWriter
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 
 class Killed(BaseException):
@@ -199,7 +199,7 @@ def test_a_generation_of_a_newer_version_is_left_alone(tmp_path):
 COMPACT_OFTEN = """
 import sys
 from kdr.results.compact import compact
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 for _ in range(20):
     compact(Storage.at(sys.argv[1]), "s")
 print("done")

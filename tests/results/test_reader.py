@@ -16,7 +16,7 @@ from kdr.results.fragments import list_folder
 from kdr.results.reader import Log, known_keys, read_log
 from kdr.results.schema import EVENTS, SCHEMAS, ArmRow, EpochRow, TrialEvent, to_table
 from kdr.results.writer import LogWriter
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 

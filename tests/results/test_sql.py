@@ -15,7 +15,7 @@ from kdr.results.reader import Log, read_log
 from kdr.results.schema import METRICS, SCHEMAS, ArmRow, TrialEvent, to_table
 from kdr.results.sql import _setting_columns, connect, query, trials_table
 from kdr.results.writer import LogWriter
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 LINKS = "distill.kdr.review_links"
 

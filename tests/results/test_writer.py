@@ -9,7 +9,7 @@ from kdr.errors import StorageError
 from kdr.results.reader import read_log
 from kdr.results.schema import ArmRow, EpochRow, TrialEvent
 from kdr.results.writer import LogWriter
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 
 def event(key, **columns):
@@ -62,7 +62,7 @@ KILLED_BEFORE_RENAME = """
 import os, pathlib, signal, sys
 from kdr.results.schema import TrialEvent
 from kdr.results.writer import LogWriter
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 pathlib.Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 LogWriter(Storage.at(sys.argv[1]), "s").event(TrialEvent(study="s", key="killed", event="completed", config="{}"))
 """
@@ -83,7 +83,7 @@ APPEND = """
 import sys
 from kdr.results.schema import EpochRow, TrialEvent
 from kdr.results.writer import LogWriter
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 writer, key = LogWriter(Storage.at(sys.argv[1]), "s", flush_every_s=0), sys.argv[2]
 for number in range(1, 11):
     writer.epoch(EpochRow(study="s", key=key, attempt=1, epoch=number, step=number))

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 import ray
 
-from kdr.run.ray_session import ray_session
+from kdr.run.cluster.ray_session import ray_session
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from kdr.config.trial import Trial, TrialConfig
 from kdr.plan.keys import make_trial
 from kdr.plan.known import KnownTrial
 from kdr.plan.points import Point
-from kdr.run.searcher import StudySearcher
+from kdr.run.search.searcher import StudySearcher
 
 EPOCHS = 4
 LINKS = ["P4->P3", "P5->P4", "P6->P5", "P7->P6"]

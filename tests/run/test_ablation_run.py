@@ -11,10 +11,10 @@ from kdr.config.study import Study, study_from
 from kdr.report.progress import study_progress
 from kdr.results.reader import read_log
 from kdr.results.schema import utc_now
-from kdr.run.observer import TrialProgress
+from kdr.run.observer import TrialUpdate
 from kdr.run.study_run import Outcome, run_study
 from kdr.run.trial_identity import trial_maker
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 pytestmark = pytest.mark.ray
 
@@ -44,7 +44,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.plans: list[tuple[int | None, int, int]] = []
-        self.updates: list[TrialProgress] = []
+        self.updates: list[TrialUpdate] = []
 
     def phase(self, text: str) -> None:
         """Not looked at."""
@@ -55,7 +55,7 @@ class Recorder:
     def plan(self, num_trials: int | None, num_done: int, num_concurrent: int) -> None:
         self.plans.append((num_trials, num_done, num_concurrent))
 
-    def update(self, progress: TrialProgress) -> None:
+    def update(self, progress: TrialUpdate) -> None:
         self.updates.append(progress)
 
     def begun(self) -> list[str]:

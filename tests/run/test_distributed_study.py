@@ -14,11 +14,11 @@ from ray.util.placement_group import placement_group_table
 
 from kdr.config.study import study_from
 from kdr.results.reader import Log, TrialState
-from kdr.run.cancellation import ask_to_end
-from kdr.run.observer import TrialProgress
-from kdr.run.ray_session import QUIET
+from kdr.run.attempt.cancellation import ask_to_end
+from kdr.run.cluster.ray_session import QUIET
+from kdr.run.observer import TrialUpdate
 from kdr.run.study_run import Outcome, run_study
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from tests.faults.invariants import check_log, check_nothing_is_left, none, results_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -64,7 +64,7 @@ class Watcher:
 
     def __init__(self, cancel_in: Storage | None = None) -> None:
         self._cancel_in, self._done = cancel_in, set[str]()
-        self.updates: list[TrialProgress] = []
+        self.updates: list[TrialUpdate] = []
         self.workers: dict[str, set[int]] = {}
         """Name of a trial -> ids of the processes that trained its last epochs."""
 
@@ -77,7 +77,7 @@ class Watcher:
     def plan(self, num_trials: int | None, num_done: int, num_concurrent: int) -> None:
         """Nothing."""
 
-    def update(self, progress: TrialProgress) -> None:
+    def update(self, progress: TrialUpdate) -> None:
         self.updates.append(progress)
         if progress.state != "running" or progress.epoch == 0 or progress.reason:
             return

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdr.run.kept_weights import KeptWeights
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 
 def write(storage: Storage, key: str, name: str = "student.pt") -> Path:

@@ -15,13 +15,13 @@ from kdr.config.study import Study, study_from
 from kdr.errors import ConfigError, PackageError
 from kdr.results.flat_settings import canonical, flat_settings
 from kdr.results.reader import Log, TrialState, read_log
+from kdr.run.attempt.trial_actor import tune_config
 from kdr.run.loggers import check_loggers, open_loggers
-from kdr.run.observer import TrialProgress
+from kdr.run.observer import TrialUpdate
 from kdr.run.shown_trials import ShownTrials
 from kdr.run.study_run import run_study
-from kdr.run.trial_actor import tune_config
 from kdr.run.trial_identity import trial_maker
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 TRAINING = {"batch_size": 8, "optimizer": "adamw", "lr": 1e-3, "schedule": "constant"}
 MOBILENET = {"backbone": "mobilenet_v3_small", "fpn_channels": 32}
@@ -53,7 +53,7 @@ class Watcher:
     def plan(self, num_trials: int | None, num_done: int, num_concurrent: int) -> None:
         """Nothing."""
 
-    def update(self, progress: TrialProgress) -> None:
+    def update(self, progress: TrialUpdate) -> None:
         """Nothing."""
 
 

@@ -16,10 +16,10 @@ from kdr.errors import TrialFailure
 from kdr.results.exclusion import exclude
 from kdr.results.reader import Log, read_log
 from kdr.results.writer import LogWriter
-from kdr.run.engine import InlineEngine
-from kdr.run.logged_fit import LoggedTrial
+from kdr.run.attempt.logged_fit import LoggedTrial
+from kdr.run.engine.engine import InlineEngine
 from kdr.run.trial_identity import trial_maker
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from tests.faults.invariants import check_log
 
 pytestmark = pytest.mark.slow
@@ -41,10 +41,10 @@ from pathlib import Path
 import torch
 from kdr.config.study import study_from
 from kdr.results.writer import LogWriter
-from kdr.run.engine import InlineEngine
-from kdr.run.logged_fit import LoggedTrial
+from kdr.run.engine.engine import InlineEngine
+from kdr.run.attempt.logged_fit import LoggedTrial
 from kdr.run.trial_identity import trial_maker
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 def bytes_of(name):
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]

@@ -11,11 +11,11 @@ from kdr.config.overrides import changed
 from kdr.config.study import Study, study_from
 from kdr.errors import PreflightError
 from kdr.results.reader import read_log
+from kdr.run.cluster.ray_session import ray_session
 from kdr.run.preflight import check_before_start
-from kdr.run.ray_session import ray_session
 from kdr.run.study_run import run_study
 from kdr.run.trial_identity import trial_maker
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from kdr.training.findings import Finding
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_here")]

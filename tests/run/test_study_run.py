@@ -12,10 +12,10 @@ from kdr.errors import ResourcesError, StorageError, TrialFailure
 from kdr.report.ranking import ranking
 from kdr.results.flat_settings import canonical
 from kdr.results.reader import read_log
-from kdr.run.observer import TrialProgress
+from kdr.run.observer import TrialUpdate
 from kdr.run.study_run import Outcome, run_study
 from kdr.run.trial_identity import trial_maker
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from kdr.training.fit import fit
 
 pytestmark = pytest.mark.ray
@@ -51,7 +51,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.phases: list[str] = []
-        self.updates: list[TrialProgress] = []
+        self.updates: list[TrialUpdate] = []
         self.findings: list[Any] = []
 
     def phase(self, text: str) -> None:
@@ -63,7 +63,7 @@ class Recorder:
     def plan(self, num_trials: int | None, num_done: int, num_concurrent: int) -> None:
         self.phases.append(f"{num_trials} trials, {num_done} done, {num_concurrent} at a time")
 
-    def update(self, progress: TrialProgress) -> None:
+    def update(self, progress: TrialUpdate) -> None:
         self.updates.append(progress)
 
 

@@ -11,18 +11,18 @@ from kdr.config.trial import Trial
 from kdr.results.reader import read_log
 from kdr.results.schema import TrialEvent
 from kdr.results.writer import LogWriter
-from kdr.run.observer import TrialProgress
-from kdr.run.trial_actor import tune_config
+from kdr.run.attempt.trial_actor import tune_config
+from kdr.run.observer import TrialUpdate
 from kdr.run.trial_events import TrialEvents
 from kdr.run.trial_identity import trial_maker
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 
 class Recorder:
     """Keeps what an observer is told."""
 
     def __init__(self) -> None:
-        self.updates: list[TrialProgress] = []
+        self.updates: list[TrialUpdate] = []
 
     def phase(self, text: str) -> None:
         """Not told here."""
@@ -33,7 +33,7 @@ class Recorder:
     def plan(self, num_trials: int | None, num_done: int, num_concurrent: int) -> None:
         """Not told here."""
 
-    def update(self, progress: TrialProgress) -> None:
+    def update(self, progress: TrialUpdate) -> None:
         self.updates.append(progress)
 
 
@@ -177,7 +177,7 @@ def failing(study: Study, storage: Storage, recorder: Recorder, reasons: list[st
     """The driver after trials have ended one by one, with these reasons or completed; and how often it was told to stop."""
     told: list[int] = []
     events = TrialEvents(
-        study, storage, recorder, role="student", metric="AP", names={}, faults=study.faults, on_hopeless=lambda: told.append(1)
+        study, storage, recorder, role="student", metric="AP", names={}, faults=study.faults, on_abort=lambda: told.append(1)
     )
     for seed, reason in enumerate(reasons):
         one = trial_maker(study, storage)(study.trial_with({"seed": seed}))
@@ -204,9 +204,9 @@ def test_a_study_whose_first_trials_all_fail_alike_is_given_up_once(
 ) -> None:
     events, told = failing(study, storage, recorder, reasons)
     assert told == int(stops)
-    assert bool(events.hopeless) == stops
+    assert bool(events.abort_reason) == stops
     if stops:
-        assert events.hopeless == f"the first 3 trials all failed alike, the last one by {reasons[2]}"
+        assert events.abort_reason == f"the first 3 trials all failed alike, the last one by {reasons[2]}"
 
 
 def test_a_trial_whose_process_died_too_often_has_failed(

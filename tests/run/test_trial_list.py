@@ -11,7 +11,7 @@ from kdr.results.schema import TrialEvent
 from kdr.results.writer import LogWriter
 from kdr.run.trial_identity import trial_maker
 from kdr.run.trial_list import TrialList
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 
 TRIAL: dict[str, Any] = {
     "data": {"dataset": "shapes"},

@@ -9,9 +9,9 @@ import torch
 
 from kdr.config.study import Study, study_from
 from kdr.config.trial import Trial
-from kdr.run.logged_fit import teacher_of
+from kdr.run.attempt.logged_fit import teacher_of
 from kdr.run.trial_identity import trial_maker
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from kdr.training.fit import fit
 from kdr.training.metrics import EpochMetrics
 from kdr.training.shared_parts import SharedParts

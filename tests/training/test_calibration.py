@@ -14,7 +14,7 @@ from kdr.config.distill import DistillConfig
 from kdr.config.trial import Trial
 from kdr.distill.methods import Weight
 from kdr.errors import TrialFailure
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from kdr.training.calibration import CALIBRATION_BATCHES, calibrate
 from kdr.training.distilled_student import gradient_norms
 from kdr.training.fit import fit

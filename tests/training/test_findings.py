@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from kdr.config.trial import Trial, TrialConfig
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from kdr.training import findings
-from kdr.training.findings import Finding, Preflight, judged, keep_preflight, kept_preflight
+from kdr.training.findings import Finding, Preflight, findings_of, keep_preflight, kept_preflight
 
 SOUND = Preflight(
     losses={"classification": 1.0, "kdr.foreground": 2.0},
@@ -28,11 +28,11 @@ def config_with(**teacher: Any) -> TrialConfig:
 
 
 def found(name: str, measured: Preflight = SOUND, **teacher: Any) -> Finding:
-    return next(finding for finding in judged(measured, config_with(**teacher)) if finding.name == name)
+    return next(finding for finding in findings_of(measured, config_with(**teacher)) if finding.name == name)
 
 
 def test_of_a_sound_trial_every_finding_is_ok() -> None:
-    states = {finding.name: finding.state for finding in judged(SOUND, config_with(stated_ap=0.389))}
+    states = {finding.name: finding.state for finding in findings_of(SOUND, config_with(stated_ap=0.389))}
     assert states == dict.fromkeys(["teacher's AP", "loaded", "features", "losses", "gradients", "teacher frozen"], "ok")
 
 
@@ -84,11 +84,11 @@ def test_an_infinite_loss_fails_and_is_shown() -> None:
 def test_a_gradient_outside_of_the_band_is_warned_of_with_the_reason(norm: float, state: str, words: str) -> None:
     finding = found("gradients", dataclasses.replace(SOUND, gradient_norms={"detection": 0.5, "kdr": norm, "total": 1.0}))
     assert (finding.state, words in finding.text) == (state, True)
-    assert ("distill.kdr.weight" in finding.mend) == (state == "warning")
+    assert ("distill.kdr.weight" in finding.fix) == (state == "warning")
 
 
 def test_a_level_that_no_method_reaches_is_named() -> None:
-    texts = [finding.text for finding in judged(dataclasses.replace(SOUND, unreached=("P7",)), config_with())]
+    texts = [finding.text for finding in findings_of(dataclasses.replace(SOUND, unreached=("P7",)), config_with())]
     assert "no method's gradient reaches P7 of the student" in texts
 
 
@@ -101,7 +101,7 @@ def test_a_step_that_changes_the_teacher_fails() -> None:
 def test_without_a_teacher_nothing_is_said_of_one() -> None:
     plain = TrialConfig.model_validate({"data": {"dataset": "shapes"}})
     measured = Preflight(losses={"classification": 1.0}, gradient_norms={"detection": 0.5, "total": 0.5}, loaded=())
-    assert [finding.name for finding in judged(measured, plain)] == ["loaded", "losses"]
+    assert [finding.name for finding in findings_of(measured, plain)] == ["loaded", "losses"]
 
 
 def test_what_was_measured_is_kept_until_its_pictures_are_gone_or_the_version_rises(

@@ -16,7 +16,7 @@ from kdr.detectors.build import torchvision_model
 from kdr.detectors.checkpoint_files import open_student
 from kdr.errors import TrialFailure
 from kdr.randomness import address
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from kdr.training.fit import fit
 from kdr.training.metrics import EpochMetrics
 from kdr.training.shared_parts import SharedParts

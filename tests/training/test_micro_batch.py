@@ -18,7 +18,7 @@ from torch import Tensor
 from kdr.config.trial import Trial, TrialConfig
 from kdr.data.loader import Batch, TrainingBatches
 from kdr.errors import OutOfMemory
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from kdr.training.calibration import calibrate
 from kdr.training.distilled_student import StepLosses
 from kdr.training.fit import _add_gradients, fit

@@ -21,10 +21,10 @@ from kdr.detectors.checkpoint_files import save_student
 from kdr.detectors.detector import Detector
 from kdr.distill.masks import foreground_mask, padded_boxes, valid_cells
 from kdr.errors import OutOfMemory
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from kdr.training import preflight
 from kdr.training.evaluation import coco_evaluation, detection_rows, evaluate
-from kdr.training.findings import Preflight, judged
+from kdr.training.findings import Preflight, findings_of
 from kdr.training.metrics import EpochMetrics
 from kdr.training.pictures import MASK_PX, write_masks
 from kdr.training.preflight import measure
@@ -63,7 +63,7 @@ def saved(detector: Detector, path: Path) -> dict[str, Any]:
 
 
 def failed(measured: Preflight, trial: Trial) -> dict[str, str]:
-    return {finding.name: finding.text for finding in judged(measured, trial.config) if finding.state == "failed"}
+    return {finding.name: finding.text for finding in findings_of(measured, trial.config) if finding.state == "failed"}
 
 
 def test_a_sound_trial_does_not_fail(make: Make, look: Any) -> None:
@@ -221,7 +221,7 @@ def test_a_trial_that_finds_its_passes_is_looked_at_with_fewer_images(make: Make
     trial = make(OFF | {"training.micro_batch": "auto"})
     measured = look(trial)
     assert measured.num_fit == 2
-    [memory] = [finding for finding in judged(measured, trial.config) if finding.name == "memory"]
+    [memory] = [finding for finding in findings_of(measured, trial.config) if finding.name == "memory"]
     assert (memory.state, memory.text) == ("warning", "fits with 2 images at a time")
     assert failed(measured, trial) == {}
 

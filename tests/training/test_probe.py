@@ -9,7 +9,7 @@ from kdr.config.study import study_from
 from kdr.config.trial import Trial
 from kdr.errors import OutOfMemory
 from kdr.plan.keys import make_trial
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from kdr.training.probe import STEPS, WARM_UP, _Clock, probe
 
 MOBILENET = {"backbone": "mobilenet_v3_small", "fpn_channels": 32}

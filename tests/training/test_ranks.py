@@ -15,7 +15,7 @@ from kdr.config.distill import DistillConfig
 from kdr.config.trial import Trial
 from kdr.data.loader import EvaluationBatches
 from kdr.detectors.checkpoint_files import open_student
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from kdr.training.evaluation import evaluate
 from kdr.training.fit import fit
 from kdr.training.metrics import EpochMetrics

@@ -8,7 +8,7 @@ import pytest
 
 from kdr.config.distill import DistillConfig
 from kdr.config.trial import Trial
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from kdr.training.fit import fit
 from kdr.training.metrics import EpochMetrics
 from kdr.training.shared_parts import SharedParts

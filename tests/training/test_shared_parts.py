@@ -8,7 +8,7 @@ import torch
 
 from kdr.config.trial import Trial
 from kdr.errors import WeightsError
-from kdr.storage import Storage
+from kdr.storage.layout import Storage
 from kdr.training.metrics import EpochMetrics
 from kdr.training.shared_parts import SharedParts
 

@@ -3,10 +3,22 @@
 from collections.abc import Sequence
 
 from kdr.report.effects import Word
-from kdr.report.forest import Forest, ForestRow
 from kdr.report.learning_curves import Band, CurveGroup, LearningCurves
 from kdr.report.measures import measure_of
-from kdr.report.page.drawing import SERIES, WORDS, Figure, dots, epoch_axis, figure, label, lines, plain, rounded, shortened
+from kdr.report.page.drawing import (
+    SERIES,
+    WORDS,
+    Figure,
+    dots,
+    epoch_axis,
+    figure,
+    label,
+    lines,
+    plain,
+    rounded,
+    shortened,
+)
+from kdr.report.page.forest import Forest, ForestRow
 
 MOST_SHOWN = 4
 """Arms whose curves are shown from the beginning, the reference among them."""

@@ -1,17 +1,17 @@
 """The sections of an ablation's page: its table, differences, learning curves by arm, and review links by arm."""
 
-from kdr.report.ablation_grid import reading_grid
 from kdr.report.ablation_table import AblationTable
 from kdr.report.arm_trials import LoggedArms
-from kdr.report.forest import Forest, forest, most_different
-from kdr.report.grid import Grid
 from kdr.report.learning_curves import LearningCurves, arm_curves
 from kdr.report.measures import measure_of
 from kdr.report.page.arm_figures import arm_curves_figure, forest_figure
 from kdr.report.page.drawing import SERIES
+from kdr.report.page.forest import Forest, forest, most_different
 from kdr.report.page.link_figures import link_map_figure
 from kdr.report.page.parts import MOST_DATA_ROWS, FigureBlock, Section, epochs_query, trials_query
-from kdr.report.review_links import PATH, LinkMap, link_map
+from kdr.report.page.review_links import PATH, LinkMap, link_map
+from kdr.report.tables.ablation_grid import reading_grid
+from kdr.report.tables.grid import Grid
 from kdr.results.reader import Log
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 from kdr.report.page.parts import Fact, LongText, Section, words
-from kdr.report.study_facts import Budget, Failure, Provenance
+from kdr.report.study_facts import Failure, Provenance, StudyCost
 from kdr.report.texts import duration
 
 
-def budget_section(study: str, used: Budget, failed: tuple[Failure, ...], num_more: int) -> Section:
+def budget_section(study: str, used: StudyCost, failed: tuple[Failure, ...], num_more: int) -> Section:
     """What the study used, and what failed."""
     declared = ", ".join(f"{value:g} {words(name)}" for name, value in used.limits.items())
     speed, memory = used.images_per_s, used.peak_memory_bytes

@@ -15,9 +15,9 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 import kdr
-from kdr.report.grid import Cell
 from kdr.report.page.drawing import DARK, LIGHT
 from kdr.report.page.parts import Section, Tile
+from kdr.report.tables.grid import Cell
 
 _WORD_CLASSES = {"helps": "helps", "hurts": "hurts", "no relevant": "irrelevant", "undecided": "undecided"}
 

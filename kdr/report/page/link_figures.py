@@ -3,8 +3,18 @@
 from collections.abc import Sequence
 
 from kdr.report.measures import measure_of
-from kdr.report.page.drawing import SHADE_SCALE, WORDS, Figure, dots, figure, label, plain, rounded, shortened
-from kdr.report.review_links import LinkArm, LinkMap, LinkMean
+from kdr.report.page.drawing import (
+    SHADE_SCALE,
+    WORDS,
+    Figure,
+    dots,
+    figure,
+    label,
+    plain,
+    rounded,
+    shortened,
+)
+from kdr.report.page.review_links import LinkArm, LinkMap, LinkMean
 
 _ROW_PX = 60
 _LONGEST_NAME = 32  # letters for which a phone has room beside the result

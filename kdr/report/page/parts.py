@@ -4,9 +4,9 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kdr.report.grid import Grid
 from kdr.report.page.drawing import Figure
 from kdr.report.study_facts import Failure
+from kdr.report.tables.grid import Grid
 
 MOST_DATA_ROWS = 100
 """Rows of the table below a figure; the query beside it gives all."""

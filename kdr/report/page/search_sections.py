@@ -4,11 +4,19 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kdr.report.grid import Cell, Grid
 from kdr.report.learning_curves import trial_curves
 from kdr.report.measures import Measure, measure_of
 from kdr.report.page.link_figures import link_means_figure
-from kdr.report.page.parts import MOST_DATA_ROWS, FigureBlock, Section, epochs_query, not_drawn, trials_query, words
+from kdr.report.page.parts import (
+    MOST_DATA_ROWS,
+    FigureBlock,
+    Section,
+    epochs_query,
+    not_drawn,
+    trials_query,
+    words,
+)
+from kdr.report.page.review_links import PATH, LinkMean, link_means
 from kdr.report.page.sweep_figures import (
     MOST_LINES,
     correlation_figure,
@@ -19,8 +27,8 @@ from kdr.report.page.sweep_figures import (
     trial_curves_figure,
 )
 from kdr.report.ranking import RankedTrial, ranking_rows
-from kdr.report.review_links import PATH, LinkMean, link_means
-from kdr.report.sweep_views import MOST_TRIALS, Fidelity, Sweep, fidelity, sweep, thinned
+from kdr.report.sweep_views import MOST_TRIALS, Fidelity, SearchView, fidelity, sweep, thinned
+from kdr.report.tables.grid import Cell, Grid
 from kdr.report.texts import short_names
 from kdr.results.reader import Log
 
@@ -152,7 +160,7 @@ def _link_grid(means: Sequence[LinkMean], metric: str) -> Grid:
     return Grid("Means of completed trials", ("link", "with", "n with", "without", "n without"), tuple(rows))
 
 
-def _settings_grid(found: Sweep, names: Sequence[str], paths: Sequence[str]) -> Grid:
+def _settings_grid(found: SearchView, names: Sequence[str], paths: Sequence[str]) -> Grid:
     measure = measure_of(found.metric)
     rows = tuple(
         (

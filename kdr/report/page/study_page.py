@@ -8,11 +8,16 @@ from datetime import datetime
 from typing import Any
 
 from kdr.errors import ConfigError
-from kdr.files import StoredPath
 from kdr.report.ablation_table import AblationTable, ablation_table
 from kdr.report.arm_trials import ablation_of, logged_arms
+from kdr.report.followup.study_text import study_text
 from kdr.report.measures import measure_of
-from kdr.report.page.arm_sections import arm_curves_section, forest_section, link_map_section, table_section
+from kdr.report.page.arm_sections import (
+    arm_curves_section,
+    forest_section,
+    link_map_section,
+    table_section,
+)
 from kdr.report.page.drawing import WORDS
 from kdr.report.page.fact_sections import budget_section, provenance_section
 from kdr.report.page.html import Page
@@ -26,10 +31,10 @@ from kdr.report.page.search_sections import (
 )
 from kdr.report.progress import StudyProgress, study_progress, trial_names
 from kdr.report.ranking import RankedTrial, count_states, ranking, searched_metric
-from kdr.report.study_facts import budget, failures, provenance
-from kdr.report.study_text import study_text
+from kdr.report.study_facts import budget, failures, study_provenance
 from kdr.report.texts import counted, duration
 from kdr.results.reader import Log, TrialState
+from kdr.storage.files import StoredPath
 
 
 def study_page(
@@ -82,7 +87,7 @@ def study_page(
         early_and_cost_section(log, study, trials, metric, content),
         budget_section(study, budget(log, study, states, content), listed, num_more),
         provenance_section(
-            provenance(states),
+            study_provenance(states),
             log_folder=str(log_folder),
             damaged=[str(path) for path in log.damaged],
             config=_study_file(content, study),

@@ -5,9 +5,19 @@ from collections.abc import Sequence
 
 from kdr.report.learning_curves import BEST, LearningCurves
 from kdr.report.measures import measure_of
-from kdr.report.page.drawing import SHADES, Figure, dots, epoch_axis, figure, label, lines, plain, rounded
+from kdr.report.page.drawing import (
+    SHADES,
+    Figure,
+    dots,
+    epoch_axis,
+    figure,
+    label,
+    lines,
+    plain,
+    rounded,
+)
 from kdr.report.ranking import RankedTrial
-from kdr.report.sweep_views import Fidelity, SettingAxis, Sweep
+from kdr.report.sweep_views import Fidelity, SearchView, SettingAxis
 
 MOST_LINES = 200
 """Trials in the parallel coordinates."""
@@ -41,7 +51,7 @@ def trial_curves_figure(curves: LearningCurves) -> Figure:
     return figure(traces, height=420, x="epoch", y=measure.title, xaxis=epoch_axis(epochs), showlegend=True)
 
 
-def parallel_figure(sweep: Sweep, names: Sequence[str]) -> Figure:
+def parallel_figure(sweep: SearchView, names: Sequence[str]) -> Figure:
     """Each trial as a line over all settings, one below the other, and the metric last; the best fifth stands out.
 
     Args:
@@ -82,7 +92,7 @@ def parallel_figure(sweep: Sweep, names: Sequence[str]) -> Figure:
     )
 
 
-def setting_figure(sweep: Sweep, axis: SettingAxis, name: str) -> Figure:
+def setting_figure(sweep: SearchView, axis: SettingAxis, name: str) -> Figure:
     """The metric by one setting; a point is a trial."""
     measure = measure_of(sweep.metric)
     is_discrete = axis.kind != "number"
@@ -146,7 +156,7 @@ def cost_figure(trials: Sequence[RankedTrial], metric: str) -> Figure:
     )
 
 
-def _shaded(sweep: Sweep, *, most: int) -> dict[str, list[int]]:
+def _shaded(sweep: SearchView, *, most: int) -> dict[str, list[int]]:
     """Indices of trials by the colour of their line: completed ones in shades by rank, the best last and darkest."""
     shown = range(min(most, len(sweep.trials)))
     completed = [index for index in shown if sweep.trials[index].rank is not None]

@@ -2,7 +2,18 @@ import re
 
 import pytest
 
-from kdr.report.page.drawing import DARK, LIGHT, coloured, dots, epoch_axis, figure, lines, plain, rounded, shortened
+from kdr.report.page.drawing import (
+    DARK,
+    LIGHT,
+    coloured,
+    dots,
+    epoch_axis,
+    figure,
+    lines,
+    plain,
+    rounded,
+    shortened,
+)
 
 
 def luminance(color):

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 
 import pytest
 
-from kdr.report.grid import Grid
 from kdr.report.page.drawing import dots, figure
 from kdr.report.page.html import Page, page_html
 from kdr.report.page.parts import Fact, FigureBlock, LongText, Section, Tile
 from kdr.report.study_facts import Failure
+from kdr.report.tables.grid import Grid
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7 * 7 }}"
 

@@ -1,0 +1,210 @@
+"""A leave-one-out study around a chosen trial: which of the choices matter, with seeds that have not made them."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdr.config.canonical import canonical_json
+from kdr.config.distill import OFF
+from kdr.config.overrides import changed, value_at
+from kdr.config.problems import validated
+from kdr.config.study import Study, study_from
+from kdr.config.trial import TrialConfig
+from kdr.errors import ConfigError
+from kdr.report.followup.best_study import resources_of
+from kdr.report.followup.choice import seeds_of_choice
+from kdr.report.followup.study_text import study_text
+from kdr.report.ranking import searched_metric
+from kdr.results.reader import Log, TrialState
+
+FIRST_SEED = 100
+"""Where the new seeds begin unless they are named: far from the 0 of most searches."""
+_PARTS = {"review_links": "review", "masks": "decouple", "pyramid_scales": "pyramid"}
+"""Setting -> what the part that it switches is called."""
+
+
+@dataclass(frozen=True)
+class ChosenTrial:
+    """A trial whose settings were chosen, and what is known of the choice."""
+
+    name: str
+    """Name of the study that it was chosen in, or that holds it."""
+    source: str
+    """What it is, for the head of the file."""
+    config: TrialConfig
+    candidates: tuple[str, ...]
+    """Paths of the settings that may have been chosen."""
+    before: Mapping[str, Any]
+    """The settings that the choice began with; a setting that belongs to no method goes back to them."""
+    metric: str
+    resources: Mapping[str, Any]
+    seeds: frozenset[int]
+    """Seeds that had a part in the choice."""
+
+
+def chosen_by_search(log: Log, state: TrialState) -> ChosenTrial:
+    """A trial of a search in the log.
+
+    Raises:
+        ConfigError: if it is no student of a search.
+    """
+    rows = [row for row in log.arms_of(state.study) if row["study_config"]]
+    contents = [json.loads(row["study_config"]) for row in rows if row["key"] == state.key]
+    if state.role != "student" or not contents or not contents[-1].get("search"):
+        raise ConfigError(
+            f"TRIAL: must be a trial of a search, got {state.role} {state.key} of {state.study}. "
+            "Name another one, or a study file of one trial"
+        )
+    search = study_from(contents[-1], folder=Path("/"))
+    assert search.search is not None
+    config = _without_split(state.config)
+    others = {other.seed for other in log.states_of(state.study).values() if other.role == "student"}
+    return ChosenTrial(
+        name=state.study,
+        source=f"trial {state.key} of the search {state.study}",
+        config=config,
+        candidates=tuple(search.search.parameters),
+        before=search.base.model_dump(mode="json"),
+        metric=searched_metric(log, state.study),
+        resources=resources_of(log, state.study),
+        seeds=frozenset({config.seed, *others, *_seeds(log, config)}),
+    )
+
+
+def chosen_in_file(log: Log, study: Study) -> ChosenTrial:
+    """The one trial of a study file, such as `best --export` writes.
+
+    Raises:
+        ConfigError: if the study is a search or an ablation.
+    """
+    if study.search is not None or study.ablation is not None:
+        kind = "a search" if study.search is not None else "an ablation"
+        raise ConfigError(f"TRIAL: must be a study of one trial, got {kind}, {study.study}. Name the key of one of its trials")
+    config = _without_split(study.base.model_dump_json())
+    methods = config.distill.methods()
+    content = study.model_dump(mode="json", exclude_unset=True)
+    return ChosenTrial(
+        name=study.study,
+        source=f"the trial of the study {study.study}",
+        config=config,
+        candidates=tuple(
+            f"distill.{name}.{setting}" for name, method in methods.items() for setting in type(method).model_fields
+        ),
+        before=config.model_dump(mode="json"),
+        metric="AP",
+        resources={"resources": content["resources"]} if "resources" in content else {},
+        seeds=frozenset({config.seed, *_seeds(log, config)}),
+    )
+
+
+def ablation_yaml(chosen: ChosenTrial, *, num_seeds: int, first_seed: int | None = None) -> str:
+    """The text of the ablation's file. It trains on all training images and reports on the validation set.
+
+    Args:
+        chosen: the trial that is its baseline.
+        num_seeds: seeds of each arm.
+        first_seed: the first of them; None takes the first ones from 100 on that had no part in the choice.
+
+    Raises:
+        ConfigError: if a seed had a part in the choice, or nothing was chosen.
+    """
+    methods = chosen.config.distill.methods()
+    factors = {**_choices(chosen), **{name: {"off": {f"distill.{name}": None}} for name in methods}}
+    if not factors:
+        raise ConfigError(f"TRIAL: must have a method or another choice that can be undone, got none in {chosen.source}")
+    first = _first_free(chosen.seeds, num_seeds) if first_seed is None else first_seed
+    used = sorted(chosen.seeds.intersection(range(first, first + num_seeds)))
+    if used:
+        raise ConfigError(
+            f"--first-seed: must give seeds that had no part in the choice, got {first} to {first + num_seeds - 1}, and "
+            f"{', '.join(map(str, used))} chose. Leave it out to begin at {_first_free(chosen.seeds, num_seeds)}"
+        )
+    ablation: dict[str, Any] = {
+        "design": "leave_one_out",
+        "factors": factors,
+        "seeds": {"count": num_seeds, "first": first},
+        "metric": chosen.metric,
+        **({"contrast": f"{next(iter(methods))}=off"} if len(methods) == 1 else {}),
+    }
+    trial = chosen.config.model_dump(mode="json")
+    trial["data"].pop("search_split")
+    trial.pop("seed")
+    trial["distill"] = {name: method for name, method in trial["distill"].items() if method is not None}
+    content = {"study": f"{chosen.name}-ablation", "trial": trial, "ablation": ablation, **chosen.resources}
+    return study_text(content, _head(chosen, first, num_seeds), source=chosen.source)
+
+
+def _without_split(config: str) -> TrialConfig:
+    settings = json.loads(config)
+    return validated(TrialConfig, changed(settings, {"data.search_split": 0}), prefix="trial")
+
+
+def _seeds(log: Log, config: TrialConfig) -> Iterator[int]:
+    return (seed for seeds in seeds_of_choice(log, config).values() for seed in seeds)
+
+
+def _first_free(used: frozenset[int], count: int) -> int:
+    first = FIRST_SEED
+    while taken := used.intersection(range(first, first + count)):
+        first = max(taken) + 1
+    return first
+
+
+def _choices(chosen: ChosenTrial) -> dict[str, dict[str, dict[str, Any]]]:
+    """One factor for each choice: its part switched off, or its setting put back."""
+    factors: dict[str, dict[str, dict[str, Any]]] = {}
+    settings = chosen.config.model_dump(mode="json")
+    own = canonical_json(_effective(chosen.config))
+    for path, (level, value) in _put_back(chosen, settings):
+        try:
+            config = validated(TrialConfig, changed(settings, {path: value}))
+        except ConfigError:
+            continue  # the other choices need this one
+        if canonical_json(_effective(config)) != own:
+            factors[_factor(path, chosen.candidates)] = {level: {path: value}}
+    return factors
+
+
+def _put_back(chosen: ChosenTrial, settings: dict[str, Any]) -> Iterator[tuple[str, tuple[str, Any]]]:
+    """By path the level and the value that undo a choice."""
+    for path in chosen.candidates:
+        group, *rest = path.split(".")
+        if group == "distill" and len(rest) == 2 and value_at(settings, f"distill.{rest[0]}") is not None:
+            method, setting = rest
+            yield path, ("off", OFF[setting]) if setting in OFF else ("default", _default(settings, method, setting))
+        elif group in ("student", "teacher", "training") and path != "training.epochs":
+            yield path, ("before", value_at(chosen.before, path))
+
+
+def _default(settings: dict[str, Any], method: str, setting: str) -> Any:
+    """A method's default for this pair of detectors, under the preset that it has."""
+    preset = value_at(settings, f"distill.{method}.preset")
+    plain = {} if preset is None or setting == "preset" else {"preset": preset}
+    config = validated(TrialConfig, changed(settings, {f"distill.{method}": plain}))
+    return value_at(config.model_dump(mode="json"), f"distill.{method}.{setting}")
+
+
+def _effective(config: TrialConfig) -> dict[str, Any]:
+    """Settings without those that have no effect."""
+    distill = {name: method.canonical() for name, method in config.distill.methods().items()}
+    return {**config.model_dump(mode="json"), "distill": distill}
+
+
+def _factor(path: str, paths: Iterable[str]) -> str:
+    """The name of a factor: that of the part, or the last part of the path where no other one has it."""
+    last = path.rpartition(".")[2]
+    same = [other for other in paths if other.rpartition(".")[2] == last]
+    return _PARTS.get(last, last) if len(same) == 1 else path
+
+
+def _head(chosen: ChosenTrial, first: int, num_seeds: int) -> list[str]:
+    used = ", ".join(map(str, sorted(chosen.seeds)))
+    return [
+        f"Question: which choices of {chosen.source} matter?",
+        "Each of them is undone alone, and distillation as a whole is switched off.",
+        f"The settings were chosen with the seeds {used}; this study takes {first} to {first + num_seeds - 1}.",
+        "It trains on all training images and reports on the validation set.",
+        "Add `margin`, in units of the metric, to have differences told that do not matter.",
+    ]

@@ -1,0 +1,90 @@
+"""Tables in LaTeX, with booktabs, and the texts of the cells of such a table read back."""
+
+import re
+
+from kdr.report.tables.grid import Cell, Grid, cell_text
+
+_ESCAPES = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\symbol{34}",
+    "±": r"$\pm$",
+    "†": r"$\dagger$",
+    "→": r"$\rightarrow$",
+    "×": r"$\times$",
+    "−": r"$-$",
+}
+_BACK = {
+    (command if letter == "$" else command.replace("$", "")): letter for letter, command in _ESCAPES.items() if letter != "−"
+}
+_COMMAND = re.compile("|".join(map(re.escape, sorted(_BACK, key=len, reverse=True))))
+
+
+def latex_text(grid: Grid) -> str:
+    r"""A `table` with a booktabs `tabular` and the notes below it; needs `\usepackage{booktabs}`.
+
+    Args:
+        grid: the table.
+    """
+    lines = [r"% needs \usepackage{booktabs}", r"\begin{table}[t]", r"\centering", rf"\caption{{{escaped(grid.title)}}}"]
+    lines += [rf"\begin{{tabular}}{{l{'r' * (len(grid.columns) - 1)}}}", r"\toprule", _row(grid.columns), r"\midrule"]
+    for index, row in enumerate(grid.rows):
+        if index in grid.rules:
+            lines.append(r"\midrule")
+        lines.append(_row(row, frozenset(column for at, column in grid.bold if at == index)))
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    if grid.notes:
+        lines += [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize"]
+        lines += [rf"{escaped(note)}\par" for note in grid.notes]
+        lines += [r"\end{minipage}"]
+    return "\n".join([*lines, r"\end{table}", ""])
+
+
+def latex_cells(text: str) -> list[list[str]]:
+    """The texts in the cells of the first `tabular` of a file, rules, numbers' dollars and bold type taken away.
+
+    Raises:
+        ValueError: if there is no `tabular`.
+    """
+    body = re.search(r"\\begin\{tabular\}\{[^}]*\}(.*?)\\end\{tabular\}", text, re.DOTALL)
+    if body is None:
+        raise ValueError("no tabular")
+    content = re.sub(r"(?<!\\)%.*", "", body[1])
+    content = re.sub(r"\\(?:toprule|midrule|bottomrule|addlinespace|hline|cmidrule(?:\([^)]*\))?\{[^}]*\})", "", content)
+    rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?", content) if row.strip()]
+    return [[_plain(cell) for cell in re.split(r"(?<!\\)&", row)] for row in rows]
+
+
+def escaped(text: str) -> str:
+    """A text as LaTeX sets it, letter by letter."""
+    return "".join(_ESCAPES.get(letter, letter) for letter in text)
+
+
+def _row(cells: tuple[Cell, ...], bold: frozenset[int] = frozenset()) -> str:
+    texts = [_cell(cell_text(value), index in bold) for index, value in enumerate(cells)]
+    return f"{' & '.join(texts)} \\\\"
+
+
+def _cell(text: str, bold: bool) -> str:
+    # a hyphen before a number is a minus
+    set_ = re.sub(r"(?<![\w.])-(?=\d)", r"$-$", escaped(text))
+    return rf"\textbf{{{set_}}}" if bold and text else set_
+
+
+def _plain(cell: str) -> str:
+    cell = cell.strip()
+    while (inner := re.fullmatch(r"\\(?:textbf|emph|underline)\{(.*)\}", cell, re.DOTALL)) is not None:
+        cell = inner[1].strip()
+    cell = re.sub(r"(?<!\\)\$", "", cell)
+    return _COMMAND.sub(lambda match: _BACK[match[0]], cell)

@@ -1,0 +1,134 @@
+"""A table as it was asked for: plain values from which it can be computed again, today or when someone doubts it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from kdr.errors import ConfigError
+from kdr.report.ablation_table import ablation_table
+from kdr.report.measures import measure_of
+from kdr.report.ranking import count_states, ranking, ranking_rows, searched_metric
+from kdr.report.settings_table import SettingsTable, settings_table
+from kdr.report.study_comparison import study_comparison
+from kdr.report.tables.ablation_grid import AP_IN_PERCENT, data_grid, reading_grid
+from kdr.report.tables.grid import Cell, Grid, decimals, mean_sd
+from kdr.results.reader import Log
+
+Kind = Literal["ablation", "comparison", "pivot", "settings", "ranking"]
+
+
+@dataclass(frozen=True)
+class TableRequest:
+    """What a table is of."""
+
+    study: str
+    kind: Kind
+    metrics: tuple[str, ...] = ()
+    """Measures to show; the study's own if empty. A pivot, a ranking and a table by settings show the first."""
+    paths: tuple[str, ...] = ()
+    """Settings: those to group by, or the two of a pivot."""
+    other: str | None = None
+    """The study that is compared with."""
+    allow_unequal: bool = False
+    """Whether arms of unequal budgets are marked instead of refused."""
+
+    def source(self) -> dict[str, Any]:
+        """Itself as plain values; what is not set is left out."""
+        return {name: value for name, value in asdict(self).items() if value}
+
+
+def request_from(source: Mapping[str, Any]) -> TableRequest:
+    """The request in a written table.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in source.items() if name != "format"
+    }
+    try:
+        request = TableRequest(**values)
+    except TypeError as error:
+        raise ConfigError(f"TABLE: its source must be that of a table of this version, got {error}") from error
+    if request.kind not in get_args(Kind):
+        raise ConfigError(f"TABLE: its source must be one of {', '.join(get_args(Kind))}, got {request.kind!r}")
+    return request
+
+
+def requested_grid(request: TableRequest, read: Callable[[str], Log], *, in_full: bool) -> Grid:
+    """The table that was asked for.
+
+    Args:
+        request: what it is of.
+        read: gives the log of a study.
+        in_full: numbers without rounding, for programs.
+
+    Raises:
+        ConfigError: if the log has no such table.
+    """
+    log = read(request.study)
+    if request.kind in ("ablation", "comparison"):
+        unequal = request.allow_unequal
+        if request.kind == "ablation":
+            table = ablation_table(log, request.study, request.metrics, allow_unequal=unequal)
+        else:
+            assert request.other is not None
+            logs, studies = (log, read(request.other)), (request.study, request.other)
+            table = study_comparison(logs, studies, request.metrics, allow_unequal=unequal)
+        return data_grid(table) if in_full else reading_grid(table)
+    metric = request.metrics[0] if request.metrics else searched_metric(log, request.study)
+    if request.kind == "ranking":
+        trials = ranking(log, request.study, metric)
+        columns, rows = ranking_rows(trials, metric)
+        counts = ", ".join(f"{count} {state}" for state, count in count_states(trials).items()) or "no trials"
+        title = f"{request.study}: trials by {metric} of their last epoch ({counts})"
+        return Grid(title, tuple(columns), _rounded(rows, in_full))
+    found = settings_table(log, request.study, request.paths, metric)
+    if request.kind == "pivot" and not in_full:
+        return _pivot(request, found)
+    columns, rows = found.cells()
+    title = f"{request.study}: {metric} by {', '.join(request.paths)}"
+    return Grid(title, tuple(columns), _rounded(rows, in_full), found.notes)
+
+
+def _pivot(request: TableRequest, found: SettingsTable) -> Grid:
+    """Means by two settings: the first down, the second across."""
+    measure = measure_of(found.metric)
+    down, across = (sorted({row.settings[axis] for row in found.rows}, key=_order) for axis in (0, 1))
+    digits = decimals(row.sd and row.sd * measure.scale for row in found.rows)
+    texts = {
+        row.settings: f"{mean_sd(row.mean * measure.scale, row.sd and row.sd * measure.scale, digits)} (n={row.n})"
+        for row in found.rows
+    }
+    first, second = request.paths
+    return Grid(
+        title=f"{request.study}: {measure.title} by {first} (down) and {second} (across)",
+        columns=(first, *(_text(value) for value in across)),
+        rows=tuple((_text(one), *(texts.get((one, other), "") for other in across)) for one in down),
+        notes=(f"{AP_IN_PERCENT} ±: standard deviation over trials.", *found.notes),
+    )
+
+
+def _rounded(rows: list[list[Any]], in_full: bool) -> tuple[tuple[Cell, ...], ...]:
+    return tuple(tuple(value if in_full else _text(value) for value in row) for row in rows)
+
+
+def _text(value: Any) -> str:
+    """A value with numbers to four digits."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return (
+        f"{value:.4g}"
+        if isinstance(value, float) and not value.is_integer()
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+def _order(value: Any) -> tuple[int, float, str]:
+    """Numbers in order, before texts."""
+    is_number = isinstance(value, int | float)
+    return (not is_number, float(value) if is_number else 0.0, str(value))

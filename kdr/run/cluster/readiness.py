@@ -1,0 +1,129 @@
+"""Whether every node of the cluster that was joined is ready for a study: each is asked, and its answer judged."""
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from kdr.config.study import Study
+from kdr.errors import ClusterError
+from kdr.plan.inputs import data_of, weights_files_of
+from kdr.run.cluster.node_answers import (
+    Answers,
+    Questions,
+    answer,
+    remove_marks,
+    unread_marks,
+    versions_here,
+)
+from kdr.run.cluster.node_findings import Silent, judged_nodes
+from kdr.run.observer import Observer
+from kdr.storage.layout import Storage
+from kdr.training.findings import Finding
+
+ANSWER_WITHIN_S = 120.0
+"""Time in which a node must answer: it starts a process, and may have to look at every file of a data set."""
+_DASHBOARD_WITHIN_S = 5
+
+
+def check_nodes(study: Study, storage: Storage, observer: Observer) -> None:
+    """Asks every node; tells warnings.
+
+    Raises:
+        ClusterError: naming all that is in the way.
+    """
+    findings = [finding for finding in cluster_findings(study, storage) if finding.state != "ok"]
+    failed = [finding for finding in findings if finding.state == "failed"]
+    for finding in findings:
+        if finding.state == "warning":
+            observer.finding(finding)
+    if failed:
+        raise ClusterError(f"{finding.text}. {finding.fix}" for finding in failed)
+
+
+def cluster_findings(study: Study | None, storage: Storage) -> Iterator[Finding]:
+    """What is found on the nodes of the Ray that is running, and of its dashboard.
+
+    Args:
+        study: whose data and weights every node must have.
+        storage: what every node must be able to write, and see what the others wrote.
+    """
+    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+    names = {key: f"{node['NodeManagerAddress']} ({node['NodeManagerHostname']})" for key, node in nodes.items()}
+    questions = Questions(
+        storage,
+        storage.marks(uuid.uuid4().hex[:12]),
+        data=() if study is None else tuple(data_of(study)),
+        weights=() if study is None else tuple(weights_files_of(study)),
+    )
+    answers, unread = _asked(nodes, names, questions)
+    yield from judged_nodes(
+        [answer for answer in answers.values() if isinstance(answer, Answers)],
+        [answer for answer in answers.values() if isinstance(answer, Silent)],
+        unread,
+        expected=versions_here(),
+        storage=str(storage.root),
+    )
+    yield _dashboard()
+
+
+def _asked(
+    nodes: Mapping[str, Mapping[str, Any]], names: Mapping[str, str], questions: Questions
+) -> tuple[dict[str, Answers | Silent], dict[str, list[str]]]:
+    """Node -> its answer; name of a node -> the nodes whose marks it cannot read."""
+    until = time.monotonic() + ANSWER_WITHIN_S
+    given = {
+        node: (names[node], questions, {"mark": node, "num_gpus": int(nodes[node]["Resources"].get("GPU", 0))}) for node in nodes
+    }
+    answers = _on_each(given, answer, names, until)
+    marks = [node for node, one in answers.items() if isinstance(one, Answers) and not one.not_written]
+    unread = _on_each({node: (questions.marks, marks, {}) for node in marks}, unread_marks, names, until)
+    _on_each({node: (questions.marks, marks, {}) for node in marks}, remove_marks, names, until)
+    named = {names[node]: [names[mark] for mark in found] for node, found in unread.items() if not isinstance(found, Silent)}
+    return {**answers, **{node: one for node, one in unread.items() if isinstance(one, Silent)}}, named
+
+
+def _on_each(
+    arguments: Mapping[str, tuple[Any, ...]], function: Callable[..., Any], names: Mapping[str, str], until: float
+) -> dict[str, Any]:
+    """Runs a function on several nodes at the same time; its results, or why there is none.
+
+    Args:
+        arguments: id of a node -> the function's arguments there, the last one a mapping of those by keyword.
+        function: one that every node can import.
+        names: id of a node -> its name for people.
+        until: monotonic time at which nobody waits any longer.
+    """
+    task = ray.remote(num_cpus=0)(function)
+    running = {
+        node: task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(*given, **named)
+        for node, (*given, named) in arguments.items()
+    }
+    results: dict[str, Any] = {}
+    for node, result in running.items():
+        try:
+            results[node] = ray.get(result, timeout=max(0.1, until - time.monotonic()))
+        except (RayError, ImportError) as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            results[node] = Silent(names[node], lines[-1])
+    return results
+
+
+def _dashboard() -> Finding:
+    """Whether the dashboard tells the state of the cluster, which Ray's own clean-up and `ray job` ask for."""
+    from ray.util.state import list_nodes
+
+    fix = "Install ray[default] and start the head with --dashboard-host=0.0.0.0. Without it `ray job submit` does not work"
+    node: Any = ray._private.worker.global_worker.node
+    url = node.webui_url
+    if not url:
+        return Finding("dashboard", "warning", "the cluster has none", fix)
+    try:
+        list_nodes(address=f"http://{url}", limit=1, timeout=_DASHBOARD_WITHIN_S)
+    except Exception as error:  # of many kinds, by what answers there
+        return Finding("dashboard", "warning", f"its state API at {url} does not answer: {type(error).__name__}", fix)
+    return Finding("dashboard", "ok", f"its state API answers at {url}")

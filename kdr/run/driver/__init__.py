@@ -1,0 +1,1 @@
+"""The driver process: one per study, claims on trials, and signals."""

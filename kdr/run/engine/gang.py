@@ -1,0 +1,180 @@
+"""Workers that train one trial after another together: one TorchTrainer of Ray Train that is kept warm.
+
+Starting a TorchTrainer costs many seconds, handing its workers another trial milliseconds. Its training function
+(`kdr.run.engine.worker`) therefore never returns: it waits for a trial, trains it, and asks after each epoch whether to go on.
+What matters of Ray 2.60: Train's controller dies with this process and its workers with the controller, but their placement group
+may stay and hold their CPUs and GPUs; removing the group ends workers, controller and `TorchTrainer.fit()` within a second.
+"""
+
+import contextlib
+import threading
+import traceback
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+from ray._raylet import PlacementGroupID
+from ray.exceptions import RayError
+from ray.train.torch import TorchTrainer
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
+from kdr.config.trial import Trial
+from kdr.run.engine.channel import Failed, GangChannel, Lost, Stop, Up
+from kdr.run.engine.engine import ProcessLostError
+from kdr.run.engine.worker import WorkerSettings, serve
+from kdr.storage.layout import Storage
+from kdr.training.metrics import EpochMetrics
+
+_END_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True)
+class GangSettings:
+    """The size of a gang, and when it is renewed."""
+
+    num_workers: int
+    cpus_per_worker: float
+    gpus_per_worker: float
+    loader_workers: int
+    """Processes that load images, for each worker."""
+    max_trials: int
+    """Trials after which the workers are started anew."""
+    silence_s: float
+    """Seconds without a batch after which a worker ends itself."""
+
+
+class Gang:
+    """An engine whose trials are trained by several workers, which Ray Train places on one node where they fit.
+
+    The workers start with the first trial. They are started anew after a trial that failed in one of them alone, ran out of
+    memory or lost a process, and after `max_trials`.
+
+    Args:
+        settings: size and renewal.
+        storage: where everything lies; every node must see it.
+        study: name of the study, whose folder takes Ray's files.
+    """
+
+    def __init__(self, settings: GangSettings, storage: Storage, study: str) -> None:
+        self._settings, self._storage, self._study = settings, storage, study
+        self._channel: GangChannel | None = None
+        self._up: Up | None = None
+        self._thread: threading.Thread | None = None
+        self._num_trials = 0
+
+    @property
+    def where(self) -> Mapping[str, Any]:
+        """Host and device of rank 0."""
+        return {} if self._up is None else self._up.where
+
+    def fit(self, trial: Trial) -> Iterator[EpochMetrics]:
+        """Trains a trial; iterates and raises as `kdr.training.fit.fit` does.
+
+        Raises:
+            ProcessLostError: if a worker ended; the trial can go on from its checkpoint.
+        """
+        if self._num_trials >= self._settings.max_trials:
+            self.close()
+        channel = self._channel or self._start()
+        self._num_trials += 1
+        channel.send(trial)
+        while True:
+            report = self._next_report(channel)
+            if isinstance(report, Failed):
+                if not report.by_all:
+                    self.close()
+                raise report.error
+            assert isinstance(report, EpochMetrics), report
+            try:
+                yield report
+            except GeneratorExit:
+                channel.send(Stop(True))
+                raise
+            channel.send(Stop(report.is_last))
+            if report.is_last:
+                # here, and not by rank 0, which nobody waits for: a study that has ended has left nothing behind
+                self._storage.forget_progress(trial.key)
+                return
+
+    def close(self) -> None:
+        """Ends the workers and gives back their CPUs and GPUs."""
+        if self._up is not None:
+            _remove(self._up.placement_group)
+        if self._thread is not None:
+            self._thread.join(_END_TIMEOUT_S)
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = self._up = self._thread = None
+
+    def _start(self) -> GangChannel:
+        settings = self._settings
+        self._num_trials = 0
+        channel = self._channel = GangChannel.open(settings.num_workers)
+        trainer = TorchTrainer(
+            serve,
+            train_loop_config={
+                "settings": WorkerSettings(
+                    channel=channel,
+                    storage=self._storage,
+                    threads=max(1, int(settings.cpus_per_worker)),
+                    loader_workers=settings.loader_workers,
+                    silence_s=settings.silence_s,
+                )
+            },
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=settings.num_workers,
+                use_gpu=settings.gpus_per_worker > 0,
+                resources_per_worker={
+                    "CPU": settings.cpus_per_worker,
+                    **({"GPU": settings.gpus_per_worker} if settings.gpus_per_worker else {}),
+                },
+            ),
+            run_config=ray.train.RunConfig(
+                name=f"gang-{uuid.uuid4().hex[:12]}", storage_path=str(self._storage.ray / self._study)
+            ),
+        )
+        self._thread = threading.Thread(target=_fit, args=(trainer, channel), name="gang", daemon=True)
+        self._thread.start()
+        up = self._next_report(channel)
+        assert isinstance(up, Up), up
+        self._up = up
+        return channel
+
+    def _next_report(self, channel: GangChannel) -> Any:
+        try:
+            report = channel.next_report()
+        except RayError as error:
+            report = Lost(f"{type(error).__name__}: {error}")
+        if isinstance(report, Lost):
+            self.close()
+            raise ProcessLostError(report.reason)
+        return report
+
+
+def remove_leftover_groups() -> None:
+    """Removes the placement groups that this job still holds; called when none of its trials runs any more.
+
+    A gang that was killed while it waited for its group cannot remove it, and Ray does so only where its dashboard runs.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    for name, group in placement_group_table().items():
+        if group["state"] != "REMOVED" and name.endswith(job):  # an id ends with its job's
+            _remove(name)
+
+
+def _fit(trainer: TorchTrainer, channel: GangChannel) -> None:
+    """Runs the trainer to its end, in a thread, and says that it has ended."""
+    try:
+        trainer.fit()
+        reason = "the workers have ended"
+    except BaseException as error:
+        reason = (str(error).strip() or traceback.format_exc().strip()).splitlines()[-1]
+    with contextlib.suppress(RayError):
+        channel.report(Lost(reason))
+
+
+def _remove(placement_group: str) -> None:
+    remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(placement_group)))

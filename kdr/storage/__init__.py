@@ -1,0 +1,1 @@
+"""Where everything is stored: paths, files written safely, object stores, and retries when a storage is unreachable."""
