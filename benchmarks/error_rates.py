@@ -1,10 +1,12 @@
-"""How often the words of an ablation table are wrong: simulated studies, judged by the functions that judge real ones.
+"""How often the words of an ablation table are wrong: simulated studies, judged by the functions
+that judge real ones.
 
     python benchmarks/error_rates.py
 
-A study has a baseline and arms whose values are normal, correlated over seeds as trials of one seed are. Printed are, per number
-of seeds: how often the 95 % interval covers the true difference; how often any arm of a study without effects is called one
-(family-wise error); and how often any arm is called "no relevant effect" where every true difference is exactly the margin.
+A study has a baseline and arms whose values are normal, correlated over seeds as trials of one seed
+are. Printed are, per number of seeds: how often the 95 % interval covers the true difference; how
+often any arm of a study without effects is called one (family-wise error); and how often any arm is
+called "no relevant effect" where every true difference is exactly the margin.
 """
 
 import argparse
@@ -17,7 +19,9 @@ from kdr.report.effects import ALPHA, equivalence_p, half_width, holm, two_sided
 SD, CORRELATION, MARGIN = 0.004, 0.5, 0.005
 
 
-def simulated(num_studies: int, num_arms: int, n: int, difference: float, *, seed: int = 0) -> tuple[Any, Any]:
+def simulated(
+    num_studies: int, num_arms: int, n: int, difference: float, *, seed: int = 0
+) -> tuple[Any, Any]:
     """Estimates and standard errors of paired differences to the baseline.
 
     Args:
@@ -45,30 +49,41 @@ def coverage(num_studies: int, n: int) -> float:
 
 
 def family_wise_error(num_studies: int, num_arms: int, n: int, *, adjust: bool = True) -> float:
-    """Share of studies without any effect in which at least one arm is called helpful or harmful."""
+    """Share of studies without any effect in which at least one arm is called helpful or
+    harmful.
+    """
     means, errors = simulated(num_studies, num_arms, n, 0.0, seed=n)
     ps = two_sided_p(means, errors, n - 1)
     return float(((holm(ps) if adjust else ps) < ALPHA).any(-1).mean())
 
 
 def equivalence_error(num_studies: int, num_arms: int, n: int) -> float:
-    """Share of studies, all of whose differences are the margin, in which an arm is called one of no relevant effect."""
+    """Share of studies, all of whose differences are the margin, in which an arm is called one of
+    no relevant effect.
+    """
     means, errors = simulated(num_studies, num_arms, n, MARGIN, seed=n)
     return float((holm(equivalence_p(means, errors, n - 1, MARGIN)) < ALPHA).any(-1).mean())
 
 
 def main() -> None:
     """Prints the rates in percent."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--studies", type=int, default=10_000, help="simulated studies")
     parser.add_argument("--arms", type=int, default=6, help="arms beside the baseline")
     studies, arms = vars(parser.parse_args()).values()
     print(f"{studies} studies of {arms} arms beside a baseline, in percent")
-    print(f"{'seeds':>5}{'95 % interval covers':>22}{'any false effect':>18}{'without Holm':>14}{'false no relevant effect':>26}")
+    print(
+        f"{'seeds':>5}{'95 % interval covers':>22}{'any false effect':>18}"
+        f"{'without Holm':>14}{'false no relevant effect':>26}"
+    )
     for n in (3, 5, 8):
         print(
-            f"{n:>5}{100 * coverage(studies, n):>22.1f}{100 * family_wise_error(studies, arms, n):>18.1f}"
-            f"{100 * family_wise_error(studies, arms, n, adjust=False):>14.1f}{100 * equivalence_error(studies, arms, n):>26.1f}"
+            f"{n:>5}{100 * coverage(studies, n):>22.1f}"
+            f"{100 * family_wise_error(studies, arms, n):>18.1f}"
+            f"{100 * family_wise_error(studies, arms, n, adjust=False):>14.1f}"
+            f"{100 * equivalence_error(studies, arms, n):>26.1f}"
         )
 
 

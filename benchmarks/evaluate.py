@@ -1,12 +1,14 @@
-"""Average precision of as many images as COCO's validation set has: kdr against pycocotools, on the same boxes in one run.
+"""Average precision of as many images as COCO's validation set has: kdr against pycocotools, on the
+same boxes in one run.
 
-    python benchmarks/evaluate.py                  # 5,000 images, 80 classes, about 100 detections an image
-    python benchmarks/evaluate.py --images 500
+    python benchmarks/evaluate.py                  # 5,000 images, 80 classes, about 100 detections
+    an image python benchmarks/evaluate.py --images 500
 
-Ground truth and detections are drawn from a seed: seven boxes an image, small, medium and large ones, a few of them crowds; about
-two detections of each that are a little off, and others anywhere. Both sides start from the same annotations and the same array
-of detections, and end with the twelve numbers of the COCO evaluation, which are compared; kdr gives AP by class, too. pycocotools
-gets the array as it is, which its `loadRes` takes; it runs once, kdr before and after it.
+Ground truth and detections are drawn from a seed: seven boxes an image, small, medium and large
+ones, a few of them crowds; about two detections of each that are a little off, and others anywhere.
+Both sides start from the same annotations and the same array of detections, and end with the twelve
+numbers of the COCO evaluation, which are compared; kdr gives AP by class, too. pycocotools gets the
+array as it is, which its `loadRes` takes; it runs once, kdr before and after it.
 """
 
 import argparse
@@ -39,10 +41,23 @@ def drawn_truth(rng: np.random.Generator, num_images: int, num_classes: int) -> 
     annotations = []
     for image_id in range(1, num_images + 1):
         boxes = drawn_boxes(rng, int(rng.poisson(7)))
-        labels, crowds = rng.integers(1, num_classes + 1, len(boxes)), rng.random(len(boxes)) < 0.01
+        labels = rng.integers(1, num_classes + 1, len(boxes))
+        crowds = rng.random(len(boxes)) < 0.01
         for box, label, crowd in zip(boxes.tolist(), labels.tolist(), crowds.tolist(), strict=True):
-            annotation = {"id": len(annotations) + 1, "image_id": image_id, "category_id": label, "bbox": box}
-            annotations.append(annotation | {"area": 0.7 * box[2] * box[3], "iscrowd": int(crowd), "ignore": int(crowd)})
+            annotation = {
+                "id": len(annotations) + 1,
+                "image_id": image_id,
+                "category_id": label,
+                "bbox": box,
+            }
+            annotations.append(
+                annotation
+                | {
+                    "area": 0.7 * box[2] * box[3],
+                    "iscrowd": int(crowd),
+                    "ignore": int(crowd),
+                }
+            )
     return {
         "info": {},
         "images": [{"id": i, "width": WIDTH, "height": HEIGHT} for i in range(1, num_images + 1)],
@@ -52,10 +67,13 @@ def drawn_truth(rng: np.random.Generator, num_images: int, num_classes: int) -> 
 
 
 def drawn_detections(rng: np.random.Generator, truth: dict[str, Any], per_image: int) -> Rows:
-    """(D, 7) rows of image id, box xywh, score and category id, `per_image` of each image on average."""
+    """(D, 7) rows of image id, box xywh, score and category id, `per_image` of each image on
+    average.
+    """
     num_images, num_classes = len(truth["images"]), len(truth["categories"])
     of_truth = [[a["image_id"], *a["bbox"], a["category_id"]] for a in truth["annotations"]]
-    near = np.repeat(np.array(of_truth), rng.integers(0, 5, len(of_truth)), axis=0)  # two of each box on average
+    # two of each box on average
+    near = np.repeat(np.array(of_truth), rng.integers(0, 5, len(of_truth)), axis=0)
     near[:, 1:5] += rng.normal(0, 0.1, (len(near), 4)) * np.tile(near[:, 3:5], 2)
     near[:, 3:5] = near[:, 3:5].clip(1)
     far = np.empty((num_images * per_image - len(near), 6))
@@ -81,7 +99,9 @@ def by_pycocotools(truth: dict[str, Any], detections: Rows) -> Rows:
 
 
 def by_kdr(truth: dict[str, Any], detections: Rows) -> Rows:
-    """The twelve numbers, as a trial's evaluation computes them; -1 where there is nothing to measure one on."""
+    """The twelve numbers, as a trial's evaluation computes them; -1 where there is nothing to
+    measure one on.
+    """
     metrics = coco_evaluation(truth, detections).metrics
     return np.array([metrics.get(name, -1.0) for name in COCO_METRICS])
 
@@ -95,7 +115,9 @@ def timed(evaluate: Any, *arguments: Any) -> tuple[Rows, float]:
 
 def main() -> None:
     """Evaluates on both sides and prints seconds, their ratio and the largest difference."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--classes", type=int, default=80)
     parser.add_argument("--detections", type=int, default=100, help="of an image, on average")
@@ -106,13 +128,16 @@ def main() -> None:
     ours, before = timed(by_kdr, truth, detections)
     theirs, reference = timed(by_pycocotools, truth, detections)
     _, after = timed(by_kdr, truth, detections)
-    print(f"{arguments.images:,} images, {len(truth['annotations']):,} boxes, {len(detections):,} detections")
+    print(
+        f"{arguments.images:,} images, {len(truth['annotations']):,} boxes, {len(detections):,} "
+        "detections"
+    )
     print(", ".join(f"{name} {value:.4f}" for name, value in zip(COCO_METRICS, ours, strict=True)))
     ratio = reference / statistics.mean((before, after))
     difference = float(np.abs(ours - theirs).max())
     print(
-        f"kdr {before:.1f} s and {after:.1f} s, pycocotools {reference:.1f} s: {ratio:.1f} times as fast (5 is wanted); "
-        f"largest difference of the twelve numbers: {difference:g}"
+        f"kdr {before:.1f} s and {after:.1f} s, pycocotools {reference:.1f} s: {ratio:.1f} times "
+        f"as fast (5 is wanted); largest difference of the twelve numbers: {difference:g}"
     )
 
 

@@ -1,15 +1,17 @@
-"""Images per second of the training loader: kdr against torchvision's `CocoDetection` with `transforms.v2`, in one run.
+"""Images per second of the training loader: kdr against torchvision's `CocoDetection` with
+`transforms.v2`, in one run.
 
-    python benchmarks/loader.py                    # 640 x 480 px to 800 x 1067, and 128 px as they are
-    python benchmarks/loader.py --workers 2
+    python benchmarks/loader.py                    # 640 x 480 px to 800 x 1067, and 128 px as they
+    are python benchmarks/loader.py --workers 2
 
-Both read the same generated data in COCO format and do the same work: decode the file, resize it with its boxes, flip half of
-them, clip and drop boxes, and copy the images into one padded uint8 batch. The other side is what torchvision documents:
-`wrap_dataset_for_transforms_v2`, `ToImage`, `Resize`, `RandomHorizontalFlip`, `ClampBoundingBoxes`, `SanitizeBoundingBoxes`, in a
-shuffling `DataLoader`. The sides take turns epoch by epoch; the first epoch of each is not counted.
+Both read the same generated data in COCO format and do the same work: decode the file, resize it
+with its boxes, flip half of them, clip and drop boxes, and copy the images into one padded uint8
+batch. The other side is what torchvision documents: `wrap_dataset_for_transforms_v2`, `ToImage`,
+`Resize`, `RandomHorizontalFlip`, `ClampBoundingBoxes`, `SanitizeBoundingBoxes`, in a shuffling
+`DataLoader`. The sides take turns epoch by epoch; the first epoch of each is not counted.
 
-kdr keeps small data sets decoded. The large images stand for COCO, which is too large for that, so there it is switched off; for
-the small ones kdr is shown with it and without.
+kdr keeps small data sets decoded. The large images stand for COCO, which is too large for that, so
+there it is switched off; for the small ones kdr is shown with it and without.
 """
 
 import argparse
@@ -54,7 +56,9 @@ CASES = {"large": Case((480, 640), 800, 32, 4), "small": Case((128, 128), 128, 1
 
 
 def write_data(case: Case, folder: Path) -> tuple[Path, Path]:
-    """JPEG files with the detail of photographs and seven boxes each; their folder and annotation file."""
+    """JPEG files with the detail of photographs and seven boxes each; their folder and annotation
+    file.
+    """
     rng = np.random.default_rng(0)
     height, width = case.stored
     images, annotations = [], []
@@ -63,13 +67,25 @@ def write_data(case: Case, folder: Path) -> tuple[Path, Path]:
         pixels = np.zeros((height, width, 3))
         for cells, strength in ((4, 120), (16, 80), (64, 40), (min(height, width) // 2, 15)):
             coarse = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
-            pixels += strength / 255 * np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+            pixels += (
+                strength
+                / 255
+                * np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+            )
         name = f"{image_id:06d}.jpg"
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / "images" / name, quality=90)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(
+            folder / "images" / name, quality=90
+        )
         images.append({"id": image_id, "file_name": name, "height": height, "width": width})
         corners, extents = rng.uniform(0, 0.6, (7, 2)), rng.uniform(0.05, 0.4, (7, 2))
-        for box in (np.concatenate([corners, extents], axis=1) * [width, height, width, height]).tolist():
-            annotation = {"id": len(annotations) + 1, "image_id": image_id, "category_id": int(rng.integers(1, 81))}
+        for box in (
+            np.concatenate([corners, extents], axis=1) * [width, height, width, height]
+        ).tolist():
+            annotation = {
+                "id": len(annotations) + 1,
+                "image_id": image_id,
+                "category_id": int(rng.integers(1, 81)),
+            }
             annotations.append(annotation | {"bbox": box, "area": box[2] * box[3], "iscrowd": 0})
     content = {
         "images": images,
@@ -104,7 +120,9 @@ def by_torchvision(case: Case, images: Path, annotations: Path, workers: int) ->
     )
 
 
-def padded(samples: list[tuple[tv_tensors.Image, dict[str, torch.Tensor]]]) -> tuple[torch.Tensor, list[Any]]:
+def padded(
+    samples: list[tuple[tv_tensors.Image, dict[str, torch.Tensor]]],
+) -> tuple[torch.Tensor, list[Any]]:
     """One uint8 batch whose sides are multiples of 32, and the targets."""
     images = [image for image, _ in samples]
     height, width = (-(-max(image.shape[axis] for image in images) // 32) * 32 for axis in (1, 2))
@@ -125,19 +143,27 @@ class EveryEpoch:
         return ((batch.images, batch.boxes) for batch in self.batches.epoch(self.number))
 
 
-def by_kdr(case: Case, images: Path, annotations: Path, workers: int, *, keep: bool) -> Iterator[float]:
+def by_kdr(
+    case: Case, images: Path, annotations: Path, workers: int, *, keep: bool
+) -> Iterator[float]:
     """Images per second of each epoch."""
     files = {"images": str(images), "annotations": str(annotations)}
     data = CocoData.model_validate(
         {
             "dataset": "coco",
-            **{f"{split}_{name}": path for split in ("train", "val") for name, path in files.items()},
+            **{
+                f"{split}_{name}": path
+                for split in ("train", "val")
+                for name, path in files.items()
+            },
             "resize": {"short_side_px": [case.short_side_px], "long_side_px": 1333},
         }
     )
     index = check_images(read_coco(images, annotations), full=False)
     with contextlib.nullcontext() if keep else mock.patch.object(loader, "_CACHE_BYTES", 0):
-        batches = TrainingBatches(index, data, seed=0, batch_size=case.batch_size, num_workers=workers)
+        batches = TrainingBatches(
+            index, data, seed=0, batch_size=case.batch_size, num_workers=workers
+        )
     yield from epoch_rates(EveryEpoch(batches))
 
 
@@ -152,7 +178,9 @@ def epoch_rates(batches: Any) -> Iterator[float]:
 
 def main() -> None:
     """Runs the sides in turns and prints images per second and ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--workers", type=int, default=0, help="processes that load, on each side")
     parser.add_argument("--rounds", type=int, default=9, help="counted epochs of each side")
@@ -167,13 +195,21 @@ def main() -> None:
             rates: list[dict[str, float]] = []
             for number in range(arguments.rounds + 1):
                 # each side goes first in every other round
-                rates.append({side: next(sides[side]) for side in (sides if number % 2 else reversed(sides))})
-        print(f"{case.stored[1]} x {case.stored[0]} px, short side to {case.short_side_px}, {arguments.workers} workers")
+                rates.append(
+                    {side: next(sides[side]) for side in (sides if number % 2 else reversed(sides))}
+                )
+        print(
+            f"{case.stored[1]} x {case.stored[0]} px, short side to {case.short_side_px}, "
+            f"{arguments.workers} workers"
+        )
         for side in sides:
             median = statistics.median(rate[side] for rate in rates[1:])
             ratios = [rate[side] / rate["torchvision"] for rate in rates[1:]]
             low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-            print(f"{side:<20}{median:>8.1f} images/s{middle:>8.2f} times torchvision ({low:.2f} to {high:.2f})")
+            print(
+                f"{side:<20}{median:>8.1f} images/s{middle:>8.2f} times torchvision ({low:.2f} to "
+                f"{high:.2f})"
+            )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""How long `table`, `verify` and `report` take on a log of 10,000 trials of 24 epochs, and how much memory they need.
+"""How long `table`, `verify` and `report` take on a log of 10,000 trials of 24 epochs, and how much
+memory they need.
 
     python benchmarks/report.py                            # 50 ablations of 20 arms by 10 seeds
-    python benchmarks/report.py --studies 1 --seeds 100    # as many trials in one ablation of 100 arms
-    python benchmarks/report.py --storage FOLDER           # keeps the log there, or uses the one that is there
+    python benchmarks/report.py --studies 1 --seeds 100    # as many trials in one ablation of 100
+    arms python benchmarks/report.py --storage FOLDER           # keeps the log there, or uses the
+    one that is there
 
-The log has the real schema and is compacted, as it is at the end of each run. Each command is a process of its own, its start
-included.
+The log has the real schema and is compacted, as it is at the end of each run. Each command is a
+process of its own, its start included.
 """
 
 import argparse
@@ -45,15 +47,22 @@ def study_content(name: str, num_arms: int, num_seeds: int, first_seed: int) -> 
         },
         "ablation": {
             "design": "arms",
-            "arms": {f"arm-{number:03}": {"distill.kdr.weight": number + 4.0} for number in range(num_arms)},
+            "arms": {
+                f"arm-{number:03}": {"distill.kdr.weight": number + 4.0}
+                for number in range(num_arms)
+            },
             "seeds": {"count": num_seeds, "first": first_seed},
             "margin": 0.005,
         },
     }
 
 
-def write_study(storage: Storage, number: int, num_arms: int, num_seeds: int, generator: np.random.Generator) -> None:
-    """Writes the log of one finished ablation, `num_arms` arms with the baseline by seeds of its own, and compacts it."""
+def write_study(
+    storage: Storage, number: int, num_arms: int, num_seeds: int, generator: np.random.Generator
+) -> None:
+    """Writes the log of one finished ablation, `num_arms` arms with the baseline by seeds of its
+    own, and compacts it.
+    """
     name, first_seed = f"study-{number:03}", number * num_seeds
     study = study_from(study_content(name, num_arms - 1, num_seeds, first_seed), folder=Path("/"))
     assert study.ablation is not None
@@ -65,12 +74,31 @@ def write_study(storage: Storage, number: int, num_arms: int, num_seeds: int, ge
             for seed in range(first_seed, first_seed + num_seeds):
                 key, time_ = generator.bytes(16).hex(), utc_now()
                 common = {"study": name, "key": key, "time": time_}
-                rows.append(ArmRow(**common, arm=arm, seed=seed, study_config=content, levels="{}", is_reference=place == 0))
-                value = float(of_seed[seed - first_seed] + generator.normal(0.001 * (place % 7 - 3) * (place > 0), TRIAL_SD))
+                rows.append(
+                    ArmRow(
+                        **common,
+                        arm=arm,
+                        seed=seed,
+                        study_config=content,
+                        levels="{}",
+                        is_reference=place == 0,
+                    )
+                )
+                value = float(
+                    of_seed[seed - first_seed]
+                    + generator.normal(0.001 * (place % 7 - 3) * (place > 0), TRIAL_SD)
+                )
                 config = study.trial_with({**changes, "seed": seed}).model_dump_json()
                 for row in epoch_rows(common, value, seed):
                     writer.epoch(row)
-                ended = {"epoch": EPOCHS, "AP": value, "AP50": value + 0.2, "seconds": 120.0, "commit": "c0ffee", "data_id": "d1"}
+                ended = {
+                    "epoch": EPOCHS,
+                    "AP": value,
+                    "AP50": value + 0.2,
+                    "seconds": 120.0,
+                    "commit": "c0ffee",
+                    "data_id": "d1",
+                }
                 events += [
                     TrialEvent(**common, event="started", config=config, seed=seed),
                     TrialEvent(**common, event="completed", config=config, seed=seed, **ended),
@@ -109,7 +137,9 @@ def epoch_rows(common: dict[str, Any], value: float, seed: int) -> list[EpochRow
 def measured(*arguments: str) -> tuple[float, float, float]:
     """Seconds, CPU seconds and peak memory in MiB of one command."""
     begin = time.perf_counter()
-    process = subprocess.Popen([sys.executable, str(ORCHESTRATE), *arguments], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, str(ORCHESTRATE), *arguments], stdout=subprocess.DEVNULL
+    )
     _, status, usage = os.wait4(process.pid, 0)
     if status != 0:
         raise SystemExit(f"{' '.join(arguments)} failed")
@@ -118,11 +148,15 @@ def measured(*arguments: str) -> tuple[float, float, float]:
 
 def main() -> None:
     """Writes the log, then measures the commands."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--studies", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--storage", type=Path, help="where the log is kept; a temporary folder by default")
+    parser.add_argument(
+        "--storage", type=Path, help="where the log is kept; a temporary folder by default"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         storage = Storage.at(arguments.storage or folder)
@@ -133,12 +167,25 @@ def main() -> None:
                 write_study(storage, number, num_arms, arguments.seeds, generator)
             print(f"written in {time.perf_counter() - begin:.0f} s")
         size = sum(path.stat().st_size for path in storage.log.rglob("*.parquet")) / 2**20
-        print(f"{arguments.studies} studies of {num_arms} arms by {arguments.seeds} seeds, {EPOCHS} epochs each, {size:.0f} MiB")
+        print(
+            f"{arguments.studies} studies of {num_arms} arms by {arguments.seeds} seeds, {EPOCHS} "
+            f"epochs each, {size:.0f} MiB"
+        )
         where = ["--storage", str(storage.root)]
         paper = str(Path(folder) / "table.tex")
         commands = {
             "table": ["table", "study-000", *where],
-            "table --metric ...": ["table", "study-000", *where, "--metric", "AP", "--metric", "AP/star", "--metric", "s/epoch"],
+            "table --metric ...": [
+                "table",
+                "study-000",
+                *where,
+                "--metric",
+                "AP",
+                "--metric",
+                "AP/star",
+                "--metric",
+                "s/epoch",
+            ],
             "table --output": ["table", "study-000", *where, "--output", paper],
             "verify": ["verify", paper, *where],
             "report": ["report", "study-000", *where, "--output", str(Path(folder) / "page.html")],

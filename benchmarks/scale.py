@@ -1,15 +1,18 @@
-"""What a trial costs the driver and the log as a study grows, and how long a large log takes to answer.
+"""What a trial costs the driver and the log as a study grows, and how long a large log takes to
+answer.
 
-    python benchmarks/scale.py                          # studies of 100, 1,000 and 3,000 trials, then a log of 10,000
-    python benchmarks/scale.py --trials 100 1000 --log-trials 0
-    python benchmarks/scale.py --trials                 # the log alone
+    python benchmarks/scale.py                          # studies of 100, 1,000 and 3,000 trials,
+    then a log of 10,000 python benchmarks/scale.py --trials 100 1000 --log-trials 0 python
+    benchmarks/scale.py --trials                 # the log alone
 
-The trials are real but for their training: drawn by a search, run by Ray's actors, logged with an epoch each; an epoch takes no
-time. Each study has a driver process and a Ray of its own. `status`, `table` and `query` are processes, too, start included.
+The trials are real but for their training: drawn by a search, run by Ray's actors, logged with an
+epoch each; an epoch takes no time. Each study has a driver process and a Ray of its own. `status`,
+`table` and `query` are processes, too, start included.
 
-The log of 10,000 trials of 24 epochs is that of `benchmarks/report.py`. It is asked in one process, whose imports are done: from
-nothing to the answer, as `query` does it, and on an open connection; beside it the same question to the files that Ray Tune
-itself leaves of as many trials (`result.json`, a line per epoch, written by Ray's own callback), read into a dataframe.
+The log of 10,000 trials of 24 epochs is that of `benchmarks/report.py`. It is asked in one process,
+whose imports are done: from nothing to the answer, as `query` does it, and on an open connection;
+beside it the same question to the files that Ray Tune itself leaves of as many trials
+(`result.json`, a line per epoch, written by Ray's own callback), read into a dataframe.
 """
 
 import argparse
@@ -43,8 +46,17 @@ OF_EPOCHS = "SELECT epoch, avg(AP), avg(seconds) FROM epochs GROUP BY epoch ORDE
 def study_of(num_trials: int) -> Study:
     """A random search of so many trials of one epoch."""
     trial = {"data": {"dataset": "shapes", "search_split": 64}, "training": {"epochs": 1}}
-    search = {"trials": num_trials, "sampler": "random", "parameters": {"training.lr": {"float": [1e-5, 1e-1], "log": True}}}
-    content = {"study": "scale", "trial": trial, "search": search, "resources": {"max_concurrent": 2, "gpus_per_worker": 0}}
+    search = {
+        "trials": num_trials,
+        "sampler": "random",
+        "parameters": {"training.lr": {"float": [1e-5, 1e-1], "log": True}},
+    }
+    content = {
+        "study": "scale",
+        "trial": trial,
+        "search": search,
+        "resources": {"max_concurrent": 2, "gpus_per_worker": 0},
+    }
     return study_from(content, folder=Path("/"))
 
 
@@ -98,7 +110,9 @@ class Ends:
 
 
 def run_study_of(num_trials: int, folder: str) -> dict[str, float]:
-    """Runs a study in this process, and says what it took: seconds and CPU seconds of a trial after the first, peak memory."""
+    """Runs a study in this process, and says what it took: seconds and CPU seconds of a trial after
+    the first, peak memory.
+    """
     from kdr.run import sweep
     from kdr.run.attempt.trial_actor import TrialActor
     from kdr.run.cluster.ray_session import ray_session
@@ -115,7 +129,8 @@ def run_study_of(num_trials: int, folder: str) -> dict[str, float]:
         ran = sweep.Sweep(study, storage, ends, TrialClaims(storage, study.study, "benchmark"))
         ran.run_search(trial_maker(study, storage), study.resources, 2)
         assert (ran.num_run, ran.num_failed) == (num_trials, 0), (ran.num_run, ran.num_failed)
-        (first, first_cpu), (last, last_cpu) = ends.times[0], ends.times[-1]  # the first one waits for the actors' start
+        # the first one waits for the actors' start
+        (first, first_cpu), (last, last_cpu) = ends.times[0], ends.times[-1]
         return {
             "seconds": (last - first) / (num_trials - 1),
             "cpu_seconds": (last_cpu - first_cpu) / (num_trials - 1),
@@ -127,13 +142,20 @@ def measured_study(num_trials: int) -> dict[str, float]:
     """What a study of so many trials takes, in processes of its own."""
     with tempfile.TemporaryDirectory() as folder:
         output = subprocess.run(
-            [sys.executable, __file__, "--one", str(num_trials), "--storage", folder], check=True, capture_output=True, text=True
+            [sys.executable, __file__, "--one", str(num_trials), "--storage", folder],
+            check=True,
+            capture_output=True,
+            text=True,
         ).stdout
         found: dict[str, float] = json.loads(output.splitlines()[-1])
-        found["log_kib"] = sum(path.stat().st_size for path in Storage.at(folder).log.rglob("*.parquet")) / 2**10  # type: ignore[union-attr]
+        found["log_kib"] = (
+            sum(path.stat().st_size for path in Storage.at(folder).log.rglob("*.parquet")) / 2**10
+        )  # type: ignore[union-attr]
         where = ["--storage", folder]
         found["compact_s"] = seconds_of("log", "compact", "scale", *where)
-        found["compacted_kib"] = sum(path.stat().st_size for path in Storage.at(folder).log.rglob("c-*.parquet")) / 2**10  # type: ignore[union-attr]
+        found["compacted_kib"] = (
+            sum(path.stat().st_size for path in Storage.at(folder).log.rglob("c-*.parquet")) / 2**10
+        )  # type: ignore[union-attr]
         found["status_s"] = seconds_of("status", "scale", *where)
         found["table_s"] = seconds_of("table", "scale", *where)
         found["query_s"] = seconds_of("query", QUESTION, *where)
@@ -142,27 +164,38 @@ def measured_study(num_trials: int) -> dict[str, float]:
 
 def compare_studies(sizes: Sequence[int]) -> None:
     """Prints what studies of these sizes take."""
-    print("trials   trials/min   driver CPU/trial   driver RSS   log   compacted   compact   status   table   query")
+    print(
+        "trials   trials/min   driver CPU/trial   driver RSS   log   compacted   compact   "
+        "status   table   query"
+    )
     ratios = {}
     for num_trials in sizes:
         before = measured_study(sizes[0])["seconds"] if num_trials != sizes[0] else None
         found = measured_study(num_trials)
         if before is not None:
-            ratios[num_trials] = 2 * found["seconds"] / (before + measured_study(sizes[0])["seconds"])
+            ratios[num_trials] = (
+                2 * found["seconds"] / (before + measured_study(sizes[0])["seconds"])
+            )
         print(
-            f"{num_trials:>6}{60 / found['seconds']:>13.0f}{found['cpu_seconds'] * 1000:>16.1f} ms"
-            f"{found['memory_mib']:>9.0f} MiB{found['log_kib']:>7.0f} KiB{found['compacted_kib']:>5.0f} KiB"
-            f"{found['compact_s']:>8.1f} s{found['status_s']:>7.1f} s{found['table_s']:>6.1f} s{found['query_s']:>6.1f} s",
+            f"{num_trials:>6}{60 / found['seconds']:>13.0f}{found['cpu_seconds'] * 1000:>16.1f} "
+            f"ms{found['memory_mib']:>9.0f} MiB{found['log_kib']:>7.0f} "
+            f"KiB{found['compacted_kib']:>5.0f} KiB{found['compact_s']:>8.1f} "
+            f"s{found['status_s']:>7.1f} s{found['table_s']:>6.1f} s{found['query_s']:>6.1f} s",
             flush=True,
         )
     for num_trials, ratio in ratios.items():
-        print(f"a trial among {num_trials} costs {ratio:.2f} times one among {sizes[0]}, in studies just before and after it")
+        print(
+            f"a trial among {num_trials} costs {ratio:.2f} times one among {sizes[0]}, in studies "
+            "just before and after it"
+        )
 
 
 def seconds_of(*arguments: str) -> float:
     """Seconds of one command."""
     begin = time.perf_counter()
-    subprocess.run([sys.executable, str(ORCHESTRATE), *arguments], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, str(ORCHESTRATE), *arguments], check=True, stdout=subprocess.DEVNULL
+    )
     return time.perf_counter() - begin
 
 
@@ -181,7 +214,9 @@ def compare_logs(num_trials: int, rounds: int) -> None:
     from kdr.results.sql import connect, query
 
     with tempfile.TemporaryDirectory() as folder:
-        storage, generator, rays = Storage.at(folder), np.random.default_rng(0), Path(folder) / "rays"
+        storage = Storage.at(folder)
+        generator = np.random.default_rng(0)
+        rays = Path(folder) / "rays"
         for number in range(50):
             write_study(storage, number, num_trials // 500, 10, generator)
         write_rays_files(rays, num_trials)
@@ -189,13 +224,18 @@ def compare_logs(num_trials: int, rounds: int) -> None:
             asked: dict[str, Callable[[], Any]] = {
                 "from nothing: trials": lambda: query(storage, QUESTION),
                 "from nothing: epochs": lambda: query(storage, OF_EPOCHS),
-                "from nothing: all columns of the trials": lambda: query(storage, "SELECT * FROM trials"),
+                "from nothing: all columns of the trials": lambda: query(
+                    storage, "SELECT * FROM trials"
+                ),
                 "connection open: trials": lambda: connection.sql(QUESTION).fetchall(),
                 "connection open: epochs": lambda: connection.sql(OF_EPOCHS).fetchall(),
                 "result.json of Ray Tune into a dataframe: epochs": lambda: rays_answer(rays),
             }
             seconds = {name: [timed(ask) for _ in range(rounds)] for name, ask in asked.items()}
-        print(f"\n{num_trials} trials of {EPOCHS} epochs, compacted: seconds, least and median of {rounds}")
+        print(
+            f"\n{num_trials} trials of {EPOCHS} epochs, compacted: seconds, least and median of "
+            f"{rounds}"
+        )
         for name, found in seconds.items():
             print(f"{name:<52}{min(found):>8.3f}{statistics.median(found):>8.3f}")
 
@@ -204,7 +244,9 @@ class RaysTrial:
     """Of a trial of Ray Tune what its callback looks at."""
 
     def __init__(self, folder: Path, number: int) -> None:
-        self.trial_id, self.config, self.local_path = f"{number:05}", {"lr": number / 1e6}, str(folder / f"trial_{number:05}")
+        self.trial_id = f"{number:05}"
+        self.config = {"lr": number / 1e6}
+        self.local_path = str(folder / f"trial_{number:05}")
         Path(self.local_path).mkdir(parents=True)
 
     def init_local_path(self) -> None:
@@ -221,23 +263,40 @@ class RaysCallback(JsonLoggerCallback):
 def write_rays_files(folder: Path, num_trials: int) -> None:
     """The results of so many trials, as Ray Tune writes them, with the columns that it adds."""
     callback = RaysCallback()
-    added = {"date": "2026-01-01_00-00-00", "pid": 1, "hostname": "a-node", "node_ip": "10.0.0.1", "done": False}
+    added = {
+        "date": "2026-01-01_00-00-00",
+        "pid": 1,
+        "hostname": "a-node",
+        "node_ip": "10.0.0.1",
+        "done": False,
+    }
     for number in range(num_trials):
         trial = RaysTrial(folder, number)
         for epoch in range(1, EPOCHS + 1):
-            times = dict.fromkeys(("time_this_iter_s", "time_total_s", "time_since_restore", "timestamp"), epoch * 5.0)
-            numbers = {"training_iteration": epoch, "iterations_since_restore": epoch, "trial_id": trial.trial_id}
+            times = dict.fromkeys(
+                ("time_this_iter_s", "time_total_s", "time_since_restore", "timestamp"),
+                epoch * 5.0,
+            )
+            numbers = {
+                "training_iteration": epoch,
+                "iterations_since_restore": epoch,
+                "trial_id": trial.trial_id,
+            }
             result = {"epoch": epoch, "AP": epoch / EPOCHS, "seconds": 5.0, "config": trial.config}
             callback.log_trial_result(epoch, trial, result | numbers | times | added)
         callback.log_trial_end(trial)
 
 
 def rays_answer(folder: Path) -> Any:
-    """Means by epoch out of Ray's files, as `ResultGrid` reads them: each trial's lines into a dataframe."""
+    """Means by epoch out of Ray's files, as `ResultGrid` reads them: each trial's lines into a
+    dataframe.
+    """
     import pandas as pd
 
     frames = [
-        pd.json_normalize([json.loads(line) for line in (path / "result.json").read_text().splitlines()], sep="/")
+        pd.json_normalize(
+            [json.loads(line) for line in (path / "result.json").read_text().splitlines()], sep="/"
+        )
         for path in sorted(folder.iterdir())
     ]
     return pd.concat(frames, ignore_index=True).groupby("epoch")[["AP", "seconds"]].mean()
@@ -245,11 +304,19 @@ def rays_answer(folder: Path) -> Any:
 
 def main() -> None:
     """Measures studies of growing size, then a large log."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--trials", type=int, nargs="*", default=[100, 1000, 3000], help="sizes of the studies; none leaves them out"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--log-trials", type=int, default=10_000, help="trials of the large log; 0 leaves it out")
+    parser.add_argument(
+        "--trials",
+        type=int,
+        nargs="*",
+        default=[100, 1000, 3000],
+        help="sizes of the studies; none leaves them out",
+    )
+    parser.add_argument(
+        "--log-trials", type=int, default=10_000, help="trials of the large log; 0 leaves it out"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="how often the large log is asked")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--storage", help=argparse.SUPPRESS)

@@ -1,17 +1,21 @@
-"""Training images per second with distillation off: kdr's `fit()` against torchvision's plain loop, side by side in one run.
+"""Training images per second with distillation off: kdr's `fit()` against torchvision's plain loop,
+side by side in one run.
 
-    python benchmarks/throughput.py                                        # on a CPU
-    python benchmarks/throughput.py --backbone resnet50 --size 800 --batch 16 --images 512   # on a GPU: three more rows
+    python benchmarks/throughput.py                                        # on a CPU python
+    benchmarks/throughput.py --backbone resnet50 --size 800 --batch 16 --images 512   # on a GPU:
+    three more rows
 
-Both train the same model class from the same initial weights, with the same optimiser, batch size and precision, on the same
-generated images, flipped at random. The plain loop is what torchvision's own training does: a `DataLoader` over a data set that
-decodes a file and transforms it with `transforms.v2`, `model(images, targets)`, the sum of the losses, backward, step.
+Both train the same model class from the same initial weights, with the same optimiser, batch size
+and precision, on the same generated images, flipped at random. The plain loop is what torchvision's
+own training does: a `DataLoader` over a data set that decodes a file and transforms it with
+`transforms.v2`, `model(images, targets)`, the sum of the losses, backward, step.
 
-To be fair to it: its model is told not to resize, since the images have their size; and as kdr keeps small data sets decoded in
-memory, its data set does, too. Each side's first epoch, which decodes and warms up, is not counted. The sides take turns epoch by
-epoch, and a ratio is taken within each turn. kdr's number is what its log holds as `images_per_s`: with the gradient norms of an
-epoch's last step, so that short epochs show it slower than it is. On a GPU, kdr's bf16 and channels_last stand beside the plain
-loop in fp32 and under autocast.
+To be fair to it: its model is told not to resize, since the images have their size; and as kdr
+keeps small data sets decoded in memory, its data set does, too. Each side's first epoch, which
+decodes and warms up, is not counted. The sides take turns epoch by epoch, and a ratio is taken
+within each turn. kdr's number is what its log holds as `images_per_s`: with the gradient norms of
+an epoch's last step, so that short epochs show it slower than it is. On a GPU, kdr's bf16 and
+channels_last stand beside the plain loop in fp32 and under autocast.
 """
 
 import argparse
@@ -38,19 +42,25 @@ from kdr.training.fit import fit
 
 
 class Images(Dataset[Any]):
-    """A data set as torchvision's documentation writes it, with its decoded images kept in memory."""
+    """A data set as torchvision's documentation writes it, with its decoded images kept in
+    memory.
+    """
 
     def __init__(self, index: CocoIndex) -> None:
         self._index = index
         self._decoded: dict[int, torch.Tensor] = {}
-        self._transform = v2.Compose([v2.RandomHorizontalFlip(0.5), v2.ToDtype(torch.float32, scale=True)])
+        self._transform = v2.Compose(
+            [v2.RandomHorizontalFlip(0.5), v2.ToDtype(torch.float32, scale=True)]
+        )
 
     def __len__(self) -> int:
         return len(self._index)
 
     def __getitem__(self, position: int) -> Any:
         if position not in self._decoded:
-            self._decoded[position] = decode_image(str(self._index.paths[position]), mode=ImageReadMode.RGB)
+            self._decoded[position] = decode_image(
+                str(self._index.paths[position]), mode=ImageReadMode.RGB
+            )
         image = tv_tensors.Image(self._decoded[position])
         boxes = torch.from_numpy(self._index.boxes[position])
         target = {
@@ -60,7 +70,9 @@ class Images(Dataset[Any]):
         return self._transform(image, target)
 
 
-def plain_epochs(arguments: argparse.Namespace, trial: Any, index: CocoIndex, *, autocast: bool) -> Iterator[float]:
+def plain_epochs(
+    arguments: argparse.Namespace, trial: Any, index: CocoIndex, *, autocast: bool
+) -> Iterator[float]:
     """Images per second of each epoch of the plain loop."""
     device = torch.device(arguments.device)
     shift = int(arguments.detector == "faster_rcnn")  # its class 0 is the background
@@ -82,7 +94,10 @@ def plain_epochs(arguments: argparse.Namespace, trial: Any, index: CocoIndex, *,
         begin, count = time.perf_counter(), 0
         for images, targets in loader:
             images = [image.to(device, non_blocking=True) for image in images]
-            targets = [{name: value.to(device, non_blocking=True) for name, value in target.items()} for target in targets]
+            targets = [
+                {name: value.to(device, non_blocking=True) for name, value in target.items()}
+                for target in targets
+            ]
             targets = [{**target, "labels": target["labels"] + shift} for target in targets]
             with torch.autocast(device.type, enabled=autocast):
                 loss = sum(model(images, targets).values())
@@ -98,8 +113,12 @@ def plain_epochs(arguments: argparse.Namespace, trial: Any, index: CocoIndex, *,
 
 def main() -> None:
     """Runs the sides in turns and prints images per second and ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--detector", default="retinanet", choices=["retinanet", "fcos", "faster_rcnn"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--detector", default="retinanet", choices=["retinanet", "fcos", "faster_rcnn"]
+    )
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--fpn-channels", type=int, default=64)
     parser.add_argument("--size", type=int, default=128, help="side of the images in pixels")
@@ -115,7 +134,12 @@ def main() -> None:
     content: dict[str, Any] = {
         "study": "throughput",
         "trial": {
-            "data": {"dataset": "shapes", "image_size_px": arguments.size, "num_train": arguments.images, "num_val": 1},
+            "data": {
+                "dataset": "shapes",
+                "image_size_px": arguments.size,
+                "num_train": arguments.images,
+                "num_val": 1,
+            },
             "student": {
                 "detector": arguments.detector,
                 "backbone": arguments.backbone,
@@ -140,7 +164,9 @@ def main() -> None:
         def ours(changes: dict[str, Any]) -> Iterator[float]:
             trial = make(study.trial_with(changes))
             device = torch.device(arguments.device)
-            for metrics in fit(trial, storage=storage, device=device, loader_workers=arguments.loader_workers):
+            for metrics in fit(
+                trial, storage=storage, device=device, loader_workers=arguments.loader_workers
+            ):
                 yield metrics.images_per_s
 
         base = make(study.base)
@@ -149,15 +175,28 @@ def main() -> None:
             "kdr, fp32": ours({}),
         }
         if arguments.device.startswith("cuda"):
-            sides["plain torchvision, autocast"] = plain_epochs(arguments, base, index, autocast=True)
+            sides["plain torchvision, autocast"] = plain_epochs(
+                arguments, base, index, autocast=True
+            )
             sides["kdr, bf16"] = ours({"training.precision": "bf16"})
-            sides["kdr, bf16, channels_last"] = ours({"training.precision": "bf16", "training.channels_last": True})
+            sides["kdr, bf16, channels_last"] = ours(
+                {"training.precision": "bf16", "training.channels_last": True}
+            )
         rounds: list[dict[str, float]] = []
         for number in range(epochs):
             # each side goes first in every other round
-            rounds.append({name: next(sides[name]) for name in (sides if number % 2 else reversed(sides))})
-    where = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else f"CPU, {arguments.threads} threads"
-    print(f"{arguments.detector} {arguments.backbone}, {arguments.size} px, batch {arguments.batch}, {where}")
+            rounds.append(
+                {name: next(sides[name]) for name in (sides if number % 2 else reversed(sides))}
+            )
+    where = (
+        torch.cuda.get_device_name()
+        if arguments.device.startswith("cuda")
+        else f"CPU, {arguments.threads} threads"
+    )
+    print(
+        f"{arguments.detector} {arguments.backbone}, {arguments.size} px, batch {arguments.batch}, "
+        f"{where}"
+    )
     print(f"{'':<30}{'images/s, median':>18}{'times plain, fp32 (quartiles)':>34}")
     for name in sides:
         median = statistics.median(rates[name] for rates in rounds[1:])

@@ -1,13 +1,16 @@
-"""Floating-point operations of a trial per training image, counted, and the GPU-hours that they make at a given rate.
+"""Floating-point operations of a trial per training image, counted, and the GPU-hours that they
+make at a given rate.
 
-    python benchmarks/trial_flops.py search_spaces/coco_retinanet.yaml --set distill={}
-    python benchmarks/trial_flops.py search_spaces/coco_teachers.yaml --set student.detector=fcos --tflops 100
+    python benchmarks/trial_flops.py search_spaces/coco_retinanet.yaml --set distill={} python
+    benchmarks/trial_flops.py search_spaces/coco_teachers.yaml --set student.detector=fcos --tflops
+    100
 
-One real step on the CPU, forward and backward, of the study's base trial with random weights on one padded image of `--size`
-with seven boxes, under torch's FlopCounterMode, which counts products and convolutions (two operations per multiply-add) and
-knows what is frozen. It needs neither data nor weights, some 5 GB of memory and up to a minute. The hours are an estimate: they
-assume that every image is as large as `--size` and that the GPU sustains `--tflops`, which depends on GPU, precision and loader.
-Measure a run's `images_per_s` (`train`, or the log) before relying on them.
+One real step on the CPU, forward and backward, of the study's base trial with random weights on one
+padded image of `--size` with seven boxes, under torch's FlopCounterMode, which counts products and
+convolutions (two operations per multiply-add) and knows what is frozen. It needs neither data nor
+weights, some 5 GB of memory and up to a minute. The hours are an estimate: they assume that every
+image is as large as `--size` and that the GPU sustains `--tflops`, which depends on GPU, precision
+and loader. Measure a run's `images_per_s` (`train`, or the log) before relying on them.
 """
 
 import argparse
@@ -27,18 +30,39 @@ from kdr.distill.methods import Methods, build_methods
 from kdr.training.distilled_student import DistilledStudent
 
 CATEGORIES = [f"class {number}" for number in range(80)]
-BOXES = torch.tensor([[40.0 * n + 10, 20.0 * n + 10, 40.0 * n + 30 * (n + 1), 20.0 * n + 25 * (n + 1)] for n in range(7)])
+BOXES = torch.tensor(
+    [
+        [40.0 * n + 10, 20.0 * n + 10, 40.0 * n + 30 * (n + 1), 20.0 * n + 25 * (n + 1)]
+        for n in range(7)
+    ]
+)
 
 
 def main() -> None:
     """Counts and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("study", type=Path)
-    parser.add_argument("--set", action="append", default=[], help="override a setting, as for orchestrate.py")
-    parser.add_argument("--size", type=int, nargs=2, default=(800, 1344), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--images", type=int, default=118_287, help="training images per epoch; COCO's train2017 by default")
+    parser.add_argument(
+        "--set", action="append", default=[], help="override a setting, as for orchestrate.py"
+    )
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(800, 1344), metavar=("HEIGHT", "WIDTH")
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=118_287,
+        help="training images per epoch; COCO's train2017 by default",
+    )
     parser.add_argument("--val-images", type=int, default=5_000)
-    parser.add_argument("--tflops", type=float, default=50.0, help="what a GPU sustains, in 10^12 operations per second")
+    parser.add_argument(
+        "--tflops",
+        type=float,
+        default=50.0,
+        help="what a GPU sustains, in 10^12 operations per second",
+    )
     asked = parser.parse_args()
     config = read_study(asked.study, asked.set).base
     pixels = torch.randn(1, 3, *asked.size)
@@ -47,13 +71,24 @@ def main() -> None:
         print(f"{name:<34}{operations / 1e12:8.3f} TFLOP per image")
     training = config.training
     evaluations = -(-training.epochs // training.eval_every_epochs)
-    total = training.epochs * asked.images * counts["training step"] + evaluations * asked.val_images * counts["evaluation"]
-    print(f"{'whole trial':<34}{total / 1e18:8.3f} EFLOP: {training.epochs} epochs, {evaluations} evaluations")
-    print(f"{'at ' + format(asked.tflops, 'g') + ' TFLOP/s':<34}{total / asked.tflops / 3.6e15:8.1f} GPU-hours (an estimate)")
+    total = (
+        training.epochs * asked.images * counts["training step"]
+        + evaluations * asked.val_images * counts["evaluation"]
+    )
+    print(
+        f"{'whole trial':<34}{total / 1e18:8.3f} EFLOP: {training.epochs} epochs, {evaluations} "
+        "evaluations"
+    )
+    print(
+        f"{'at ' + format(asked.tflops, 'g') + ' TFLOP/s':<34}{total / asked.tflops / 3.6e15:8.1f} "
+        "GPU-hours (an estimate)"
+    )
 
 
 def counted(config: TrialConfig, pixels: Tensor) -> dict[str, float]:
-    """Operations per image: of a training step and what of it is the teacher's and the methods', and of an evaluation."""
+    """Operations per image: of a training step and what of it is the teacher's and the methods',
+    and of an evaluation.
+    """
     student = build_detector(config.student, CATEGORIES, seed=0, new_classes=True)
     sizes, boxes, labels = [(pixels.shape[-2], pixels.shape[-1])], [BOXES], [torch.arange(7)]
     plain = DistilledStudent(student, Methods({}, {}))
@@ -63,13 +98,19 @@ def counted(config: TrialConfig, pixels: Tensor) -> dict[str, float]:
         teacher = build_detector(config.teacher, CATEGORIES, seed=1).eval().requires_grad_(False)
         needs_logits = "teacher_logits" in config.distill.needs()
         found: list[Outputs] = []
-        counts["teacher"] = _operations(lambda: found.append(_outputs(teacher, pixels, needs_logits=needs_logits)))
+        counts["teacher"] = _operations(
+            lambda: found.append(_outputs(teacher, pixels, needs_logits=needs_logits))
+        )
         distilled = DistilledStudent(student, _methods(config, student, teacher))
-        whole = _operations(lambda: distilled(pixels, sizes, boxes, labels, found[0], 0).total().backward())
+        whole = _operations(
+            lambda: distilled(pixels, sizes, boxes, labels, found[0], 0).total().backward()
+        )
         counts["methods, forward and backward"] = whole - detection
         counts["training step"] = whole + counts["teacher"]
     student.eval()
-    counts["evaluation"] = _operations(lambda: student.detections(student.features(pixels), pixels, sizes))
+    counts["evaluation"] = _operations(
+        lambda: student.detections(student.features(pixels), pixels, sizes)
+    )
     return counts
 
 
@@ -86,7 +127,9 @@ def _outputs(teacher: Detector, pixels: Tensor, *, needs_logits: bool) -> Output
 
 def _methods(config: TrialConfig, student: Detector, teacher: Detector) -> Methods:
     levels = [FeatureLevels(detector.strides, detector.channels) for detector in (student, teacher)]
-    setup = Setup(levels[0], levels[1], seed=0, total_steps=1, teacher_std=(1.0,) * len(teacher.strides))
+    setup = Setup(
+        levels[0], levels[1], seed=0, total_steps=1, teacher_std=(1.0,) * len(teacher.strides)
+    )
     return build_methods(config.distill, setup)
 
 

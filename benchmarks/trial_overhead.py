@@ -1,12 +1,14 @@
-"""What a trial costs beyond its training: kdr against the pattern that Ray documents, side by side in one run.
+"""What a trial costs beyond its training: kdr against the pattern that Ray documents, side by side
+in one run.
 
     python benchmarks/trial_overhead.py               # trials of one worker: kdr's reused actor
     python benchmarks/trial_overhead.py --workers 2   # data-parallel trials: kdr's warm gang
 
-Both train the same tiny trials, one at a time: generated shapes, a teacher, one epoch. The documented pattern is a function
-trainable that starts a TorchTrainer with as many workers, each of which iterates the same `fit()`. Counted is the time from the
-end of one trial to the end of the next, less what `fit()` itself says it spent on epochs and evaluation; the first trial of each
-side, which pays for starting, is reported apart.
+Both train the same tiny trials, one at a time: generated shapes, a teacher, one epoch. The
+documented pattern is a function trainable that starts a TorchTrainer with as many workers, each of
+which iterates the same `fit()`. Counted is the time from the end of one trial to the end of the
+next, less what `fit()` itself says it spent on epochs and evaluation; the first trial of each side,
+which pays for starting, is reported apart.
 """
 
 import argparse
@@ -32,7 +34,11 @@ STUDY: dict[str, Any] = {
     "study": "overhead",
     "trial": {
         "data": {"dataset": "shapes", "image_size_px": 64, "num_train": 16, "num_val": 8},
-        "teacher": {"backbone": "resnet18", "fpn_channels": 32, "training": {"epochs": 1, "batch_size": 16}},
+        "teacher": {
+            "backbone": "resnet18",
+            "fpn_channels": 32,
+            "training": {"epochs": 1, "batch_size": 16},
+        },
         "student": {"backbone": "mobilenet_v3_small", "fpn_channels": 32},
         "distill": {"kdr": {}},
         "training": {"epochs": 1, "batch_size": 16, "lr": 1e-3},
@@ -61,18 +67,29 @@ class Ends:
             self.times.append(time.perf_counter())
 
 
-def ours(study: Study, storage: Storage, trials: TrialList, resources: Resources) -> tuple[float, list[float]]:
-    """Seconds to the end of the first trial, and from each trial's end to the next one's, training left out."""
+def ours(
+    study: Study, storage: Storage, trials: TrialList, resources: Resources
+) -> tuple[float, list[float]]:
+    """Seconds to the end of the first trial, and from each trial's end to the next one's, training
+    left out.
+    """
     from kdr.results.reader import read_log
     from kdr.run.driver.trial_claims import TrialClaims
     from kdr.run.sweep import Sweep
 
     ends, begin = Ends(), time.perf_counter()
-    Sweep(study, storage, ends, TrialClaims(storage, study.study, "benchmark")).run_list(trials, resources, 1)
+    Sweep(study, storage, ends, TrialClaims(storage, study.study, "benchmark")).run_list(
+        trials, resources, 1
+    )
     log = read_log(storage)
-    training = [sum(row["seconds"] + row["eval_seconds"] for row in log.epochs_of(key).to_pylist()) for key in trials.trials]
+    training = [
+        sum(row["seconds"] + row["eval_seconds"] for row in log.epochs_of(key).to_pylist())
+        for key in trials.trials
+    ]
     gaps = [after - before for before, after in itertools.pairwise(ends.times)]
-    return ends.times[0] - begin - training[0], [gap - spent for gap, spent in zip(gaps, training[1:], strict=True)]
+    return ends.times[0] - begin - training[0], [
+        gap - spent for gap, spent in zip(gaps, training[1:], strict=True)
+    ]
 
 
 def train_on_worker(config: dict[str, Any]) -> None:
@@ -89,7 +106,11 @@ def train_on_worker(config: dict[str, Any]) -> None:
     for metrics in fit(trial_from(config), storage=config["storage"], ranks=ranks):
         assert metrics.evaluation is not None
         ray.train.report(
-            {"AP": metrics.evaluation.metrics["AP"], "epoch": metrics.epoch, "training": metrics.seconds + metrics.eval_seconds}
+            {
+                "AP": metrics.evaluation.metrics["AP"],
+                "epoch": metrics.epoch,
+                "training": metrics.seconds + metrics.eval_seconds,
+            }
         )
 
 
@@ -102,9 +123,13 @@ def start_trainer(config: dict[str, Any]) -> None:
     TorchTrainer(
         train_on_worker,
         train_loop_config=config,
-        scaling_config=ray.train.ScalingConfig(num_workers=config["workers"], resources_per_worker={"CPU": 1}),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config["workers"], resources_per_worker={"CPU": 1}
+        ),
         run_config=ray.train.RunConfig(
-            name=config["trial"]["key"], storage_path=str(config["storage"].ray), callbacks=[TuneReportCallback()]
+            name=config["trial"]["key"],
+            storage_path=str(config["storage"].ray),
+            callbacks=[TuneReportCallback()],
         ),
     ).fit()
 
@@ -118,12 +143,17 @@ def documented(storage: Storage, trials: list[Trial], workers: int) -> tuple[flo
     ends: list[tuple[float, float]] = []
 
     class NoteEnd(tune.Callback):
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        def on_trial_complete(
+            self, iteration: int, trials: list[Any], trial: Any, **info: Any
+        ) -> None:
             ends.append((time.perf_counter(), trial.last_result["training"]))
 
     begin = time.perf_counter()
     tune.Tuner(
-        tune.with_resources(start_trainer, tune.PlacementGroupFactory([{"CPU": 0, "node:__internal_head__": 0.001}])),
+        tune.with_resources(
+            start_trainer,
+            tune.PlacementGroupFactory([{"CPU": 0, "node:__internal_head__": 0.001}]),
+        ),
         param_space={
             "trial": tune.grid_search([tune_config(trial)["trial"] for trial in trials]),
             "storage": storage,
@@ -138,10 +168,16 @@ def documented(storage: Storage, trials: list[Trial], workers: int) -> tuple[flo
 
 def main() -> None:
     """Runs both sides and prints seconds per trial and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ours", type=int, default=21, help="trials of kdr")
-    parser.add_argument("--documented", type=int, default=4, help="trials of the documented pattern")
-    parser.add_argument("--workers", type=int, default=1, help="workers that train each trial together")
+    parser.add_argument(
+        "--documented", type=int, default=4, help="trials of the documented pattern"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, help="workers that train each trial together"
+    )
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder, ray_session(None):
@@ -155,9 +191,16 @@ def main() -> None:
         weights = iter(range(4, 1000))  # 3 is the default
 
         def study_of(count: int) -> Study:
-            arms = {f"trial-{number}": {"distill.kdr.weight": float(next(weights))} for number in range(1, count)}
+            arms = {
+                f"trial-{number}": {"distill.kdr.weight": float(next(weights))}
+                for number in range(1, count)
+            }
             ablation = {"design": "arms", "arms": arms, "seeds": [0]}
-            content = {**STUDY, "ablation": ablation, "resources": resources.model_dump(exclude_unset=True)}
+            content = {
+                **STUDY,
+                "ablation": ablation,
+                "resources": resources.model_dump(exclude_unset=True),
+            }
             return study_from(content, folder=Path())
 
         def trials_of(study: Study) -> TrialList:
@@ -168,16 +211,25 @@ def main() -> None:
         teacher = teacher_of(trial_maker(study, storage)(study.base))
         assert teacher is not None
         claims = TrialClaims(storage, study.study, "benchmark")
-        Sweep(study, storage, Ends(), claims).run_teachers([teacher], resources, missing=lambda _log: [teacher])
-        others = [one.trial for one in trials_of(study_of(arguments.documented + 1)).trials.values()][1:]
+        Sweep(study, storage, Ends(), claims).run_teachers(
+            [teacher], resources, missing=lambda _log: [teacher]
+        )
+        others = [
+            one.trial for one in trials_of(study_of(arguments.documented + 1)).trials.values()
+        ][1:]
         sides = {
             "kdr": ours(study, storage, trials_of(study), resources),
             "documented": documented(storage, others, arguments.workers),
         }
-    print(f"{'':<12}{'first trial':>14}{'then, median':>14}{'least':>10}{'most':>10}   seconds beyond training")
+    print(
+        f"{'':<12}{'first trial':>14}{'then, median':>14}{'least':>10}{'most':>10}   seconds "
+        "beyond training"
+    )
     for name, (first, rest) in sides.items():
         print(
-            f"{name:<12}{first:>14.2f}{statistics.median(rest):>14.3f}{min(rest):>10.3f}{max(rest):>10.3f}   ({len(rest)} trials)"
+            f"{name:<12}{first:>14.2f}{statistics.median(rest):>14.3f}"
+            f"{min(rest):>10.3f}{max(rest):>10.3f}   "
+            f"({len(rest)} trials)"
         )
     ratio = statistics.median(sides["documented"][1]) / statistics.median(sides["kdr"][1])
     print(f"ratio of the medians: {ratio:.0f}")

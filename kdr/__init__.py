@@ -1,3 +1,5 @@
-"""kdr: distils object detectors, searches the settings of the distillation on Ray, and answers questions from the log."""
+"""kdr: distils object detectors, searches the settings of the distillation on Ray, and answers
+questions from the log.
+"""
 
 __version__ = "0.1.0"

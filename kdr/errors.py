@@ -5,14 +5,18 @@ from typing import Any
 
 
 class KdrError(Exception):
-    """A mistake in the input, with the way out in its message; the command line prints it and exits with code 2."""
+    """A mistake in the input, with the way out in its message; the command line prints it and exits
+    with code 2.
+    """
 
 
 class ConfigError(KdrError):
-    """One or more settings that cannot be used; every problem found is in the message, one line each.
+    """One or more settings that cannot be used; every problem found is in the message, one line
+    each.
 
     Args:
-        problems: lines of the form `<path of the setting>: <what must hold>, got <value>. <way out>`.
+        problems: lines of the form `<path of the setting>: <what must hold>, got <value>. <way
+            out>`.
     """
 
     def __init__(self, problems: Iterable[str] | str) -> None:
@@ -79,8 +83,8 @@ class TrialFailure(KdrError):  # noqa: N818 - a trial's end, not a mistake of th
     """A trial that cannot go on; the study does.
 
     Args:
-        kind: the class under which the log counts it: `non_finite_loss`, `not_calibrated`, `out_of_memory`, `bad_data`, or
-            `error`.
+        kind: the class under which the log counts it: `non_finite_loss`, `not_calibrated`,
+            `out_of_memory`, `bad_data`, or `error`.
         reason: one sentence for the log.
     """
 

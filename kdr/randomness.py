@@ -1,14 +1,16 @@
 """Addressed randomness: every draw has a name, so what happens elsewhere never shifts it.
 
-Augmentation draws from (seed, "augment", epoch, image id), a distillation module from (seed, module name), the order of
-images from (seed, "order", epoch). Loader workers, resuming, world size and neighbouring modules therefore change nothing.
+Augmentation draws from (seed, "augment", epoch, image id), a distillation module from (seed, module
+name), the order of images from (seed, "order", epoch). Loader workers, resuming, world size and
+neighbouring modules therefore change nothing.
 """
 
 import hashlib
 
 
 def address(seed: int, *names: str | int) -> int:
-    """Returns the seed of one named draw, in [0, 2**63): equal names give equal seeds on every machine.
+    """Returns the seed of one named draw, in [0, 2**63): equal names give equal seeds on every
+    machine.
 
     Args:
         seed: the trial's seed.

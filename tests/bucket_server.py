@@ -11,7 +11,10 @@ import pytest
 
 from kdr.storage.layout import Storage
 
-moto = pytest.importorskip("moto.server", reason="moto[s3], a server that speaks S3, is among the packages of the extra `dev`")
+moto = pytest.importorskip(
+    "moto.server",
+    reason="moto[s3], a server that speaks S3, is among the packages of the extra `dev`",
+)
 
 
 @dataclass
@@ -46,7 +49,9 @@ class BucketServer:
 
     def place(self, bucket: str) -> Storage:
         """An empty place in a new bucket."""
-        urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{self.port}/{bucket}", method="PUT")).close()
+        urllib.request.urlopen(
+            urllib.request.Request(f"http://127.0.0.1:{self.port}/{bucket}", method="PUT")
+        ).close()
         place = Storage.at(f"s3://{bucket}/some/prefix/")
         self.requests.clear()
         return place
@@ -54,7 +59,8 @@ class BucketServer:
 
 @contextlib.contextmanager
 def bucket_server() -> Iterator[BucketServer]:
-    """A running server; the environment names it and its credentials meanwhile, also to processes that are started."""
+    """A running server; the environment names it and its credentials meanwhile, also to processes
+    that are started."""
     with pytest.MonkeyPatch.context() as patch:
         running = BucketServer()
         running.start()

@@ -21,13 +21,15 @@ from kdr.results.writer import LogWriter
 from kdr.storage.layout import Storage
 from tests.faults.invariants import toll
 
-# One thread, here and in what the tests start: the tensors are small, and threads that wait for each other cost more.
+# One thread, here and in what the tests start: the tensors are small, and threads that wait for
+# each other cost more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("kdr", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("kdr")
 
-# A suite that is started in the background has Ctrl-C ignored, and would hand that on to the runs that it interrupts.
+# A suite that is started in the background has Ctrl-C ignored, and would hand that on to the runs
+# that it interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -37,7 +39,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadScopeScheduling
 
     tests = Path(__file__).parent
-    with_ray = {str(path.relative_to(tests.parent)) for path in tests.rglob("test_*.py") if "mark.ray" in path.read_text()}
+    with_ray = {
+        str(path.relative_to(tests.parent))
+        for path in tests.rglob("test_*.py")
+        if "mark.ray" in path.read_text()
+    }
 
     class RayInOneProcess(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
@@ -54,18 +60,29 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The table of the faults that studies went through (`record_property("fault", ...)`), one line for each test."""
-    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, ())]
+    """The table of the faults that studies went through (`record_property("fault", ...)`), one line
+    for each test."""
+    reports = [
+        report
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.stats.get(outcome, ())
+    ]
     rows = [(dict(report.user_properties), report) for report in reports]
     rows = [(properties, report) for properties, report in rows if "fault" in properties]
     if rows:
         columns = ("checks", "lost", "doubled", "left behind")
-        terminalreporter.section("faults: nothing lost, nothing doubled, attempts numbered, nothing left behind")
+        terminalreporter.section(
+            "faults: nothing lost, nothing doubled, attempts numbered, nothing left behind"
+        )
         terminalreporter.line("  ".join(["          times", *columns, "fault"]))
         for properties, report in rows:
             counts = [f"{properties['toll'].get(name, 0):>{len(name)}}" for name in columns]
             held = "held" if report.passed else "NOT HELD"
-            terminalreporter.line("  ".join([f"{held:8}  {properties.get('times', 1):>5}", *counts, properties["fault"]]))
+            terminalreporter.line(
+                "  ".join(
+                    [f"{held:8}  {properties.get('times', 1):>5}", *counts, properties["fault"]]
+                )
+            )
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
@@ -74,7 +91,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
-    # Native threads of the libraries under test have crashed the interpreter's teardown, after everything had passed.
+    # Native threads of the libraries under test have crashed the interpreter's teardown, after
+    # everything had passed.
     if _EXIT_STATUS in config.stash:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -86,7 +104,8 @@ _EXIT_STATUS = pytest.StashKey[int]()
 
 @dataclass
 class ExampleLog:
-    """A trial log on disk, written by the real writer: a search over the weight and the links of KDR."""
+    """A trial log on disk, written by the real writer: a search over the weight and the links of
+    KDR."""
 
     storage: Storage
     study: str = "example"
@@ -99,8 +118,16 @@ class ExampleLog:
             "study": self.study,
             "trial": {
                 "data": {"dataset": "shapes", "search_split": 64},
-                "teacher": {"detector": "retinanet", "backbone": "resnet18", "training": {"epochs": 2}},
-                "student": {"detector": "retinanet", "backbone": "mobilenet_v3_small", "fpn_channels": 64},
+                "teacher": {
+                    "detector": "retinanet",
+                    "backbone": "resnet18",
+                    "training": {"epochs": 2},
+                },
+                "student": {
+                    "detector": "retinanet",
+                    "backbone": "mobilenet_v3_small",
+                    "fpn_channels": 64,
+                },
                 "distill": {"kdr": {"weight": 3.0}},
                 "training": {"epochs": 4, "batch_size": 16},
             },
@@ -133,16 +160,32 @@ class ExampleLog:
         levels: Mapping[str, str] | None = None,
         **columns: Any,
     ) -> None:
-        """One trial from its arm to its last event, with a row per epoch; `levels` make it an arm of an ablation."""
+        """One trial from its arm to its last event, with a row per epoch; `levels` make it an arm
+        of an ablation."""
         study = study_from(self.content, folder=Path("/"))
         parameters = {"distill.kdr.weight": 2.0} if parameters is None else parameters
         config = study.trial_with({**parameters, **(changes or {})})
         row = {"study": self.study, "key": key, "seed": config.seed}
         drawn = json.dumps(parameters)
         with LogWriter(self.storage, self.study) as writer:
-            of_arm = {} if levels is None else {"levels": json.dumps(levels), "is_reference": arm == "baseline"}
+            of_arm = (
+                {}
+                if levels is None
+                else {"levels": json.dumps(levels), "is_reference": arm == "baseline"}
+            )
             study_config = json.dumps(study_yaml(study))
-            writer.arms([ArmRow(**row, arm=arm or key, parameters=drawn, study_config=study_config, time=self.tick(), **of_arm)])
+            writer.arms(
+                [
+                    ArmRow(
+                        **row,
+                        arm=arm or key,
+                        parameters=drawn,
+                        study_config=study_config,
+                        time=self.tick(),
+                        **of_arm,
+                    )
+                ]
+            )
             common = {"config": config.model_dump_json(), **row, "parameters": drawn, **columns}
             writer.event(TrialEvent(**common, event="started", time=self.tick()))
             for number in range(1, epoch + 1):
@@ -161,17 +204,25 @@ class ExampleLog:
                     )
                 )
             if event not in ("started", "resumed"):
-                ended = {**common, "AP": AP, "epoch": epoch, "seconds": epoch * (seconds_per_epoch + 1)}
+                ended = {
+                    **common,
+                    "AP": AP,
+                    "epoch": epoch,
+                    "seconds": epoch * (seconds_per_epoch + 1),
+                }
                 writer.event(TrialEvent(**ended, event=event, time=self.tick()))
 
 
 @dataclass
 class AblationLog:
-    """The log of an ablation, written by the real writer arm by arm: the baseline first, then others with their seeds' AP."""
+    """The log of an ablation, written by the real writer arm by arm: the baseline first, then
+    others with their seeds' AP."""
 
     storage: Storage
     study: str = "ablate"
-    ablation: dict[str, Any] = field(default_factory=lambda: {"seeds": [0, 1, 2, 3, 4], "margin": 0.005})
+    ablation: dict[str, Any] = field(
+        default_factory=lambda: {"seeds": [0, 1, 2, 3, 4], "margin": 0.005}
+    )
     workers: int = 1
     prefix: str = ""
     """Begins every key, so that two studies have trials of their own."""
@@ -180,10 +231,19 @@ class AblationLog:
     def content(self) -> dict[str, Any]:
         """The study as its file says it."""
         trial = ExampleLog(self.storage).content["trial"] | {"data": {"dataset": "shapes"}}
-        ablation = {"design": "arms", "arms": {"any": {"distill.kdr.weight": 9.0}}, **self.ablation}
+        ablation = {
+            "design": "arms",
+            "arms": {"any": {"distill.kdr.weight": 9.0}},
+            **self.ablation,
+        }
         if "factors" in ablation:
             del ablation["arms"]
-        return {"study": self.study, "trial": trial, "ablation": ablation, "resources": {"workers": self.workers}}
+        return {
+            "study": self.study,
+            "trial": trial,
+            "ablation": ablation,
+            "resources": {"workers": self.workers},
+        }
 
     def arm(
         self,
@@ -198,7 +258,8 @@ class AblationLog:
         batch: str = "batch",
         **columns: Any,
     ) -> None:
-        """Trials of one arm: by seed an AP, or None for a trial that is not begun; seeds count from 0 in a list.
+        """Trials of one arm: by seed an AP, or None for a trial that is not begun; seeds count from
+        0 in a list.
 
         Args:
             name: of the arm; `baseline` and `nothing` are references.
@@ -215,9 +276,19 @@ class AblationLog:
         study = study_from(self.content(), folder=Path("/"))
         content, is_reference = json.dumps(study_yaml(study)), name in ("baseline", "nothing")
         common = {
-            seed: {"study": self.study, "key": f"{self.prefix}{keys or name}-{seed}", "time": self.tick()} for seed in by_seed
+            seed: {
+                "study": self.study,
+                "key": f"{self.prefix}{keys or name}-{seed}",
+                "time": self.tick(),
+            }
+            for seed in by_seed
         }
-        arm = {"arm": name, "study_config": content, "levels": json.dumps(levels or {}), "is_reference": is_reference}
+        arm = {
+            "arm": name,
+            "study_config": content,
+            "levels": json.dumps(levels or {}),
+            "is_reference": is_reference,
+        }
         with LogWriter(self.storage, self.study) as writer:
             writer.arms([ArmRow(**common[seed], **arm, seed=seed) for seed in by_seed])
             for seed, AP in by_seed.items():
@@ -226,11 +297,30 @@ class AblationLog:
                 config = study.trial_with({**(changes or {}), "seed": seed})
                 epochs = config.training.epochs
                 for epoch in range(1, epochs + 1):
-                    row = {"AP": AP * epoch / epochs, "AP50": AP + 0.2, "seconds": 10.0 + seed, "images_seen": epoch * 512}
+                    row = {
+                        "AP": AP * epoch / epochs,
+                        "AP50": AP + 0.2,
+                        "seconds": 10.0 + seed,
+                        "images_seen": epoch * 512,
+                    }
                     row |= {"first_batch_hash": f"{batch}-{seed}-{epoch}", **(epoch_columns or {})}
-                    writer.epoch(EpochRow(**common[seed], attempt=1, epoch=epoch, step=epoch * 32, **row))
-                ended = {"epoch": epochs, "AP": AP, "AP50": AP + 0.2, "commit": "c1", "data_id": "d1", "seed": seed, **columns}
-                writer.event(TrialEvent(**common[seed], event=event, config=config.model_dump_json(), **ended))
+                    writer.epoch(
+                        EpochRow(**common[seed], attempt=1, epoch=epoch, step=epoch * 32, **row)
+                    )
+                ended = {
+                    "epoch": epochs,
+                    "AP": AP,
+                    "AP50": AP + 0.2,
+                    "commit": "c1",
+                    "data_id": "d1",
+                    "seed": seed,
+                    **columns,
+                }
+                writer.event(
+                    TrialEvent(
+                        **common[seed], event=event, config=config.model_dump_json(), **ended
+                    )
+                )
 
     def tick(self) -> datetime:
         """The next second of the log's time."""
@@ -241,12 +331,16 @@ class AblationLog:
 def start_python(code: str, *arguments: object) -> subprocess.Popen[bytes]:
     """Starts another Python process that runs `code`, with `arguments` in its `sys.argv[1:]`."""
     root = Path(kdr.__file__).parents[1]
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], env={**os.environ, "PYTHONPATH": str(root)})
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
 
 
 @pytest.fixture
 def python_process() -> Callable[..., subprocess.Popen[bytes]]:
-    """Starts Python processes beside the test: real ones, to be killed or to write at the same time."""
+    """Starts Python processes beside the test: real ones, to be killed or to write at the same
+    time."""
     return start_python
 
 
@@ -274,7 +368,8 @@ def example_log(tmp_path: Path) -> ExampleLog:
 
 
 def write_mmdetection_file(path: Path, categories: tuple[str, ...] | None) -> str:
-    """A RetinaNet's weights in mmdetection's names of layers, with or without the names of its classes."""
+    """A RetinaNet's weights in mmdetection's names of layers, with or without the names of its
+    classes."""
     import torch
 
     from kdr.config.detector import DetectorConfig
@@ -286,22 +381,37 @@ def write_mmdetection_file(path: Path, categories: tuple[str, ...] | None) -> st
         "backbone.body.": "backbone.",
         "backbone.fpn.extra_blocks.p6.": "neck.fpn_convs.3.conv.",
         "backbone.fpn.extra_blocks.p7.": "neck.fpn_convs.4.conv.",
-        **{f"backbone.fpn.inner_blocks.{level}.0.": f"neck.lateral_convs.{level}.conv." for level in range(3)},
-        **{f"backbone.fpn.layer_blocks.{level}.0.": f"neck.fpn_convs.{level}.conv." for level in range(3)},
-        **{f"head.classification_head.conv.{n}.0.": f"bbox_head.cls_convs.{n}.conv." for n in range(4)},
+        **{
+            f"backbone.fpn.inner_blocks.{level}.0.": f"neck.lateral_convs.{level}.conv."
+            for level in range(3)
+        },
+        **{
+            f"backbone.fpn.layer_blocks.{level}.0.": f"neck.fpn_convs.{level}.conv."
+            for level in range(3)
+        },
+        **{
+            f"head.classification_head.conv.{n}.0.": f"bbox_head.cls_convs.{n}.conv."
+            for n in range(4)
+        },
         **{f"head.regression_head.conv.{n}.0.": f"bbox_head.reg_convs.{n}.conv." for n in range(4)},
         "head.classification_head.cls_logits.": "bbox_head.retina_cls.",
         "head.regression_head.bbox_reg.": "bbox_head.retina_reg.",
     }
     for ours, theirs in parts.items():
-        state = {theirs + key.removeprefix(ours) if key.startswith(ours) else key: value for key, value in state.items()}
-    torch.save({"state_dict": state, "meta": {} if categories is None else {"CLASSES": categories}}, path)
+        state = {
+            theirs + key.removeprefix(ours) if key.startswith(ours) else key: value
+            for key, value in state.items()
+        }
+    torch.save(
+        {"state_dict": state, "meta": {} if categories is None else {"CLASSES": categories}}, path
+    )
     return str(path)
 
 
 @pytest.fixture
 def mmdetection_file(tmp_path: Path) -> Callable[[tuple[str, ...] | None], str]:
-    """Writes the file `teacher.pth` of a RetinaNet-R18 of mmdetection with six classes, of these names or of none."""
+    """Writes the file `teacher.pth` of a RetinaNet-R18 of mmdetection with six classes, of these
+    names or of none."""
     return lambda categories: write_mmdetection_file(tmp_path / "teacher.pth", categories)
 
 

@@ -10,9 +10,12 @@ import pytest
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A folder on a disk of its own, of a size such as `1m`; the test is skipped where none can be mounted."""
+    """A folder on a disk of its own, of a size such as `1m`; the test is skipped where none can be
+    mounted."""
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True
+    ).returncode:
         pytest.skip("only root can mount a small disk")
     try:
         yield folder

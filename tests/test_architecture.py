@@ -1,4 +1,5 @@
-"""Who may import whom, and where each package is at home: two tables, read from the import statements."""
+"""Who may import whom, and where each package is at home: two tables, read from the import
+statements."""
 
 import ast
 import graphlib
@@ -29,9 +30,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distill": {"config"},
     "training": {"config", "data", "detectors", "distill"},
     "run": {"config", "plan", "data", "training", "results"},
-    "cli": {"config", "plan", "results", "report", "data", "detectors", "distill", "training", "run"},
+    "cli": {
+        "config",
+        "plan",
+        "results",
+        "report",
+        "data",
+        "detectors",
+        "distill",
+        "training",
+        "run",
+    },
 }
-"""Room -> the rooms that it may import, beside those for all. `data`, `detectors` and `distill` never import each other."""
+"""Room -> the rooms that it may import, beside those for all. `data`, `detectors` and `distill`
+never import each other."""
 DRAWER_MAY_IMPORT: dict[str, set[str]] = {
     "run.driver": {"observer"},
     "run.cluster": {"observer"},
@@ -42,7 +54,8 @@ DRAWER_MAY_IMPORT: dict[str, set[str]] = {
     "report.followup": {"*"},
     "report.page": {"*", "tables", "followup"},
 }
-"""Drawer -> what it may import of its own room: other drawers, modules outside of drawers by name, `*` for all of these."""
+"""Drawer -> what it may import of its own room: other drawers, modules outside of drawers by name,
+`*` for all of these."""
 AT_HOME: dict[str, set[str]] = {
     "pydantic": {"config"},
     "yaml": {"config"},
@@ -63,11 +76,21 @@ AT_HOME: dict[str, set[str]] = {
     "packaging": {"cli"},
     "rich": {"cli"},
 }
-"""Package -> the rooms that may import it. A command may import any, inside its function: the last test here holds that."""
+"""Package -> the rooms that may import it. A command may import any, inside its function: the last
+test here holds that."""
 GUESTS: dict[tuple[str, str], str] = {
-    ("kdr.run.trial_identity", "kdr.detectors.identity"): "what weights are is part of a trial's key; read without torch",
-    ("kdr.run.cluster.node_answers", "kdr.detectors.identity"): "every node tells the identity of the weights that it has",
-    ("kdr.run.cluster.node_answers", "torch"): "every node tells how many GPUs torch can use there",
+    (
+        "kdr.run.trial_identity",
+        "kdr.detectors.identity",
+    ): "what weights are is part of a trial's key; read without torch",
+    (
+        "kdr.run.cluster.node_answers",
+        "kdr.detectors.identity",
+    ): "every node tells the identity of the weights that it has",
+    (
+        "kdr.run.cluster.node_answers",
+        "torch",
+    ): "every node tells how many GPUs torch can use there",
     ("kdr.run.engine.engine", "torch"): "names the device that fit() trains on",
     ("kdr.run.engine.worker", "torch"): "sets the threads of a worker",
     ("kdr.run.cluster.provenance", "torch"): "the GPU's name is a column of the log",
@@ -76,8 +99,20 @@ GUESTS: dict[tuple[str, str], str] = {
     ("kdr.training.pictures", "torchvision"): "draws boxes onto images",
     ("kdr.training.pictures", "PIL"): "writes them",
 }
-"""Imports that the tables do not have: (module, what it imports) -> why. Each is one line of code, not a licence for its room."""
-FORBIDDEN_NAMES = {"train", "tune", "utils", "util", "misc", "helpers", "helper", "common", "main", "manager"}
+"""Imports that the tables do not have: (module, what it imports) -> why. Each is one line of code,
+not a licence for its room."""
+FORBIDDEN_NAMES = {
+    "train",
+    "tune",
+    "utils",
+    "util",
+    "misc",
+    "helpers",
+    "helper",
+    "common",
+    "main",
+    "manager",
+}
 
 
 def module_name(path: Path) -> str:
@@ -99,7 +134,8 @@ def syntax_of(module: str) -> ast.Module:
 
 @cache
 def imports_of(module: str) -> frozenset[str]:
-    """Dotted names that a module imports, inside functions, too; names of our own modules in full."""
+    """Dotted names that a module imports, inside functions, too; names of our own modules in
+    full."""
     return frozenset(_imported(syntax_of(module)))
 
 
@@ -135,7 +171,9 @@ def test_a_room_imports_only_the_rooms_that_it_may(module: str) -> None:
 @modules
 def test_a_package_is_imported_only_where_it_is_at_home(module: str) -> None:
     assert foreign(module) <= AT_HOME.keys()
-    assert {package for package in _away_from_home(module) if (module, package) not in GUESTS} == set()
+    assert {
+        package for package in _away_from_home(module) if (module, package) not in GUESTS
+    } == set()
 
 
 @pytest.mark.parametrize(("module", "imported"), GUESTS)
@@ -145,12 +183,16 @@ def test_every_guest_is_still_there(module: str, imported: str) -> None:
 
 def _outside_the_rooms(module: str) -> set[str]:
     room = room_of(module)
-    return {name for name in own(module) if room_of(name) not in MAY_IMPORT[room] | FOR_ALL | {room}}
+    return {
+        name for name in own(module) if room_of(name) not in MAY_IMPORT[room] | FOR_ALL | {room}
+    }
 
 
 def _away_from_home(module: str) -> set[str]:
     room = room_of(module)
-    return {package for package in foreign(module) if room not in AT_HOME[package] and room != "cli"}
+    return {
+        package for package in foreign(module) if room not in AT_HOME[package] and room != "cli"
+    }
 
 
 @modules
@@ -168,7 +210,8 @@ def drawer_of(module: str) -> str | None:
 
 
 def _outside_the_drawer(module: str, drawer: str) -> set[str]:
-    """What a module imports of its own room: `drawer` for a module in a drawer, the module's name for another one."""
+    """What a module imports of its own room: `drawer` for a module in a drawer, the module's name
+    for another one."""
     room = room_of(module)
     ours = {name for name in own(module) if room_of(name) == room and drawer_of(name) != drawer}
     return {name.split(".")[2] for name in ours}
@@ -195,7 +238,7 @@ def test_every_import_of_ours_names_a_module_that_exists(module: str) -> None:
 def test_every_module_says_what_it_is(module: str) -> None:
     docstring = ast.get_docstring(syntax_of(module))
     assert docstring
-    assert docstring.split("\n")[0].rstrip().endswith((".", ":")), "the first line is a sentence, or ends in one"
+    assert docstring.split("\n\n")[0].endswith((".", ":")), "it opens with sentences"
 
 
 @modules
@@ -203,7 +246,9 @@ def test_no_module_has_a_name_that_says_nothing(module: str) -> None:
     assert FORBIDDEN_NAMES.isdisjoint(module.split("."))
 
 
-@pytest.mark.parametrize("module", [module for module, path in FILES.items() if path.name == "__init__.py"])
+@pytest.mark.parametrize(
+    "module", [module for module, path in FILES.items() if path.name == "__init__.py"]
+)
 def test_a_package_file_holds_a_docstring_only(module: str) -> None:
     body = syntax_of(module).body[1:]
     assert [node for node in body if not _is_version(node)] == []
@@ -225,7 +270,9 @@ def test_no_two_rooms_import_each_other() -> None:
     graph: dict[str, set[str]] = {}
     for module in FILES:
         graph.setdefault(room_of(module), set()).update(map(room_of, own(module)))
-    order = graphlib.TopologicalSorter({room: rooms - {room, "kdr"} for room, rooms in graph.items()})
+    order = graphlib.TopologicalSorter(
+        {room: rooms - {room, "kdr"} for room, rooms in graph.items()}
+    )
     try:
         order.prepare()
     except graphlib.CycleError as error:
@@ -241,7 +288,9 @@ def test_every_room_is_in_the_table() -> None:
     [
         (("config", "plan", "results", "report"), ("torch", "ray")),
         (("data.fingerprint",), ("torch", "ray")),
-        pytest.param(("data", "detectors", "distill", "training"), ("ray",), marks=pytest.mark.slow),
+        pytest.param(
+            ("data", "detectors", "distill", "training"), ("ray",), marks=pytest.mark.slow
+        ),
         (("cli.app",), ("torch", "ray", "duckdb", "pyarrow", "scipy", "optuna")),
     ],
     ids=lambda names: "+".join(names),
@@ -250,7 +299,11 @@ def test_rooms_are_read_without_packages_that_they_do_not_need(
     rooms: tuple[str, ...], unwanted: tuple[str, ...], python_process: Callable[..., Any]
 ) -> None:
     inside = tuple(f"kdr.{room}" for room in rooms)
-    wanted = [module for module in FILES if module in inside or module.startswith(tuple(f"{room}." for room in inside))]
+    wanted = [
+        module
+        for module in FILES
+        if module in inside or module.startswith(tuple(f"{room}." for room in inside))
+    ]
     assert wanted
     code = (
         "import importlib, sys\n"

@@ -1,4 +1,5 @@
-"""The studies in `search_spaces/`: their heads tell how to use them, and every recipe for COCO trains, made small."""
+"""The studies in `search_spaces/`: their heads tell how to use them, and every recipe for COCO
+trains, made small."""
 
 import itertools
 import json
@@ -35,17 +36,27 @@ STUDIES = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
 RECIPES = [name for name in STUDIES if name.startswith("coco_")]
 NUM_CLASSES = 3
 NUM_IMAGES = 5
-TWO_STEPS: dict[str, Any] = {"epochs": 1, "batch_size": 2, "step_epochs": None, "eval_every_epochs": 1, "precision": "fp32"}
+TWO_STEPS: dict[str, Any] = {
+    "epochs": 1,
+    "batch_size": 2,
+    "step_epochs": None,
+    "eval_every_epochs": 1,
+    "precision": "fp32",
+}
 
 
 def head_of(name: str) -> list[str]:
     """The comment that a study begins with, line by line, without the line for editors."""
     lines = STUDIES[name].read_text().splitlines()[1:]
-    return [line.removeprefix("#").strip() for line in lines[: next(i for i, line in enumerate(lines) if line[:1] != "#")]]
+    return [
+        line.removeprefix("#").strip()
+        for line in lines[: next(i for i, line in enumerate(lines) if line[:1] != "#")]
+    ]
 
 
 def trials_of(study: Study) -> list[TrialConfig]:
-    """What a study is going to train: each arm with its first seed, or the trial that a search starts from."""
+    """What a study is going to train: each arm with its first seed, or the trial that a search
+    starts from."""
     points = [changes for _, changes in arm_points(study.ablation)] if study.ablation else [{}]
     configs = [study.trial_with(point) for point in points]
     return [config for config in configs if config.seed == configs[0].seed]
@@ -76,7 +87,9 @@ def commands() -> Iterator[tuple[str, list[str]]]:
     """Study file and `--set` overrides of each way to run a recipe that its head tells."""
     for name in RECIPES:
         overrides = overrides_in(name, "Command")
-        together = [index for index, override in enumerate(overrides) if override.startswith("study=")]
+        together = [
+            index for index, override in enumerate(overrides) if override.startswith("study=")
+        ]
         for begin, end in zip([0, *together], [*together, len(overrides)], strict=True):
             yield name, overrides[begin:end]
 
@@ -88,10 +101,16 @@ def test_the_commands_of_a_head_can_be_used(name: str, overrides: list[str]) -> 
     assert trials_of(study)
 
 
-def test_the_best_trial_of_the_search_runs_in_full_length_beside_its_twin_as_the_head_tells(tmp_path: Path) -> None:
+def test_the_best_trial_of_the_search_runs_in_full_length_beside_its_twin_as_the_head_tells(
+    tmp_path: Path,
+) -> None:
     search = read_study(STUDIES["coco_search"])
     trial = search.base.model_dump(mode="json")
-    exported = {"study": "coco-search-best", "trial": {**trial, "data": {**trial["data"], "search_split": 0}}}  # as `best` does
+    # as `best` does
+    exported = {
+        "study": "coco-search-best",
+        "trial": {**trial, "data": {**trial["data"], "search_split": 0}},
+    }
     (tmp_path / "best.yaml").write_text(json.dumps(exported))
     study = read_study(tmp_path / "best.yaml", overrides_in("coco_search", "Then"))
     check_design(study)
@@ -108,7 +127,11 @@ def test_every_distilled_trial_has_a_twin_that_differs_in_distillation_alone(nam
     if study.ablation is None:
         pytest.skip("a search: the twin is part of the full run that its head names")
     trials = trials_of(study)
-    plain = [config.student.model_dump(exclude={"inherit"}) for config in trials if not config.distill.methods()]
+    plain = [
+        config.student.model_dump(exclude={"inherit"})
+        for config in trials
+        if not config.distill.methods()
+    ]
     distilled = [config for config in trials if config.distill.methods()]
     assert bool(distilled) == (name != "coco_teachers")
     assert all(config.student.model_dump(exclude={"inherit"}) in plain for config in distilled)
@@ -118,10 +141,16 @@ def test_every_distilled_trial_has_a_twin_that_differs_in_distillation_alone(nam
 def test_teachers_trained_by_the_recipes_are_those_of_the_teachers_recipe() -> None:
     def key(config: TrialConfig | None, study: Study) -> str:
         assert config is not None
-        return make_trial(config, data_id="coco", weights_id=str, workers=study.resources.workers).key
+        return make_trial(
+            config, data_id="coco", weights_id=str, workers=study.resources.workers
+        ).key
 
     recipes = [read_study(STUDIES[f"coco_{name}"]) for name in ("retinanet", "faster_rcnn", "fcos")]
-    teachers = [read_study(STUDIES[name], overrides) for name, overrides in commands() if name == "coco_teachers"]
+    teachers = [
+        read_study(STUDIES[name], overrides)
+        for name, overrides in commands()
+        if name == "coco_teachers"
+    ]
     wanted = [key(study.base.teacher_trial(), study) for study in recipes]
     assert [key(study.base, study) for study in teachers] == wanted
     assert len(set(wanted)) == 3
@@ -129,23 +158,35 @@ def test_teachers_trained_by_the_recipes_are_those_of_the_teachers_recipe() -> N
 
 @pytest.fixture(scope="module")
 def small_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small data set in COCO format, and a classifier's weights whose frozen norms keep features in bounds."""
+    """A small data set in COCO format, and a classifier's weights whose frozen norms keep features
+    in bounds."""
     folder = tmp_path_factory.mktemp("small")
-    shapes = ShapesData(dataset="shapes", image_size_px=64, num_train=NUM_IMAGES, num_val=2, num_classes=NUM_CLASSES)
+    shapes = ShapesData(
+        dataset="shapes",
+        image_size_px=64,
+        num_train=NUM_IMAGES,
+        num_val=2,
+        num_classes=NUM_CLASSES,
+    )
     write_shapes(shapes, folder / "coco")
     torch.manual_seed(0)
     state = get_model("resnet18", weights=None).state_dict()
     torch.save(
-        {key: value * 0.2 if key.endswith("bn2.weight") else value for key, value in state.items()}, folder / "resnet18.pt"
+        {key: value * 0.2 if key.endswith("bn2.weight") else value for key, value in state.items()},
+        folder / "resnet18.pt",
     )
     return folder
 
 
 def made_small(config: TrialConfig, files: Path) -> TrialConfig:
-    """The same trial in two steps of two small images, over resnet18 with 32 channels; its weights are replaced by small ones."""
+    """The same trial in two steps of two small images, over resnet18 with 32 channels; its weights
+    are replaced by small ones."""
     content = config.model_dump(mode="json")
     for split in ("train", "val"):
-        content["data"] |= {f"{split}_images": f"{files}/coco/{split}", f"{split}_annotations": f"{files}/coco/{split}.json"}
+        content["data"] |= {
+            f"{split}_images": f"{files}/coco/{split}",
+            f"{split}_annotations": f"{files}/coco/{split}.json",
+        }
     content["data"] |= {
         "search_split": 1 if config.data.search_split else 0,
         "resize": {"short_side_px": [64] * num_sides(config), "long_side_px": 96},
@@ -165,7 +206,12 @@ def made_small(config: TrialConfig, files: Path) -> TrialConfig:
 
 def small_weights(settings: dict[str, Any], files: Path) -> Path:
     """Weights of a small detector of the same kind."""
-    config = DetectorConfig(detector=settings["detector"], backbone="resnet18", fpn_channels=32, head_norm=settings["head_norm"])
+    config = DetectorConfig(
+        detector=settings["detector"],
+        backbone="resnet18",
+        fpn_channels=32,
+        head_norm=settings["head_norm"],
+    )
     path = files / f"{settings['detector']}-{settings['head_norm']}.pt"
     if not path.exists():
         save_student(path, build_detector(config, SHAPE_CLASSES[:NUM_CLASSES], seed=1), extra={})
@@ -179,7 +225,9 @@ def num_sides(config: TrialConfig) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_trial_of_a_recipe_trains_when_it_is_made_small(name: str, small_files: Path, tmp_path: Path) -> None:
+def test_every_trial_of_a_recipe_trains_when_it_is_made_small(
+    name: str, small_files: Path, tmp_path: Path
+) -> None:
     torch.set_num_threads(1)
     study, storage = read_study(STUDIES[name], ["resources.workers=1"]), Storage.at(tmp_path)
     make, shared = trial_maker(study, storage), SharedParts(storage)
@@ -192,7 +240,11 @@ def test_every_trial_of_a_recipe_trains_when_it_is_made_small(name: str, small_f
         assert metrics.step == 2
         assert metrics.evaluation is not None
         assert all(map(math.isfinite, metrics.weighted_losses.values()))
-        distilled = [term for term, value in metrics.weighted_losses.items() if term.startswith("kdr.") and value > 0]
+        distilled = [
+            term
+            for term, value in metrics.weighted_losses.items()
+            if term.startswith("kdr.") and value > 0
+        ]
         assert bool(distilled) == bool(config.distill.methods())
         assert metrics.extras["loaded.backbone"] == 1
         assert ("inherited.head" in metrics.extras) == config.student.inherit

@@ -1,1 +1,3 @@
-"""The commands. Each imports the rooms that it needs when it runs, so that `--help` and `plan` are instant."""
+"""The commands. Each imports the rooms that it needs when it runs, so that `--help` and `plan` are
+instant.
+"""

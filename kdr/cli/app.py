@@ -1,6 +1,7 @@
 """The command line: registers the commands, prints errors that users can act on, sets exit codes.
 
-Exit codes: 0 done, 1 some trials failed, 2 wrong input, 130 interrupted by Ctrl-C, 143 by SIGTERM or SIGHUP.
+Exit codes: 0 done, 1 some trials failed, 2 wrong input, 130 interrupted by Ctrl-C, 143 by SIGTERM
+or SIGHUP.
 """
 
 import atexit
@@ -36,8 +37,9 @@ from kdr.errors import KdrError, TrialFailure
 from kdr.run.driver.interruption import GracePeriod, RayTerminated, Terminated, end_by_exception
 
 _NOT_A_PAIR = """\
-torch, torchvision: must be a matching pair from one package index, got two builds that do not fit together.
-A CPU-only torch does not go with the registry's torchvision. Install both at once: pip install torch torchvision"""
+torch, torchvision: must be a matching pair from one package index, got two builds that do not fit
+together. A CPU-only torch does not work with the registry's torchvision. Install both at once:
+pip install torch torchvision"""
 
 
 class _Interrupted(Exception):  # noqa: N818 - nothing is wrong
@@ -61,8 +63,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     help=(
-        "Distils object detectors: searches and ablations on Ray, every trial in a Parquet log.\n\n"
-        "A first look: [bold]python orchestrate.py run search_spaces/quickstart.yaml[/]"
+        "Distils object detectors: searches and ablations on Ray, every trial in a Parquet "
+        "log.\n\nA first look: [bold]python orchestrate.py run search_spaces/quickstart.yaml[/]"
     ),
 )
 COMMANDS = {
@@ -83,8 +85,16 @@ COMMANDS = {
 for name, module in COMMANDS.items():
     app.command(name, no_args_is_help=name not in ("schema", "doctor"))(module.command)
 
-log_app = typer.Typer(no_args_is_help=True, help="Look after the trial log: check, compact, exclude a trial, cancel a trial.")
-LOG_COMMANDS = {"check": log_check, "compact": log_compact, "exclude": log_exclude, "cancel": log_cancel}
+log_app = typer.Typer(
+    no_args_is_help=True,
+    help="Look after the trial log: check, compact, exclude a trial, cancel a trial.",
+)
+LOG_COMMANDS = {
+    "check": log_check,
+    "compact": log_compact,
+    "exclude": log_exclude,
+    "cancel": log_cancel,
+}
 for name, module in LOG_COMMANDS.items():
     # `check` and `compact` mean the whole log when nothing is named
     log_app.command(name, no_args_is_help=name in ("exclude", "cancel"))(module.command)
@@ -99,7 +109,10 @@ def _show_version(asked: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
 ) -> None:
     pass
 
@@ -120,13 +133,18 @@ def main() -> None:
     except (_Interrupted, KeyboardInterrupt):
         _fail("Interrupted. What was finished is in the log; the same command continues.", code=130)
     except RayTerminated:
-        print("Terminated, and Ray with it. What was finished is in the log; the same command continues.", file=sys.stderr)
+        print(
+            "Terminated, and Ray with it. What was finished is in the log; the same command "
+            "continues.",
+            file=sys.stderr,
+        )
         sys.stdout.flush()
         os._exit(143)  # at exit, Ray's library would wait a minute for Ray's processes
     except Terminated:
         _fail("Terminated. What was finished is in the log; the same command continues.", code=143)
     finally:
-        # all has been said: one more Ctrl-C must not print what it interrupts in libraries that clean up
+        # all has been said: one more Ctrl-C must not print what it interrupts in libraries that
+        # clean up
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 

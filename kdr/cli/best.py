@@ -14,15 +14,20 @@ def command(
     study: StudyInLog,
     storage: StorageOption = DEFAULT_STORAGE,
     export: Annotated[
-        Path | None, typer.Option("--export", help="Write a study file of this one trial, for `train`.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--export",
+            help="Write a study file of this one trial, for `train`.",
+            show_default=False,
+        ),
     ] = None,
     metric: MetricOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Show the completed trial with the highest metric at its last epoch.
 
-    The exported study has every setting written out. It leaves out the search and the images that the search held out, so it
-    trains on all training images and reports on the validation set.
+    The exported study has every setting written out. It leaves out the search and the images that
+    the search held out, so it trains on all training images and reports on the validation set.
 
     Example: python orchestrate.py best quickstart --export best.yaml
     """

@@ -1,4 +1,6 @@
-"""What `doctor` looks at: the installation, the machine, the storage, Ray, and what a study needs. Each check stands alone."""
+"""What `doctor` looks at: the installation, the machine, the storage, Ray, and what a study needs.
+Each check stands alone.
+"""
 
 import importlib.metadata
 import os
@@ -24,7 +26,9 @@ Check = Callable[[], Iterator[Finding]]
 
 
 def run_checks(checks: dict[str, Check]) -> Iterator[Finding]:
-    """Runs checks by name; one that raises has failed, and the others go on. What several stumble over is told once."""
+    """Runs checks by name; one that raises has failed, and the others go on. What several stumble
+    over is told once.
+    """
     told: set[str] = set()
     for name, check in checks.items():
         try:
@@ -34,7 +38,9 @@ def run_checks(checks: dict[str, Check]) -> Iterator[Finding]:
                 yield Finding(name, "failed", str(error))
             told.add(str(error))
         except Exception as error:
-            yield Finding(name, "failed", f"{type(error).__name__}: {error}", "Unexpected: please report it")
+            yield Finding(
+                name, "failed", f"{type(error).__name__}: {error}", "Unexpected: please report it"
+            )
 
 
 def installed_packages() -> Iterator[Finding]:
@@ -55,7 +61,12 @@ def installed_packages() -> Iterator[Finding]:
             wrong.append(f"{requirement.name} must be {requirement.specifier}, got {version}")
         versions.append(f"{requirement.name} {version}")
     if wrong:
-        yield Finding("packages", "failed", "; ".join(wrong), "Install again: pip install -c constraints.txt -e .")
+        yield Finding(
+            "packages",
+            "failed",
+            "; ".join(wrong),
+            "Install again: pip install -c constraints.txt -e .",
+        )
     else:
         yield Finding("packages", "ok", ", ".join(versions))
 
@@ -69,11 +80,17 @@ def torch_pair() -> Iterator[Finding]:
 
         nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
     except (RuntimeError, ImportError) as error:
-        yield Finding("torch", "failed", f"torch and torchvision must be a matching pair, got: {error}", fix)
+        yield Finding(
+            "torch", "failed", f"torch and torchvision must be a matching pair, got: {error}", fix
+        )
         return
     import torchvision
 
-    yield Finding("torch", "ok", f"torch {torch.__version__} and torchvision {torchvision.__version__} fit together")
+    yield Finding(
+        "torch",
+        "ok",
+        f"torch {torch.__version__} and torchvision {torchvision.__version__} fit together",
+    )
 
 
 def devices() -> Iterator[Finding]:
@@ -82,7 +99,9 @@ def devices() -> Iterator[Finding]:
 
     if not torch.cuda.is_available():
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        yield Finding("device", "ok", f"no GPU that torch can use: training runs on the CPU, {cores} cores")
+        yield Finding(
+            "device", "ok", f"no GPU that torch can use: training runs on the CPU, {cores} cores"
+        )
         return
     for number in range(torch.cuda.device_count()):
         free, total = (size / 2**30 for size in torch.cuda.mem_get_info(number))
@@ -90,7 +109,10 @@ def devices() -> Iterator[Finding]:
         text = f"{torch.cuda.get_device_name(number)}, {free:.1f} of {total:.1f} GiB free, {kinds}"
         busy = free < total / 2
         yield Finding(
-            f"GPU {number}", "warning" if busy else "ok", text, "Another process uses it: see nvidia-smi" if busy else ""
+            f"GPU {number}",
+            "warning" if busy else "ok",
+            text,
+            "Another process uses it: see nvidia-smi" if busy else "",
         )
 
 
@@ -103,10 +125,20 @@ def storage_folder(storage: Storage) -> Iterator[Finding]:
     where = "" if storage.local == storage.root else f" on this machine, for {storage.local}"
     text = f"{storage.root}: can be written, {free:.1f} GiB free{where}"
     little = free < FREE_GIB
-    yield Finding("storage", "warning" if little else "ok", text, "Free some space, or name another folder" if little else "")
+    yield Finding(
+        "storage",
+        "warning" if little else "ok",
+        text,
+        "Free some space, or name another folder" if little else "",
+    )
     problems = [finding for finding in check_log(storage) if finding.is_problem]
     for problem in problems:
-        yield Finding("log", "failed", f"{problem.where}: {problem.what}", "python orchestrate.py log check --quarantine")
+        yield Finding(
+            "log",
+            "failed",
+            f"{problem.where}: {problem.what}",
+            "python orchestrate.py log check --quarantine",
+        )
     if not problems:
         yield Finding("log", "ok", "every file can be read")
 
@@ -127,30 +159,50 @@ def ray_tokens() -> Iterator[Finding]:
     source = next((name for name, found in sources.items() if found), None)
     text = f"mode {mode} (RAY_AUTH_MODE); a token would come from {source or 'nowhere'}"
     if mode == "token" and source is None:
-        yield Finding("Ray's token", "failed", text, "Set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token")
+        yield Finding(
+            "Ray's token",
+            "failed",
+            text,
+            "Set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token",
+        )
     else:
         yield Finding("Ray's token", "ok", text)
 
 
-def ray_cluster(address: str | None, study: "Study | None", storage: Storage, *, send_code: bool = False) -> Iterator[Finding]:
-    """Whether Ray starts or can be joined, whether a cluster's nodes are ready for a study, and how many of its trials fit."""
+def ray_cluster(
+    address: str | None, study: "Study | None", storage: Storage, *, send_code: bool = False
+) -> Iterator[Finding]:
+    """Whether Ray starts or can be joined, whether a cluster's nodes are ready for a study, and how
+    many of its trials fit.
+    """
     from kdr.run.cluster.ray_session import nodes_of_ray, num_concurrent, ray_session, resolved
 
     with ray_session(address, send_code=send_code):
         import ray
 
         nodes = nodes_of_ray()
-        of_nodes = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
+        of_nodes = "; ".join(
+            f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes
+        )
         place = f"the cluster at {address}" if address else "this machine"
-        yield Finding("Ray", "ok", f"ray {ray.__version__} on {place}, {len(nodes)} nodes: {of_nodes}")
+        yield Finding(
+            "Ray", "ok", f"ray {ray.__version__} on {place}, {len(nodes)} nodes: {of_nodes}"
+        )
         if address is not None:
             from kdr.run.cluster.readiness import cluster_findings
 
             yield from cluster_findings(study, storage)
         if study is not None:
             needed = resolved(study.resources, nodes)
-            size = f"{needed.workers} x ({needed.cpus_per_worker:g} CPUs, {needed.gpus_per_worker:g} GPUs)"
-            yield Finding("resources", "ok", f"{num_concurrent(needed, nodes)} trials at a time, of {size} each")
+            size = (
+                f"{needed.workers} x ({needed.cpus_per_worker:g} CPUs, {needed.gpus_per_worker:g} "
+                "GPUs)"
+            )
+            yield Finding(
+                "resources",
+                "ok",
+                f"{num_concurrent(needed, nodes)} trials at a time, of {size} each",
+            )
 
 
 def study_space(study: "Study") -> Iterator[Finding]:
@@ -203,13 +255,21 @@ def study_detectors(study: "Study", storage: Storage) -> Iterator[Finding]:
         teacher = build_detector(config.teacher, categories, seed=0)
         yield Finding("teacher", "ok", "is trained by the study")
     else:
-        teacher = SharedParts(storage).teacher(trial_maker(study, storage)(config), torch.device("cpu"))
+        teacher = SharedParts(storage).teacher(
+            trial_maker(study, storage)(config), torch.device("cpu")
+        )
         for report in load_configured_weights(teacher):  # once more, for what it tells
             yield Finding("teacher", "ok", report.line())
-        classes = "its head is not loaded in full: features only" if teacher.unloaded_head else "its labels agree with the data's"
+        classes = (
+            "its head is not loaded in full: features only"
+            if teacher.unloaded_head
+            else "its labels agree with the data's"
+        )
         yield Finding("teacher", "ok", f"{config.teacher.weights}: loads, and {classes}")
     pairs = match_levels(student.strides, teacher.strides)
-    levels = ", ".join(f"{student.level_names[mine]} from {teacher.level_names[its]}" for mine, its in pairs)
+    levels = ", ".join(
+        f"{student.level_names[mine]} from {teacher.level_names[its]}" for mine, its in pairs
+    )
     left = [name for level, name in enumerate(student.level_names) if level not in dict(pairs)]
     fix = "Their review links and losses are left out" if left else ""
     text = f"{levels}{'; without a partner: ' + ', '.join(left) if left else ''}"
@@ -217,7 +277,9 @@ def study_detectors(study: "Study", storage: Storage) -> Iterator[Finding]:
 
 
 def study_preflight(study: "Study", storage: Storage) -> Iterator[Finding]:
-    """What a study's base trial computes in its first step, and its teacher's AP; `run` looks at the same."""
+    """What a study's base trial computes in its first step, and its teacher's AP; `run` looks at
+    the same.
+    """
     from kdr.run.attempt.logged_fit import has_weights, teacher_of
     from kdr.run.trial_identity import trial_maker
     from kdr.training.preflight import measure
@@ -225,7 +287,9 @@ def study_preflight(study: "Study", storage: Storage) -> Iterator[Finding]:
     trial = trial_maker(study, storage)(study.base)
     teacher = teacher_of(trial)
     if teacher is not None and not has_weights(teacher, storage):
-        yield Finding("pre-flight", "ok", "waits for the teacher, which the study trains: `run` does it then")
+        yield Finding(
+            "pre-flight", "ok", "waits for the teacher, which the study trains: `run` does it then"
+        )
         return
     measured = kept_preflight(storage, study.study, trial)
     if measured is None:
@@ -235,7 +299,12 @@ def study_preflight(study: "Study", storage: Storage) -> Iterator[Finding]:
 
 
 def all_checks(
-    storage: Storage, *, address: str | None, study: "Study | None", send_code: bool = False, preflight: bool = True
+    storage: Storage,
+    *,
+    address: str | None,
+    study: "Study | None",
+    send_code: bool = False,
+    preflight: bool = True,
 ) -> dict[str, Check]:
     """Every check by name, in the order in which a mistake should be mended."""
     checks: dict[str, Check] = {

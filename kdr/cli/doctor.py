@@ -17,7 +17,10 @@ from kdr.cli.options import (
 
 
 def command(
-    study: Annotated[Path | None, typer.Argument(help="Study file whose needs are looked at, too.", show_default=False)] = None,
+    study: Annotated[
+        Path | None,
+        typer.Argument(help="Study file whose needs are looked at, too.", show_default=False),
+    ] = None,
     storage: StorageOption = DEFAULT_STORAGE,
     set_: SetOption = None,
     address: AddressOption = None,
@@ -25,11 +28,14 @@ def command(
     preflight: PreflightOption = True,
     json_: JsonOption = False,
 ) -> None:
-    """Check the installation, the machine, the storage and Ray; with a study also its data, weights, levels and resources.
+    """Check the installation, the machine, the storage and Ray; with a study also its data,
+    weights, levels and resources.
 
-    With --address every node of a cluster is asked: versions, the storage, the study's data and weights, GPUs.
+    With --address every node of a cluster is asked: versions, the storage, the study's data and
+    weights, GPUs.
 
-    The pre-flight of a study looks at its base trial: the teacher's AP, and masks, losses and gradients of the first step.
+    The pre-flight of a study looks at its base trial: the teacher's AP, and masks, losses and
+    gradients of the first step.
 
     Each failure says how to fix it. Exit code 0: nothing failed; 2: something did.
 
@@ -61,11 +67,20 @@ def command(
         except ConfigError as error:
             note(Finding("study", "failed", str(error)))
     place = Storage.at(storage)
-    for finding in run_checks(all_checks(place, address=address, study=chosen, send_code=send_code, preflight=preflight)):
+    for finding in run_checks(
+        all_checks(place, address=address, study=chosen, send_code=send_code, preflight=preflight)
+    ):
         note(finding)
     failed = sum(finding.state == "failed" for finding in findings)
     if json_:
-        print(json_text({"findings": [dataclasses.asdict(finding) for finding in findings], "failed": failed}))
+        print(
+            json_text(
+                {
+                    "findings": [dataclasses.asdict(finding) for finding in findings],
+                    "failed": failed,
+                }
+            )
+        )
     else:
         console.out(f"\n{failed or 'Nothing'} failed", highlight=False)
     if failed:

@@ -16,20 +16,36 @@ if TYPE_CHECKING:
 
 def command(
     checkpoint: Annotated[
-        str, typer.Argument(help="A student.pt, or the key of a trial whose weights were kept.", show_default=False)
+        str,
+        typer.Argument(
+            help="A student.pt, or the key of a trial whose weights were kept.", show_default=False
+        ),
     ],
     storage: StorageOption = DEFAULT_STORAGE,
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Study file whose data to evaluate on; by default that of the trial.", show_default=False),
+        typer.Option(
+            "--data",
+            help="Study file whose data to evaluate on; by default that of the trial.",
+            show_default=False,
+        ),
     ] = None,
     set_: SetOption = None,
-    split: Annotated[Literal["evaluation", "training"], typer.Option("--split", help="Which of its images.")] = "evaluation",
+    split: Annotated[
+        Literal["evaluation", "training"], typer.Option("--split", help="Which of its images.")
+    ] = "evaluation",
     show: Annotated[
-        Path | None, typer.Option("--show", help="Folder for pictures: predictions beside the ground truth.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--show",
+            help="Folder for pictures: predictions beside the ground truth.",
+            show_default=False,
+        ),
     ] = None,
     num_shown: Annotated[int, typer.Option("--num-shown", min=1, help="How many pictures.")] = 16,
-    min_score: Annotated[float, typer.Option("--min-score", min=0, max=1, help="Lowest score that is drawn.")] = 0.3,
+    min_score: Annotated[
+        float, typer.Option("--min-score", min=0, max=1, help="Lowest score that is drawn.")
+    ] = 0.3,
     json_: JsonOption = False,
 ) -> None:
     """Measure a trained student with the twelve COCO metrics and AP by class.
@@ -38,7 +54,8 @@ def command(
 
     python orchestrate.py evaluate runs/trials/KEY/student.pt --show pictures
 
-    python orchestrate.py evaluate KEY --data search_spaces/quickstart.yaml --set data.search_split=0
+    python orchestrate.py evaluate KEY --data search_spaces/quickstart.yaml --set
+    data.search_split=0
     """
     import torch
 
@@ -65,12 +82,27 @@ def command(
     found = evaluate(student, batches, index, precision=torch.float32)
     metrics = {name: found.metrics.get(name) for name in COCO_METRICS}
     if json_:
-        print(json_text({"weights": str(path), "images": len(index.image_ids), **metrics, "per_class": found.ap_per_class}))
+        print(
+            json_text(
+                {
+                    "weights": str(path),
+                    "images": len(index.image_ids),
+                    **metrics,
+                    "per_class": found.ap_per_class,
+                }
+            )
+        )
     else:
         print(f"{path}\n{index.summary()}")
         for name, values in (("metric", metrics), ("class AP", found.ap_per_class)):
             print(
-                plain_table([name, "value"], [[key, "-" if value is None else f"{value:.4f}"] for key, value in values.items()])
+                plain_table(
+                    [name, "value"],
+                    [
+                        [key, "-" if value is None else f"{value:.4f}"]
+                        for key, value in values.items()
+                    ],
+                )
             )
     if show is not None:
         num = write_pictures(show, student, batches, num_pictures=num_shown, min_score=min_score)
@@ -86,24 +118,28 @@ def _weights(checkpoint: str, storage: "Storage") -> "StoredPath":
         path = storage.trial(checkpoint) / "student.pt"
     if not path.is_file():
         raise WeightsError(
-            f"CHECKPOINT: must be a file, or the key of a trial in {storage.root} whose weights were kept, got {checkpoint}. "
-            "See the setting keep_weights, and `best`"
+            f"CHECKPOINT: must be a file, or the key of a trial in {storage.root} whose weights "
+            f"were kept, got {checkpoint}. See the setting keep_weights, and `best`"
         )
     return path
 
 
 def _check_classes(weights: "StoredPath", student: Sequence[str], data: Sequence[str]) -> None:
-    """Refuses data whose classes are not those of the student, in the same order: its labels are positions in this list."""
+    """Refuses data whose classes are not those of the student, in the same order: its labels are
+    positions in this list.
+    """
     from kdr.errors import ConfigError
 
     if tuple(student) != tuple(data):
         raise ConfigError(
-            f"--data: must have the classes of {weights}, which are {', '.join(student)}, got {', '.join(data)}. "
-            "Evaluate on data with the classes that it was trained on"
+            f"--data: must have the classes of {weights}, which are {', '.join(student)}, got "
+            f"{', '.join(data)}. Evaluate on data with the classes that it was trained on"
         )
 
 
-def _data(weights: Path, study: Path | None, overrides: Sequence[str], storage: "Storage") -> "ShapesData | CocoData":
+def _data(
+    weights: Path, study: Path | None, overrides: Sequence[str], storage: "Storage"
+) -> "ShapesData | CocoData":
     """The data of a study file, or of the trial that trained the weights."""
     from kdr.config.study import read_study
     from kdr.config.trial import TrialConfig
@@ -116,5 +152,8 @@ def _data(weights: Path, study: Path | None, overrides: Sequence[str], storage: 
     key = read_sidecar(weights).extra.get("trial")
     state = read_log(storage).states().get(str(key))
     if state is None:
-        raise ConfigError(f"--data: must be given, since the log of {storage.root} does not know the trial {key} of {weights}")
+        raise ConfigError(
+            f"--data: must be given, since the log of {storage.root} does not know the trial {key} "
+            f"of {weights}"
+        )
     return TrialConfig.model_validate_json(state.config).data

@@ -1,4 +1,6 @@
-"""What a user sees while trials run: a table that updates itself on a terminal, plain lines elsewhere."""
+"""What a user sees while trials run: a table that updates itself on a terminal, plain lines
+elsewhere.
+"""
 
 import time
 from collections.abc import Sequence
@@ -43,14 +45,23 @@ class LiveView:
         self._phase, self._num_before, self._concurrent = "", 0, 1
         self._num_trials: int | None = None
         self._trials_begin = self._begin = time.monotonic()
-        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4) if console.is_terminal else None
+        self._live = (
+            Live(console=console, get_renderable=self._render, refresh_per_second=4)
+            if console.is_terminal
+            else None
+        )
 
     def __enter__(self) -> "LiveView":
         if self._live:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._live:
             self._live.stop()
 
@@ -64,9 +75,13 @@ class LiveView:
         print_finding(self._console, finding)
 
     def plan(self, num_trials: int | None, num_done: int, concurrent: int) -> None:
-        """Says how many trials there are, how many are done before this run, how many run at a time."""
+        """Says how many trials there are, how many are done before this run, how many run at a
+        time.
+        """
         self._num_trials, self._num_before, self._concurrent = num_trials, num_done, concurrent
-        total = "as many trials as the budget allows" if num_trials is None else f"{num_trials} trials"
+        total = (
+            "as many trials as the budget allows" if num_trials is None else f"{num_trials} trials"
+        )
         self._line(f"{total}, {num_done} of them known, {concurrent} at a time")
 
     def update(self, progress: TrialUpdate) -> None:
@@ -78,7 +93,10 @@ class LiveView:
         if before is None or _news(before) != _news(progress):
             value = "" if progress.value is None else f"  {self._metric} {progress.value:.3f}"
             reason = f"  {_first_line(progress.reason)}" if progress.reason else ""
-            self._line(f"{progress.name:>8}  epoch {progress.epoch}/{progress.epochs}  {progress.state}{value}{reason}")
+            self._line(
+                f"{progress.name:>8}  epoch {progress.epoch}/{progress.epochs}  "
+                f"{progress.state}{value}{reason}"
+            )
 
     def _line(self, text: str) -> None:
         if self._live is None:
@@ -86,7 +104,12 @@ class LiveView:
 
     def _render(self) -> Group:
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for name, justify in (("trial", "right"), ("state", "left"), ("progress", "left"), ("epoch", "right")):
+        for name, justify in (
+            ("trial", "right"),
+            ("state", "left"),
+            ("progress", "left"),
+            ("epoch", "right"),
+        ):
             table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
         table.add_column(Text(self._metric), justify="right", no_wrap=True)
         table.add_column("settings", overflow="ellipsis", no_wrap=True)
@@ -102,21 +125,36 @@ class LiveView:
                 Text(_first_line(trial.reason) or shown(short_settings(trial.parameters))),
             )
         hidden = len(trials) - len(visible)
-        head = Text(f"{self._phase}  {_clock(time.monotonic() - self._begin)}{self._ended()}{self._left()}", style="bold")
+        head = Text(
+            f"{self._phase}  {_clock(time.monotonic() - self._begin)}{self._ended()}{self._left()}",
+            style="bold",
+        )
         more = [Text(f"and {hidden} more", style="dim")] if hidden else []
-        foot = Text(f"log: {self._log}    Ctrl-C ends cleanly; the same command continues", style="dim")
+        foot = Text(
+            f"log: {self._log}    Ctrl-C ends cleanly; the same command continues", style="dim"
+        )
         return Group(head, table, *more, foot)
 
     def _ended(self) -> str:
         """How many of the trials have ended, here and before."""
         students = [trial for trial in list(self._trials.values()) if trial.name != "teacher"]
         ended = sum(trial.state not in ("running", "interrupted") for trial in students)
-        return f", {ended} of {self._num_trials} trials" if self._num_trials is not None and students else ""
+        return (
+            f", {ended} of {self._num_trials} trials"
+            if self._num_trials is not None and students
+            else ""
+        )
 
     def _left(self) -> str:
         """How long the trials that are left will take, at the rate of those that have run here."""
-        here = [trial for trial in list(self._trials.values()) if trial.key in self._run_here and trial.name != "teacher"]
-        done = sum(trial.epoch / trial.epochs if trial.state == "running" else 1.0 for trial in here)
+        here = [
+            trial
+            for trial in list(self._trials.values())
+            if trial.key in self._run_here and trial.name != "teacher"
+        ]
+        done = sum(
+            trial.epoch / trial.epochs if trial.state == "running" else 1.0 for trial in here
+        )
         if self._num_trials is None or done == 0:
             return ""
         left = max(0.0, self._num_trials - self._num_before - done)
@@ -129,8 +167,12 @@ def _news(progress: TrialUpdate) -> tuple[object, ...]:
 
 
 def _visible(trials: Sequence[TrialUpdate]) -> list[TrialUpdate]:
-    """The trials that the table has room for: those that run, then the latest of the others; in their order."""
-    latest_first = sorted(range(len(trials)), key=lambda index: (trials[index].state != "running", -index))
+    """The trials that the table has room for: those that run, then the latest of the others; in
+    their order.
+    """
+    latest_first = sorted(
+        range(len(trials)), key=lambda index: (trials[index].state != "running", -index)
+    )
     return [trials[index] for index in sorted(latest_first[:MAX_ROWS])]
 
 
@@ -140,7 +182,9 @@ def _first_line(text: str) -> str:
 
 def short_settings(parameters: dict[str, Any]) -> str:
     """Settings by the last part of their path, on one line: `weight=3.2  attention=both`."""
-    return "  ".join(f"{path.rpartition('.')[2]}={_short(value)}" for path, value in parameters.items())
+    return "  ".join(
+        f"{path.rpartition('.')[2]}={_short(value)}" for path, value in parameters.items()
+    )
 
 
 def _short(value: Any) -> str:

@@ -9,13 +9,15 @@ from kdr.cli.options import DEFAULT_STORAGE, StorageOption, TrialKey
 
 def command(
     key: TrialKey,
-    reason: Annotated[str, typer.Option("--reason", help="Why; it stays in the log.")] = "no reason given",
+    reason: Annotated[
+        str, typer.Option("--reason", help="Why; it stays in the log.")
+    ] = "no reason given",
     storage: StorageOption = DEFAULT_STORAGE,
 ) -> None:
     """End a running trial after its present epoch; its study goes on with the next one.
 
-    Works from any terminal that sees the storage. A cancelled trial has ended: it runs again only with `run --rerun`, or
-    after `log exclude`.
+    Works from any terminal that sees the storage. A cancelled trial has ended: it runs again only
+    with `run --rerun`, or after `log exclude`.
 
     Example: python orchestrate.py log cancel KEY --reason "the loss does not fall"
     """
@@ -31,9 +33,18 @@ def command(
     log = read_log(place)
     state = find_trial(log, key)
     if state.state != "running":
-        raise ConfigError(f"KEY: must be a running trial, got {state.key}, which is {state.state.replace('_', ' ')}")
+        raise ConfigError(
+            f"KEY: must be a running trial, got {state.key}, which is "
+            f"{state.state.replace('_', ' ')}"
+        )
     ask_to_end(place, state.key, reason.strip() or "no reason given")
     times = [state.last.time, *log.epochs_of(state.key)["time"].to_pylist()]
     age = duration(max(0.0, (utc_now() - max(times)).total_seconds()))
-    print(f"{state.key} of the study {state.study} is asked to end after its present epoch; it is past epoch {state.epoch}")
-    print(f"Its last row is {age} old. If nothing runs it any more, nothing happens: see `status {state.study}`")
+    print(
+        f"{state.key} of the study {state.study} is asked to end after its present epoch; it is "
+        f"past epoch {state.epoch}"
+    )
+    print(
+        f"Its last row is {age} old. If nothing runs it any more, nothing happens: see `status "
+        f"{state.study}`"
+    )

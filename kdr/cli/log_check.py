@@ -10,11 +10,16 @@ from kdr.cli.options import DEFAULT_STORAGE, JsonOption, StorageOption
 def command(
     storage: StorageOption = DEFAULT_STORAGE,
     quarantine: Annotated[
-        bool, typer.Option("--quarantine", help="Move damaged and orphaned files to log/quarantine, the reason beside each.")
+        bool,
+        typer.Option(
+            "--quarantine",
+            help="Move damaged and orphaned files to log/quarantine, the reason beside each.",
+        ),
     ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Read every file of the trial log, and name what is damaged, left over, from a newer version, or contradictory.
+    """Read every file of the trial log, and name what is damaged, left over, from a newer version,
+    or contradictory.
 
     Nothing is ever deleted. Exit code 0: nothing is wrong; 1: something is.
 
@@ -27,17 +32,34 @@ def command(
 
     place = Storage.at(storage)
     findings = check.check_log(place)
-    moved = [path for finding in findings if quarantine for path in check.quarantine(place, finding)]
+    moved = [
+        path for finding in findings if quarantine for path in check.quarantine(place, finding)
+    ]
     problems = [finding for finding in findings if finding.is_problem]
     num_files = sum(num_fragments(place, study) for study in logged_studies(place))
     if json_:
-        rows = [{"kind": finding.kind, "where": finding.where, "what": finding.what} for finding in findings]
-        print(json_text({"files": num_files, "findings": rows, "problems": len(problems), "moved": list(map(str, moved))}))
+        rows = [
+            {"kind": finding.kind, "where": finding.where, "what": finding.what}
+            for finding in findings
+        ]
+        print(
+            json_text(
+                {
+                    "files": num_files,
+                    "findings": rows,
+                    "problems": len(problems),
+                    "moved": list(map(str, moved)),
+                }
+            )
+        )
     else:
         for finding in findings:
             print(f"{finding.kind}: {finding.where}: {finding.what}")
         for path in moved:
             print(f"moved: {path}")
-        print(f"{place.log}: {num_files} files that count, {len(problems) or 'no'} problem{'' if len(problems) == 1 else 's'}")
+        print(
+            f"{place.log}: {num_files} files that count, {len(problems) or 'no'} "
+            f"problem{'' if len(problems) == 1 else 's'}"
+        )
     if problems:
         raise typer.Exit(1)

@@ -9,7 +9,10 @@ from kdr.cli.options import DEFAULT_STORAGE, StorageOption
 
 def command(
     study: Annotated[
-        str | None, typer.Argument(metavar="STUDY", help="Study file, or name of a study; all studies without it.")
+        str | None,
+        typer.Argument(
+            metavar="STUDY", help="Study file, or name of a study; all studies without it."
+        ),
     ] = None,
     storage: StorageOption = DEFAULT_STORAGE,
 ) -> None:
@@ -30,7 +33,8 @@ def command(
     name = None if study is None else study_name(study)
     if name is not None and name not in known:
         raise ConfigError(
-            f"{study}: must be a study in the log of {place.root}, got {name!r}. Studies there: {', '.join(known) or 'none yet'}"
+            f"{study}: must be a study in the log of {place.root}, got {name!r}. Studies there: "
+            f"{', '.join(known) or 'none yet'}"
         )
     for each in known if name is None else (name,):
         before = num_fragments(place, each)

@@ -1,4 +1,6 @@
-"""The argument STUDY of commands that read the log: a study file, or the name of a study in the log."""
+"""The argument STUDY of commands that read the log: a study file, or the name of a study in the
+log.
+"""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -13,10 +15,16 @@ if TYPE_CHECKING:
     from kdr.results.reader import Log
 
 StudyInLog = Annotated[
-    str, typer.Argument(metavar="STUDY", help="Study file, or name of a study in the log.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="STUDY", help="Study file, or name of a study in the log.", show_default=False
+    ),
 ]
 MetricOption = Annotated[
-    str | None, typer.Option("--metric", help="AP, AP50, AP75, APs, APm or APl; by default what the study searches.")
+    str | None,
+    typer.Option(
+        "--metric", help="AP, AP50, AP75, APs, APm or APl; by default what the study searches."
+    ),
 ]
 
 NOT_IN_TABLES = ("losses", "weighted_losses", "gradient_norms")
@@ -39,8 +47,11 @@ def study_name(argument: str) -> str:
     return name
 
 
-def read_logged_study(argument: str, storage: str | Path, *, leave_out: Collection[str] = ()) -> "tuple[Log, str]":
-    """What the log holds of a study, and its name. Files of the log that could not be read are named on standard error.
+def read_logged_study(
+    argument: str, storage: str | Path, *, leave_out: Collection[str] = ()
+) -> "tuple[Log, str]":
+    """What the log holds of a study, and its name. Files of the log that could not be read are
+    named on standard error.
 
     Args:
         argument: a study file, or the name of a study.
@@ -60,12 +71,15 @@ def read_logged_study(argument: str, storage: str | Path, *, leave_out: Collecti
     if not log.keys_of(name):
         known = ", ".join(logged_studies(place)) or "none yet"
         raise ConfigError(
-            f"{argument}: must be a study in the log of {place.root}, got {name!r}. Studies there: {known}. "
-            "Run it first, or name its storage with --storage"
+            f"{argument}: must be a study in the log of {place.root}, got {name!r}. Studies there: "
+            f"{known}. Run it first, or name its storage with --storage"
         )
     return log, name
 
 
 def damage(log: "Log") -> list[str]:
     """One line for each file of the log that was passed over."""
-    return [f"warning: {path}: is damaged or no part of the log; its rows are missing here" for path in log.damaged]
+    return [
+        f"warning: {path}: is damaged or no part of the log; its rows are missing here"
+        for path in log.damaged
+    ]

@@ -1,4 +1,6 @@
-"""Tables as people and programs want them: drawn on a terminal, plain lines elsewhere, CSV, JSON."""
+"""Tables as people and programs want them: drawn on a terminal, plain lines elsewhere, CSV,
+JSON.
+"""
 
 import csv
 import decimal
@@ -32,9 +34,11 @@ def print_table(
     """Prints rows to standard output.
 
     Args:
-        columns: names of the columns; a drawn table shows the last part of a setting's path where that is clear.
+        columns: names of the columns; a drawn table shows the last part of a setting's path where
+            that is clear.
         rows: one value per column.
-        format: `json` gives a list of objects, or {"rows", "notes"} for a table that can have notes.
+        format: `json` gives a list of objects, or {"rows", "notes"} for a table that can have
+            notes.
         title: shown above a drawn table.
         notes: shown below a drawn table; with `csv` they go to standard error.
         console: where a drawn table goes.
@@ -67,7 +71,9 @@ def drawn_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     """Rows as a Rich table; values are shown as they are, never read as markup."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, name in enumerate(short_names(columns)):
-        table.add_column(Text(name), justify="right" if _is_numeric(rows, index) else "left", overflow="fold")
+        table.add_column(
+            Text(name), justify="right" if _is_numeric(rows, index) else "left", overflow="fold"
+        )
     for row in rows:
         table.add_row(*(Text(shown(value)) for value in row))
     return table
@@ -79,7 +85,10 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     right = [_is_numeric(rows, index) for index in range(len(columns))]
     lines = (
-        "  ".join(cell.rjust(width) if to_right else cell.ljust(width) for cell, width, to_right in zip(*parts, strict=True))
+        "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(*parts, strict=True)
+        )
         for parts in ((line, widths, right) for line in cells)
     )
     return "\n".join(line.rstrip() for line in lines)
@@ -91,7 +100,9 @@ def csv_text(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
-        writer.writerow([json_text(value) if isinstance(value, list | dict) else _plain(value) for value in row])
+        writer.writerow(
+            [json_text(value) if isinstance(value, list | dict) else _plain(value) for value in row]
+        )
     return text.getvalue()
 
 

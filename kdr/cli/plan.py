@@ -1,4 +1,6 @@
-"""`plan`: what a study is going to run, before anything runs. Without torch, Ray, and often without the data."""
+"""`plan`: what a study is going to run, before anything runs. Without torch, Ray, and often without
+the data.
+"""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -23,12 +25,21 @@ def command(
         DataCheck,
         typer.Option(
             "--check-data",
-            help="Also read the data: the headers of all images, as `run` does, or every pixel. Generates it if need be.",
+            help=(
+                "Also read the data: the headers of all images, as `run` does, or every pixel. "
+                "Generates it if need be."
+            ),
         ),
     ] = "none",
     probe: Annotated[
         bool,
-        typer.Option("--probe", help="Train a few steps of the baseline in this process, and tell from them what all costs."),
+        typer.Option(
+            "--probe",
+            help=(
+                "Train a few steps of the baseline in this process, and tell from them what all "
+                "costs."
+            ),
+        ),
     ] = False,
     json_: JsonOption = False,
 ) -> None:
@@ -38,7 +49,8 @@ def command(
 
     python orchestrate.py plan search_spaces/quickstart.yaml
 
-    python orchestrate.py plan search_spaces/quickstart.yaml --set search.trials=40 --check-data full
+    python orchestrate.py plan search_spaces/quickstart.yaml --set search.trials=40 --check-data
+    full
     """
     from kdr.cli.plan_facts import plan_facts
     from kdr.config.study import read_study
@@ -48,15 +60,29 @@ def command(
     log = _read_log(place)
     plan, unknown = _plan(chosen, place, log)
     data_lines = [] if check_data == "none" else _checked_data(chosen, place, check_data)
-    facts = plan_facts(plan, log, unknown=unknown, probed=_probed(plan, place) if probe else "") | {"log": str(place.log)}
+    facts = plan_facts(plan, log, unknown=unknown, probed=_probed(plan, place) if probe else "") | {
+        "log": str(place.log)
+    }
     warnings = [*plan.warnings, *_chosen_with(plan, log)]
     if json_:
         import dataclasses
 
         from kdr.cli.output import json_text
 
-        rows, arms = ([dataclasses.asdict(row) for row in table] for table in (plan.parameters, plan.arms))
-        print(json_text({**facts, "parameters": rows, "arms": arms, "warnings": warnings, "data": data_lines}))
+        rows, arms = (
+            [dataclasses.asdict(row) for row in table] for table in (plan.parameters, plan.arms)
+        )
+        print(
+            json_text(
+                {
+                    **facts,
+                    "parameters": rows,
+                    "arms": arms,
+                    "warnings": warnings,
+                    "data": data_lines,
+                }
+            )
+        )
         return
     _print(facts, plan, data_lines, warnings)
 
@@ -87,7 +113,9 @@ def _plan(study: "Study", storage: "Storage", log: "Log | None") -> tuple["Study
         return expand_study(study, make_trial=None, known=known), str(error).splitlines()[0]
 
 
-def _checked_data(study: "Study", storage: "Storage", check: Literal["headers", "full"]) -> list[str]:
+def _checked_data(
+    study: "Study", storage: "Storage", check: Literal["headers", "full"]
+) -> list[str]:
     from kdr.data.splits import open_splits
 
     splits = open_splits(study.base.data, storage, check=check)
@@ -105,14 +133,20 @@ def _probed(plan: "StudyPlan", storage: "Storage") -> str:
     teacher = teacher_of(trial)
     if teacher is not None and has_weights(teacher, storage):
         teacher = None
-    *of_teacher, one = probe(trial, teacher, storage=storage, loader_workers=plan.study.resources.loader_workers)
+    *of_teacher, one = probe(
+        trial, teacher, storage=storage, loader_workers=plan.study.resources.loader_workers
+    )
     num = len(plan.missing) if plan.study.search is None else plan.num_trials or 1
     seconds = num * one.seconds + sum(cost.seconds for cost in of_teacher)
     first = f", {duration(of_teacher[0].seconds)} of it for the teacher" if of_teacher else ""
     return (
         f"{duration(seconds)} for {num} trials one after the other in this process{first}: "
         f"{one.step_s:.2g} s a step, {one.evaluation_s:.2g} s an evaluation of the baseline"
-        + (f"; it fits into memory with {one.micro_batch} images at a time" if one.micro_batch is not None else "")
+        + (
+            f"; it fits into memory with {one.micro_batch} images at a time"
+            if one.micro_batch is not None
+            else ""
+        )
     )
 
 
@@ -125,7 +159,9 @@ def _chosen_with(plan: "StudyPlan", log: "Log | None") -> list[str]:
     return choice_warnings(log, plan.base, plan.study.ablation.all_seeds)
 
 
-def _print(facts: dict[str, object], plan: "StudyPlan", data_lines: list[str], warnings: list[str]) -> None:
+def _print(
+    facts: dict[str, object], plan: "StudyPlan", data_lines: list[str], warnings: list[str]
+) -> None:
     from kdr.cli.output import plain_table, print_table
 
     print(plain_table(["", ""], [(name, str(value)) for name, value in facts.items()]).strip("\n"))

@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from kdr.results.reader import Log
 
 
-def plan_facts(plan: "StudyPlan", log: "Log | None", *, unknown: str, probed: str) -> dict[str, object]:
+def plan_facts(
+    plan: "StudyPlan", log: "Log | None", *, unknown: str, probed: str
+) -> dict[str, object]:
     """The facts by their names.
 
     Args:
@@ -22,7 +24,9 @@ def plan_facts(plan: "StudyPlan", log: "Log | None", *, unknown: str, probed: st
     facts: dict[str, object] = {
         "study": plan.study.study,
         "data": _data(plan),
-        "student": f"{base.student.detector} {base.student.backbone}, {base.training.epochs} epochs",
+        "student": (
+            f"{base.student.detector} {base.student.backbone}, {base.training.epochs} epochs"
+        ),
         "methods": ", ".join(base.distill.methods()) or "none: plain training",
     }
     if plan.teacher is not None or (base.teacher is not None and base.needs_teacher):
@@ -43,7 +47,9 @@ def plan_facts(plan: "StudyPlan", log: "Log | None", *, unknown: str, probed: st
 def _data(plan: "StudyPlan") -> str:
     data = plan.base.data
     place = data.train_annotations if data.dataset == "coco" else _num_images(data)
-    split = f", evaluated on {data.search_split:g} of the training images" if data.search_split else ""
+    split = (
+        f", evaluated on {data.search_split:g} of the training images" if data.search_split else ""
+    )
     return f"{data.dataset}: {place}{split}"
 
 
@@ -63,8 +69,13 @@ def _search_facts(study: "Study", log: "Log | None") -> dict[str, object]:
     search = study.search
     if search is None:
         return {}
-    kind = next(name for name in ("tpe", "random", "grid") if getattr(search.sampler, name) is not None)
-    stop = next((name for name in ("asha", "median") if getattr(search.stop_early, name) is not None), "none")
+    kind = next(
+        name for name in ("tpe", "random", "grid") if getattr(search.sampler, name) is not None
+    )
+    stop = next(
+        (name for name in ("asha", "median") if getattr(search.stop_early, name) is not None),
+        "none",
+    )
     facts: dict[str, object] = {"searches": f"{search.metric} with {kind}", "early stopping": stop}
     if search.hours is not None:
         facts["hours"] = search.hours
@@ -81,7 +92,10 @@ def _ablation_facts(plan: "StudyPlan") -> dict[str, object]:
     if ablation is None:
         return {}
     facts: dict[str, object] = {
-        "compares": f"{ablation.metric} of {len(plan.arms)} arms ({ablation.design}) with '{plan.arms[0].name}'",
+        "compares": (
+            f"{ablation.metric} of {len(plan.arms)} arms ({ablation.design}) with "
+            f"'{plan.arms[0].name}'"
+        ),
         "seeds": f"{len(ablation.all_seeds)}: {', '.join(map(str, ablation.all_seeds))}",
     }
     if plan.left_out:
@@ -99,32 +113,47 @@ def _logged_cost(plan: "StudyPlan", log: "Log | None") -> str:
 
         cost = logged_cost(log, plan.missing, workers=plan.study.resources.workers)
     if cost is None:
-        return "unknown: the log has no completed trial of this shape. --probe trains a few steps and tells"
+        return (
+            "unknown: the log has no completed trial of this shape. --probe trains a few steps and "
+            "tells"
+        )
     gpus = f", {cost.gpu_hours:.1f} GPU-hours" if cost.gpu_hours else ""
     return (
-        f"{duration(cost.seconds)} for {cost.num_trials} trials one after the other{gpus}: the mean of {cost.num_logged} logged "
-        f"{'trial' if cost.num_logged == 1 else 'trials'} of this shape on {cost.device or 'an unknown device'}"
+        f"{duration(cost.seconds)} for {cost.num_trials} trials one after the other{gpus}: the "
+        f"mean of {cost.num_logged} logged {'trial' if cost.num_logged == 1 else 'trials'} of "
+        f"this shape on {cost.device or 'an unknown device'}"
     )
 
 
 def _decides(plan: "StudyPlan", log: "Log | None") -> str:
-    """The smallest effect that the number of seeds decides, at the spread that the log has, or else by the spread."""
+    """The smallest effect that the number of seeds decides, at the spread that the log has, or else
+    by the spread.
+    """
     from kdr.report.power import POWER, smallest_effect
 
     ablation = plan.study.ablation
     assert ablation is not None
     num_seeds = len(ablation.all_seeds)
-    compared = [arm.name for arm in plan.arms if not arm.is_reference and arm.same_as != plan.arms[0].name]
+    compared = [
+        arm.name for arm in plan.arms if not arm.is_reference and arm.same_as != plan.arms[0].name
+    ]
     adjusted = max(1, len([name for name in compared if name != ablation.contrast]))
     effect = smallest_effect(num_seeds, adjusted)
     if effect is None:
         return "nothing: one seed has no spread"
-    of = f"{POWER:.0%} power, {num_seeds} seeds, {adjusted} {'comparison' if adjusted == 1 else 'comparisons'}"
+    of = (
+        f"{POWER:.0%} power, {num_seeds} seeds, {adjusted} "
+        f"{'comparison' if adjusted == 1 else 'comparisons'}"
+    )
     spread = _spread(plan, log) if log is not None else None
     if spread:
-        return f"a difference of {effect * spread:.2g} {ablation.metric} ({of}, sd of differences {spread:.2g} so far)"
+        return (
+            f"a difference of {effect * spread:.2g} {ablation.metric} ({of}, sd of differences "
+            f"{spread:.2g} so far)"
+        )
     return (
-        f"a difference of {effect:.2g} sd of the paired differences ({of}): {effect * 0.005:.2g} {ablation.metric} if sd is 0.005"
+        f"a difference of {effect:.2g} sd of the paired differences ({of}): {effect * 0.005:.2g} "
+        f"{ablation.metric} if sd is 0.005"
     )
 
 
@@ -135,7 +164,11 @@ def _spread(plan: "StudyPlan", log: "Log") -> float | None:
     states = log.states()
     for row in log.ablation_arms_of(plan.study.study):
         state = states.get(row["key"])
-        value = state.metrics[plan.study.metric] if state is not None and state.state == "completed" else None
+        value = (
+            state.metrics[plan.study.metric]
+            if state is not None and state.state == "completed"
+            else None
+        )
         if value is not None:
             values.setdefault(row["arm"], {})[row["seed"]] = value
     reference = values.pop(plan.arms[0].name, {})

@@ -15,25 +15,36 @@ QueryFormat = Literal["table", "csv", "json", "parquet"]
 
 
 def command(
-    sql: Annotated[str, typer.Argument(metavar="SQL", help="A SELECT statement (DuckDB's SQL).", show_default=False)],
+    sql: Annotated[
+        str,
+        typer.Argument(
+            metavar="SQL", help="A SELECT statement (DuckDB's SQL).", show_default=False
+        ),
+    ],
     storage: StorageOption = DEFAULT_STORAGE,
     format_: Annotated[
-        QueryFormat | None, typer.Option("--format", help="How to print; by default a table, or as --output ends.")
+        QueryFormat | None,
+        typer.Option("--format", help="How to print; by default a table, or as --output ends."),
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write to.", show_default=False)] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write to.", show_default=False)
+    ] = None,
 ) -> None:
     """Ask the trial log a question in SQL.
 
-    Tables: trials (one row per study and trial: its state, metrics, and every setting as a column), epochs, arms, events.
-    Names with dots need double quotes. No statement can read or change a file.
+    Tables: trials (one row per study and trial: its state, metrics, and every setting as a column),
+    epochs, arms, events. Names with dots need double quotes. No statement can read or change a
+    file.
 
     For example:
 
     python orchestrate.py query 'SELECT study, state, count(*) FROM trials GROUP BY ALL'
 
-    python orchestrate.py query 'SELECT "distill.kdr.weight", AP FROM trials ORDER BY AP DESC LIMIT 5'
+    python orchestrate.py query 'SELECT "distill.kdr.weight", AP FROM trials ORDER BY AP DESC LIMIT
+    5'
 
-    python orchestrate.py query "SELECT key, epoch, losses['kdr'] AS loss FROM epochs" --output losses.csv
+    python orchestrate.py query "SELECT key, epoch, losses['kdr'] AS loss FROM epochs" --output
+    losses.csv
     """
     from kdr.cli.logged_study import damage
     from kdr.cli.output import print_table, warn
@@ -74,8 +85,13 @@ def _write(answer: "pa.Table", path: Path, chosen: QueryFormat) -> None:
             elif chosen == "csv":
                 aside.write_text(csv_text(columns, rows), encoding="utf-8")
             elif chosen == "json":
-                aside.write_text(json_text([dict(zip(columns, row, strict=True)) for row in rows]) + "\n", encoding="utf-8")
+                aside.write_text(
+                    json_text([dict(zip(columns, row, strict=True)) for row in rows]) + "\n",
+                    encoding="utf-8",
+                )
             else:
                 aside.write_text(plain_table(columns, rows) + "\n", encoding="utf-8")
     except OSError as error:
-        raise StorageError(f"--output: needs a file that can be written, got {path} ({error.strerror or error})") from error
+        raise StorageError(
+            f"--output: needs a file that can be written, got {path} ({error.strerror or error})"
+        ) from error

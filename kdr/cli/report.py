@@ -21,16 +21,27 @@ def command(
     study: StudyInLog,
     storage: StorageOption = DEFAULT_STORAGE,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write; by default STUDY.html here.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="File to write; by default STUDY.html here.", show_default=False
+        ),
     ] = None,
     metric: MetricOption = None,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Write the page again until the study is over, or Ctrl-C; the page reloads itself.")
+        bool,
+        typer.Option(
+            "--watch",
+            help=(
+                "Write the page again until the study is over, or Ctrl-C; the page reloads itself."
+            ),
+        ),
     ] = False,
 ) -> None:
-    """Write the page of a study: its question, its table, figures, budget, failures, and where the numbers came from.
+    """Write the page of a study: its question, its table, figures, budget, failures, and where the
+    numbers came from.
 
-    One HTML file that needs no network. Given the study's file instead of its name, the page begins with the comment at its head.
+    One HTML file that needs no network. Given the study's file instead of its name, the page begins
+    with the comment at its head.
 
     For example:
 
@@ -47,7 +58,10 @@ def command(
         if page.reload_s is None:
             break
         time.sleep(WATCH_EVERY_S)
-    print(f"Written to {path}, {path.stat().st_size / 2**20:.1f} MiB. Open it in a browser; it needs no network")
+    print(
+        f"Written to {path}, {path.stat().st_size / 2**20:.1f} MiB. Open it in a browser; it needs "
+        "no network"
+    )
 
 
 def _name(study: str) -> str:
@@ -56,14 +70,18 @@ def _name(study: str) -> str:
     return study_name(study)
 
 
-def _page(study: str, storage: str, path: Path, metric: str | None, reload_s: float | None) -> "Page":
+def _page(
+    study: str, storage: str, path: Path, metric: str | None, reload_s: float | None
+) -> "Page":
     from kdr.cli.logged_study import read_logged_study
     from kdr.report.page.study_page import study_page
     from kdr.report.study_facts import question_of
     from kdr.results.schema import utc_now
     from kdr.storage.layout import Storage
 
-    log, name = read_logged_study(study, storage, leave_out=(*NOT_IN_TABLES, "ap_per_class", "extras"))
+    log, name = read_logged_study(
+        study, storage, leave_out=(*NOT_IN_TABLES, "ap_per_class", "extras")
+    )
     question = question_of(Path(study).read_text(encoding="utf-8")) if Path(study).is_file() else ()
     asked = f" --metric {metric}" if metric else ""
     asked += f" --storage {shlex.quote(storage)}" if storage != DEFAULT_STORAGE else ""
@@ -74,7 +92,9 @@ def _page(study: str, storage: str, path: Path, metric: str | None, reload_s: fl
         log_folder=Storage.at(storage).log,
         question=question,
         metric=metric,
-        command=f"python orchestrate.py report {shlex.quote(study)}{asked} -o {shlex.quote(str(path))}",
+        command=(
+            f"python orchestrate.py report {shlex.quote(study)}{asked} -o {shlex.quote(str(path))}"
+        ),
         reload_s=reload_s,
     )
 
@@ -87,4 +107,6 @@ def _write(page: "Page", path: Path) -> None:
         with written_aside(path.absolute()) as aside:
             aside.write_text(page_html(page), encoding="utf-8")
     except OSError as error:
-        raise StorageError(f"--output: needs a file that can be written, got {path} ({error.strerror or error})") from error
+        raise StorageError(
+            f"--output: needs a file that can be written, got {path} ({error.strerror or error})"
+        ) from error

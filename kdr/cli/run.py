@@ -21,17 +21,20 @@ def command(
     set_: SetOption = None,
     address: AddressOption = None,
     send_code: SendCodeOption = False,
-    rerun: Annotated[bool, typer.Option("--rerun", help="Run trials again whose results are in the log.")] = False,
+    rerun: Annotated[
+        bool, typer.Option("--rerun", help="Run trials again whose results are in the log.")
+    ] = False,
     preflight: PreflightOption = True,
 ) -> None:
     """Run what is missing of a study, then print its ranking, or the table of its arms.
 
-    Before the first trial the study's base trial is looked at, once: a teacher that misses its stated AP, losses that are not
-    finite, or a step that changes the teacher end the run. On a cluster every node is asked first, as `doctor --address` does.
+    Before the first trial the study's base trial is looked at, once: a teacher that misses its
+    stated AP, losses that are not finite, or a step that changes the teacher end the run. On a
+    cluster every node is asked first, as `doctor --address` does.
 
-    Finished trials are never run twice. Ctrl-C ends cleanly and keeps what is done; the same command continues. SIGTERM and
-    a closed terminal do the same, after up to resources.grace_s seconds for the epochs that run; a second SIGTERM, or Ctrl-C,
-    ends at once.
+    Finished trials are never run twice. Ctrl-C ends cleanly and keeps what is done; the same
+    command continues. SIGTERM and a closed terminal do the same, after up to resources.grace_s
+    seconds for the epochs that run; a second SIGTERM, or Ctrl-C, ends at once.
 
     Example: python orchestrate.py run search_spaces/quickstart.yaml
     """
@@ -48,16 +51,29 @@ def command(
     console = Console()
     with LiveView(console, metric=chosen.metric, log=str(place.log)) as view:
         outcome = run_study(
-            chosen, storage=place, observer=view, address=address, send_code=send_code, rerun=rerun, preflight=preflight
+            chosen,
+            storage=place,
+            observer=view,
+            address=address,
+            send_code=send_code,
+            rerun=rerun,
+            preflight=preflight,
         )
     console.print()
     print_ranking(console, place, chosen, chosen.metric)
-    console.out(f"\n{outcome.num_run} trials run in {outcome.seconds:.0f} s. The log: {place.log}", highlight=False)
+    console.out(
+        f"\n{outcome.num_run} trials run in {outcome.seconds:.0f} s. The log: {place.log}",
+        highlight=False,
+    )
     if outcome.interrupted:
         how = "Terminated" if outcome.terminated else "Interrupted"
-        console.print(f"{how}: what was finished is kept. The same command continues.", style="magenta")
+        console.print(
+            f"{how}: what was finished is kept. The same command continues.", style="magenta"
+        )
         raise typer.Exit(143 if outcome.terminated else 130)
     if outcome.abort_reason:
-        console.print(f"Stopped: {outcome.abort_reason}", style="red", markup=False, highlight=False)
+        console.print(
+            f"Stopped: {outcome.abort_reason}", style="red", markup=False, highlight=False
+        )
     if outcome.num_failed:
         raise typer.Exit(1)

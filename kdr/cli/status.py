@@ -1,4 +1,6 @@
-"""`status`: how far a study is, from the log alone; Ray is not needed, nor is the machine that runs it."""
+"""`status`: how far a study is, from the log alone; Ray is not needed, nor is the machine that runs
+it.
+"""
 
 import dataclasses
 import time
@@ -19,7 +21,9 @@ def command(
     study: StudyInLog,
     storage: StorageOption = DEFAULT_STORAGE,
     json_: JsonOption = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on until the study is over, or Ctrl-C.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on until the study is over, or Ctrl-C.")
+    ] = False,
     metric: MetricOption = None,
 ) -> None:
     """Show the trials of a study: state, epochs, last metric, age of the last row, time left.
@@ -57,7 +61,11 @@ def _watch(study: str, storage: str, metric: str | None, json_: bool) -> None:
 
     console = Console()
     before: object = None
-    with Live(console=console, auto_refresh=False) if console.is_terminal and not json_ else _nothing_live() as live:
+    with (
+        Live(console=console, auto_refresh=False)
+        if console.is_terminal and not json_
+        else _nothing_live()
+    ) as live:
         while True:
             progress = _read(study, storage, metric)
             reached = [(trial.key, trial.state, trial.epoch) for trial in progress.trials]
@@ -80,7 +88,9 @@ def _nothing_live() -> Any:
 def _json(progress: "StudyProgress") -> str:
     from kdr.cli.output import json_text
 
-    return json_text({**dataclasses.asdict(progress), "counts": progress.counts, "is_over": progress.is_over})
+    return json_text(
+        {**dataclasses.asdict(progress), "counts": progress.counts, "is_over": progress.is_over}
+    )
 
 
 def _text(progress: "StudyProgress") -> str:
@@ -109,7 +119,9 @@ def _arms(progress: "StudyProgress") -> str:
 
     rows = []
     for arm in progress.arms:
-        others = ", ".join(f"{count} {state}" for state, count in _counts(arm.counts) if state != "completed")
+        others = ", ".join(
+            f"{count} {state}" for state, count in _counts(arm.counts) if state != "completed"
+        )
         rows.append([arm.name, f"{arm.counts.get('completed', 0)} of {arm.num_seeds}", others])
     return plain_table(["arm", "seeds done", ""], rows)
 
@@ -122,8 +134,18 @@ def _headline(progress: "StudyProgress") -> str:
     from kdr.report.texts import duration
 
     total = f" of {progress.total}" if progress.total is not None else ""
-    counts = ", ".join(f"{count} {state}" for state, count in _counts(progress.counts)) or "none begun"
-    left = "" if progress.is_over or progress.seconds_left is None else f"; about {duration(progress.seconds_left)} left"
+    counts = (
+        ", ".join(f"{count} {state}" for state, count in _counts(progress.counts)) or "none begun"
+    )
+    left = (
+        ""
+        if progress.is_over or progress.seconds_left is None
+        else f"; about {duration(progress.seconds_left)} left"
+    )
     budget = f" of {progress.gpu_hours:g}" if progress.gpu_hours is not None else ""
-    gpus = f"; {progress.gpu_hours_used:.1f}{budget} GPU-hours used" if budget or progress.gpu_hours_used else ""
+    gpus = (
+        f"; {progress.gpu_hours_used:.1f}{budget} GPU-hours used"
+        if budget or progress.gpu_hours_used
+        else ""
+    )
     return f"{progress.study}: {len(progress.students)}{total} trials ({counts}){left}{gpus}"

@@ -16,4 +16,6 @@ def write_study_file(text: str, path: Path) -> None:
         with written_aside(path.absolute()) as aside:
             aside.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise StorageError(f"--export: needs a file that can be written, got {path} ({error.strerror or error})") from error
+        raise StorageError(
+            f"--export: needs a file that can be written, got {path} ({error.strerror or error})"
+        ) from error

@@ -1,4 +1,6 @@
-"""`table`: what a study has found. An ablation's arms, a search's ranking, or a metric by settings; in any format."""
+"""`table`: what a study has found. An ablation's arms, a search's ranking, or a metric by settings;
+in any format.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +22,13 @@ if TYPE_CHECKING:
     from kdr.storage.layout import Storage
 
 TableFormat = Literal["table", "md", "latex", "csv", "json", "html"]
-_ENDINGS: dict[str, TableFormat] = {".md": "md", ".tex": "latex", ".csv": "csv", ".json": "json", ".html": "html"}
+_ENDINGS: dict[str, TableFormat] = {
+    ".md": "md",
+    ".tex": "latex",
+    ".csv": "csv",
+    ".json": "json",
+    ".html": "html",
+}
 
 
 def command(
@@ -30,37 +38,63 @@ def command(
         list[str] | None,
         typer.Option(
             "--metric",
-            help="AP, AP50, AP75, APs, APm, APl; in an ablation also AP/<class>, s/epoch, memory, parameters, extras/<name>. "
-            "May be repeated; by default what the study is about.",
+            help=(
+                "AP, AP50, AP75, APs, APm, APl; in an ablation also AP/<class>, s/epoch, memory, "
+                "parameters, extras/<name>. "
+                "May be repeated; by default what the study is about."
+            ),
         ),
     ] = None,
     by: Annotated[
         list[str] | None,
-        typer.Option("--by", metavar="PATH", help="Setting to group by, such as distill.kdr.review_links. May be repeated."),
+        typer.Option(
+            "--by",
+            metavar="PATH",
+            help="Setting to group by, such as distill.kdr.review_links. May be repeated.",
+        ),
     ] = None,
     pivot: Annotated[
-        tuple[str, str] | None, typer.Option("--pivot", metavar="PATH PATH", help="Means by two settings, down and across.")
+        tuple[str, str] | None,
+        typer.Option(
+            "--pivot", metavar="PATH PATH", help="Means by two settings, down and across."
+        ),
     ] = None,
     compare: Annotated[
-        str | None, typer.Option("--compare", metavar="STUDY", help="Subtract another study's arms of the same names.")
+        str | None,
+        typer.Option(
+            "--compare", metavar="STUDY", help="Subtract another study's arms of the same names."
+        ),
     ] = None,
     cell: Annotated[
         tuple[str, str] | None,
-        typer.Option("--cell", metavar="ARM METRIC", help="The trials, commits and log files behind one number."),
+        typer.Option(
+            "--cell",
+            metavar="ARM METRIC",
+            help="The trials, commits and log files behind one number.",
+        ),
     ] = None,
     allow_unequal: Annotated[
-        bool, typer.Option("--allow-unequal", help="Mark arms of other epochs, images or workers instead of refusing them.")
+        bool,
+        typer.Option(
+            "--allow-unequal",
+            help="Mark arms of other epochs, images or workers instead of refusing them.",
+        ),
     ] = False,
     format_: Annotated[
-        TableFormat | None, typer.Option("--format", help="How to print; by default a table, or as --output ends.")
+        TableFormat | None,
+        typer.Option("--format", help="How to print; by default a table, or as --output ends."),
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write to.", show_default=False)] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write to.", show_default=False)
+    ] = None,
 ) -> None:
-    """Show what a study has found: the arms of an ablation, the ranking of a search, or a metric by settings.
+    """Show what a study has found: the arms of an ablation, the ranking of a search, or a metric by
+    settings.
 
-    An ablation's arms are compared with its baseline, seed by seed: mean and spread, the difference with its 95 % interval, p
-    adjusted for the number of arms, and in words what the seeds decide. Only completed trials count; what failed or was stopped
-    is named below. `verify` recomputes every cell of a table that was written to a file.
+    An ablation's arms are compared with its baseline, seed by seed: mean and spread, the difference
+    with its 95 % interval, p adjusted for the number of arms, and in words what the seeds decide.
+    Only completed trials count; what failed or was stopped is named below. `verify` recomputes
+    every cell of a table that was written to a file.
 
     For example:
 
@@ -80,7 +114,9 @@ def command(
 
     ways = {"--by": by, "--pivot": pivot, "--compare": compare, "--cell": cell}
     if len(given := [name for name, value in ways.items() if value]) > 1:
-        raise ConfigError(f"table: needs at most one of {', '.join(ways)}, got {' and '.join(given)}")
+        raise ConfigError(
+            f"table: needs at most one of {', '.join(ways)}, got {' and '.join(given)}"
+        )
     chosen = format_ or (_ENDINGS.get(output.suffix.lower(), "table") if output else "table")
     log, name = read_logged_study(study, storage, leave_out=NOT_IN_TABLES)
     if cell:
@@ -89,11 +125,14 @@ def command(
     from kdr.report.tables.requested_table import requested_grid
 
     request = _request(log, name, metric or (), by or (), pivot or (), compare, allow_unequal)
-    plain_rows = request.kind in ("ranking", "settings")  # numbers, which a printed table rounds by itself
+    # numbers, which a printed table rounds by itself
+    plain_rows = request.kind in ("ranking", "settings")
     in_full = chosen in ("csv", "json") or (plain_rows and chosen == "table" and output is None)
     grid = requested_grid(
         request,
-        lambda other: log if other == name else read_logged_study(other, storage, leave_out=NOT_IN_TABLES)[0],
+        lambda other: (
+            log if other == name else read_logged_study(other, storage, leave_out=NOT_IN_TABLES)[0]
+        ),
         in_full=in_full,
     )
     if output is None and (chosen == "table" or (plain_rows and in_full)):
@@ -103,7 +142,9 @@ def command(
 
 
 def print_ranking(console: "Console", storage: "Storage", study: "Study", metric: str) -> None:
-    """Prints what a study has found from the log, as `run` does at its end: its ranking, or the table of its ablation."""
+    """Prints what a study has found from the log, as `run` does at its end: its ranking, or the
+    table of its ablation.
+    """
     from kdr.report.arm_trials import ablation_of
     from kdr.report.tables.requested_table import TableRequest, requested_grid
     from kdr.results.reader import read_log
@@ -113,7 +154,9 @@ def print_ranking(console: "Console", storage: "Storage", study: "Study", metric
         request = TableRequest(study.study, "ablation", allow_unequal=True)
     else:
         request = TableRequest(study.study, "ranking", (metric,))
-    _print(requested_grid(request, lambda _: log, in_full=request.kind == "ranking"), "table", console)
+    _print(
+        requested_grid(request, lambda _: log, in_full=request.kind == "ranking"), "table", console
+    )
 
 
 def _request(
@@ -134,9 +177,14 @@ def _request(
     if kind == "ranking" and ablation_of(log, study) is not None:
         kind = "ablation"
     if allow_unequal and kind not in ("ablation", "comparison"):
-        raise ConfigError("--allow-unequal: is for the arms of an ablation and --compare, got a table without. Leave it out")
+        raise ConfigError(
+            "--allow-unequal: is for the arms of an ablation and --compare, got a table without. "
+            "Leave it out"
+        )
     shown = tuple(metrics) or (searched_metric(log, study),)
-    return TableRequest(study, kind, shown, tuple(pivot or by), study_name(other) if other else None, allow_unequal)
+    return TableRequest(
+        study, kind, shown, tuple(pivot or by), study_name(other) if other else None, allow_unequal
+    )
 
 
 def _sources(log: "Log", study: str, arm: str, metric: str, storage: str) -> "Grid":
@@ -144,7 +192,9 @@ def _sources(log: "Log", study: str, arm: str, metric: str, storage: str) -> "Gr
     from kdr.results.fragments import files_by_key
     from kdr.storage.layout import Storage
 
-    return cell_sources(log, study, arm, metric, files_by_key(Storage.at(storage), log.keys_of(study)))
+    return cell_sources(
+        log, study, arm, metric, files_by_key(Storage.at(storage), log.keys_of(study))
+    )
 
 
 def _print(grid: "Grid", format_: TableFormat, console: "Console | None" = None) -> None:
@@ -152,15 +202,26 @@ def _print(grid: "Grid", format_: TableFormat, console: "Console | None" = None)
 
     if format_ not in ("table", "csv", "json"):
         raise ConfigError(f"--format: must be table, csv or json here, got {format_}")
-    print_table(grid.columns, grid.rows, format=format_, title=grid.title, notes=grid.notes, console=console)
+    print_table(
+        grid.columns,
+        grid.rows,
+        format=format_,
+        title=grid.title,
+        notes=grid.notes,
+        console=console,
+    )
 
 
-def _write(grid: "Grid", format_: TableFormat, request: "TableRequest", output: Path | None) -> None:
+def _write(
+    grid: "Grid", format_: TableFormat, request: "TableRequest", output: Path | None
+) -> None:
     from kdr.report.tables.formats import written
     from kdr.storage.files import written_aside
 
     if format_ == "table":
-        raise ConfigError(f"--output: must end in {', '.join(_ENDINGS)}, got {output}. Rename it, or add --format")
+        raise ConfigError(
+            f"--output: must end in {', '.join(_ENDINGS)}, got {output}. Rename it, or add --format"
+        )
     text = written(grid, format_, request.source())
     if output is None:
         print(text, end="")
@@ -169,5 +230,7 @@ def _write(grid: "Grid", format_: TableFormat, request: "TableRequest", output: 
         with written_aside(output.absolute()) as aside:
             aside.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise StorageError(f"--output: needs a file that can be written, got {output} ({error.strerror or error})") from error
+        raise StorageError(
+            f"--output: needs a file that can be written, got {output} ({error.strerror or error})"
+        ) from error
     print(f"Written to {output}. Check it at any time with: python orchestrate.py verify {output}")

@@ -20,13 +20,19 @@ def command(
     study: StudyFile,
     storage: StorageOption = DEFAULT_STORAGE,
     set_: SetOption = None,
-    device: Annotated[str | None, typer.Option("--device", help="cuda, cuda:1 or cpu; by default a GPU if there is one.")] = None,
-    rerun: Annotated[bool, typer.Option("--rerun", help="Train again although the result is in the log.")] = False,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", help="cuda, cuda:1 or cpu; by default a GPU if there is one."),
+    ] = None,
+    rerun: Annotated[
+        bool, typer.Option("--rerun", help="Train again although the result is in the log.")
+    ] = False,
 ) -> None:
     """Train the one trial of a study in the foreground; its teacher first, if the study trains it.
 
-    Its rows go to the log like those of a sweep, it continues from its last checkpoint, and its weights are kept. After
-    SIGTERM it may finish its epoch, for up to resources.grace_s seconds; Ctrl-C or a second SIGTERM ends it at once.
+    Its rows go to the log like those of a sweep, it continues from its last checkpoint, and its
+    weights are kept. After SIGTERM it may finish its epoch, for up to resources.grace_s seconds;
+    Ctrl-C or a second SIGTERM ends it at once.
 
     Example: python orchestrate.py train best.yaml --set training.epochs=24
     """
@@ -48,12 +54,17 @@ def command(
     from kdr.run.trial_identity import trial_maker
     from kdr.storage.layout import Storage
 
-    chosen, place, console = read_study(study, set_ or ()), Storage.at(storage).patient(), Console()
+    chosen = read_study(study, set_ or ())
+    place = Storage.at(storage).patient()
+    console = Console()
     place.check_writable()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("kdr").setLevel(logging.INFO)  # what was loaded from which weights
     splits = open_splits(chosen.base.data, place)
-    console.out(f"training: {splits.train.summary()}\nevaluation: {splits.evaluation.summary()}", highlight=False)
+    console.out(
+        f"training: {splits.train.summary()}\nevaluation: {splits.evaluation.summary()}",
+        highlight=False,
+    )
     trial = trial_maker(chosen, place)(chosen.base)
     with (
         sole_driver(place, chosen.study, on_waiting=console.out) as driver,
@@ -61,19 +72,31 @@ def command(
         LogWriter(place, chosen.study) as log,
     ):
         teacher = teacher_of(trial)
-        _claim({trial.key} | ({teacher.key} if teacher is not None and not has_weights(teacher, place) else set()), claims)
+        _claim(
+            {trial.key}
+            | ({teacher.key} if teacher is not None and not has_weights(teacher, place) else set()),
+            claims,
+        )
         past = read_log(place)
         state = past.states().get(trial.key)
         if trial.key not in past.keys_of(chosen.study):
             note_arm(log, chosen, trial)
         if state is not None and state.state == "completed" and not rerun:
-            known = f"Known already: AP {state.metrics['AP']}, trial {trial.key}. Train it again with --rerun"
+            known = (
+                f"Known already: AP {state.metrics['AP']}, trial {trial.key}. Train it again with "
+                "--rerun"
+            )
             console.out(known, highlight=False)
             return
         if state is not None and state.state == "cancelled" and not rerun:
-            console.out(f"Cancelled: {state.last.reason}. Trial {trial.key}. Go on with it with --rerun", highlight=False)
+            console.out(
+                f"Cancelled: {state.last.reason}. Trial {trial.key}. Go on with it with --rerun",
+                highlight=False,
+            )
             return
-        uses_gpu = torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
+        uses_gpu = (
+            torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
+        )
         engine = InlineEngine(
             place,
             device=None if device is None else torch.device(device),
@@ -91,7 +114,9 @@ def command(
             if logged.attempt and logged.reached.get("epoch") != trial.config.training.epochs:
                 logged.event("interrupted", reason="the command was interrupted")
             raise
-    console.out(f"Weights: {place.trial(trial.key) / 'student.pt'}. The log: {place.log}", highlight=False)
+    console.out(
+        f"Weights: {place.trial(trial.key) / 'student.pt'}. The log: {place.log}", highlight=False
+    )
 
 
 def _claim(keys: set[str], claims: "TrialClaims") -> None:
@@ -101,8 +126,9 @@ def _claim(keys: set[str], claims: "TrialClaims") -> None:
     while missing := keys - claims.take(keys):
         if holders := claims.holders(missing):
             raise BusyError(
-                f"study: its trial and teacher must be trained by one process at a time, got one that is at them: {holders[0]}. "
-                "Once that has ended, the same command uses what it has trained"
+                "study: its trial and teacher must be trained by one process at a time, got one "
+                f"that is at them: {holders[0]}. Once that has ended, the same command uses what "
+                "it has trained"
             )
 
 
@@ -114,14 +140,18 @@ def progress_bars(console: "Console") -> "Track":
             return batches
         from rich.progress import track
 
-        return track(batches, total=count, description=f"{purpose:<14}", console=console, transient=True)
+        return track(
+            batches, total=count, description=f"{purpose:<14}", console=console, transient=True
+        )
 
     return with_bar
 
 
 def _print_epoch(console: "Console", metrics: "EpochMetrics", epochs: int) -> None:
     found = metrics.evaluation.metrics if metrics.evaluation else {}
-    scores = "".join(f"  {name} {found[name]:.3f}" for name in ("AP", "AP50", "AP75") if name in found)
+    scores = "".join(
+        f"  {name} {found[name]:.3f}" for name in ("AP", "AP50", "AP75") if name in found
+    )
     losses = "  ".join(f"{name} {value:.3f}" for name, value in metrics.weighted_losses.items())
     line = f"epoch {metrics.epoch}/{epochs}{scores}  {losses}  {metrics.images_per_s:.0f} images/s"
     console.out(line, highlight=False)

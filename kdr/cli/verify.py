@@ -11,14 +11,20 @@ from kdr.errors import StorageError
 
 
 def command(
-    table: Annotated[Path, typer.Argument(metavar="TABLE", help="File that `table --output` wrote.", show_default=False)],
+    table: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TABLE", help="File that `table --output` wrote.", show_default=False
+        ),
+    ],
     storage: StorageOption = DEFAULT_STORAGE,
     json_: JsonOption = False,
 ) -> None:
     """Compute every cell of a written table again, from the log alone; exit code 1 if one differs.
 
-    The file says itself which study and options it is of. Rules, spacing, bold type, caption and notes may be changed; a number
-    that was changed by hand, a row that is missing, and results that have changed since are named.
+    The file says itself which study and options it is of. Rules, spacing, bold type, caption and
+    notes may be changed; a number that was changed by hand, a row that is missing, and results that
+    have changed since are named.
 
     Example: python orchestrate.py verify paper/ablation.tex
     """
@@ -30,15 +36,25 @@ def command(
     try:
         text = table.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise StorageError(f"TABLE: must be a file that can be read, got {table} ({error})") from error
-    found = verified(text, lambda study: read_logged_study(study, storage, leave_out=NOT_IN_TABLES)[0])
+        raise StorageError(
+            f"TABLE: must be a file that can be read, got {table} ({error})"
+        ) from error
+    found = verified(
+        text, lambda study: read_logged_study(study, storage, leave_out=NOT_IN_TABLES)[0]
+    )
     num = len(found.differences)
     if json_:
         print(json_text({"table": str(table), **dataclasses.asdict(found)}))
     else:
         for one in found.differences:
-            print(f"{one.row}, {one.column}: written {one.written or 'nothing'}, recomputed {one.recomputed or 'nothing'}")
+            print(
+                f"{one.row}, {one.column}: written {one.written or 'nothing'}, recomputed "
+                f"{one.recomputed or 'nothing'}"
+            )
         ending = "" if num == 1 else "s"
-        print(f"{table}: {found.num_cells} cells recomputed from the log of {found.study}, {num or 'no'} difference{ending}")
+        print(
+            f"{table}: {found.num_cells} cells recomputed from the log of {found.study}, "
+            f"{num or 'no'} difference{ending}"
+        )
     if num:
         raise typer.Exit(1)

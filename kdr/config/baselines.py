@@ -1,4 +1,6 @@
-"""Settings of the methods that KDR is compared with, one class each, with the values of their papers and repositories."""
+"""Settings of the methods that KDR is compared with, one class each, with the values of their
+papers and repositories.
+"""
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -13,7 +15,9 @@ _WITHOUT_P6 = {"levels": ("P2", "P3", "P4", "P5")}
 
 
 class BaselineConfig(MethodConfig):
-    """What these methods share: defaults that depend on the student's kind, and the levels that learn."""
+    """What these methods share: defaults that depend on the student's kind, and the levels that
+    learn.
+    """
 
     method: ClassVar[str]
     """Name of the method."""
@@ -21,22 +25,28 @@ class BaselineConfig(MethodConfig):
     """Kind of student -> defaults that differ from those of the class."""
 
     levels: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Feature levels of the student that learn, such as [P3, P4]. Unset: those that the original distils (`docs/methods.md`)."""
+    """Feature levels of the student that learn, such as [P3, P4]. Unset: those that the original
+    distils (`docs/methods.md`)."""
 
     def resolved(self, *, student: DetectorConfig, teacher: DetectorConfig) -> Self:  # noqa: ARG002 - some methods ask
-        """The settings for one pair of detectors: the defaults for that student, its levels spelled out."""
+        """The settings for one pair of detectors: the defaults for that student, its levels spelled
+        out.
+        """
         known = level_names(student.detector)
         usual = self.for_student.get(student.detector, {})
         wanted = self.levels or usual.get("levels", known)
         if unknown := [name for name in wanted if name not in known]:
             raise ValueError(
-                f"distill.{self.method}.levels: {student.detector} has the levels {', '.join(known)}, got {', '.join(unknown)}"
+                f"distill.{self.method}.levels: {student.detector} has the levels "
+                f"{', '.join(known)}, got {', '.join(unknown)}"
             )
         # fine before coarse, so that two spellings of one set of levels are one trial
         levels = tuple(name for name in known if name in wanted)
         return self.with_changes(**defaulted(self, usual) | {"levels": levels})
 
-    def refuse_unequal_channels(self, setting: str, student: DetectorConfig, teacher: DetectorConfig, *, way_out: str) -> None:
+    def refuse_unequal_channels(
+        self, setting: str, student: DetectorConfig, teacher: DetectorConfig, *, way_out: str
+    ) -> None:
         """Raises ValueError if student and teacher differ in FPN channels."""
         if student.fpn_channels != teacher.fpn_channels:
             raise ValueError(
@@ -56,12 +66,16 @@ class FitnetConfig(BaselineConfig):
     def resolved(self, *, student: DetectorConfig, teacher: DetectorConfig) -> Self:
         """See `BaselineConfig.resolved`; identity adapters need equal channels."""
         if self.align == "identity":
-            self.refuse_unequal_channels(".align: identity", student, teacher, way_out="Use conv1x1")
+            self.refuse_unequal_channels(
+                ".align: identity", student, teacher, way_out="Use conv1x1"
+            )
         return super().resolved(student=student, teacher=teacher)
 
 
 class ReviewKdConfig(MethodConfig):
-    """Knowledge review: attention-based fusion and hierarchical context loss (Chen et al., CVPR 2021)."""
+    """Knowledge review: attention-based fusion and hierarchical context loss (Chen et al., CVPR
+    2021).
+    """
 
 
 class DefeatConfig(BaselineConfig):
@@ -76,7 +90,9 @@ class DefeatConfig(BaselineConfig):
 
 
 class FgdConfig(BaselineConfig):
-    """Focal and global distillation (Yang et al., CVPR 2022). The weights are of sums over cells and channels."""
+    """Focal and global distillation (Yang et al., CVPR 2022). The weights are of sums over cells
+    and channels.
+    """
 
     method = "fgd"
     for_student = {
@@ -109,7 +125,9 @@ class FgdConfig(BaselineConfig):
 
 
 class MgdConfig(BaselineConfig):
-    """Masked generative distillation (Yang et al., ECCV 2022). The weight is of a sum over cells and channels."""
+    """Masked generative distillation (Yang et al., ECCV 2022). The weight is of a sum over cells
+    and channels.
+    """
 
     method = "mgd"
     for_student = {"faster_rcnn": {"weight": 5e-7, "masked_share": 0.45, **_WITHOUT_P6}}
@@ -121,23 +139,33 @@ class MgdConfig(BaselineConfig):
 
 
 class PkdConfig(BaselineConfig):
-    """Pearson correlation of features (Cao et al., NeurIPS 2022). It has no adapter: channels must be equal."""
+    """Pearson correlation of features (Cao et al., NeurIPS 2022). It has no adapter: channels must
+    be equal.
+    """
 
     method = "pkd"
-    for_student = {"retinanet": _WITHOUT_P7, "fcos": _WITHOUT_P7, "faster_rcnn": {"weight": 6.0, **_WITHOUT_P6}}
+    for_student = {
+        "retinanet": _WITHOUT_P7,
+        "fcos": _WITHOUT_P7,
+        "faster_rcnn": {"weight": 6.0, **_WITHOUT_P6},
+    }
 
     weight: NonNegative = 10.0
     """Weight of every level; Faster R-CNN 6."""
 
     def resolved(self, *, student: DetectorConfig, teacher: DetectorConfig) -> Self:
         """See `BaselineConfig.resolved`; channels must be equal."""
-        way_out = "Set student.fpn_channels to the teacher's, or take a method with adapters, such as cwd"
+        way_out = (
+            "Set student.fpn_channels to the teacher's, or take a method with adapters, such as cwd"
+        )
         self.refuse_unequal_channels(":", student, teacher, way_out=way_out)
         return super().resolved(student=student, teacher=teacher)
 
 
 class CwdConfig(BaselineConfig):
-    """Channel-wise distillation: divergence of each channel's distribution over cells (Shu et al., ICCV 2021)."""
+    """Channel-wise distillation: divergence of each channel's distribution over cells (Shu et al.,
+    ICCV 2021).
+    """
 
     method = "cwd"
 
@@ -148,12 +176,15 @@ class CwdConfig(BaselineConfig):
 
 
 class FrsConfig(BaselineConfig):
-    """Feature richness: features and class scores where the teacher is sure of a class (Du et al., NeurIPS 2021)."""
+    """Feature richness: features and class scores where the teacher is sure of a class (Du et al.,
+    NeurIPS 2021).
+    """
 
     method = "frs"
 
     ramp: Ramp = "auto"
-    """Steps over which the weight rises from 0; `auto`: 500, or 5 % of all steps if that is less. The original has 500."""
+    """Steps over which the weight rises from 0; `auto`: 500, or 5 % of all steps if that is less.
+    The original has 500."""
     feature_weight: NonNegative = 0.005
     """Weight of the squared error of a cell's features, summed over channels."""
     score_weight: NonNegative = 0.02
@@ -169,6 +200,7 @@ class FrsConfig(BaselineConfig):
         if num_boxes[0] != num_boxes[1]:
             raise ValueError(
                 "distill.frs: needs as many boxes per cell in the student as in the teacher, got "
-                f"{num_boxes[0]} ({student.detector}) and {num_boxes[1]} ({teacher.detector}). Choose detectors of one kind"
+                f"{num_boxes[0]} ({student.detector}) and {num_boxes[1]} ({teacher.detector}). "
+                "Choose detectors of one kind"
             )
         return super().resolved(student=student, teacher=teacher)

@@ -6,7 +6,8 @@ from typing import Any
 
 
 def canonical_json(content: Any) -> str:
-    """The JSON text of plain values: sorted names, no spaces, whole numbers without a decimal point.
+    """The JSON text of plain values: sorted names, no spaces, whole numbers without a decimal
+    point.
 
     So 1 and 1.0 are one value, 1 and true are two.
 

@@ -1,4 +1,6 @@
-"""Settings of the data: which images, how they are resized and augmented, what is held out for a search."""
+"""Settings of the data: which images, how they are resized and augmented, what is held out for a
+search.
+"""
 
 from typing import Annotated, Literal
 
@@ -15,7 +17,8 @@ class Resize(Settings):
     square_px: Count | None = None
     """Longer side in pixels; every batch is padded to this square."""
     short_side_px: tuple[Count, ...] | None = None
-    """Shorter side in pixels. Several values: one is drawn per image and epoch in training, the last is used in evaluation."""
+    """Shorter side in pixels. Several values: one is drawn per image and epoch in training, the
+    last is used in evaluation."""
     long_side_px: Count = 1333
     """Limit of the longer side in pixels, with `short_side_px`."""
 
@@ -23,7 +26,8 @@ class Resize(Settings):
     def _one_of(self) -> "Resize":
         if (self.square_px is None) == (self.short_side_px is None):
             raise ValueError(
-                f"needs exactly one of square_px and short_side_px, got {'neither' if self.square_px is None else 'both'}"
+                "needs exactly one of square_px and short_side_px, got "
+                f"{'neither' if self.square_px is None else 'both'}"
             )
         if self.short_side_px is not None and not self.short_side_px:
             raise ValueError("short_side_px: needs at least 1 value, got []")
@@ -41,11 +45,12 @@ class Augment(Settings):
 
 class _Data(Settings):
     search_split: Annotated[float, Field(ge=0)] = 0.0
-    """Images held out of the training set, on which the trial is evaluated instead of the validation set.
+    """Images held out of the training set, on which the trial is evaluated instead of the
+    validation set.
 
-    A share of the training images below 1, or a number of images from 1 on; 0: evaluate on the validation set. A search
-    selects on this split, so that the validation set stays unseen until the final runs.
-    """
+    A share of the training images below 1, or a number of images from 1 on; 0: evaluate on the
+    validation set. A search selects on this split, so that the validation set stays unseen until
+    the final runs. """
     augment: Augment = Augment()
     """Random changes of training images."""
     aspect_ratio_grouping: bool = False
@@ -65,8 +70,12 @@ class ShapesData(_Data):
     """Validation images."""
     num_classes: Annotated[int, Field(ge=1, le=len(SHAPE_CLASSES))] = 6
     """How many of the shape classes appear."""
-    object_size: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (12 / 128, 60 / 128)
-    """Smallest and largest diameter of a shape, as shares of the image's side; small ones are more frequent."""
+    object_size: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (
+        12 / 128,
+        60 / 128,
+    )
+    """Smallest and largest diameter of a shape, as shares of the image's side; small ones are more
+    frequent."""
     seed: int = 0
     """Seed of the images; independent of the trial's seed."""
     resize: Resize | None = None
@@ -80,9 +89,14 @@ class ShapesData(_Data):
 
     @model_validator(mode="after")
     def _split_leaves_images(self) -> "ShapesData":
-        held_out = self.search_split if self.search_split >= 1 else self.search_split * self.num_train
+        held_out = (
+            self.search_split if self.search_split >= 1 else self.search_split * self.num_train
+        )
         if held_out >= self.num_train:
-            raise ValueError(f"search_split: must leave training images, got {self.search_split:g} of num_train={self.num_train}")
+            raise ValueError(
+                f"search_split: must leave training images, got {self.search_split:g} of "
+                f"num_train={self.num_train}"
+            )
         return self
 
 

@@ -1,4 +1,6 @@
-"""Weights that other libraries saved: what their networks compute differently, as defaults of the settings that say so."""
+"""Weights that other libraries saved: what their networks compute differently, as defaults of the
+settings that say so.
+"""
 
 from typing import Any, Literal
 
@@ -15,16 +17,21 @@ def has_bottlenecks(backbone: str) -> bool:
 
 
 def tells_classes(layout: WeightsLayout | None, *, detector: str) -> bool:
-    """Whether the class layer of weights can be known: a head as torchvision's, and a file that may name its classes."""
+    """Whether the class layer of weights can be known: a head as torchvision's, and a file that may
+    name its classes.
+    """
     return layout is None or (layout == "mmdetection" and detector == "retinanet")
 
 
-def layout_defaults(layout: WeightsLayout, *, detector: str, backbone: str, channel_order: str | None) -> dict[str, Any]:
-    """What the models of a library's own zoo compute differently from torchvision's: settings with their values.
+def layout_defaults(
+    layout: WeightsLayout, *, detector: str, backbone: str, channel_order: str | None
+) -> dict[str, Any]:
+    """What the models of a library's own zoo compute differently from torchvision's: settings with
+    their values.
 
-    Sources: `configs/_base_/models` and `configs/fcos` of mmdetection; `detectron2/config/defaults.py`, `configs/` and
-    `detectron2/modeling/backbone/fpn.py` of detectron2. mmdetection's "caffe" models differ from its others; they are not told
-    apart here.
+    Sources: `configs/_base_/models` and `configs/fcos` of mmdetection;
+    `detectron2/config/defaults.py`, `configs/` and `detectron2/modeling/backbone/fpn.py` of
+    detectron2. mmdetection's "caffe" models differ from its others; they are not told apart here.
 
     Args:
         layout: the library.
@@ -37,7 +44,8 @@ def layout_defaults(layout: WeightsLayout, *, detector: str, backbone: str, chan
     found: dict[str, Any] = {"channel_order": channel_order or "BGR"}
     if detector == "retinanet":
         found["p6_from"] = "C5"
-    # resnets come from the original weights, with the pixels' std in the first convolution; resnexts from Caffe2's
+    # resnets come from the original weights, with the pixels' std in the first convolution;
+    # resnexts from Caffe2's
     original = backbone.startswith("resnet")
     if found["channel_order"] == "BGR":
         found["pixel_mean"] = IMAGENET_MEAN_RGB[::-1]

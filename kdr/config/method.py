@@ -8,7 +8,8 @@ from kdr.config.detector import DetectorConfig
 from kdr.config.settings import NonNegative, Positive, Settings
 
 Need = Literal["teacher_std", "teacher_logits", "student_logits"]
-"""What a method may need beside the features of both detectors: the spread of the teacher's features, and class logits."""
+"""What a method may need beside the features of both detectors: the spread of the teacher's
+features, and class logits."""
 Ramp = Literal["auto"] | Annotated[int, Field(ge=0)]
 
 
@@ -18,12 +19,14 @@ class MethodConfig(Settings):
     weight: NonNegative = 1.0
     """Weight of the method: its terms are multiplied with it."""
     ramp: Ramp = 0
-    """Steps over which the weight rises from 0; `auto`: 500, or 5 % of all steps if that is less."""
+    """Steps over which the weight rises from 0; `auto`: 500, or 5 % of all steps if that is
+    less."""
 
     calibrate: Positive | None = None
-    """Measure the weight instead: the norm of the method's gradient at the student's FPN outputs, ramp aside, is this many times
-    that of the detector's own losses, over the first 8 batches before the first step. `weight` is not used then, and what was
-    measured is logged as `<method>.weight`. Unset: `weight` counts."""
+    """Measure the weight instead: the norm of the method's gradient at the student's FPN outputs,
+    ramp aside, is this many times that of the detector's own losses, over the first 8 batches
+    before the first step. `weight` is not used then, and what was measured is logged as
+    `<method>.weight`. Unset: `weight` counts."""
 
     def needs(self) -> frozenset[Need]:
         """What the method has to be given beside features."""
@@ -37,12 +40,15 @@ class MethodConfig(Settings):
         """The settings for one pair of detectors, with what depends on them filled in.
 
         Raises:
-            ValueError: if the pair cannot be distilled so; its message begins with the path of the setting.
+            ValueError: if the pair cannot be distilled so; its message begins with the path of the
+                setting.
         """
         return self
 
     def canonical(self) -> dict[str, Any]:
-        """What decides the numbers: settings that are unset, or have no effect beside the others, are left out."""
+        """What decides the numbers: settings that are unset, or have no effect beside the others,
+        are left out.
+        """
         unused = self.unused() | ({"weight"} if self.calibrate is not None else set())
         return self.model_dump(mode="json", exclude=unused, exclude_none=True)
 

@@ -1,4 +1,6 @@
-"""Settings changed by path: `distill.kdr.weight=5` of the command line, and the draws of a search."""
+"""Settings changed by path: `distill.kdr.weight=5` of the command line, and the draws of a
+search.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,14 +17,18 @@ def parse_override(text: str) -> tuple[str, Any]:
     """
     path, equals, value = text.partition("=")
     if not equals or not all(path.strip().split(".")):
-        raise ConfigError(f"--set: needs path=value, got {text!r}. For example --set training.epochs=24")
+        raise ConfigError(
+            f"--set: needs path=value, got {text!r}. For example --set training.epochs=24"
+        )
     return path.strip(), parse_yaml(value, source=f"--set {path.strip()}")
 
 
 def changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of nested settings with the values at some dotted paths replaced; groups on the way are made where missing.
+    """A copy of nested settings with the values at some dotted paths replaced; groups on the way
+    are made where missing.
 
-    Names that have dots themselves, as the parameters of a search do, are found where they are there already.
+    Names that have dots themselves, as the parameters of a search do, are found where they are
+    there already.
 
     Raises:
         ConfigError: if a path leads into a value that is no group.
@@ -42,7 +48,9 @@ def changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
 
 
 def _first_name(group: Mapping[str, Any], path: str) -> tuple[str, str]:
-    """Splits a path behind the longest name that the group has, or behind the first dot; the rest may be empty."""
+    """Splits a path behind the longest name that the group has, or behind the first dot; the rest
+    may be empty.
+    """
     parts = path.split(".")
     known = [size for size in range(len(parts), 0, -1) if ".".join(parts[:size]) in group]
     size = known[0] if known else 1

@@ -15,7 +15,8 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def validated(model: type[Model], content: Mapping[str, Any], *, prefix: str = "") -> Model:
-    """Checks plain values against a settings class, strictly: no text is taken for a number, no number for a truth value.
+    """Checks plain values against a settings class, strictly: no text is taken for a number, no
+    number for a truth value.
 
     Args:
         model: the settings class.
@@ -40,21 +41,29 @@ _RULES = {
     "tuple_type": "must be a list",
     "dict_type": "must be a group of settings",
     "model_type": "must be a group of settings",
-    "string_pattern_mismatch": "must begin with a letter or digit and go on with letters, digits, '.', '_' or '-'",
+    "string_pattern_mismatch": (
+        "must begin with a letter or digit and go on with letters, digits, '.', '_' or '-'"
+    ),
     "union_tag_not_found": "must be given",
     "missing": "must be given",
 }
 """Pydantic's kind of error -> what must hold. Kinds that are not here say it well themselves."""
 
 
-def _lines(error: ValidationError, model: type[BaseModel], content: Mapping[str, Any], prefix: str) -> list[str]:
+def _lines(
+    error: ValidationError, model: type[BaseModel], content: Mapping[str, Any], prefix: str
+) -> list[str]:
     rules: dict[str, list[str]] = {}
     values: dict[str, str] = {}
     for found in error.errors(include_url=False):
         location, kind, context = found["loc"], found["type"], found.get("ctx", {})
         if kind == "too_short" and len(found["input"]) >= context["min_length"]:
-            continue  # long enough as it is written: pydantic leaves out the values that are wrong, each a problem of its own
-        path = ".".join([*([prefix] if prefix else []), *map(str, _present(location, content, kind))])
+            # long enough as it is written: pydantic leaves out the values that are wrong, each a
+            # problem of its own
+            continue
+        path = ".".join(
+            [*([prefix] if prefix else []), *map(str, _present(location, content, kind))]
+        )
         if kind == "extra_forbidden":
             rule = "no such setting. " + _suggestion(model, location)
         elif kind == "value_error":
@@ -62,11 +71,17 @@ def _lines(error: ValidationError, model: type[BaseModel], content: Mapping[str,
             path = ".".join(part for part in (path, inner) if part)
         elif kind in ("union_tag_invalid", "union_tag_not_found"):
             path += "." + context["discriminator"].strip("'")
-            rule = f"must be one of {context['expected_tags']}" if "tag" in context else _RULES[kind]
-            values[path] = _got(context["tag"], context["expected_tags"]) if "tag" in context else ""
+            rule = (
+                f"must be one of {context['expected_tags']}" if "tag" in context else _RULES[kind]
+            )
+            values[path] = (
+                _got(context["tag"], context["expected_tags"]) if "tag" in context else ""
+            )
         else:
             rule = _rule(kind, context, found["msg"])
-            values[path] = "" if kind == "missing" else _got(found["input"], context.get("expected", ""))
+            values[path] = (
+                "" if kind == "missing" else _got(found["input"], context.get("expected", ""))
+            )
         rules.setdefault(path, [])
         if rule not in rules[path]:
             rules[path].append(rule)
@@ -80,19 +95,31 @@ def _line(path: str, rules: list[str], value: str) -> str:
 
 def _rule(kind: str, context: Mapping[str, Any], message: str) -> str:
     if kind in ("too_short", "too_long"):
-        least, number = ("at least", context.get("min_length")) if kind == "too_short" else ("at most", context["max_length"])
+        least, number = (
+            ("at least", context.get("min_length"))
+            if kind == "too_short"
+            else ("at most", context["max_length"])
+        )
         return f"needs {least} {number} value{'' if number == 1 else 's'}"
     return _RULES.get(kind, message.replace("Input should be", "must be", 1))
 
 
 def _got(value: Any, expected: str) -> str:
-    """The value as a line ends with it, and the nearest of the words that pydantic lists in quotes."""
-    close = difflib.get_close_matches(value, re.findall("'([^']*)'", expected), n=1) if isinstance(value, str) else []
+    """The value as a line ends with it, and the nearest of the words that pydantic lists in
+    quotes.
+    """
+    close = (
+        difflib.get_close_matches(value, re.findall("'([^']*)'", expected), n=1)
+        if isinstance(value, str)
+        else []
+    )
     return f", got {_shown(value)}" + (f". Did you mean '{close[0]}'?" if close else "")
 
 
 def _present(location: tuple[int | str, ...], content: Any, kind: str) -> list[int | str]:
-    """The parts of a location that are in the content; pydantic also names the union members that it tried."""
+    """The parts of a location that are in the content; pydantic also names the union members that
+    it tried.
+    """
     parts: list[int | str] = []
     for index, part in enumerate(location):
         in_mapping = isinstance(content, Mapping) and part in content
@@ -106,7 +133,9 @@ def _present(location: tuple[int | str, ...], content: Any, kind: str) -> list[i
 
 
 def _inner_path(message: str) -> tuple[str, str]:
-    """Splits `setting.path: rule` as our own validators write it; the path is empty where the message has none."""
+    """Splits `setting.path: rule` as our own validators write it; the path is empty where the
+    message has none.
+    """
     head, colon, rule = message.partition(": ")
     if colon and head and all(part.isidentifier() for part in head.split(".")):
         return head, rule
@@ -137,7 +166,11 @@ def _names_at(model: type[BaseModel], location: tuple[int | str, ...]) -> set[st
         # a part that names no field is the tag of a union member, or a key of a mapping of groups
         tagged = {candidate for candidate in models if part in _tags(candidate)}
         models = inner or tagged or models
-    return {field.alias or name for candidate in models for name, field in candidate.model_fields.items()}
+    return {
+        field.alias or name
+        for candidate in models
+        for name, field in candidate.model_fields.items()
+    }
 
 
 def _models_in(annotation: Any) -> set[type[BaseModel]]:
@@ -147,4 +180,6 @@ def _models_in(annotation: Any) -> set[type[BaseModel]]:
 
 
 def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
-    return tuple(tag for field in model.model_fields.values() for tag in typing.get_args(field.annotation))
+    return tuple(
+        tag for field in model.model_fields.values() for tag in typing.get_args(field.annotation)
+    )

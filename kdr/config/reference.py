@@ -1,4 +1,6 @@
-"""The reference of all settings, written from the settings classes: `python -m kdr.config.reference > docs/settings.md`."""
+"""The reference of all settings, written from the settings classes: `python -m kdr.config.reference
+> docs/settings.md`.
+"""
 
 import json
 import types
@@ -15,8 +17,9 @@ from kdr.config.trial import TrialConfig
 
 HEAD = """# Settings of a study
 
-Written from `kdr/config/` by `python -m kdr.config.reference`; a test keeps it up to date. Paths are those of `--set`, of search
-parameters (without the leading `trial.`), and of error messages.
+Written from `kdr/config/` by `python -m kdr.config.reference`; a test keeps it up to date.
+Paths are those of `--set`, of search parameters (without the leading
+`trial.`), and of error messages.
 """
 
 
@@ -26,7 +29,10 @@ def settings_reference() -> str:
     for title, model in _groups(Study, "", "study file"):
         rows = "".join(_row(name, field) for name, field in model.model_fields.items())
         summary = " ".join((model.__doc__ or "").split())
-        sections.append(f"## {title}\n\n{summary}\n\n| setting | takes | default | meaning |\n|---|---|---|---|\n{rows}")
+        sections.append(
+            f"## {title}\n\n{summary}\n\n| setting | takes | default | meaning "
+            f"|\n|---|---|---|---|\n{rows}"
+        )
     return "\n".join(sections)
 
 
@@ -38,14 +44,18 @@ def _groups(model: type[BaseModel], path: str, title: str) -> Iterator[tuple[str
             yield from _groups(TrialConfig, "trial", "`trial`")
             continue
         for inner in _models_in(field.annotation):
-            suffix = {ShapesData: " (`dataset: shapes`)", CocoData: " (`dataset: coco`)"}.get(inner, "")
+            suffix = {ShapesData: " (`dataset: shapes`)", CocoData: " (`dataset: coco`)"}.get(
+                inner, ""
+            )
             yield from _groups(inner, inner_path, f"`{inner_path}`{suffix}")
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return list(dict.fromkeys(model for part in typing.get_args(annotation) for model in _models_in(part)))
+    return list(
+        dict.fromkeys(model for part in typing.get_args(annotation) for model in _models_in(part))
+    )
 
 
 def _row(name: str, field: FieldInfo) -> str:
@@ -60,13 +70,20 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
         return "see below"
-    return "unset" if value is None else f"`{json.dumps(TypeAdapter(Any).dump_python(value, mode='json'))}`"
+    return (
+        "unset"
+        if value is None
+        else f"`{json.dumps(TypeAdapter(Any).dump_python(value, mode='json'))}`"
+    )
 
 
 def _takes(field: FieldInfo) -> str:
     limits = {"ge": ">= {}", "gt": "> {}", "le": "<= {}", "multiple_of": "multiple of {}"}
     found = [
-        text.format(getattr(limit, name)) for limit in field.metadata for name, text in limits.items() if hasattr(limit, name)
+        text.format(getattr(limit, name))
+        for limit in field.metadata
+        for name, text in limits.items()
+        if hasattr(limit, name)
     ]
     return " ".join([_type(field.annotation), *([", ".join(found)] if found else [])])
 
@@ -87,7 +104,9 @@ def _type(annotation: Any) -> str:
         return "group"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "group"
-    return {int: "whole number", float: "number", str: "text", bool: "true or false"}.get(annotation, "value")
+    return {int: "whole number", float: "number", str: "text", bool: "true or false"}.get(
+        annotation, "value"
+    )
 
 
 if __name__ == "__main__":

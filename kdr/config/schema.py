@@ -1,4 +1,5 @@
-"""The JSON schema of a study file, by which editors complete and check it; `orchestrate.py schema` prints it.
+"""The JSON schema of a study file, by which editors complete and check it; `orchestrate.py schema`
+prints it.
 
 It knows names, types and ranges. What only holds between settings, `plan` checks.
 """
@@ -17,11 +18,19 @@ def study_schema() -> dict[str, Any]:
     schema = Study.model_json_schema(by_alias=True)
     trial = TrialConfig.model_json_schema(by_alias=True, ref_template="#/$defs/{model}")
     definitions = {**schema.pop("$defs"), **trial.pop("$defs"), "TrialConfig": trial}
-    for settings, names in ((Sampler, _fields(Sampler)), (EarlyStopping, ["none", *_fields(EarlyStopping)])):
+    for settings, names in (
+        (Sampler, _fields(Sampler)),
+        (EarlyStopping, ["none", *_fields(EarlyStopping)]),
+    ):
         # a bare name takes the defaults
-        definitions[settings.__name__] = {"anyOf": [{"enum": names}, definitions[settings.__name__]]}
+        definitions[settings.__name__] = {
+            "anyOf": [{"enum": names}, definitions[settings.__name__]]
+        }
     properties = dict(schema.pop("properties"))
-    properties["trial"] = {"$ref": "#/$defs/TrialConfig", "description": properties["trial"]["description"]}
+    properties["trial"] = {
+        "$ref": "#/$defs/TrialConfig",
+        "description": properties["trial"]["description"],
+    }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A study of kdr",

@@ -1,4 +1,6 @@
-"""Settings of a search: parameters with their ranges and conditions, the sampler, early stopping and the budget."""
+"""Settings of a search: parameters with their ranges and conditions, the sampler, early stopping
+and the budget.
+"""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -11,7 +13,9 @@ Metric = Literal["AP", "AP50", "AP75", "APs", "APm", "APl"]
 
 
 class Parameter(Settings):
-    """One searched setting. Exactly one of `float`, `int`, `choice` and `subset` says what is drawn."""
+    """One searched setting. Exactly one of `float`, `int`, `choice` and `subset` says what is
+    drawn.
+    """
 
     float_: Annotated[tuple[float, float] | None, Field(alias="float")] = None
     """Range [low, high] of real numbers."""
@@ -28,24 +32,38 @@ class Parameter(Settings):
     points: Annotated[int, Field(ge=2)] | None = None
     """Number of values of a float range in a grid."""
     when: dict[str, JsonValue] = {}
-    """Conditions on other settings, all of which must hold for this one to be drawn: a value, a list of values, `empty`
-    or `not empty`. Where they do not hold, the setting keeps the value that the trial gives it."""
+    """Conditions on other settings, all of which must hold for this one to be drawn: a value, a
+    list of values, `empty` or `not empty`. Where they do not hold, the setting keeps the value that
+    the trial gives it."""
 
     @property
     def kind(self) -> str:
         """Which of the four it is: "float", "int", "choice" or "subset"."""
-        return next(name for name in ("float", "int", "choice", "subset") if self.drawn_from(name) is not None)
+        return next(
+            name
+            for name in ("float", "int", "choice", "subset")
+            if self.drawn_from(name) is not None
+        )
 
     def drawn_from(self, kind: str) -> tuple[Any, ...] | None:
         """The range or the members given under `kind`, None if that is not the kind."""
-        value: tuple[Any, ...] | None = getattr(self, f"{kind}_" if kind in ("float", "int") else kind)
+        value: tuple[Any, ...] | None = getattr(
+            self, f"{kind}_" if kind in ("float", "int") else kind
+        )
         return value
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
-        given = [name for name in ("float", "int", "choice", "subset") if self.drawn_from(name) is not None]
+        given = [
+            name
+            for name in ("float", "int", "choice", "subset")
+            if self.drawn_from(name) is not None
+        ]
         if len(given) != 1:
-            raise ValueError(f"needs exactly one of float, int, choice, subset, got {' and '.join(given) or 'none'}")
+            raise ValueError(
+                "needs exactly one of float, int, choice, subset, got "
+                f"{' and '.join(given) or 'none'}"
+            )
         [kind] = given
         values = self.drawn_from(kind) or ()
         if kind in ("float", "int"):
@@ -75,7 +93,9 @@ class Seeded(Settings):
 
 
 class Sampler(Settings):
-    """Which settings are tried next. One of `tpe`, `random` and `grid`; a bare name takes its defaults."""
+    """Which settings are tried next. One of `tpe`, `random` and `grid`; a bare name takes its
+    defaults.
+    """
 
     tpe: Seeded | None = None
     """Tree-structured Parzen estimator, multivariate and grouped (Optuna)."""
@@ -93,7 +113,9 @@ class Sampler(Settings):
     def _one_of(self) -> Self:
         given = [name for name in type(self).model_fields if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"needs exactly one of tpe, random, grid, got {' and '.join(given) or 'none'}")
+            raise ValueError(
+                f"needs exactly one of tpe, random, grid, got {' and '.join(given) or 'none'}"
+            )
         return self
 
 
@@ -116,7 +138,9 @@ class Median(Settings):
 
 
 class EarlyStopping(Settings):
-    """Which trials are stopped early. One of `asha` and `median`, or neither; a bare name takes its defaults."""
+    """Which trials are stopped early. One of `asha` and `median`, or neither; a bare name takes its
+    defaults.
+    """
 
     asha: Asha | None = None
     """Asynchronous successive halving."""
@@ -143,12 +167,14 @@ class Search(Settings):
     metric: Metric = "AP"
     """What is maximised, at the last epoch."""
     trials: Count | None = None
-    """Budget: trials that this study runs, stopped and failed ones included. Not needed for a grid."""
+    """Budget: trials that this study runs, stopped and failed ones included. Not needed for a
+    grid."""
     hours: Positive | None = None
-    """Budget: wall-clock hours after which no new trial starts, counted over all sessions of the study."""
+    """Budget: wall-clock hours after which no new trial starts, counted over all sessions of the
+    study."""
     gpu_hours: Positive | None = None
-    """Budget: GPUs that trials hold times their hours, the teacher's included, after which no new trial starts, counted over all
-    sessions of the study. Needs GPUs."""
+    """Budget: GPUs that trials hold times their hours, the teacher's included, after which no new
+    trial starts, counted over all sessions of the study. Needs GPUs."""
     sampler: Sampler = Sampler(tpe=Seeded())
     """Which settings are tried next."""
     stop_early: EarlyStopping = EarlyStopping()
@@ -160,6 +186,13 @@ class Search(Settings):
 
     @model_validator(mode="after")
     def _has_a_budget(self) -> Self:
-        if self.sampler.grid is None and self.trials is None and self.hours is None and self.gpu_hours is None:
-            raise ValueError("needs a budget of trials, hours or gpu_hours, got none. Add trials: 16")
+        if (
+            self.sampler.grid is None
+            and self.trials is None
+            and self.hours is None
+            and self.gpu_hours is None
+        ):
+            raise ValueError(
+                "needs a budget of trials, hours or gpu_hours, got none. Add trials: 16"
+            )
         return self

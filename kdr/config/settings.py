@@ -1,4 +1,6 @@
-"""The base of every settings class: unknown keys refused, values frozen, infinities and NaN refused."""
+"""The base of every settings class: unknown keys refused, values frozen, infinities and NaN
+refused.
+"""
 
 from typing import Annotated, Any, Self
 
@@ -14,13 +16,19 @@ Count = Annotated[int, Field(ge=1)]
 class Settings(BaseModel):
     """A frozen group of settings whose field docstrings are their documentation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     def with_changes(self, **changes: Any) -> Self:
-        """A copy with some fields changed. The fields that the user set stay the fields that the user set."""
+        """A copy with some fields changed. The fields that the user set stay the fields that the
+        user set.
+        """
         return self.model_copy(update=changes)
 
 
 def defaulted(settings: Settings, defaults: dict[str, Any]) -> dict[str, Any]:
     """Those of `defaults` that the user did not set in `settings`."""
-    return {name: value for name, value in defaults.items() if name not in settings.model_fields_set}
+    return {
+        name: value for name, value in defaults.items() if name not in settings.model_fields_set
+    }

@@ -1,4 +1,5 @@
-"""YAML without its traps: equal keys are refused, 1e-4 is a number, `off` and `no` are words, 010 is ten.
+"""YAML without its traps: equal keys are refused, 1e-4 is a number, `off` and `no` are words, 010
+is ten.
 
 PyYAML follows YAML 1.1; this reader takes the rules of YAML 1.2's core schema for plain scalars.
 """
@@ -15,28 +16,37 @@ from kdr.errors import ConfigError
 _TAG = "tag:yaml.org,2002:"
 _NAMES = (f"{_TAG}str", f"{_TAG}merge")
 MAX_VALUES = 100_000
-"""Values of a file with its aliases written out: ten lines of aliases to aliases can stand for more than a memory holds."""
+"""Values of a file with its aliases written out: ten lines of aliases to aliases can stand for more
+than a memory holds."""
 _PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
 
 
 class _Loader(yaml.SafeLoader):
     # Only what JSON has, too: no dates, bytes or sets, which no setting takes.
     yaml_constructors = {
-        tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag is None or tag.removeprefix(_TAG) in _PLAIN
+        tag: make
+        for tag, make in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.removeprefix(_TAG) in _PLAIN
     }
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # Here and not when values are made, since merging (`<<: *defaults`) puts keys into the node that may be set twice.
+        # Here and not when values are made, since merging (`<<: *defaults`) puts keys into the node
+        # that may be set twice.
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
             if key.tag not in _NAMES:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"a setting's name must be text, got {_written(key)}", key.start_mark
+                    None,
+                    None,
+                    f"a setting's name must be text, got {_written(key)}",
+                    key.start_mark,
                 )
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' is set twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"'{key.value}' is set twice", key.start_mark
+                )
             seen.add(key.value)
         return node
 
@@ -75,11 +85,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ConfigError(
-            f"{path}: cannot be read ({reason}). Name a study file, such as search_spaces/quickstart.yaml"
+            f"{path}: cannot be read ({reason}). Name a study file, such as "
+            "search_spaces/quickstart.yaml"
         ) from error
     content = parse_yaml(text, source=str(path))
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: must hold settings as `name: value` lines, got {type(content).__name__}")
+        raise ConfigError(
+            f"{path}: must hold settings as `name: value` lines, got {type(content).__name__}"
+        )
     return content
 
 
@@ -116,7 +129,9 @@ def _load(text: str) -> Any:
 
 
 def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many values a node is once its aliases are written out; what it contains is counted once however often it is named."""
+    """How many values a node is once its aliases are written out; what it contains is counted once
+    however often it is named.
+    """
     if id(node) not in known:
         known[id(node)] = 0  # for one that contains itself, which is refused later
         inner = node.value if isinstance(node, yaml.CollectionNode) else ()

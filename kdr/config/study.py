@@ -23,28 +23,36 @@ _PATH_SETTINGS = (
     "data.train_annotations",
     "data.val_images",
     "data.val_annotations",
-    *(f"{who}.{what}" for who in ("student", "teacher") for what in ("weights", "backbone_weights")),
+    *(
+        f"{who}.{what}"
+        for who in ("student", "teacher")
+        for what in ("weights", "backbone_weights")
+    ),
 )
 LoggerName = Literal["tensorboard", "wandb", "mlflow"]
 
 
 class Resources(Settings):
-    """What one trial may use. Nothing here changes its numbers, but for `workers`, which is in its key."""
+    """What one trial may use. Nothing here changes its numbers, but for `workers`, which is in its
+    key.
+    """
 
     workers: Count = 1
-    """Processes that train one trial together, data-parallel, each on its share of every batch. One trains in the trial's own
-    process; several are a group of Ray Train workers that stays warm between trials."""
+    """Processes that train one trial together, data-parallel, each on its share of every batch. One
+    trains in the trial's own process; several are a group of Ray Train workers that stays warm
+    between trials."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     """CPU cores of each worker."""
     gpus_per_worker: Literal["auto"] | NonNegative = "auto"
-    """GPUs of each worker: whole numbers, or with one worker a fraction below 1, so that trials share a GPU; `auto`: 1 where
-    there are GPUs, else 0."""
+    """GPUs of each worker: whole numbers, or with one worker a fraction below 1, so that trials
+    share a GPU; `auto`: 1 where there are GPUs, else 0."""
     loader_workers: Annotated[int, Field(ge=0)] = 0
     """Processes that load images for each worker; 0 loads in the worker itself."""
     max_concurrent: Count | None = None
     """Most trials at a time; unset: as many as fit."""
     grace_s: NonNegative = 30
-    """Seconds after SIGTERM in which running trials may finish their epoch; no new trial starts in them."""
+    """Seconds after SIGTERM in which running trials may finish their epoch; no new trial starts in
+    them."""
     max_trials_per_start: Count = 100
     """Trials after which a group of several workers is started anew."""
 
@@ -65,7 +73,8 @@ class Study(Settings):
     study: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Name of the study: the name of its folder in the log."""
     trial: dict[str, JsonValue]
-    """The trial that every trial of the study starts from, as it is written; `base` is the checked form."""
+    """The trial that every trial of the study starts from, as it is written; `base` is the checked
+    form."""
     search: Search | None = None
     """What is searched; without it, and without an ablation, the study is the one trial."""
     ablation: Ablation | None = None
@@ -77,14 +86,17 @@ class Study(Settings):
     keep_weights: Literal["all", "none"] | Count = 1
     """Whose students' weights are kept: of the study's best k, `all`, or `none`."""
     loggers: tuple[LoggerName, ...] = ()
-    """Where `run` shows trials beside the log: `tensorboard`, `wandb`, `mlflow`; each needs its package."""
+    """Where `run` shows trials beside the log: `tensorboard`, `wandb`, `mlflow`; each needs its
+    package."""
 
     _base: TrialConfig = PrivateAttr()
 
     @model_validator(mode="after")
     def _one_question(self) -> Self:
         if self.search is not None and self.ablation is not None:
-            raise ValueError("ablation: a study is a search or an ablation, got both. Make two studies")
+            raise ValueError(
+                "ablation: a study is a search or an ablation, got both. Make two studies"
+            )
         return self
 
     @property
@@ -112,8 +124,8 @@ def read_study(path: str | Path, overrides: Iterable[str] = ()) -> Study:
 
     Args:
         path: the YAML file.
-        overrides: `path=value` settings that replace those of the file, as given to `--set`; a path that does not begin
-            with a setting of the study is one of the trial's.
+        overrides: `path=value` settings that replace those of the file, as given to `--set`; a path
+            that does not begin with a setting of the study is one of the trial's.
 
     Raises:
         ConfigError: naming every problem of the file, one line each.
@@ -159,7 +171,9 @@ def study_from(content: Mapping[str, Any], *, folder: Path) -> Study:
 
 
 def batch_problems(workers: int, config: TrialConfig) -> list[str]:
-    """Problems with batches of a trial that its workers cannot share evenly, or whose passes are more than a worker's share."""
+    """Problems with batches of a trial that its workers cannot share evenly, or whose passes are
+    more than a worker's share.
+    """
     trainings = {"trial.training": config.training}
     if config.teacher is not None and config.teacher.training is not None:
         trainings["trial.teacher.training"] = config.teacher.training
@@ -168,13 +182,13 @@ def batch_problems(workers: int, config: TrialConfig) -> list[str]:
         size, micro_batch = training.batch_size, training.micro_batch
         if size % workers:
             problems.append(
-                f"{path}.batch_size: must be a multiple of resources.workers, {workers}, which share every batch, got {size}. "
-                "Change one of them"
+                f"{path}.batch_size: must be a multiple of resources.workers, {workers}, which "
+                f"share every batch, got {size}. Change one of them"
             )
         elif isinstance(micro_batch, int) and micro_batch > size // workers:
             problems.append(
-                f"{path}.micro_batch: must be at most the batch of one worker, {size // workers} of {size} images, "
-                f"got {micro_batch}. Lower it, or leave it out"
+                f"{path}.micro_batch: must be at most the batch of one worker, {size // workers} "
+                f"of {size} images, got {micro_batch}. Lower it, or leave it out"
             )
     return problems
 
@@ -222,8 +236,19 @@ def _with_absolute_changes(ablation: dict[str, Any], folder: Path) -> dict[str, 
         return {name: absolute(value, depth - 1) for name, value in group.items()}
 
     depths = {"baseline": 0, "arms": 1, "factors": 2}
-    return {**ablation, **{name: absolute(ablation[name], depth) for name, depth in depths.items() if name in ablation}}
+    return {
+        **ablation,
+        **{
+            name: absolute(ablation[name], depth)
+            for name, depth in depths.items()
+            if name in ablation
+        },
+    }
 
 
 def _absolute(value: Any, folder: Path) -> Any:
-    return str(folder / Path(value).expanduser()) if isinstance(value, str) and not is_weights_enum(value) else value
+    return (
+        str(folder / Path(value).expanduser())
+        if isinstance(value, str) and not is_weights_enum(value)
+        else value
+    )

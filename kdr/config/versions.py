@@ -1,4 +1,6 @@
-"""The numbers that make old results incomparable: one per part, raised by hand when a fix changes what a trial computes."""
+"""The numbers that make old results incomparable: one per part, raised by hand when a fix changes
+what a trial computes.
+"""
 
 RESULTS_VERSION: dict[str, int] = {
     "trainer": 1,
@@ -18,5 +20,5 @@ RESULTS_VERSION: dict[str, int] = {
 }
 """Part -> version. Raising one gives new keys to the trials that use the part, and to no other.
 
-`trainer` and `data` are part of every trial; a detector counts as student and as teacher; a method where it is on.
-"""
+`trainer` and `data` are part of every trial; a detector counts as student and as teacher; a method
+where it is on. """

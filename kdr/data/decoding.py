@@ -1,4 +1,6 @@
-"""One image file as an RGB tensor, whatever its kind: greyscale, CMYK, palette, transparent, 16 bit, turned by EXIF."""
+"""One image file as an RGB tensor, whatever its kind: greyscale, CMYK, palette, transparent, 16
+bit, turned by EXIF.
+"""
 
 import io
 import warnings

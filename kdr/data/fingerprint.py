@@ -1,4 +1,6 @@
-"""The identity of a data set: a hash that two share only if their images and boxes do. Free of torch, numpy and pycocotools."""
+"""The identity of a data set: a hash that two share only if their images and boxes do. Free of
+torch, numpy and pycocotools.
+"""
 
 import contextlib
 import hashlib
@@ -25,12 +27,13 @@ SHAPES_VERSION = 1
 def data_fingerprint(data: "ShapesData | CocoData", storage: Storage) -> str:
     """The fingerprint of a data set: 20 hexadecimal digits.
 
-    Generated shapes: a hash of the generator's settings and version; no file is needed. COCO: a hash of the annotation files'
-    content and of the names and sizes of the image files they refer to. Where the files lie is not in it, nor how they are
-    resized, augmented or split.
+    Generated shapes: a hash of the generator's settings and version; no file is needed. COCO: a
+    hash of the annotation files' content and of the names and sizes of the image files they refer
+    to. Where the files lie is not in it, nor how they are resized, augmented or split.
 
-    A COCO fingerprint is cached in the storage, if that can be written, and taken from there while neither the annotation file
-    (time and size) nor the folders of the images (time) have changed; an image overwritten in place goes unnoticed until then.
+    A COCO fingerprint is cached in the storage, if that can be written, and taken from there while
+    neither the annotation file (time and size) nor the folders of the images (time) have changed;
+    an image overwritten in place goes unnoticed until then.
 
     Raises:
         DataError: if an annotation file is missing or broken, or an image file is missing.
@@ -48,9 +51,15 @@ def _half_fingerprint(images: Path, annotations: Path, storage: Storage) -> str:
         stat = annotations.stat()
     except OSError as error:
         raise DataError(
-            f"{annotations}: needs an annotation file in COCO format, got none ({error.strerror}). Check the path"
+            f"{annotations}: needs an annotation file in COCO format, got none ({error.strerror}). "
+            "Check the path"
         ) from error
-    identity = [str(annotations.absolute()), stat.st_mtime_ns, stat.st_size, str(images.absolute())]
+    identity = [
+        str(annotations.absolute()),
+        stat.st_mtime_ns,
+        stat.st_size,
+        str(images.absolute()),
+    ]
     cache = storage.data / "fingerprints" / f"{_digest(identity)}.json"
     known = _cached(cache)
     if known is not None:
@@ -67,32 +76,45 @@ def _half_fingerprint(images: Path, annotations: Path, storage: Storage) -> str:
 def _cached(cache: Path) -> str | None:
     try:
         known = json.loads(cache.read_bytes())
-        unchanged = all(Path(folder).stat().st_mtime_ns == time for folder, time in known["folders"].items())
+        unchanged = all(
+            Path(folder).stat().st_mtime_ns == time for folder, time in known["folders"].items()
+        )
         return str(known["fingerprint"]) if unchanged else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no cache, or one that cannot be used, is only slower
+    # no cache, or one that cannot be used, is only slower
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def _file_sizes(images: Path, annotations: Path) -> tuple[dict[str, int], Mapping[str, int]]:
-    """Size in bytes of each image that is referred to, by its name, and the time of each folder that holds one."""
+    """Size in bytes of each image that is referred to, by its name, and the time of each folder
+    that holds one.
+    """
     names: dict[str, list[str]] = defaultdict(list)
     for image in read_annotation_file(annotations)["images"]:
         name = image.get("file_name")
         if not isinstance(name, str):
-            raise DataError(f"{annotations}: image {image.get('id', 'without id')} needs 'file_name' (str), got {name!r}")
+            raise DataError(
+                f"{annotations}: image {image.get('id', 'without id')} needs 'file_name' (str), "
+                f"got {name!r}"
+            )
         names[str(PurePosixPath(name).parent)].append(name)
     sizes, folders, missing = {}, {}, []
     for parent, inside in names.items():
         folder = images / parent
         found = {}
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        with (
+            contextlib.suppress(FileNotFoundError, NotADirectoryError),
+            os.scandir(folder) as entries,
+        ):
             folders[str(folder.absolute())] = folder.stat().st_mtime_ns
             found = {entry.name: entry for entry in entries}
         for name in inside:
             try:
                 sizes[name] = found[PurePosixPath(name).name].stat().st_size
             except (KeyError, FileNotFoundError):
-                missing.append(f"{images / name}: must exist, as {annotations} refers to it, got no such file")
+                missing.append(
+                    f"{images / name}: must exist, as {annotations} refers to it, got no such file"
+                )
     raise_problems(missing)
     return sizes, folders
 

@@ -8,19 +8,22 @@ from kdr.errors import ConfigError
 _NO_CLASS = ("__background__", "N/A")  # fillers in torchvision's lists of COCO categories
 
 
-def match_labels(teacher: Sequence[str], student: Sequence[str], mapping: Mapping[str, str] | None = None) -> tuple[int, ...]:
+def match_labels(
+    teacher: Sequence[str], student: Sequence[str], mapping: Mapping[str, str] | None = None
+) -> tuple[int, ...]:
     """For each class of the student, the index of the same class in the teacher's list.
 
     Classes that only the teacher knows are left out.
 
     Args:
-        teacher: the teacher's category names by index, torchvision's `__background__` and `N/A` included where it has them.
+        teacher: the teacher's category names by index, torchvision's `__background__` and `N/A`
+            included where it has them.
         student: the data set's category names by index.
         mapping: the teacher's name -> the data set's name, where they differ (`teacher.labels`).
 
     Raises:
-        ConfigError: if a class of the student has no class of the teacher, or more than one; or if the mapping has a name that
-            the teacher or the data set does not know.
+        ConfigError: if a class of the student has no class of the teacher, or more than one; or if
+            the mapping has a name that the teacher or the data set does not know.
     """
     mapping = mapping or {}
     known = {name: index for index, name in enumerate(teacher) if name not in _NO_CLASS}
@@ -30,7 +33,8 @@ def match_labels(teacher: Sequence[str], student: Sequence[str], mapping: Mappin
         if name not in known
     ]
     problems += [
-        f"teacher.labels.{name}: must be a category of the data set, got {target!r}{_nearest(target, student)}"
+        f"teacher.labels.{name}: must be a category of the data set, got "
+        f"{target!r}{_nearest(target, student)}"
         for name, target in mapping.items()
         if target not in student
     ]
@@ -38,15 +42,21 @@ def match_labels(teacher: Sequence[str], student: Sequence[str], mapping: Mappin
     for name in known:
         sources.get(mapping.get(name, name), []).append(name)
     # a name that is mapped on purpose wins over one that is equal by chance
-    chosen = {target: [n for n in names if n in mapping] or names for target, names in sources.items()}
+    chosen = {
+        target: [n for n in names if n in mapping] or names for target, names in sources.items()
+    }
     for target, names in chosen.items():
         if not names:
             problems.append(
-                f"teacher.labels: every category of the data set needs one of the teacher, got none for {target!r}"
-                f"{_nearest(target, known)} Map a category of the teacher to it: {{<teacher's name>: {target}}}"
+                "teacher.labels: every category of the data set needs one of the teacher, got "
+                f"none for {target!r}{_nearest(target, known)} Map a category of the teacher to "
+                f"it: {{<teacher's name>: {target}}}"
             )
         elif len(names) > 1:
-            problems.append(f"teacher.labels: one category of the teacher must be {target!r}, got {', '.join(names)}")
+            problems.append(
+                f"teacher.labels: one category of the teacher must be {target!r}, got "
+                f"{', '.join(names)}"
+            )
     if problems:
         raise ConfigError(problems)
     return tuple(known[chosen[name][0]] for name in student)

@@ -1,6 +1,8 @@
-"""Batches of images with their boxes, the same for any number of loader workers, any world size, and after any resume.
+"""Batches of images with their boxes, the same for any number of loader workers, any world size,
+and after any resume.
 
-The samplers yield (epoch, position), so a data set has no state and worker processes live for all epochs.
+The samplers yield (epoch, position), so a data set has no state and worker processes live for all
+epochs.
 """
 
 import hashlib
@@ -28,7 +30,8 @@ _CACHE_BYTES = 512 * 2**20
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """N images with their boxes. Images lie at the top left of a tensor that is zero to their right and below.
+    """N images with their boxes. Images lie at the top left of a tensor that is zero to their right
+    and below.
 
     Args:
         images: (N, 3, H, W) uint8 RGB; H and W are multiples of 32.
@@ -50,7 +53,9 @@ class Batch:
         return len(self.image_ids)
 
     def every(self, stride: int, first: int) -> "Batch":
-        """The images `first`, `first + stride`, `first + 2 stride` and so on, padded as before: a view of this batch."""
+        """The images `first`, `first + stride`, `first + 2 stride` and so on, padded as before: a
+        view of this batch.
+        """
         return Batch(*(getattr(self, field.name)[first::stride] for field in fields(self)))
 
     def to(self, device: torch.device | str) -> "Batch":
@@ -66,16 +71,19 @@ class Batch:
 
 
 class TrainingBatches:
-    """Augmented batches in an order drawn per epoch. Every rank gets its share of the same global batches.
+    """Augmented batches in an order drawn per epoch. Every rank gets its share of the same global
+    batches.
 
     Args:
         index: the training images.
         data: resizing, augmentation, grouping by aspect ratio.
         seed: the trial's seed.
-        batch_size: images of a global batch, over all ranks. The incomplete last batch is dropped, unless it is the only one.
+        batch_size: images of a global batch, over all ranks. The incomplete last batch is dropped,
+            unless it is the only one.
         num_workers: processes that load; 0 loads in this one.
         rank: of this process.
-        num_ranks: processes that train together; every one gets `batch_size / num_ranks` images of each batch.
+        num_ranks: processes that train together; every one gets `batch_size / num_ranks` images of
+            each batch.
 
     Raises:
         ConfigError: if a batch cannot be shared out evenly over the ranks.
@@ -94,21 +102,26 @@ class TrainingBatches:
     ) -> None:
         if min(batch_size, len(index)) % num_ranks:
             raise ConfigError(
-                f"training.batch_size: a batch must be a multiple of the {num_ranks} workers that share it, got "
-                f"{min(batch_size, len(index))} images (batch_size {batch_size}, {len(index)} training images). "
-                "Change batch_size or resources.workers"
+                f"training.batch_size: a batch must be a multiple of the {num_ranks} workers that "
+                f"share it, got {min(batch_size, len(index))} images (batch_size {batch_size}, "
+                f"{len(index)} training images). Change batch_size or resources.workers"
             )
-        portrait = (index.sizes[:, 0] > index.sizes[:, 1]).tolist() if data.aspect_ratio_grouping else None
+        portrait = (
+            (index.sizes[:, 0] > index.sizes[:, 1]).tolist() if data.aspect_ratio_grouping else None
+        )
         self._order = TrainingOrder(len(index), batch_size, seed, portrait, rank, num_ranks)
         transform = TrainTransform(data.resize, data.augment, seed)
-        self._batches = _Batches(_Samples(index, transform, num_workers), self._order, data, num_workers)
+        self._batches = _Batches(
+            _Samples(index, transform, num_workers), self._order, data, num_workers
+        )
 
     def __len__(self) -> int:
         """Steps per epoch, the same in every epoch and on every rank."""
         return self._order.num_batches
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of one epoch, counted as the trial counts them; any epoch can be asked for at any time.
+        """The batches of one epoch, counted as the trial counts them; any epoch can be asked for at
+        any time.
 
         Raises:
             TrialFailure: of kind `bad_data`, if an image cannot be decoded, with its file and id.
@@ -132,7 +145,8 @@ class EvaluationBatches:
         batch_size: images of a batch.
         num_workers: processes that load; 0 loads in this one.
         rank: of this process.
-        num_ranks: processes that evaluate together; each gets whole batches, and every image is in one batch of one rank.
+        num_ranks: processes that evaluate together; each gets whole batches, and every image is in
+            one batch of one rank.
     """
 
     def __init__(
@@ -146,9 +160,16 @@ class EvaluationBatches:
         num_ranks: int = 1,
     ) -> None:
         positions = [(0, position) for position in range(len(index))]
-        batches = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
+        batches = [
+            positions[start : start + batch_size] for start in range(0, len(positions), batch_size)
+        ]
         self._order = batches[rank::num_ranks]
-        self._batches = _Batches(_Samples(index, EvalTransform(data.resize), num_workers), self._order, data, num_workers)
+        self._batches = _Batches(
+            _Samples(index, EvalTransform(data.resize), num_workers),
+            self._order,
+            data,
+            num_workers,
+        )
 
     def __len__(self) -> int:
         return len(self._order)
@@ -161,14 +182,20 @@ class EvaluationBatches:
         self._batches.close()
 
 
-def first_batches(index: CocoIndex, data: ShapesData | CocoData, *, count: int, batch_size: int) -> Iterator[Batch]:
-    """At most `count` batches without augmentation, of the first images of the index: the same for every trial."""
+def first_batches(
+    index: CocoIndex, data: ShapesData | CocoData, *, count: int, batch_size: int
+) -> Iterator[Batch]:
+    """At most `count` batches without augmentation, of the first images of the index: the same for
+    every trial.
+    """
     first = index.subset(range(min(count * batch_size, len(index))))
     yield from EvaluationBatches(first, data, batch_size=batch_size)
 
 
 def first_batch_hash(batch: Batch) -> str:
-    """16 hexadecimal digits of a batch's pixels, boxes and labels: equal in arms that are paired."""
+    """16 hexadecimal digits of a batch's pixels, boxes and labels: equal in arms that are
+    paired.
+    """
     content = hashlib.blake2b(digest_size=8)
     for tensor in (batch.images, *batch.boxes, *batch.labels):
         content.update(str(tuple(tensor.shape)).encode())
@@ -178,7 +205,9 @@ def first_batch_hash(batch: Batch) -> str:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A transformed sample. Boxes and labels are numpy arrays: tensors would cost a file handle each between processes."""
+    """A transformed sample. Boxes and labels are numpy arrays: tensors would cost a file handle
+    each between processes.
+    """
 
     image: Tensor
     boxes: np.ndarray[Any, Any]
@@ -188,16 +217,22 @@ class _Loaded:
 
 
 class _Samples(Dataset[_Loaded | TrialFailure]):
-    """Decodes and transforms the image at (epoch, position). Small data sets are decoded once and kept, per process."""
+    """Decodes and transforms the image at (epoch, position). Small data sets are decoded once and
+    kept, per process.
+    """
 
-    def __init__(self, index: CocoIndex, transform: TrainTransform | EvalTransform, num_workers: int) -> None:
+    def __init__(
+        self, index: CocoIndex, transform: TrainTransform | EvalTransform, num_workers: int
+    ) -> None:
         self._index, self._transform = index, transform
         decoded_bytes = 3 * int(index.sizes.prod(axis=1).sum())
         self._keep = decoded_bytes <= _CACHE_BYTES // max(1, num_workers)
         self._kept: dict[int, Tensor] = {}
 
     def __getitem__(self, address: tuple[int, int]) -> "_Loaded | TrialFailure":
-        """The sample at (epoch, position); a failure is a value here, since torch cannot raise it from a worker as it is."""
+        """The sample at (epoch, position); a failure is a value here, since torch cannot raise it
+        from a worker as it is.
+        """
         epoch, position = address
         index = self._index
         image_id = index.image_ids[position]
@@ -205,7 +240,8 @@ class _Samples(Dataset[_Loaded | TrialFailure]):
             image = self._image(position)
         except TrialFailure as failure:
             return failure
-        boxes, labels = torch.from_numpy(index.boxes[position]), torch.from_numpy(index.labels[position])
+        boxes = torch.from_numpy(index.boxes[position])
+        labels = torch.from_numpy(index.labels[position])
         image, boxes, labels = self._transform(image, boxes, labels, epoch=epoch, image_id=image_id)
         return _Loaded(image, boxes.numpy(), labels.numpy(), _pair(index.sizes[position]), image_id)
 
@@ -216,10 +252,16 @@ class _Samples(Dataset[_Loaded | TrialFailure]):
         name = f"{path}: image {self._index.image_ids[position]}"
         try:
             image = decode_rgb(path, orient=bool(self._index.orient[position]))
-        except Exception as error:  # decoders raise RuntimeError, OSError, SyntaxError and more on damaged files
-            raise TrialFailure("bad_data", f"{name} must be a readable image, got {type(error).__name__}: {error}") from error
+        # decoders raise RuntimeError, OSError, SyntaxError and more on damaged files
+        except Exception as error:
+            raise TrialFailure(
+                "bad_data", f"{name} must be a readable image, got {type(error).__name__}: {error}"
+            ) from error
         if image.shape[-2:] != size:
-            raise TrialFailure("bad_data", f"{name} must have (height, width) {size}, got {tuple(image.shape[-2:])}")
+            raise TrialFailure(
+                "bad_data",
+                f"{name} must have (height, width) {size}, got {tuple(image.shape[-2:])}",
+            )
         if self._keep:
             self._kept[position] = image
         return image
@@ -230,9 +272,13 @@ def _pair(size: np.ndarray[Any, Any]) -> tuple[int, int]:
 
 
 class _Batches:
-    """Iterates over batches as often as asked; its worker processes live from the first time until `close`, or a failure."""
+    """Iterates over batches as often as asked; its worker processes live from the first time until
+    `close`, or a failure.
+    """
 
-    def __init__(self, samples: _Samples, order: Any, data: ShapesData | CocoData, num_workers: int) -> None:
+    def __init__(
+        self, samples: _Samples, order: Any, data: ShapesData | CocoData, num_workers: int
+    ) -> None:
         self._samples, self._order, self._num_workers = samples, order, num_workers
         self._square_px = data.resize.square_px if data.resize else None
         self._loader: DataLoader[Any] | None = None
@@ -247,7 +293,8 @@ class _Batches:
                 break
             yield _unpacked(packed)
         if failure is not None:
-            # torch waits 5 s for workers whose loader is garbage in a cycle, as with a traceback: let go of it before raising
+            # torch waits 5 s for workers whose loader is garbage in a cycle, as with a traceback:
+            # let go of it before raising
             self.close()
             raise failure
 
@@ -262,21 +309,30 @@ class _Batches:
             num_workers=self._num_workers,
             persistent_workers=self._num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # otherwise each epoch draws a number from torch's global generator
+            # otherwise each epoch draws a number from torch's global generator
+            generator=torch.Generator(),
         )
 
 
-def _packed(samples: Sequence[_Loaded | TrialFailure], *, square_px: int | None) -> dict[str, Any] | TrialFailure:
-    """The fields of a Batch, as they travel between processes; a failure instead if one of the samples is one."""
+def _packed(
+    samples: Sequence[_Loaded | TrialFailure], *, square_px: int | None
+) -> dict[str, Any] | TrialFailure:
+    """The fields of a Batch, as they travel between processes; a failure instead if one of the
+    samples is one.
+    """
     loaded = []
     for sample in samples:
         if isinstance(sample, TrialFailure):
             return sample
         loaded.append(sample)
     sizes = [(sample.image.shape[-2], sample.image.shape[-1]) for sample in loaded]
-    height, width = (math.ceil(max(side, square_px or 1) / _STRIDE) * _STRIDE for side in map(max, zip(*sizes, strict=True)))
+    height, width = (
+        math.ceil(max(side, square_px or 1) / _STRIDE) * _STRIDE
+        for side in map(max, zip(*sizes, strict=True))
+    )
     images = torch.zeros((len(loaded), 3, height, width), dtype=torch.uint8)
-    # decoded pixels have their channels side by side in memory: numpy takes them apart twice as fast as torch
+    # decoded pixels have their channels side by side in memory: numpy takes them apart twice as
+    # fast as torch
     for image, sample, (h, w) in zip(images.numpy(), loaded, sizes, strict=True):
         image[:, :h, :w] = sample.image.numpy()
     return {
@@ -290,5 +346,8 @@ def _packed(samples: Sequence[_Loaded | TrialFailure], *, square_px: int | None)
 
 
 def _unpacked(packed: dict[str, Any]) -> Batch:
-    arrays = {name: tuple(torch.from_numpy(array) for array in packed[name]) for name in ("boxes", "labels")}
+    arrays = {
+        name: tuple(torch.from_numpy(array) for array in packed[name])
+        for name in ("boxes", "labels")
+    }
     return Batch(**(packed | arrays))

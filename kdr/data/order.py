@@ -1,4 +1,6 @@
-"""The order of training images: which are in each global batch of an epoch, and which of those one rank loads."""
+"""The order of training images: which are in each global batch of an epoch, and which of those one
+rank loads.
+"""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -9,14 +11,24 @@ from kdr.randomness import address
 
 
 class TrainingOrder:
-    """A batch sampler: yields this rank's (epoch, position) pairs of each global batch of `epoch`, which is set from outside."""
+    """A batch sampler: yields this rank's (epoch, position) pairs of each global batch of `epoch`,
+    which is set from outside.
+    """
 
     def __init__(
-        self, num_images: int, batch_size: int, seed: int, portrait: Sequence[bool] | None, rank: int, num_ranks: int
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        portrait: Sequence[bool] | None,
+        rank: int,
+        num_ranks: int,
     ) -> None:
         self.epoch = 0
         self.num_batches = max(num_images // batch_size, 1)
-        self._batches = partial(training_order, num_images, batch_size, seed=seed, portrait=portrait)
+        self._batches = partial(
+            training_order, num_images, batch_size, seed=seed, portrait=portrait
+        )
         self._share = slice(rank, None, num_ranks)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -26,17 +38,24 @@ class TrainingOrder:
 
 
 def training_order(
-    num_images: int, batch_size: int, *, seed: int, epoch: int, portrait: Sequence[bool] | None = None
+    num_images: int,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    portrait: Sequence[bool] | None = None,
 ) -> list[list[int]]:
-    """The positions of each global batch of an epoch: `num_images // batch_size` batches, or one if there are fewer images.
+    """The positions of each global batch of an epoch: `num_images // batch_size` batches, or one if
+    there are fewer images.
 
     Args:
         num_images: images of the training set.
         batch_size: images of a global batch.
         seed: the trial's seed.
         epoch: the epoch.
-        portrait: which images are higher than wide. With it, a batch holds images of one kind; only the last batch may mix what
-            both kinds leave over, so that grouping changes neither the number of steps nor how many images are seen.
+        portrait: which images are higher than wide. With it, a batch holds images of one kind; only
+            the last batch may mix what both kinds leave over, so that grouping changes neither the
+            number of steps nor how many images are seen.
     """
     generator = torch.Generator().manual_seed(address(seed, "order", epoch))
     shuffled = torch.randperm(num_images, generator=generator).tolist()

@@ -1,8 +1,9 @@
-"""Generated shapes: a data set in COCO format, drawn in seconds from a seed, that is hard for a small detector. Free of torch.
+"""Generated shapes: a data set in COCO format, drawn in seconds from a seed, that is hard for a
+small detector. Free of torch.
 
-Each image has one to six objects, rotated, stretched, textured, partly hidden by one another, over a noisy background with lines
-and blobs that belong to no class. Draws are addressed by (seed, split, number of the image): a longer data set begins with the
-images of a shorter one.
+Each image has one to six objects, rotated, stretched, textured, partly hidden by one another, over
+a noisy background with lines and blobs that belong to no class. Draws are addressed by (seed,
+split, number of the image): a longer data set begins with the images of a shorter one.
 """
 
 import json
@@ -36,10 +37,11 @@ class _Object:
 
 
 def write_shapes(config: ShapesData, folder: Path) -> None:
-    """Writes `train/`, `val/`, `train.json` and `val.json` into `folder`: JPEG files and COCO annotations.
+    """Writes `train/`, `val/`, `train.json` and `val.json` into `folder`: JPEG files and COCO
+    annotations.
 
-    The folder appears whole or not at all: it is written aside and renamed. Of two processes that race, one's folder stays; both
-    hold the same images.
+    The folder appears whole or not at all: it is written aside and renamed. Of two processes that
+    race, one's folder stays; both hold the same images.
 
     Raises:
         StorageError: if the folder cannot be written.
@@ -62,7 +64,9 @@ def write_shapes(config: ShapesData, folder: Path) -> None:
         ) from error
 
 
-def _write_split(config: ShapesData, folder: Path, split: Literal["train", "val"], num_images: int) -> None:
+def _write_split(
+    config: ShapesData, folder: Path, split: Literal["train", "val"], num_images: int
+) -> None:
     (folder / split).mkdir(parents=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -75,14 +79,26 @@ def _write_split(config: ShapesData, folder: Path, split: Literal["train", "val"
         Image.fromarray(pixels).save(folder / split / file_name, quality=90)
         images.append({"id": image_id, "file_name": file_name, "width": side, "height": side})
         for thing in objects:
-            annotation = {"id": len(annotations) + 1, "image_id": image_id, "category_id": thing.label + 1, "iscrowd": 0}
-            annotations.append(annotation | {"bbox": list(thing.box_xywh), "area": thing.visible_px})
-    categories = [{"id": label + 1, "name": name} for label, name in enumerate(SHAPE_CLASSES[: config.num_classes])]
+            annotation = {
+                "id": len(annotations) + 1,
+                "image_id": image_id,
+                "category_id": thing.label + 1,
+                "iscrowd": 0,
+            }
+            annotations.append(
+                annotation | {"bbox": list(thing.box_xywh), "area": thing.visible_px}
+            )
+    categories = [
+        {"id": label + 1, "name": name}
+        for label, name in enumerate(SHAPE_CLASSES[: config.num_classes])
+    ]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (folder / f"{split}.json").write_text(json.dumps(content))
 
 
-def _draw_image(rng: np.random.Generator, config: ShapesData) -> tuple[NDArray[np.uint8], list[_Object]]:
+def _draw_image(
+    rng: np.random.Generator, config: ShapesData
+) -> tuple[NDArray[np.uint8], list[_Object]]:
     """One image (side, side, 3) and its objects, back to front."""
     side = config.image_size_px
     canvas = _background(rng, side)
@@ -95,9 +111,14 @@ def _draw_image(rng: np.random.Generator, config: ShapesData) -> tuple[NDArray[n
             window, coverage, area = _place(rng, SHAPE_CLASSES[label], side, config.object_size)
             covered = coverage > 0.5
             visible = np.bincount(owner[owner >= 0], minlength=len(labels)).astype(np.float64)
-            visible -= np.bincount((taken := owner[window][covered])[taken >= 0], minlength=len(labels))
+            visible -= np.bincount(
+                (taken := owner[window][covered])[taken >= 0], minlength=len(labels)
+            )
             # another place, rather than a shape that is mostly hidden and yet to be found
-            if covered.sum() >= _LEAST_VISIBLE * area and (visible >= _LEAST_VISIBLE * np.array(areas)).all():
+            if (
+                covered.sum() >= _LEAST_VISIBLE * area
+                and (visible >= _LEAST_VISIBLE * np.array(areas)).all()
+            ):
                 _paint(rng, canvas[window], coverage)
                 owner[window][covered] = len(labels)
                 labels.append(label)
@@ -109,28 +130,40 @@ def _draw_image(rng: np.random.Generator, config: ShapesData) -> tuple[NDArray[n
 def _found(visible: NDArray[np.bool_], label: int) -> _Object:
     rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
     x, y = int(columns[0]), int(rows[0])
-    return _Object(label, (x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y), int(visible.sum()))
+    return _Object(
+        label, (x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y), int(visible.sum())
+    )
 
 
 def _background(rng: np.random.Generator, side: int) -> _Floats:
-    """Cloudy noise over a gradient, with lines and irregular blobs that look like nothing in the label set."""
+    """Cloudy noise over a gradient, with lines and irregular blobs that look like nothing in the
+    label set.
+    """
     clouds = np.stack([_clouds(rng, side, side) for _ in range(3)], axis=-1) * rng.uniform(20, 70)
     ramp = np.linspace(-1, 1, side, dtype=np.float32)
     angle = rng.uniform(0, 2 * math.pi)
-    slope = (math.cos(angle) * ramp + math.sin(angle) * ramp[:, None])[..., None] * rng.uniform(-40, 40, 3).astype(np.float32)
-    pixels = np.clip(clouds + slope + rng.uniform(50, 205, 3).astype(np.float32), 0, 255).astype(np.uint8)
+    slope = (math.cos(angle) * ramp + math.sin(angle) * ramp[:, None])[..., None] * rng.uniform(
+        -40, 40, 3
+    ).astype(np.float32)
+    pixels = np.clip(clouds + slope + rng.uniform(50, 205, 3).astype(np.float32), 0, 255).astype(
+        np.uint8
+    )
     image = Image.fromarray(pixels)
     pen = ImageDraw.Draw(image)
     for _ in range(int(rng.integers(0, 5))):
         ends = (side * rng.uniform(-0.1, 1.1, 4)).tolist()
-        pen.line(ends, fill=_random_colour(rng), width=max(1, round(side * rng.uniform(0.005, 0.03))))
+        pen.line(
+            ends, fill=_random_colour(rng), width=max(1, round(side * rng.uniform(0.005, 0.03)))
+        )
     for _ in range(int(rng.integers(0, 4))):
         pen.polygon(_blob(rng, side), fill=_random_colour(rng))
     return np.asarray(image, dtype=np.float32)
 
 
 def _clouds(rng: np.random.Generator, height: int, width: int) -> _Floats:
-    """Smooth noise (height, width) in about [-1, 1], with blotches of a third to a twelfth of the sides."""
+    """Smooth noise (height, width) in about [-1, 1], with blotches of a third to a twelfth of the
+    sides.
+    """
     cells = int(rng.integers(3, 13))
     coarse = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
     return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
@@ -146,9 +179,11 @@ def _blob(rng: np.random.Generator, side: int) -> list[tuple[float, float]]:
 def _place(
     rng: np.random.Generator, name: str, side: int, object_size: tuple[float, float]
 ) -> tuple[tuple[slice, slice], _Floats, float]:
-    """A shape somewhere in the image: a window around it, the covered share (h, w) of its pixels, the whole shape's area in px.
+    """A shape somewhere in the image: a window around it, the covered share (h, w) of its pixels,
+    the whole shape's area in px.
 
-    The logarithm of the diameter is uniform, so that small ones are more frequent. Parts outside the image count in the area.
+    The logarithm of the diameter is uniform, so that small ones are more frequent. Parts outside
+    the image count in the area.
     """
     diameter = side * math.exp(rng.uniform(math.log(object_size[0]), math.log(object_size[1])))
     angle, stretch = rng.uniform(0, 2 * math.pi), math.exp(rng.uniform(-0.15, 0.15))
@@ -156,7 +191,10 @@ def _place(
     to_pixels = rotation @ np.diag([stretch, 1 / stretch]) * diameter / 2
     centre = rng.uniform(0.35 * diameter, side - 0.35 * diameter, 2)
     reach = 0.6 * diameter + 1
-    (left, top), (right, bottom) = np.maximum(centre - reach, 0).astype(int), np.minimum(centre + reach, side).astype(int)
+    (left, top), (right, bottom) = (
+        np.maximum(centre - reach, 0).astype(int),
+        np.minimum(centre + reach, side).astype(int),
+    )
     outline, hole = _outline(name)
     image = Image.new("L", ((right - left) * _OVERSAMPLING, (bottom - top) * _OVERSAMPLING))
     pen = ImageDraw.Draw(image)
@@ -164,7 +202,10 @@ def _place(
     for points, sign in ((outline, 1), (hole, -1)):
         if points is not None:
             placed = points @ to_pixels.T + centre
-            pen.polygon(((placed - [left, top]) * _OVERSAMPLING).ravel().tolist(), fill=255 if sign > 0 else 0)
+            pen.polygon(
+                ((placed - [left, top]) * _OVERSAMPLING).ravel().tolist(),
+                fill=255 if sign > 0 else 0,
+            )
             area += sign * _polygon_area(placed)
     coverage: _Floats = np.asarray(image.reduce(_OVERSAMPLING), dtype=np.float32) / np.float32(255)
     return (slice(top, bottom), slice(left, right)), coverage, area
@@ -176,14 +217,20 @@ def _outline(name: str) -> tuple[_Outline, _Outline | None]:
         return _arc(0, 2 * math.pi, 1), None
     if name == "ring":
         return _arc(0, 2 * math.pi, 1), _arc(0, 2 * math.pi, 0.55)
-    if name == "crescent":  # the unit disc without the disc of radius 0.75 around (0.55, 0); the circles cross at x = 0.673
+    # the unit disc without the disc of radius 0.75 around (0.55, 0); the circles cross at x = 0.673
+    if name == "crescent":
         outer, inner = math.acos(0.673), math.acos((0.673 - 0.55) / 0.75)
         bite = _arc(2 * math.pi - inner, inner, 0.75) + np.array([0.55, 0])
         return np.concatenate([_arc(outer, 2 * math.pi - outer, 1), bite]), None
     if name == "cross":
         arm = [(1, -0.3), (1, 0.3), (0.3, 0.3)]
         quarter_turn = np.array([[0, -1], [1, 0]])
-        return np.concatenate([np.array(arm) @ np.linalg.matrix_power(quarter_turn, k).T for k in range(4)]), None
+        return (
+            np.concatenate(
+                [np.array(arm) @ np.linalg.matrix_power(quarter_turn, k).T for k in range(4)]
+            ),
+            None,
+        )
     corners = {"triangle": 3, "square": 4, "hexagon": 6, "star": 10}[name]
     regular = _arc(0, 2 * math.pi, 1, num_points=corners)
     if name == "star":
@@ -202,7 +249,9 @@ def _polygon_area(points: _Outline) -> float:
 
 
 def _paint(rng: np.random.Generator, canvas: _Floats, coverage: _Floats) -> None:
-    """Paints a shape over its window of the canvas, slightly transparent, in a colour that differs from what is under it."""
+    """Paints a shape over its window of the canvas, slightly transparent, in a colour that differs
+    from what is under it.
+    """
     under = np.einsum("hwc,hw->c", canvas, coverage) / coverage.sum()
     colours = rng.uniform(0, 255, (4, 3)).astype(np.float32)
     contrast = np.linalg.norm(colours - under, axis=1)
@@ -224,7 +273,9 @@ def _texture(rng: np.random.Generator, height: int, width: int) -> _Floats:
 
 def _photographed(rng: np.random.Generator, canvas: _Floats) -> NDArray[np.uint8]:
     """The canvas with a lens's blur and a sensor's noise."""
-    image = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.9)))
+    image = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8)).filter(
+        ImageFilter.GaussianBlur(rng.uniform(0, 0.9))
+    )
     noisy = rng.standard_normal(canvas.shape, dtype=np.float32)
     noisy *= rng.uniform(2, 14)
     noisy += np.asarray(image)

@@ -1,4 +1,6 @@
-"""Resizing and augmenting an image with its boxes. Draws are addressed by (seed, epoch, image), never from a global generator."""
+"""Resizing and augmenting an image with its boxes. Draws are addressed by (seed, epoch, image),
+never from a global generator.
+"""
 
 import torch
 from torch import Tensor
@@ -24,18 +26,21 @@ class EvalTransform:
         self._resize = resize
 
     def __call__(self, image: Tensor, boxes: Tensor, labels: Tensor, **_address: int) -> Sample:
-        """The resized sample, the same in every epoch. Boxes of no area are dropped with their labels."""
+        """The resized sample, the same in every epoch. Boxes of no area are dropped with their
+        labels.
+        """
         return _dropped(*_resized(image, _canvas(boxes, image), self._resize, draw=1.0), labels)
 
 
 class TrainTransform:
     """Resizes, flips and changes colours at random.
 
-    A sample's draws depend on (seed, epoch, image id) alone. Each setting has a draw of its own, so that switching one on moves
-    no other.
+    A sample's draws depend on (seed, epoch, image id) alone. Each setting has a draw of its own, so
+    that switching one on moves no other.
 
     Args:
-        resize: the size to bring images to; with several short sides one is drawn per image and epoch; None keeps their size.
+        resize: the size to bring images to; with several short sides one is drawn per image and
+            epoch; None keeps their size.
         augment: probability of a flip, strength of colour changes.
         seed: the trial's seed.
     """
@@ -43,15 +48,21 @@ class TrainTransform:
     def __init__(self, resize: Resize | None, augment: Augment, seed: int) -> None:
         self._resize, self._augment, self._seed = resize, augment, seed
 
-    def __call__(self, image: Tensor, boxes: Tensor, labels: Tensor, *, epoch: int, image_id: int) -> Sample:
-        """The augmented sample of one image in one epoch. Boxes of no area are dropped with their labels."""
+    def __call__(
+        self, image: Tensor, boxes: Tensor, labels: Tensor, *, epoch: int, image_id: int
+    ) -> Sample:
+        """The augmented sample of one image in one epoch. Boxes of no area are dropped with their
+        labels.
+        """
         generator = torch.Generator().manual_seed(address(self._seed, "augment", epoch, image_id))
         scale, flip, *colours = torch.rand(5, generator=generator).tolist()
         image, canvas = _resized(image, _canvas(boxes, image), self._resize, draw=scale)
         if flip < self._augment.flip:
             image, canvas = F.horizontal_flip(image), F.horizontal_flip(canvas)
         if self._augment.colour_jitter > 0:
-            image = _jittered(image, [1 + self._augment.colour_jitter * (2 * colour - 1) for colour in colours])
+            image = _jittered(
+                image, [1 + self._augment.colour_jitter * (2 * colour - 1) for colour in colours]
+            )
         return _dropped(image, canvas, labels)
 
 
@@ -70,7 +81,9 @@ def resized_size(height: int, width: int, resize: Resize, *, draw: float = 1.0) 
     else:
         assert resize.short_side_px is not None
         sides = resize.short_side_px
-        scale = min(sides[min(int(draw * len(sides)), len(sides) - 1)] / short, resize.long_side_px / long)
+        scale = min(
+            sides[min(int(draw * len(sides)), len(sides) - 1)] / short, resize.long_side_px / long
+        )
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 

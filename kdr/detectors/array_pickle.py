@@ -1,7 +1,8 @@
-"""Reads a pickle of numpy arrays, as detectron2's model zoo has them, into tensors; it can hold nothing else, and runs nothing.
+"""Reads a pickle of numpy arrays, as detectron2's model zoo has them, into tensors; it can hold
+nothing else, and runs nothing.
 
-`pickle.load` runs whatever a file says. Here the few names that an array needs are replaced by plain records of what it
-consists of, and every other name is an error.
+`pickle.load` runs whatever a file says. Here the few names that an array needs are replaced by
+plain records of what it consists of, and every other name is an error.
 """
 
 import pickle
@@ -38,11 +39,21 @@ def read_array_pickle(path: Path) -> object:
         with path.open("rb") as file:
             # arrays that Python 2 pickled are text, one character a byte
             return _with_tensors(_ArraysOnly(file, encoding="latin1").load())
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError, RuntimeError, OSError) as error:
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        OSError,
+    ) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".,")
         raise WeightsError(
-            f"{path}: must be a pickle of numpy arrays and plain values, got {reason}. "
-            "Convert it where its library is installed: torch.save({'model': model.state_dict()}, 'teacher.pth')"
+            f"{path}: must be a pickle of numpy arrays and plain values, got {reason}. Convert it "
+            "where its library is installed: torch.save({'model': model.state_dict()}, "
+            "'teacher.pth')"
         ) from error
 
 
@@ -70,9 +81,17 @@ class _Array:
         if dtype is None or self.dtype.order == ">":
             raise ValueError(f"an array of {self.dtype.order}{self.dtype.name}")
         content = self.content.encode("latin1") if isinstance(self.content, str) else self.content
-        elements = torch.frombuffer(bytearray(content), dtype=dtype) if content else torch.empty(0, dtype=dtype)
+        elements = (
+            torch.frombuffer(bytearray(content), dtype=dtype)
+            if content
+            else torch.empty(0, dtype=dtype)
+        )
         if self.by_column:
-            return elements.reshape(self.shape[::-1]).permute(*reversed(range(len(self.shape)))).contiguous()
+            return (
+                elements.reshape(self.shape[::-1])
+                .permute(*reversed(range(len(self.shape))))
+                .contiguous()
+            )
         return elements.reshape(self.shape)
 
 
@@ -124,4 +143,8 @@ class _ArraysOnly(pickle.Unpickler):
 def _with_tensors(value: object) -> object:
     if isinstance(value, _Array):
         return value.tensor()
-    return {key: _with_tensors(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value
+    return (
+        {key: _with_tensors(inner) for key, inner in value.items()}
+        if isinstance(value, Mapping)
+        else value
+    )

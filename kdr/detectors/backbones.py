@@ -1,4 +1,6 @@
-"""Backbones with a feature pyramid, P3 to P7 or P2 to P6: torchvision's resnets and mobilenets, with an FPN of any width."""
+"""Backbones with a feature pyramid, P3 to P7 or P2 to P6: torchvision's resnets and mobilenets,
+with an FPN of any width.
+"""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -28,23 +30,28 @@ def fpn_backbone(
     p7_relu: bool = True,
     bottleneck_stride: Literal["3x3", "1x1"] = "3x3",
 ) -> BackboneWithFPN:
-    """Builds a backbone with an FPN over strides 8, 16, 32 and two extra levels of strides 64 and 128; with `pool`, over
-    strides 4 to 32 and one of stride 64.
+    """Builds a backbone with an FPN over strides 8, 16, 32 and two extra levels of strides 64 and
+    128; with `pool`, over strides 4 to 32 and one of stride 64.
 
-    The modules and the order of their random draws are those of torchvision's builders, of RetinaNet and FCOS with
-    `returned_layers=[2, 3, 4]`; those know no other width than 256. Of a mobilenet the last block of each stride is taken.
+    The modules and the order of their random draws are those of torchvision's builders, of
+    RetinaNet and FCOS with `returned_layers=[2, 3, 4]`; those know no other width than 256. Of a
+    mobilenet the last block of each stride is taken.
 
     Args:
         name: a name of torchvision's, such as `resnet18` or `mobilenet_v3_small`.
         channels: channels of every FPN output.
-        norm: `frozen` fixes statistics and affine parameters, which makes sense only with weights that are loaded later.
+        norm: `frozen` fixes statistics and affine parameters, which makes sense only with weights
+            that are loaded later.
         trainable_stages: how many of the five stages are trained, counted from the last.
-        p6_from: what P6 is computed from; C5 in torchvision's second RetinaNet only; `pool` takes every second cell of P5.
+        p6_from: what P6 is computed from; C5 in torchvision's second RetinaNet only; `pool` takes
+            every second cell of P5.
         p7_relu: whether P7 is computed from P6 after a ReLU.
-        bottleneck_stride: the convolution of a resnet's bottleneck that has its stride; the first, 1x1, in the original ones.
+        bottleneck_stride: the convolution of a resnet's bottleneck that has its stride; the first,
+            1x1, in the original ones.
 
     Returns:
-        A module whose outputs are named "0", "1", "2", "p6", "p7", finest first; with `pool` "0", "1", "2", "3", "pool".
+        A module whose outputs are named "0", "1", "2", "p6", "p7", finest first; with `pool` "0",
+        "1", "2", "3", "pool".
     """
     build = _mobilenet_body if name.startswith("mobilenet") else _resnet_body
     num_levels = 4 if p6_from == "pool" else 3
@@ -53,32 +60,44 @@ def fpn_backbone(
         _move_strides(body)
     extra: ExtraFPNBlock = LastLevelMaxPool()
     if p6_from != "pool":
-        extra = (LastLevelP6P7 if p7_relu else _PlainP6P7)(channels if p6_from == "P5" else in_channels[-1], channels)
-        extra.use_P5 = p6_from == "P5"  # torchvision's guess from the channels fails where C5 has as many as the FPN
+        extra = (LastLevelP6P7 if p7_relu else _PlainP6P7)(
+            channels if p6_from == "P5" else in_channels[-1], channels
+        )
+        # torchvision's guess from the channels fails where C5 has as many as the FPN
+        extra.use_P5 = p6_from == "P5"
     return BackboneWithFPN(body, return_layers, in_channels, channels, extra_blocks=extra)
 
 
 class _PlainP6P7(LastLevelP6P7):  # type: ignore[misc]
-    """torchvision's extra levels without the ReLU between them, as in mmdetection's FPN by default."""
+    """torchvision's extra levels without the ReLU between them, as in mmdetection's FPN by
+    default.
+    """
 
-    def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+    def forward(
+        self, p: list[Tensor], c: list[Tensor], names: list[str]
+    ) -> tuple[list[Tensor], list[str]]:
         p6 = self.p6(p[-1] if self.use_P5 else c[-1])
         return [*p, p6, self.p7(p6)], [*names, "p6", "p7"]
 
 
 def _move_strides(body: nn.Module) -> None:
-    """Moves the stride of each bottleneck from its 3x3 convolution into the 1x1 before it, where He et al. (2015) have it."""
+    """Moves the stride of each bottleneck from its 3x3 convolution into the 1x1 before it, where He
+    et al. (2015) have it.
+    """
     for block in body.modules():
         if isinstance(block, resnet.Bottleneck):
             block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
 
 
 Body = tuple[nn.Module, dict[str, str], list[int]]
-"""A body, its layers that feed the FPN with their output names, and the channels of those layers."""
+"""A body, its layers that feed the FPN with their output names, and the channels of those
+layers."""
 
 
 def _resnet_body(name: str, norm: str, trainable_stages: int, num_levels: int) -> Body:
-    body = getattr(resnet, name)(weights=None, norm_layer=FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d)
+    body = getattr(resnet, name)(
+        weights=None, norm_layer=FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d
+    )
     stages = [[getattr(body, part) for part in stage] for stage in _RESNET_STAGES]
     _freeze(part for stage in stages[: 5 - trainable_stages] for part in stage)
     layers = ("layer1", "layer2", "layer3", "layer4")[-num_levels:]
@@ -87,9 +106,12 @@ def _resnet_body(name: str, norm: str, trainable_stages: int, num_levels: int) -
 
 
 def _mobilenet_body(name: str, norm: str, trainable_stages: int, num_levels: int) -> Body:
-    # torchvision's own eps of this network; its frozen layers would otherwise compute something else than the trained ones did
+    # torchvision's own eps of this network; its frozen layers would otherwise compute something
+    # else than the trained ones did
     frozen = partial(FrozenBatchNorm2d, eps=_MOBILENET_BN_EPS)
-    features = getattr(mobilenetv3, name)(weights=None, norm_layer=frozen if norm == "frozen" else None).features
+    features = getattr(mobilenetv3, name)(
+        weights=None, norm_layer=frozen if norm == "frozen" else None
+    ).features
     starts = (*_MOBILENET_STAGES[name], len(features))
     _freeze(features[: starts[5 - trainable_stages]])
     last_blocks = [start - 1 for start in starts[-num_levels:]]
@@ -98,7 +120,9 @@ def _mobilenet_body(name: str, norm: str, trainable_stages: int, num_levels: int
 
 
 def overwrite_frozen_eps(model: nn.Module, eps: float) -> None:
-    """The first COCO weights were trained when torchvision's frozen batch norm had no eps (pytorch/vision#2933)."""
+    """The first COCO weights were trained when torchvision's frozen batch norm had no eps
+    (pytorch/vision#2933).
+    """
     for module in model.modules():
         if isinstance(module, FrozenBatchNorm2d):
             module.eps = eps

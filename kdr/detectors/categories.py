@@ -6,8 +6,11 @@ from kdr.detectors.sidecar import weights_categories
 from kdr.detectors.state_file import StateFile, read_state_file
 
 
-def categories_of(source: str, layout: WeightsLayout | None, file: StateFile | None = None) -> tuple[str, ...] | None:
-    """Returns the class names that come with a detector's weights; None where nothing tells them, as with detectron2's files.
+def categories_of(
+    source: str, layout: WeightsLayout | None, file: StateFile | None = None
+) -> tuple[str, ...] | None:
+    """Returns the class names that come with a detector's weights; None where nothing tells them,
+    as with detectron2's files.
 
     Args:
         source: as in the setting `weights`.

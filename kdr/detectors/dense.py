@@ -1,4 +1,6 @@
-"""What RetinaNet and FCOS share: a head over every cell of every level, anchors, and detections level by level."""
+"""What RetinaNet and FCOS share: a head over every cell of every level, anchors, and detections
+level by level.
+"""
 
 from typing import Any
 
@@ -8,35 +10,48 @@ from torchvision.models.detection.image_list import ImageList
 
 
 def head_outputs(model: Any, features: list[Tensor], images: ImageList) -> dict[str, Tensor]:
-    """Returns the head's outputs by name, (N, anchors of all levels, values) each, in the pixels' type.
+    """Returns the head's outputs by name, (N, anchors of all levels, values) each, in the pixels'
+    type.
 
-    Under autocast the head computes in 16 bits; what follows it, sums over 1e5 anchors and box coordinates, must not.
+    Under autocast the head computes in 16 bits; what follows it, sums over 1e5 anchors and box
+    coordinates, must not.
     """
     return {name: output.to(images.tensors.dtype) for name, output in model.head(features).items()}
 
 
 def class_logits(model: Any, features: list[Tensor]) -> list[Tensor]:
-    """Returns class logits (N, A, K, H, W) of each level, by the head's class branch alone, in float32 or better."""
+    """Returns class logits (N, A, K, H, W) of each level, by the head's class branch alone, in
+    float32 or better.
+    """
     logits: Tensor = model.head.classification_head(features)
     return logits_by_level(logits.to(torch.promote_types(logits.dtype, torch.float32)), features)
 
 
 def logits_by_level(logits: Tensor, features: list[Tensor]) -> list[Tensor]:
-    """Takes apart what a class branch gives, (N, anchors of all levels, K): views of (N, A, K, H, W), one per level."""
+    """Takes apart what a class branch gives, (N, anchors of all levels, K): views of (N, A, K, H,
+    W), one per level.
+    """
     cells = cells_per_level(features)
     anchors_per_cell = logits.shape[1] // sum(cells)
     of_levels = logits.split_with_sizes([count * anchors_per_cell for count in cells], dim=1)
     return [
-        of_level.view(len(logits), *level.shape[-2:], anchors_per_cell, logits.shape[-1]).permute(0, 3, 4, 1, 2)
+        of_level.view(len(logits), *level.shape[-2:], anchors_per_cell, logits.shape[-1]).permute(
+            0, 3, 4, 1, 2
+        )
         for of_level, level in zip(of_levels, features, strict=True)
     ]
 
 
 def anchors(model: Any, features: list[Tensor], images: ImageList) -> list[Tensor]:
-    """Returns the anchors of each image, (anchors of all levels, 4) xyxy in pixels of the batch, in the pixels' type."""
-    # torchvision's generator takes the features' type, and bfloat16 holds no odd pixel position above 256
+    """Returns the anchors of each image, (anchors of all levels, 4) xyxy in pixels of the batch, in
+    the pixels' type.
+    """
+    # torchvision's generator takes the features' type, and bfloat16 holds no odd pixel position
+    # above 256
     stand_in = images.tensors.new_empty(())
-    found: list[Tensor] = model.anchor_generator(images, [stand_in.expand(level.shape) for level in features])
+    found: list[Tensor] = model.anchor_generator(
+        images, [stand_in.expand(level.shape) for level in features]
+    )
     return found
 
 
@@ -56,8 +71,12 @@ def detections(model: Any, features: list[Tensor], images: ImageList) -> list[di
     cells = cells_per_level(features)
     anchors_per_cell = of_images[0].shape[0] // sum(cells)
     counts = [count * anchors_per_cell for count in cells]
-    by_level = {name: list(output.split_with_sizes(counts, dim=1)) for name, output in outputs.items()}
+    by_level = {
+        name: list(output.split_with_sizes(counts, dim=1)) for name, output in outputs.items()
+    }
     anchors_by_level = [list(all_levels.split_with_sizes(counts)) for all_levels in of_images]
     with full_precision(images):
-        found: list[dict[str, Tensor]] = model.postprocess_detections(by_level, anchors_by_level, images.image_sizes)
+        found: list[dict[str, Tensor]] = model.postprocess_detections(
+            by_level, anchors_by_level, images.image_sizes
+        )
     return found

@@ -1,8 +1,9 @@
-"""detectron2's names of layers (`detectron2/modeling`: `backbone/resnet.py`, `backbone/fpn.py`, `meta_arch/retinanet.py`).
+"""detectron2's names of layers (`detectron2/modeling`: `backbone/resnet.py`, `backbone/fpn.py`,
+`meta_arch/retinanet.py`).
 
-Its RetinaNet's head has torchvision's meaning but for the order of the nine boxes of a cell: ratios within sizes, where
-torchvision has sizes within ratios. The heads of its FCOS and Faster R-CNN compute something else than torchvision's, and are not
-read.
+Its RetinaNet's head has torchvision's meaning but for the order of the nine boxes of a cell: ratios
+within sizes, where torchvision has sizes within ratios. The heads of its FCOS and Faster R-CNN
+compute something else than torchvision's, and are not read.
 """
 
 import re
@@ -25,8 +26,14 @@ def _stage(found: re.Match[str]) -> str:
 def _fpn_block(finest: int) -> tuple[Rule, ...]:
     """Rules for convolutions that are numbered by level, from P<finest> on."""
     return (
-        (r"backbone\.fpn_lateral(\d)\.(\w+)", lambda found: f"backbone.fpn.inner_blocks.{int(found[1]) - finest}.0.{found[2]}"),
-        (r"backbone\.fpn_output(\d)\.(\w+)", lambda found: f"backbone.fpn.layer_blocks.{int(found[1]) - finest}.0.{found[2]}"),
+        (
+            r"backbone\.fpn_lateral(\d)\.(\w+)",
+            lambda found: f"backbone.fpn.inner_blocks.{int(found[1]) - finest}.0.{found[2]}",
+        ),
+        (
+            r"backbone\.fpn_output(\d)\.(\w+)",
+            lambda found: f"backbone.fpn.layer_blocks.{int(found[1]) - finest}.0.{found[2]}",
+        ),
         (r"backbone\.top_block\.(p\d)\.(\w+)", r"backbone.fpn.extra_blocks.\1.\2"),
         (r"backbone\.(.+)", r"backbone.fpn.\1"),
     )
@@ -35,16 +42,31 @@ def _fpn_block(finest: int) -> tuple[Rule, ...]:
 _BODY: tuple[Rule, ...] = (
     (r"backbone\.bottom_up\.stem\.conv1\.norm\.(\w+)", r"backbone.body.bn1.\1"),
     (r"backbone\.bottom_up\.stem\.(.+)", r"backbone.body.\1"),
-    (r"backbone\.bottom_up\.res(\d)\.(\d+)\.conv(\d)\.norm\.(\w+)", lambda found: f"{_stage(found)}bn{found[3]}.{found[4]}"),
-    (r"backbone\.bottom_up\.res(\d)\.(\d+)\.shortcut\.norm\.(\w+)", lambda found: f"{_stage(found)}downsample.1.{found[3]}"),
-    (r"backbone\.bottom_up\.res(\d)\.(\d+)\.shortcut\.(\w+)", lambda found: f"{_stage(found)}downsample.0.{found[3]}"),
+    (
+        r"backbone\.bottom_up\.res(\d)\.(\d+)\.conv(\d)\.norm\.(\w+)",
+        lambda found: f"{_stage(found)}bn{found[3]}.{found[4]}",
+    ),
+    (
+        r"backbone\.bottom_up\.res(\d)\.(\d+)\.shortcut\.norm\.(\w+)",
+        lambda found: f"{_stage(found)}downsample.1.{found[3]}",
+    ),
+    (
+        r"backbone\.bottom_up\.res(\d)\.(\d+)\.shortcut\.(\w+)",
+        lambda found: f"{_stage(found)}downsample.0.{found[3]}",
+    ),
     (r"backbone\.bottom_up\.res(\d)\.(\d+)\.(.+)", lambda found: f"{_stage(found)}{found[3]}"),
     (r"backbone\.bottom_up\.(.+)", r"backbone.body.\1"),
 )
 # every second module of a branch is a ReLU
 _RETINANET_HEAD: tuple[Rule, ...] = (
-    (r"head\.cls_subnet\.([0246])\.(\w+)", lambda found: f"head.classification_head.conv.{int(found[1]) // 2}.0.{found[2]}"),
-    (r"head\.bbox_subnet\.([0246])\.(\w+)", lambda found: f"head.regression_head.conv.{int(found[1]) // 2}.0.{found[2]}"),
+    (
+        r"head\.cls_subnet\.([0246])\.(\w+)",
+        lambda found: f"head.classification_head.conv.{int(found[1]) // 2}.0.{found[2]}",
+    ),
+    (
+        r"head\.bbox_subnet\.([0246])\.(\w+)",
+        lambda found: f"head.regression_head.conv.{int(found[1]) // 2}.0.{found[2]}",
+    ),
     (r"head\.cls_score\.(\w+)", r"head.classification_head.cls_logits.\1"),
     (r"head\.bbox_pred\.(\w+)", r"head.regression_head.bbox_reg.\1"),
 )
@@ -58,7 +80,9 @@ RULES: dict[str, tuple[Rule, ...]] = {
 
 
 def in_torchvisions_order(key: str, value: Tensor) -> Tensor:
-    """Returns the value of a key of a RetinaNet's head with its boxes in torchvision's order; other values as they are."""
+    """Returns the value of a key of a RetinaNet's head with its boxes in torchvision's order; other
+    values as they are.
+    """
     if not _BY_BOX.match(key) or value.shape[0] % (_SIZES * _RATIOS):
         return value
     by_box = value.reshape(_SIZES, _RATIOS, -1, *value.shape[1:])

@@ -1,6 +1,7 @@
 """Faster R-CNN (Ren et al. 2015) with a feature pyramid (Lin et al. 2017), torchvision's class.
 
-Its losses sample anchors and proposals at random, from torch's global generator: that is part of the method.
+Its losses sample anchors and proposals at random, from torch's global generator: that is part of
+the method.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,9 @@ _ROI_FEATURES = 1024
 
 
 def _build(config: DetectorConfig, num_classes: int, **options: Any) -> FasterRCNN:
-    """The model as torchvision builds it; its class 0 is the background, so that it has one more than the data."""
+    """The model as torchvision builds it; its class 0 is the background, so that it has one more
+    than the data.
+    """
     backbone = fpn_backbone(
         config.backbone,
         channels=config.fpn_channels,
@@ -36,7 +39,8 @@ def _build(config: DetectorConfig, num_classes: int, **options: Any) -> FasterRC
     )
     scale = _TORCHVISION_ANCHOR_SCALE if config.anchor_scale is None else config.anchor_scale
     generator = _Anchors(
-        tuple((int(scale * stride),) for stride in FEATURE_STRIDES["faster_rcnn"]), ((0.5, 1.0, 2.0),) * len(_LEVELS)
+        tuple((int(scale * stride),) for stride in FEATURE_STRIDES["faster_rcnn"]),
+        ((0.5, 1.0, 2.0),) * len(_LEVELS),
     )
     model = FasterRCNN(
         backbone,
@@ -52,16 +56,22 @@ def _build(config: DetectorConfig, num_classes: int, **options: Any) -> FasterRC
 
 
 class _Anchors(AnchorGenerator):  # type: ignore[misc]
-    """Anchors in the images' type: bfloat16, the features' under autocast, holds no odd pixel position above 256."""
+    """Anchors in the images' type: bfloat16, the features' under autocast, holds no odd pixel
+    position above 256.
+    """
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
         stand_in = image_list.tensors.new_empty(())
-        found: list[Tensor] = super().forward(image_list, [stand_in.expand(level.shape) for level in feature_maps])
+        found: list[Tensor] = super().forward(
+            image_list, [stand_in.expand(level.shape) for level in feature_maps]
+        )
         return found
 
 
 class _RPNHead(RPNHead):  # type: ignore[misc]
-    """A head that computes in 16 bits under autocast; what follows it, box coordinates and sums, must not."""
+    """A head that computes in 16 bits under autocast; what follows it, box coordinates and sums,
+    must not.
+    """
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         objectness, deltas = super().forward(x)
@@ -90,7 +100,9 @@ def _losses(
     return {**of_boxes, **of_proposals}, None
 
 
-def _detections(model: FasterRCNN, features: list[Tensor], images: ImageList) -> list[dict[str, Tensor]]:
+def _detections(
+    model: FasterRCNN, features: list[Tensor], images: ImageList
+) -> list[dict[str, Tensor]]:
     named = dict(zip(_LEVELS, features, strict=True))
     proposals, _ = model.rpn(images, named)
     found, _ = model.roi_heads(named, proposals, images.image_sizes)

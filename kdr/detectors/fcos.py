@@ -1,6 +1,8 @@
-"""FCOS (Tian et al. 2019/2020, anchor-free), torchvision's class: with center sampling, GIoU and distances in strides.
+"""FCOS (Tian et al. 2019/2020, anchor-free), torchvision's class: with center sampling, GIoU and
+distances in strides.
 
-The first FCOS had none of the three; the settings `center_sampling`, `box_loss` and `norm_on_bbox` give it back.
+The first FCOS had none of the three; the settings `center_sampling`, `box_loss` and `norm_on_bbox`
+give it back.
 """
 
 import math
@@ -31,7 +33,9 @@ def _build(config: DetectorConfig, num_classes: int, **options: Any) -> fcos.FCO
     )
     if config.center_sampling is False:
         options = {"center_sampling_radius": math.inf, **options}
-    head = (_IouHead if config.box_loss == "iou" else fcos.FCOSHead)(config.fpn_channels, 1, num_classes)
+    head = (_IouHead if config.box_loss == "iou" else fcos.FCOSHead)(
+        config.fpn_channels, 1, num_classes
+    )
     model = fcos.FCOS(backbone, num_classes, head=head, **options)
     if config.norm_on_bbox is False:
         model.head.regression_head = _PixelRegression(model.head.regression_head)
@@ -40,7 +44,9 @@ def _build(config: DetectorConfig, num_classes: int, **options: Any) -> fcos.FCO
 
 
 class _IouHead(fcos.FCOSHead):  # type: ignore[misc]
-    """torchvision's head, whose boxes learn by -log IoU (Yu et al. 2016, UnitBox) instead of GIoU."""
+    """torchvision's head, whose boxes learn by -log IoU (Yu et al. 2016, UnitBox) instead of
+    GIoU.
+    """
 
     def compute_loss(
         self,
@@ -49,29 +55,38 @@ class _IouHead(fcos.FCOSHead):  # type: ignore[misc]
         anchors: list[Tensor],
         matched_idxs: list[Tensor],
     ) -> dict[str, Tensor]:
-        """Returns torchvision's loss terms, that of the boxes replaced: its mean over the foreground cells of the batch."""
-        losses: dict[str, Tensor] = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
+        """Returns torchvision's loss terms, that of the boxes replaced: its mean over the
+        foreground cells of the batch.
+        """
+        losses: dict[str, Tensor] = super().compute_loss(
+            targets, head_outputs, anchors, matched_idxs
+        )
         of_cells = []
         for target, distances, of_image, matched in zip(
             targets, head_outputs["bbox_regression"], anchors, matched_idxs, strict=True
         ):
             foreground = matched >= 0
             found = self.box_coder.decode(distances[foreground], of_image[foreground])
-            of_cells.append(-_iou(found, target["boxes"][matched[foreground]]).clamp(min=_MIN_IOU).log())
+            of_cells.append(
+                -_iou(found, target["boxes"][matched[foreground]]).clamp(min=_MIN_IOU).log()
+            )
         per_cell = torch.cat(of_cells)
         return {**losses, "bbox_regression": per_cell.sum() / max(1, len(per_cell))}
 
 
 def _iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
     """IoU of each box (M, 4) with its partner (M, 4): (M,)."""
-    sides = torch.minimum(boxes_xyxy[:, 2:], others_xyxy[:, 2:]) - torch.maximum(boxes_xyxy[:, :2], others_xyxy[:, :2])
+    sides = torch.minimum(boxes_xyxy[:, 2:], others_xyxy[:, 2:]) - torch.maximum(
+        boxes_xyxy[:, :2], others_xyxy[:, :2]
+    )
     shared = sides.clamp(min=0).prod(1)
     areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (boxes_xyxy, others_xyxy)]
     return shared / (areas[0] + areas[1] - shared)
 
 
 class _PixelRegression(nn.Module):
-    """torchvision's regression head, but for its last step: distances are exp(scale of the level x output) pixels.
+    """torchvision's regression head, but for its last step: distances are exp(scale of the level x
+    output) pixels.
 
     Takes over the modules of `head`, under their names.
     """
@@ -82,7 +97,9 @@ class _PixelRegression(nn.Module):
         self.scales = nn.Parameter(torch.ones(len(FEATURE_STRIDES["fcos"])))
 
     def forward(self, x: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Returns distances (N, cells of all levels, 4) and centerness (N, cells of all levels, 1)."""
+        """Returns distances (N, cells of all levels, 4) and centerness (N, cells of all levels,
+        1).
+        """
         distances, centerness = [], []
         for scale, level in zip(self.scales, x, strict=True):
             found = self.conv(level)
@@ -99,10 +116,15 @@ def _by_cell(output: Tensor) -> Tensor:
 def _losses(
     model: fcos.FCOS, features: list[Tensor], images: ImageList, targets: list[dict[str, Tensor]]
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
-    outputs, anchors = dense.head_outputs(model, features, images), dense.anchors(model, features, images)
+    outputs = dense.head_outputs(model, features, images)
+    anchors = dense.anchors(model, features, images)
     with dense.full_precision(images):
-        losses: dict[str, Tensor] = model.compute_loss(targets, outputs, anchors, dense.cells_per_level(features))
+        losses: dict[str, Tensor] = model.compute_loss(
+            targets, outputs, anchors, dense.cells_per_level(features)
+        )
     return losses, dense.logits_by_level(outputs["cls_logits"], features)
 
 
-FCOS = Kind(build=_build, losses=_losses, detections=dense.detections, class_logits=dense.class_logits)
+FCOS = Kind(
+    build=_build, losses=_losses, detections=dense.detections, class_logits=dense.class_logits
+)

@@ -1,4 +1,6 @@
-"""What weights are, told without torch: the names that torchvision offers, and the identity of a file. Part of a trial's key."""
+"""What weights are, told without torch: the names that torchvision offers, and the identity of a
+file. Part of a trial's key.
+"""
 
 import difflib
 import hashlib
@@ -43,7 +45,8 @@ _ENUM_LIKE = re.compile(r"\w+_Weights\.\w+")
 
 
 def content_id(source: str) -> str:
-    """Returns the identity of weights: a torchvision enum's name as it is, `file-<blake2b>` of a file's content.
+    """Returns the identity of weights: a torchvision enum's name as it is, `file-<blake2b>` of a
+    file's content.
 
     Args:
         source: a name out of `DETECTOR_ENUMS` or `BACKBONE_ENUMS`, or the path of a file.
@@ -56,9 +59,13 @@ def content_id(source: str) -> str:
     path = weights_file(source)
     try:
         with path.open("rb") as file:
-            return f"file-{hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()}"
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+            return f"file-{digest.hexdigest()}"
     except OSError as error:
-        raise WeightsError(f"{source}: must be a file that can be read, got {error.strerror}. Change its permissions") from error
+        raise WeightsError(
+            f"{source}: must be a file that can be read, got {error.strerror}. Change its "
+            "permissions"
+        ) from error
 
 
 def is_enum(source: str) -> bool:
@@ -70,7 +77,8 @@ def weights_file(source: str) -> Path:
     """Returns the path of a weights file, `~` expanded.
 
     Raises:
-        WeightsError: if there is no such file; a text that looks like an enum's name is answered with the nearest names.
+        WeightsError: if there is no such file; a text that looks like an enum's name is answered
+            with the nearest names.
     """
     path = Path(source).expanduser()
     if path.is_file():
@@ -79,7 +87,15 @@ def weights_file(source: str) -> Path:
         raise WeightsError(f"{source}: must be a weights file, got a folder. Name the file in it")
     if _ENUM_LIKE.fullmatch(source):
         # DEFAULT changes its meaning with torchvision's version, so it cannot name a trial
-        close = difflib.get_close_matches(source.replace(".DEFAULT", "."), DETECTOR_ENUMS + BACKBONE_ENUMS, n=2, cutoff=0.5)
+        close = difflib.get_close_matches(
+            source.replace(".DEFAULT", "."), DETECTOR_ENUMS + BACKBONE_ENUMS, n=2, cutoff=0.5
+        )
         names = close or DETECTOR_ENUMS + BACKBONE_ENUMS
-        raise WeightsError(f"{source}: no such weights, neither a file nor a name of torchvision's. Nearest: {', '.join(names)}")
-    raise WeightsError(f"{source}: must be a weights file or the name of a torchvision enum, got nothing there. Check the path")
+        raise WeightsError(
+            f"{source}: no such weights, neither a file nor a name of torchvision's. Nearest: "
+            f"{', '.join(names)}"
+        )
+    raise WeightsError(
+        f"{source}: must be a weights file or the name of a torchvision enum, got nothing there. "
+        "Check the path"
+    )

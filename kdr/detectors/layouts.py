@@ -1,4 +1,6 @@
-"""Files of other libraries: recognised, their keys in torchvision's names, and what they tell of themselves."""
+"""Files of other libraries: recognised, their keys in torchvision's names, and what they tell of
+themselves.
+"""
 
 import math
 import re
@@ -32,17 +34,23 @@ class Layout:
 
 LAYOUTS: dict[str, Layout] = {
     "mmdetection": Layout(re.compile(mmdetection_keys.MARK), mmdetection_keys.RULES),
-    "detectron2": Layout(re.compile(detectron2_keys.MARK), detectron2_keys.RULES, detectron2_keys.in_torchvisions_order),
+    "detectron2": Layout(
+        re.compile(detectron2_keys.MARK),
+        detectron2_keys.RULES,
+        detectron2_keys.in_torchvisions_order,
+    ),
 }
 
 
 def in_torchvisions_names(
     file: StateFile, source: str, config: DetectorConfig, target: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Returns a file's state_dict under torchvision's names, values as torchvision's layers take them.
+    """Returns a file's state_dict under torchvision's names, values as torchvision's layers take
+    them.
 
-    What has no name in torchvision keeps its own, and so does the whole head unless all of it has a place, its last layer for
-    whatever number of classes aside. A file without `weights_layout` comes back as it is.
+    What has no name in torchvision keeps its own, and so does the whole head unless all of it has a
+    place, its last layer for whatever number of classes aside. A file without `weights_layout`
+    comes back as it is.
 
     Args:
         file: what was read.
@@ -51,7 +59,8 @@ def in_torchvisions_names(
         target: the detector's own state_dict.
 
     Raises:
-        WeightsError: if the file's layout is not that of `weights_layout`, or the file tells of a network with other settings.
+        WeightsError: if the file's layout is not that of `weights_layout`, or the file tells of a
+            network with other settings.
     """
     _check_layout(file.state, source, config)
     if config.weights_layout is None:
@@ -61,7 +70,9 @@ def in_torchvisions_names(
     names = {key: renamed(key, layout.rules[config.detector]) for key in file.state}
     if not _is_whole_head(names.values(), target):
         names = {key: key if name.startswith("head.") else name for key, name in names.items()}
-    state = {name: layout.in_torchvisions_order(key, file.state[key]) for key, name in names.items()}
+    state = {
+        name: layout.in_torchvisions_order(key, file.state[key]) for key, name in names.items()
+    }
     if config.channel_order == "BGR" and _FIRST_CONVOLUTION in state:
         # the same network for pixels in RGB
         state[_FIRST_CONVOLUTION] = state[_FIRST_CONVOLUTION].flip(1)
@@ -69,33 +80,47 @@ def in_torchvisions_names(
 
 
 def _check_layout(state: Mapping[str, Tensor], source: str, config: DetectorConfig) -> None:
-    found = next((name for name, layout in LAYOUTS.items() if any(map(layout.mark.fullmatch, state))), None)
+    found = next(
+        (name for name, layout in LAYOUTS.items() if any(map(layout.mark.fullmatch, state))), None
+    )
     if found == config.weights_layout:
         return
     told = f"weights_layout: {found}" if found else "no weights_layout"
     rule = f"must have {config.weights_layout or 'torchvision'}'s names of layers"
     raise WeightsError(
-        f"{source}: {rule}, got {found or 'others'}{'' if found else f', such as {next(iter(state))}'}. Set {told}"
+        f"{source}: {rule}, got "
+        f"{found or 'others'}{'' if found else f', such as {next(iter(state))}'}. Set {told}"
     )
 
 
 def _check_recorded(file: StateFile, source: str, config: DetectorConfig) -> None:
-    """Refuses settings that are not those which the file itself records: the keys and shapes would be the same."""
+    """Refuses settings that are not those which the file itself records: the keys and shapes would
+    be the same.
+    """
     if config.weights_layout == "mmdetection":
         recorded = mmdetection_meta.recorded_settings(file.meta)
     else:
         names = [name for name in ("pixel_mean", "pixel_std") if name in file.state]
         recorded = {name: tuple(file.state[name].flatten().tolist()) for name in names}
     ours = _in_effect(config)
-    wrong = {name: value for name, value in recorded.items() if name in ours and not _equal(value, ours[name])}
+    wrong = {
+        name: value
+        for name, value in recorded.items()
+        if name in ours and not _equal(value, ours[name])
+    }
     if wrong:
         got = ", ".join(_as_yaml(ours[name]) for name in wrong)
         values = ", ".join(f"{name}: {_as_yaml(value)}" for name, value in wrong.items())
-        raise WeightsError(f"{source}: must be given the settings that it was trained with ({values}), got {got}. Set them")
+        raise WeightsError(
+            f"{source}: must be given the settings that it was trained with ({values}), got {got}. "
+            "Set them"
+        )
 
 
 def _in_effect(config: DetectorConfig) -> dict[str, Any]:
-    """The settings that decide the features beside keys and shapes, those that are unset as torchvision has them."""
+    """The settings that decide the features beside keys and shapes, those that are unset as
+    torchvision has them.
+    """
     found: dict[str, Any] = {
         "channel_order": config.channel_order or "RGB",
         "pixel_mean": config.pixel_mean or IMAGENET_MEAN_RGB,
@@ -121,4 +146,6 @@ def _as_yaml(value: Any) -> str:
 
 
 def _is_whole_head(names: Iterable[str], target: Mapping[str, Tensor]) -> bool:
-    return {name for name in names if name.startswith("head.")} == {name for name in target if name.startswith("head.")}
+    return {name for name in names if name.startswith("head.")} == {
+        name for name in target if name.startswith("head.")
+    }

@@ -1,7 +1,9 @@
-"""mmdetection's names of layers (`mmdet/models`: `backbones/resnet.py`, `necks/fpn.py`, `dense_heads/retina_head.py`).
+"""mmdetection's names of layers (`mmdet/models`: `backbones/resnet.py`, `necks/fpn.py`,
+`dense_heads/retina_head.py`).
 
-Its resnets have torchvision's names. Its RetinaNet's head has torchvision's meaning: nine boxes per cell, sizes within ratios,
-scores by sigmoid. The heads of its FCOS and Faster R-CNN compute something else than torchvision's, and are not read.
+Its resnets have torchvision's names. Its RetinaNet's head has torchvision's meaning: nine boxes per
+cell, sizes within ratios, scores by sigmoid. The heads of its FCOS and Faster R-CNN compute
+something else than torchvision's, and are not read.
 """
 
 from kdr.detectors.translation import Rule

@@ -1,25 +1,39 @@
-"""What an mmdetection checkpoint tells of itself: the names of its classes, and the configuration that it was trained with."""
+"""What an mmdetection checkpoint tells of itself: the names of its classes, and the configuration
+that it was trained with.
+"""
 
 import ast
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 _STRIDES = {"caffe": "1x1", "pytorch": "3x3"}
-_P6_FROM = {True: "C5", "on_input": "C5", "on_output": "P5", "on_lateral": "the last lateral convolution"}
+_P6_FROM = {
+    True: "C5",
+    "on_input": "C5",
+    "on_output": "P5",
+    "on_lateral": "the last lateral convolution",
+}
 
 
 def categories(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Returns the class names in the order of the head's outputs, from `CLASSES` (2.x) or `dataset_meta` (3.x); else None."""
+    """Returns the class names in the order of the head's outputs, from `CLASSES` (2.x) or
+    `dataset_meta` (3.x); else None.
+    """
     of_dataset = meta.get("dataset_meta")
     places = [meta, *([of_dataset] if isinstance(of_dataset, Mapping) else [])]
     for names in (place.get(key) for place in places for key in ("CLASSES", "classes")):
-        if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
+        if (
+            isinstance(names, list | tuple)
+            and names
+            and all(isinstance(name, str) for name in names)
+        ):
             return tuple(names)
     return None
 
 
 def recorded_settings(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what the recorded configuration says of the network and its pixels, in the terms of `DetectorConfig`.
+    """Returns what the recorded configuration says of the network and its pixels, in the terms of
+    `DetectorConfig`.
 
     What it says twice and differently, as the configuration of a distillation does, is left out.
 
@@ -43,7 +57,11 @@ def recorded_settings(meta: Mapping[str, Any]) -> dict[str, Any]:
         found["channel_order"] = "RGB" if in_rgb else "BGR"
     for name in ("mean", "std"):
         numbers = said.get(name)
-        if isinstance(numbers, list | tuple) and len(numbers) == 3 and all(isinstance(n, int | float) for n in numbers):
+        if (
+            isinstance(numbers, list | tuple)
+            and len(numbers) == 3
+            and all(isinstance(n, int | float) for n in numbers)
+        ):
             found[f"pixel_{name}"] = tuple(numbers)
     return found
 
@@ -64,7 +82,10 @@ def _named_values(tree: ast.AST) -> Iterator[tuple[str, Any]]:
         if isinstance(node, ast.Call):
             pairs = [(keyword.arg, keyword.value) for keyword in node.keywords]
         elif isinstance(node, ast.Dict):
-            pairs = [(getattr(key, "value", None), value) for key, value in zip(node.keys, node.values, strict=True)]
+            pairs = [
+                (getattr(key, "value", None), value)
+                for key, value in zip(node.keys, node.values, strict=True)
+            ]
         for name, value in pairs:
             if isinstance(name, str):
                 try:

@@ -1,4 +1,6 @@
-"""RetinaNet (Lin et al. 2017, Focal Loss for Dense Object Detection), torchvision's class in both of its versions."""
+"""RetinaNet (Lin et al. 2017, Focal Loss for Dense Object Detection), torchvision's class in both
+of its versions.
+"""
 
 from functools import partial
 from typing import Any
@@ -20,7 +22,9 @@ _SECOND_VERSION = "RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1"
 
 
 def _build(config: DetectorConfig, num_classes: int, **options: Any) -> RetinaNet:
-    """The model as torchvision builds it. With weights of its second version P6 comes from C5, boxes learn by GIoU."""
+    """The model as torchvision builds it. With weights of its second version P6 comes from C5,
+    boxes learn by GIoU.
+    """
     second = config.weights == _SECOND_VERSION
     backbone = fpn_backbone(
         config.backbone,
@@ -36,7 +40,9 @@ def _build(config: DetectorConfig, num_classes: int, **options: Any) -> RetinaNe
         whole_pixels=config.weights_layout is None,
     )
     norm = partial(nn.GroupNorm, 32) if config.head_norm == "group" else None
-    head = RetinaNetHead(config.fpn_channels, generator.num_anchors_per_location()[0], num_classes, norm_layer=norm)
+    head = RetinaNetHead(
+        config.fpn_channels, generator.num_anchors_per_location()[0], num_classes, norm_layer=norm
+    )
     if (config.box_loss or ("giou" if second else "l1")) == "giou":
         head.regression_head._loss_type = "giou"
     model = RetinaNet(backbone, num_classes, anchor_generator=generator, head=head, **options)
@@ -50,9 +56,13 @@ def anchor_generator(scale: float, *, whole_pixels: bool = True) -> AnchorGenera
 
     Args:
         scale: side of the smallest anchor divided by the stride; 4 gives torchvision's own anchors.
-        whole_pixels: cut sizes and round anchors to whole pixels, as torchvision does; mmdetection and detectron2 do not.
+        whole_pixels: cut sizes and round anchors to whole pixels, as torchvision does; mmdetection
+            and detectron2 do not.
     """
-    sizes = tuple(tuple(scale * stride * 2 ** (third / 3) for third in range(3)) for stride in FEATURE_STRIDES["retinanet"])
+    sizes = tuple(
+        tuple(scale * stride * 2 ** (third / 3) for third in range(3))
+        for stride in FEATURE_STRIDES["retinanet"]
+    )
     ratios = ((0.5, 1.0, 2.0),) * len(sizes)
     if not whole_pixels:
         return _ExactAnchors(sizes, ratios)
@@ -69,19 +79,28 @@ class _ExactAnchors(AnchorGenerator):  # type: ignore[misc]
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Returns (9, 4) xyxy around 0; the size changes fastest, then the ratio of height to width."""
-        sizes, ratios = (torch.tensor(values, dtype=dtype, device=device) for values in (scales, aspect_ratios))
-        widths, heights = (torch.outer(of_ratios, sizes).flatten() for of_ratios in (ratios.rsqrt(), ratios.sqrt()))
+        """Returns (9, 4) xyxy around 0; the size changes fastest, then the ratio of height to
+        width.
+        """
+        sizes, ratios = (
+            torch.tensor(values, dtype=dtype, device=device) for values in (scales, aspect_ratios)
+        )
+        widths, heights = (
+            torch.outer(of_ratios, sizes).flatten() for of_ratios in (ratios.rsqrt(), ratios.sqrt())
+        )
         return torch.stack([-widths, -heights, widths, heights], dim=1) / 2
 
 
 def _losses(
     model: RetinaNet, features: list[Tensor], images: ImageList, targets: list[dict[str, Tensor]]
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
-    outputs, anchors = dense.head_outputs(model, features, images), dense.anchors(model, features, images)
+    outputs = dense.head_outputs(model, features, images)
+    anchors = dense.anchors(model, features, images)
     with dense.full_precision(images):
         losses: dict[str, Tensor] = model.compute_loss(targets, outputs, anchors)
     return losses, dense.logits_by_level(outputs["cls_logits"], features)
 
 
-RETINANET = Kind(build=_build, losses=_losses, detections=dense.detections, class_logits=dense.class_logits)
+RETINANET = Kind(
+    build=_build, losses=_losses, detections=dense.detections, class_logits=dense.class_logits
+)

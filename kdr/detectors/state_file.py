@@ -1,4 +1,6 @@
-"""Reads the state_dict of a file, or of a torchvision enum, without running anything that the file holds."""
+"""Reads the state_dict of a file, or of a torchvision enum, without running anything that the file
+holds.
+"""
 
 import pickle
 import re
@@ -37,9 +39,9 @@ def read_state(source: str) -> dict[str, Tensor]:
 def read_state_file(source: str) -> StateFile:
     """Reads a torchvision enum (downloaded once into torch's cache) or a file.
 
-    In a file the state_dict may lie under `model` or `state_dict`, and its keys may have the prefix `module.` of a parallel
-    wrapper. Objects of other libraries beside it are passed over; no code of theirs is needed or run. A file with the ending
-    `.pkl` is a pickle of numpy arrays.
+    In a file the state_dict may lie under `model` or `state_dict`, and its keys may have the prefix
+    `module.` of a parallel wrapper. Objects of other libraries beside it are passed over; no code
+    of theirs is needed or run. A file with the ending `.pkl` is a pickle of numpy arrays.
 
     Raises:
         WeightsError: if it cannot be had or read, or holds no tensors.
@@ -55,13 +57,21 @@ def read_state_file(source: str) -> StateFile:
             meta = content["meta"] if isinstance(content.get("meta"), Mapping) else {}
             content = content[name]
             break
-    if not isinstance(content, Mapping) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+    if (
+        not isinstance(content, Mapping)
+        or not content
+        or not all(isinstance(value, Tensor) for value in content.values())
+    ):
         raise WeightsError(
-            f"{source}: must hold a state_dict (names -> tensors), alone or under 'model' or 'state_dict', "
-            f"got {type(content).__name__}. Save model.state_dict()"
+            f"{source}: must hold a state_dict (names -> tensors), alone or under 'model' or "
+            f"'state_dict', got {type(content).__name__}. Save model.state_dict()"
         )
     prefix = "module." if all(str(key).startswith("module.") for key in content) else ""
-    return StateFile({str(key).removeprefix(prefix): value for key, value in content.items()}, meta, tuple(others))
+    return StateFile(
+        {str(key).removeprefix(prefix): value for key, value in content.items()},
+        meta,
+        tuple(others),
+    )
 
 
 def _downloaded(name: str) -> dict[str, Tensor]:
@@ -84,13 +94,16 @@ def _read(path: Path, source: str) -> object:
         return _load(path)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise WeightsError(
-            f"{source}: must be a state_dict that torch.load(weights_only=True) reads, got: {_reason(error)} "
-            "Save it with torch.save(model.state_dict(), file), where what wrote it is installed"
+            f"{source}: must be a state_dict that torch.load(weights_only=True) reads, got: "
+            f"{_reason(error)} Save it with torch.save(model.state_dict(), file), where what "
+            "wrote it is installed"
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    """The first line; of torch's long refusals the one that says what was found, without the advice to run it all the same."""
+    """The first line; of torch's long refusals the one that says what was found, without the advice
+    to run it all the same.
+    """
     text = str(error) or type(error).__name__
     found = re.search(r"(?:WeightsUnpickler error: |\n(?=Trying))(.+?)(?: Please use|\n|$)", text)
     return found[1] if found else text.splitlines()[0]

@@ -8,7 +8,9 @@ Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 
 def renamed(key: str, rules: Sequence[Rule]) -> str:
-    """Returns the key's name by the first rule whose pattern it matches as a whole; the key itself if none does."""
+    """Returns the key's name by the first rule whose pattern it matches as a whole; the key itself
+    if none does.
+    """
     for pattern, replacement in rules:
         found = re.fullmatch(pattern, key)
         if found:

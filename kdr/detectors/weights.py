@@ -1,4 +1,6 @@
-"""Loads weights into a detector and tells what was loaded: of torchvision's enums, of files, and of a teacher."""
+"""Loads weights into a detector and tells what was loaded: of torchvision's enums, of files, and of
+a teacher.
+"""
 
 import re
 from collections.abc import Callable, Mapping
@@ -26,7 +28,9 @@ _COUNTER = "num_batches_tracked"
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What was loaded into a detector. Shares are of the detector's keys, batch norm's step counters aside."""
+    """What was loaded into a detector. Shares are of the detector's keys, batch norm's step
+    counters aside.
+    """
 
     source: str
     backbone: float
@@ -49,7 +53,11 @@ class LoadReport:
         shares = ", ".join(f"{getattr(self, part):.0%} of the {part}" for part in _PARTS)
         lists = {"of other shape or classes": self.mismatched, "missing": self.missing}
         rest = [f"; {len(keys)} {what}: {_first_few(keys)}" for what, keys in lists.items() if keys]
-        rest += [f"; {len(self.unexpected)} not used: {_by_part(self.unexpected)}"] if self.unexpected else []
+        rest += (
+            [f"; {len(self.unexpected)} not used: {_by_part(self.unexpected)}"]
+            if self.unexpected
+            else []
+        )
         rest += [f"; beside them in the file: {', '.join(self.others)}"] if self.others else []
         return f"{self.source}: loaded {shares}{''.join(rest)}"
 
@@ -62,17 +70,22 @@ def load_configured_weights(detector: Detector) -> tuple[LoadReport, ...]:
     """
     config, reports = detector.config, []
     if config.backbone_weights is not None:
-        reports.append(load_backbone_weights(detector, config.backbone_weights, min_share=config.min_loaded_share))
+        reports.append(
+            load_backbone_weights(
+                detector, config.backbone_weights, min_share=config.min_loaded_share
+            )
+        )
     if config.weights is not None:
         reports.append(load_weights(detector, config.weights, min_share=config.min_loaded_share))
     return tuple(reports)
 
 
 def load_weights(detector: Detector, source: str, *, min_share: float) -> LoadReport:
-    """Loads weights of a whole detector; keys of another shape, and the layer of other classes, keep what they had.
+    """Loads weights of a whole detector; keys of another shape, and the layer of other classes,
+    keep what they had.
 
-    Of a file in another library's layout, the layer of classes without names stays out too, and so does a head that computes
-    something else than torchvision's.
+    Of a file in another library's layout, the layer of classes without names stays out too, and so
+    does a head that computes something else than torchvision's.
 
     Args:
         detector: is changed only if nothing is refused.
@@ -80,26 +93,41 @@ def load_weights(detector: Detector, source: str, *, min_share: float) -> LoadRe
         min_share: smallest share of keys to be loaded, of backbone and neck each.
 
     Raises:
-        WeightsError: for a source that cannot be read, or in another layout than the settings say; below `min_share`; if the
-            detector has the class names of these weights but not the head for them; or if anything of the backbone or neck of
-            another library's file has no place in this detector.
+        WeightsError: for a source that cannot be read, or in another layout than the settings say;
+            below `min_share`; if the detector has the class names of these weights but not the head
+            for them; or if anything of the backbone or neck of another library's file has no place
+            in this detector.
     """
     config, file = detector.config, read_state_file(source)
     target = detector.model.state_dict()
     state = _current_names(in_torchvisions_names(file, source, config, target), target)
     names = categories_of(source, config.weights_layout, file)
     is_torchvisions = config.weights_layout is None
-    foreign = None if names == detector.categories or (names is None and is_torchvisions) else _CLASS_LAYER
+    foreign = (
+        None
+        if names == detector.categories or (names is None and is_torchvisions)
+        else _CLASS_LAYER
+    )
     report, fitting = _compared(detector, state, source, foreign=foreign)
     report = replace(report, others=file.others)
     if not is_torchvisions:
         _refuse_rest(report)
-    way_out = "Check detector, backbone and fpn_channels against these weights (a classifier's belong in backbone_weights)"
+    way_out = (
+        "Check detector, backbone and fpn_channels against these weights (a classifier's belong in "
+        "backbone_weights)"
+    )
     _refuse_below(report, min_share, parts=("backbone", "neck"), way_out=way_out)
     if names == detector.categories and is_torchvisions:
-        _refuse_below(report, 1.0, parts=("head",), way_out="Check detector, head_norm and anchor_scale against these weights")
+        _refuse_below(
+            report,
+            1.0,
+            parts=("head",),
+            way_out="Check detector, head_norm and anchor_scale against these weights",
+        )
     detector.model.load_state_dict(fitting, strict=False)
-    detector.unloaded_head = frozenset(key for key in target if _PARTS["head"](key) and key not in fitting)
+    detector.unloaded_head = frozenset(
+        key for key in target if _PARTS["head"](key) and key not in fitting
+    )
     return report
 
 
@@ -108,7 +136,8 @@ def load_backbone_weights(detector: Detector, source: str, *, min_share: float) 
 
     Args:
         detector: is changed only if nothing is refused.
-        source: a name out of `kdr.detectors.identity.BACKBONE_ENUMS`, or a file with a classifier's state_dict.
+        source: a name out of `kdr.detectors.identity.BACKBONE_ENUMS`, or a file with a classifier's
+            state_dict.
         min_share: smallest share of the backbone's keys to be loaded.
 
     Raises:
@@ -120,37 +149,56 @@ def load_backbone_weights(detector: Detector, source: str, *, min_share: float) 
         if not key.startswith(("fc.", "classifier."))
     }
     report, fitting = _compared(detector, state, source, among=_PARTS["backbone"])
-    _refuse_below(report, min_share, parts=("backbone",), way_out="Check the setting backbone against these weights")
+    _refuse_below(
+        report,
+        min_share,
+        parts=("backbone",),
+        way_out="Check the setting backbone against these weights",
+    )
     detector.model.load_state_dict(fitting, strict=False)
     return report
 
 
 def inherit(student: Detector, teacher: Detector) -> LoadReport:
-    """Copies the teacher's neck and head into the student where shapes match (PKD and others start students so).
+    """Copies the teacher's neck and head into the student where shapes match (PKD and others start
+    students so).
 
-    The class layer is copied only between equal class names in equal order, the neck only between equal levels: the same key
-    belongs to P2 in Faster R-CNN and to P3 in RetinaNet. What the teacher's own weights did not fill is not copied.
+    The class layer is copied only between equal class names in equal order, the neck only between
+    equal levels: the same key belongs to P2 in Faster R-CNN and to P3 in RetinaNet. What the
+    teacher's own weights did not fill is not copied.
     """
     others, equal_levels = _PARTS["backbone"], student.strides == teacher.strides
 
     def skipped(key: str) -> bool:
-        return others(key) or key in teacher.unloaded_head or (not equal_levels and _PARTS["neck"](key))
+        return (
+            others(key)
+            or key in teacher.unloaded_head
+            or (not equal_levels and _PARTS["neck"](key))
+        )
 
     state = {key: value for key, value in teacher.model.state_dict().items() if not skipped(key)}
     foreign = _CLASS_LAYER if student.categories != teacher.categories else None
-    report, fitting = _compared(student, state, "teacher", among=lambda key: not others(key), foreign=foreign)
+    report, fitting = _compared(
+        student, state, "teacher", among=lambda key: not others(key), foreign=foreign
+    )
     student.model.load_state_dict(fitting, strict=False)
     return report
 
 
 def _current_names(state: dict[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gives keys of torchvision's early files the names that its classes have now: convolutions moved into blocks."""
+    """Gives keys of torchvision's early files the names that its classes have now: convolutions
+    moved into blocks.
+    """
 
     def current(key: str) -> str:
         if key in target:
             return key
         renamed = re.sub(r"(fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)$", r"\1.0.\2", key)
-        renamed = re.sub(r"(head\.\w+_head\.conv)\.(\d)\.(weight|bias)$", lambda m: f"{m[1]}.{int(m[2]) // 2}.0.{m[3]}", renamed)
+        renamed = re.sub(
+            r"(head\.\w+_head\.conv)\.(\d)\.(weight|bias)$",
+            lambda m: f"{m[1]}.{int(m[2]) // 2}.0.{m[3]}",
+            renamed,
+        )
         return renamed if renamed in target else key
 
     return {current(key): value for key, value in state.items()}
@@ -164,11 +212,17 @@ def _compared(
     among: Callable[[str], bool] = lambda _: True,
     foreign: re.Pattern[str] | None = None,
 ) -> tuple[LoadReport, dict[str, Tensor]]:
-    """The report of loading `state`, and what of it fits. Keys are missing only `among` some, and `foreign` ones never fit."""
+    """The report of loading `state`, and what of it fits. Keys are missing only `among` some, and
+    `foreign` ones never fit.
+    """
     target = detector.model.state_dict()
 
     def fits(key: str) -> bool:
-        return key in target and target[key].shape == state[key].shape and not (foreign and foreign.search(key))
+        return (
+            key in target
+            and target[key].shape == state[key].shape
+            and not (foreign and foreign.search(key))
+        )
 
     fitting = {key: value for key, value in state.items() if fits(key)}
     counted = [key for key in target if not key.endswith(_COUNTER)]
@@ -189,21 +243,29 @@ def _compared(
     return report, fitting
 
 
-def _refuse_below(report: LoadReport, min_share: float, *, parts: tuple[str, ...], way_out: str) -> None:
+def _refuse_below(
+    report: LoadReport, min_share: float, *, parts: tuple[str, ...], way_out: str
+) -> None:
     for part in parts:
         if not getattr(report, part) >= min_share:
-            rule = f"must fill at least {min_share:.0%} of the {part}'s keys, got {getattr(report, part):.0%}"
+            rule = (
+                f"must fill at least {min_share:.0%} of the {part}'s keys, got "
+                f"{getattr(report, part):.0%}"
+            )
             raise WeightsError(f"{report.source}: {rule}. {way_out}. {report.line()}")
 
 
 def _refuse_rest(report: LoadReport) -> None:
-    """Refuses what would silently be another network: deformable convolutions, norms in the FPN, P6 from another level."""
+    """Refuses what would silently be another network: deformable convolutions, norms in the FPN, P6
+    from another level.
+    """
     rest = tuple(key for key in report.mismatched + report.unexpected if not _PARTS["head"](key))
     if rest:
         raise WeightsError(
-            f"{report.source}: backbone and neck must be those of detector, backbone, fpn_channels and p6_from, got {len(rest)} "
-            f"keys of other shape or without a place: {_first_few(rest)}. Change these settings; kdr has no deformable "
-            "convolutions, plugins, or norms in the FPN"
+            f"{report.source}: backbone and neck must be those of detector, backbone, fpn_channels "
+            f"and p6_from, got {len(rest)} keys of other shape or without a place: "
+            f"{_first_few(rest)}. Change these settings; kdr has no deformable convolutions, "
+            "plugins, or norms in the FPN"
         )
 
 
@@ -211,10 +273,12 @@ def _by_part(keys: tuple[str, ...]) -> str:
     """Keys by the part that they begin with: one of each, and how many."""
     parts: dict[str, list[str]] = {}
     for key in keys:
-        # mmdetection's averaged weights have their key in one word, such as ema_backbone_conv1_weight
+        # mmdetection's averaged weights have their key in one word, such as
+        # ema_backbone_conv1_weight
         parts.setdefault("ema" if key.startswith("ema_") else key.split(".")[0], []).append(key)
     return ", ".join(
-        of_part[0] + (f" and {len(of_part) - 1} more of {part}" if len(of_part) > 1 else "") for part, of_part in parts.items()
+        of_part[0] + (f" and {len(of_part) - 1} more of {part}" if len(of_part) > 1 else "")
+        for part, of_part in parts.items()
     )
 
 

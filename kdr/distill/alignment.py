@@ -1,4 +1,6 @@
-"""The student's feature levels as most methods compare them: in the channels and cells of the teacher's."""
+"""The student's feature levels as most methods compare them: in the channels and cells of the
+teacher's.
+"""
 
 from collections.abc import Iterator
 
@@ -13,7 +15,8 @@ from kdr.randomness import address
 
 
 class AlignedLevels(nn.Module):
-    """Brings each level of the student that learns to the channels and cells of its teacher's level.
+    """Brings each level of the student that learns to the channels and cells of its teacher's
+    level.
 
     Args:
         method: name of the method that asks.
@@ -21,7 +24,8 @@ class AlignedLevels(nn.Module):
         seed: the trial's seed.
         kind: kind of the adapters.
         init: their initial weights, see `Adapter`.
-        where_channels_differ: adapt only the levels whose channels differ from the teacher's, as FGD, MGD and CWD do.
+        where_channels_differ: adapt only the levels whose channels differ from the teacher's, as
+            FGD, MGD and CWD do.
 
     Raises:
         ConfigError: if an identity adapter would have to change the number of channels.
@@ -40,19 +44,29 @@ class AlignedLevels(nn.Module):
         super().__init__()
         self.levels = levels
         self.adapters = nn.ModuleDict()
-        for name, num_in, num_out in zip(levels.names, levels.student_channels, levels.teacher_channels, strict=True):
+        for name, num_in, num_out in zip(
+            levels.names, levels.student_channels, levels.teacher_channels, strict=True
+        ):
             if kind == "identity" and num_in != num_out:
                 raise ConfigError(
-                    f"distill.{method}: without adapters needs equal channels of student and teacher, got {num_in} and {num_out} "
-                    f"at {name}. Give the student as many FPN channels, or take a method with adapters, such as cwd"
+                    f"distill.{method}: without adapters needs equal channels of student and "
+                    f"teacher, got {num_in} and {num_out} at {name}. Give the student as many FPN "
+                    "channels, or take a method with adapters, such as cwd"
                 )
-            its_kind: AdapterKind = "identity" if where_channels_differ and num_in == num_out else kind
+            its_kind: AdapterKind = (
+                "identity" if where_channels_differ and num_in == num_out else kind
+            )
             its_seed = address(seed, method, "align", name)
-            self.adapters[name] = Adapter(num_in, num_out, kind=its_kind, norm="none", init=init, seed=its_seed)
+            self.adapters[name] = Adapter(
+                num_in, num_out, kind=its_kind, norm="none", init=init, seed=its_seed
+            )
         self._to_teachers_grid = ToTeachersGrid(method)
 
     def forward(self, student: Outputs, teacher: Outputs) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Yields (name, aligned student features, teacher features) of each level, finest first, in equal shapes."""
-        of_student, of_teacher = self.levels.of_student(student.features), self.levels.of_teacher(teacher.features)
+        """Yields (name, aligned student features, teacher features) of each level, finest first, in
+        equal shapes.
+        """
+        of_student = self.levels.of_student(student.features)
+        of_teacher = self.levels.of_teacher(teacher.features)
         for name, features, target in zip(self.levels.names, of_student, of_teacher, strict=True):
             yield name, self._to_teachers_grid(self.adapters[name](features), target, name), target

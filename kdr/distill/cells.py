@@ -1,4 +1,6 @@
-"""The cells of feature maps: how many there are, which of them see an image, and one map brought to the cells of another."""
+"""The cells of feature maps: how many there are, which of them see an image, and one map brought to
+the cells of another.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -18,7 +20,8 @@ def grid_of(features: Tensor) -> tuple[int, int]:
 
 
 class ValidCells:
-    """Which cells of feature maps touch the unpadded images of a batch: V of the method page, once for each size of map.
+    """Which cells of feature maps touch the unpadded images of a batch: V of the method page, once
+    for each size of map.
 
     Args:
         image_sizes: (height, width) of each image in pixels, before padding.
@@ -44,16 +47,21 @@ class ValidCells:
         """(N, H, W) bool, for a feature map (N, C, H, W)."""
         grid = grid_of(features)
         if grid not in self._of_grids:
-            self._of_grids[grid] = valid_cells(self._image_sizes, self._batch_size, grid, device=self._device)
+            self._of_grids[grid] = valid_cells(
+                self._image_sizes, self._batch_size, grid, device=self._device
+            )
         return self._of_grids[grid]
 
     def padding_like(self, features: Tensor) -> Tensor | None:
-        """The other cells, (N, 1, H, W) bool, for a feature map (N, C, H, W); None where there are none."""
+        """The other cells, (N, 1, H, W) bool, for a feature map (N, C, H, W); None where there are
+        none.
+        """
         return ~self.like(features)[:, None] if self._is_padded else None
 
 
 class ToTeachersGrid:
-    """Resizes features of the student to the cells of the teacher's (bilinear), and says so once per level.
+    """Resizes features of the student to the cells of the teacher's (bilinear), and says so once
+    per level.
 
     Args:
         method: name of the method that asks.
@@ -64,13 +72,19 @@ class ToTeachersGrid:
         self._told: set[str] = set()
 
     def __call__(self, features: Tensor, teacher: Tensor, level: str) -> Tensor:
-        """(N, C, H, W) of the student with H and W of the teacher's; `level` is its name for the log."""
+        """(N, C, H, W) of the student with H and W of the teacher's; `level` is its name for the
+        log.
+        """
         grid = grid_of(teacher)
         if grid_of(features) == grid:
             return features
         if level not in self._told:
             self._told.add(level)
             _log.info(
-                "%s: %s of the student, %s cells, is resized to the teacher's %s", self._method, level, grid_of(features), grid
+                "%s: %s of the student, %s cells, is resized to the teacher's %s",
+                self._method,
+                level,
+                grid_of(features),
+                grid,
             )
         return F.interpolate(features, size=grid, mode="bilinear", align_corners=False)

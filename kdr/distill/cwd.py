@@ -1,4 +1,6 @@
-"""CWD: each channel is a distribution over the cells, and the student's is drawn towards the teacher's."""
+"""CWD: each channel is a distribution over the cells, and the student's is drawn towards the
+teacher's.
+"""
 
 from typing import Any
 
@@ -14,12 +16,13 @@ from kdr.distill.method import Method, Outputs, Setup, Term
 
 
 def channel_divergence(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
-    r"""Kullback-Leibler divergence of the channels' distributions over cells, mean over images and channels.
+    r"""Kullback-Leibler divergence of the channels' distributions over cells, mean over images and
+    channels.
 
         L = tau^2 / (N C) sum_{n,c} KL( softmax_{hw}(T_{nc} / tau) || softmax_{hw}(S_{nc} / tau) )
 
-    Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021. Adding a constant to a channel
-    changes nothing.
+    Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021. Adding a
+    constant to a channel changes nothing.
 
     Args:
         student: (N, C, H, W) student features, already projected to the teacher's channels.
@@ -34,9 +37,12 @@ def channel_divergence(student: Tensor, teacher: Tensor, *, temperature: float) 
     """
     refuse_unequal_shapes(student, teacher)
     with torch.autocast(student.device.type, enabled=False):
-        dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+        dtype = torch.promote_types(
+            torch.promote_types(student.dtype, teacher.dtype), torch.float32
+        )
         of_student, of_teacher = (
-            (features.to(dtype).flatten(2) / temperature).log_softmax(-1) for features in (student, teacher.detach())
+            (features.to(dtype).flatten(2) / temperature).log_softmax(-1)
+            for features in (student, teacher.detach())
         )
         divergence = F.kl_div(of_student, of_teacher, reduction="sum", log_target=True)
         return divergence * temperature**2 / (student.shape[0] * student.shape[1])

@@ -33,11 +33,13 @@ def decoupled_distances(student: Tensor, teacher: Tensor, regions: Tensor) -> Te
 
 
 class Defeat(Method):
-    """DeFeat's loss of the neck: L = 1/L sum_l ( w_fg L_fg + w_bg L_bg ), with L_j of `decoupled_distances`, 3x3 adapters.
+    """DeFeat's loss of the neck: L = 1/L sum_l ( w_fg L_fg + w_bg L_bg ), with L_j of
+    `decoupled_distances`, 3x3 adapters.
 
-    Each box is foreground on the one level of its size (`boxes_of_level`), background everywhere else. What differs from the
-    original: a box covers every cell that it touches (`foreground_mask`), where the original cuts its edges to whole cells and
-    leaves a single cell of a box that is long but thin. The loss of the original's head is not here.
+    Each box is foreground on the one level of its size (`boxes_of_level`), background everywhere
+    else. What differs from the original: a box covers every cell that it touches
+    (`foreground_mask`), where the original cuts its edges to whole cells and leaves a single cell
+    of a box that is long but thin. The loss of the original's head is not here.
 
     Args:
         aligned: the levels, adapted.
@@ -47,13 +49,24 @@ class Defeat(Method):
 
     counts_padding = True
 
-    def __init__(self, aligned: AlignedLevels, *, foreground_weight: float, background_weight: float) -> None:
+    def __init__(
+        self, aligned: AlignedLevels, *, foreground_weight: float, background_weight: float
+    ) -> None:
         super().__init__()
         self.aligned = aligned
-        self.weights = {"defeat.foreground": foreground_weight, "defeat.background": background_weight}
+        self.weights = {
+            "defeat.foreground": foreground_weight,
+            "defeat.background": background_weight,
+        }
 
     def forward(
-        self, student: Outputs, teacher: Outputs, *, boxes: Sequence[Tensor], batch_size: tuple[int, int], **_: Any
+        self,
+        student: Outputs,
+        teacher: Outputs,
+        *,
+        boxes: Sequence[Tensor],
+        batch_size: tuple[int, int],
+        **_: Any,
     ) -> list[Term]:
         """Returns the terms `defeat.foreground` and `defeat.background`. See `Method`."""
         stacked = padded_boxes(boxes)
@@ -66,12 +79,19 @@ class Defeat(Method):
             regions = torch.stack([foreground, background_mask(foreground, valid.like(target))])
             distances.append(decoupled_distances(features, target, regions))
         means = torch.stack(distances).mean(0)
-        return [Term(name, value, weight) for (name, weight), value in zip(self.weights.items(), means, strict=True)]
+        return [
+            Term(name, value, weight)
+            for (name, weight), value in zip(self.weights.items(), means, strict=True)
+        ]
 
     def units(self, grids: Sequence[tuple[int, int]], boxes_per_image: float) -> dict[str, float]:  # noqa: ARG002
         """Half a region's weight over the number of levels."""
         names = self.aligned.levels.names
-        return {f"{term}.{name}": weight / 2 / len(names) for term, weight in self.weights.items() for name in names}
+        return {
+            f"{term}.{name}": weight / 2 / len(names)
+            for term, weight in self.weights.items()
+            for name in names
+        }
 
 
 def build_defeat(settings: DefeatConfig, setup: Setup) -> Defeat:
@@ -82,4 +102,8 @@ def build_defeat(settings: DefeatConfig, setup: Setup) -> Defeat:
     """
     levels = matched_levels(setup, "defeat").only(settings.levels, "distill.defeat.levels")
     aligned = AlignedLevels("defeat", levels, seed=setup.seed, kind="conv3x3", init="tiny")
-    return Defeat(aligned, foreground_weight=settings.foreground_weight, background_weight=settings.background_weight)
+    return Defeat(
+        aligned,
+        foreground_weight=settings.foreground_weight,
+        background_weight=settings.background_weight,
+    )

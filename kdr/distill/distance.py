@@ -1,6 +1,7 @@
 """How far two feature maps are apart, as a weighted mean of squares at several pooling scales.
 
-Section F.4 of the method page, always in float32 (float64 stays float64), whatever autocast is around it.
+Section F.4 of the method page, always in float32 (float64 stays float64), whatever autocast is
+around it.
 """
 
 from collections.abc import Sequence
@@ -17,18 +18,25 @@ ScalesBelow = Literal["side", "height"]
 
 
 def masked_pyramid_distance(
-    student: Tensor, teacher: Tensor, weight: Tensor, *, scales: Sequence[Scale], scales_below: ScalesBelow = "side"
+    student: Tensor,
+    teacher: Tensor,
+    weight: Tensor,
+    *,
+    scales: Sequence[Scale],
+    scales_below: ScalesBelow = "side",
 ) -> Tensor:
-    """Measures how far student features are from the teacher's, averaged over several pooling scales.
+    """Measures how far student features are from the teacher's, averaged over several pooling
+    scales.
 
-    Section F.4 of the method page; with weight 1 everywhere and `scales_below="height"` it is ReviewKD's hierarchical
-    context loss (Chen et al., CVPR 2021).
+    Section F.4 of the method page; with weight 1 everywhere and `scales_below="height"` it is
+    ReviewKD's hierarchical context loss (Chen et al., CVPR 2021).
 
     Args:
         student: (N, C, H, W) student features, already projected to the teacher's channels.
         teacher: (N, C, H, W) teacher features; no gradient flows into them.
         weight: (N, H, W) non-negative weights; an image whose weights are all 0 contributes 0.
-        scales: "full" or the side k of a k x k grid; scales that do not fit are skipped, "full" is used if none fits.
+        scales: "full" or the side k of a k x k grid; scales that do not fit are skipped, "full" is
+            used if none fits.
         scales_below: a scale k fits if k is smaller than the shorter side, or than the height.
 
     Returns:
@@ -37,16 +45,25 @@ def masked_pyramid_distance(
     Raises:
         ShapeMismatchError: if the two feature maps differ in shape, or the weight in its cells.
     """
-    return masked_pyramid_distances(student, teacher, weight[None], scales=scales, scales_below=scales_below)[0]
+    return masked_pyramid_distances(
+        student, teacher, weight[None], scales=scales, scales_below=scales_below
+    )[0]
 
 
 def masked_pyramid_distances(
-    student: Tensor, teacher: Tensor, weights: Tensor, *, scales: Sequence[Scale], scales_below: ScalesBelow = "side"
+    student: Tensor,
+    teacher: Tensor,
+    weights: Tensor,
+    *,
+    scales: Sequence[Scale],
+    scales_below: ScalesBelow = "side",
 ) -> Tensor:
-    """Measures the same two feature maps under J weightings at once: `masked_pyramid_distance` for each, (J,).
+    """Measures the same two feature maps under J weightings at once: `masked_pyramid_distance` for
+    each, (J,).
 
-    Masked pooling is one matrix product of the difference with the pooling matrices times the weights: the difference is
-    read once for all regions and scales, and its gradient, unlike that of adaptive pooling on a GPU, is deterministic.
+    Masked pooling is one matrix product of the difference with the pooling matrices times the
+    weights: the difference is read once for all regions and scales, and its gradient, unlike that
+    of adaptive pooling on a GPU, is deterministic.
 
     Args:
         student: (N, C, H, W), see `masked_pyramid_distance`.
@@ -61,8 +78,9 @@ def masked_pyramid_distances(
     num_images, _, height, width = student.shape
     if student.shape != teacher.shape or weights.shape[1:] != (num_images, height, width):
         raise ShapeMismatchError(
-            "distill: student features, teacher features and weights must agree in images and cells, and features in channels, "
-            f"got {tuple(student.shape)}, {tuple(teacher.shape)} and {tuple(weights.shape)}. Project and resize first"
+            "distill: student features, teacher features and weights must agree in images and "
+            f"cells, and features in channels, got {tuple(student.shape)}, {tuple(teacher.shape)} "
+            f"and {tuple(weights.shape)}. Project and resize first"
         )
     used = used_scales(scales, (height, width), below=scales_below)
     halves = [0.5**i for i in range(len(used))]
@@ -79,7 +97,9 @@ def masked_pyramid_distances(
     return total
 
 
-def squared_errors(student: Tensor, teacher: Tensor, *, channel_weights: Tensor | None = None) -> Tensor:
+def squared_errors(
+    student: Tensor, teacher: Tensor, *, channel_weights: Tensor | None = None
+) -> Tensor:
     """The squared difference of each cell, as a mean over channels: (N, H, W).
 
     Args:
@@ -99,7 +119,9 @@ def squared_errors(student: Tensor, teacher: Tensor, *, channel_weights: Tensor 
 
 
 def refuse_unequal_shapes(student: Tensor, teacher: Tensor) -> None:
-    """Raises ShapeMismatchError where student features (N, C, H, W) have not been brought to the teacher's shape."""
+    """Raises ShapeMismatchError where student features (N, C, H, W) have not been brought to the
+    teacher's shape.
+    """
     if student.shape != teacher.shape:
         raise ShapeMismatchError(
             "distill: student and teacher features must agree in images, channels and cells, "
@@ -107,7 +129,9 @@ def refuse_unequal_shapes(student: Tensor, teacher: Tensor) -> None:
         )
 
 
-def used_scales(scales: Sequence[Scale], grid: tuple[int, int], *, below: ScalesBelow) -> list[Scale]:
+def used_scales(
+    scales: Sequence[Scale], grid: tuple[int, int], *, below: ScalesBelow
+) -> list[Scale]:
     """The scales that fit a feature map of (H, W) cells, largest first; `full` if no other does."""
     limit = min(grid) if below == "side" else grid[0]
     numbers = sorted({k for k in scales if k != "full" and k < limit}, reverse=True)
@@ -128,25 +152,36 @@ def _cell_distances(difference: Tensor, weights: Tensor) -> Tensor:
     return (coefficient * energy).sum((1, 2, 3))
 
 
-def _pooled_distances(difference: Tensor, weights: Tensor, scales: Sequence[tuple[int, float]]) -> Tensor:
-    """Sum over (scale k, omega) of omega d_k, with d_k the distance of masked means in the bins of a k x k grid: (J,)."""
+def _pooled_distances(
+    difference: Tensor, weights: Tensor, scales: Sequence[tuple[int, float]]
+) -> Tensor:
+    """Sum over (scale k, omega) of omega d_k, with d_k the distance of masked means in the bins of
+    a k x k grid: (J,).
+    """
     num_images, _, height, width = difference.shape
-    pooling = torch.cat([_pooling_matrix(height, width, k, like=difference) for k, _ in scales], 1)  # (H W, Q)
-    weighted = weights.permute(1, 2, 3, 0).flatten(1, 2)[..., None] * pooling[:, None, :]  # (N, H W, J, Q)
+    # (H W, Q)
+    pooling = torch.cat([_pooling_matrix(height, width, k, like=difference) for k, _ in scales], 1)
+    # (N, H W, J, Q)
+    weighted = weights.permute(1, 2, 3, 0).flatten(1, 2)[..., None] * pooling[:, None, :]
     mass = weighted.sum(1)  # (N, J, Q)
     sums = difference.flatten(2) @ weighted.flatten(2)  # (N, C, J Q)
     energy = (sums * _reciprocal(mass).flatten(1)[:, None]).square().mean(1).view_as(mass)
     shares = [
         omega * part * _reciprocal(part.sum(-1, keepdim=True))
-        for (_, omega), part in zip(scales, torch.split(mass, [k * k for k, _ in scales], -1), strict=True)
+        for (_, omega), part in zip(
+            scales, torch.split(mass, [k * k for k, _ in scales], -1), strict=True
+        )
     ]
     return (torch.cat(shares, -1) * energy).sum((0, 2)) / num_images
 
 
 def _pooling_matrix(height: int, width: int, k: int, *, like: Tensor) -> Tensor:
-    """Adaptive average pooling to k x k as a matrix (H W, k k): it is linear, so the matrix is what it makes of unit maps."""
+    """Adaptive average pooling to k x k as a matrix (H W, k k): it is linear, so the matrix is what
+    it makes of unit maps.
+    """
     rows, columns = (
-        F.adaptive_avg_pool1d(torch.eye(size, dtype=like.dtype, device=like.device), k) for size in (height, width)
+        F.adaptive_avg_pool1d(torch.eye(size, dtype=like.dtype, device=like.device), k)
+        for size in (height, width)
     )  # (H, k), (W, k)
     return (rows[:, None, :, None] * columns[None, :, None, :]).reshape(height * width, k * k)
 

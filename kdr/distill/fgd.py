@@ -1,4 +1,6 @@
-"""FGD: focal distillation of foreground and background under the teacher's attention, and global distillation of relations."""
+"""FGD: focal distillation of foreground and background under the teacher's attention, and global
+distillation of relations.
+"""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +21,8 @@ from kdr.randomness import address
 
 
 def spatial_attention(features: Tensor, *, temperature: float) -> Tensor:
-    """Attention to cells: H W softmax_{hw}( mean_c |F| / tau ), of mean 1 over the cells of an image.
+    """Attention to cells: H W softmax_{hw}( mean_c |F| / tau ), of mean 1 over the cells of an
+    image.
 
     Args:
         features: (N, C, H, W).
@@ -33,14 +36,18 @@ def spatial_attention(features: Tensor, *, temperature: float) -> Tensor:
 
 
 def channel_attention(features: Tensor, *, temperature: float) -> Tensor:
-    """Attention to channels: C softmax_c( mean_{hw} |F| / tau ), of mean 1 over the channels of an image: (N, C)."""
+    """Attention to channels: C softmax_c( mean_{hw} |F| / tau ), of mean 1 over the channels of an
+    image: (N, C).
+    """
     return _attention(_magnitude(features).mean((2, 3)), temperature)
 
 
 def focal_weights(foreground: Tensor, valid: Tensor) -> Tensor:
-    """FGD's region weights: foreground by 1 / (cells of the box), background by 1 / (cells of the background).
+    """FGD's region weights: foreground by 1 / (cells of the box), background by 1 / (cells of the
+    background).
 
-    The weights of the foreground sum to the number of boxes, as far as they do not meet, those of the background to 1.
+    The weights of the foreground sum to the number of boxes, as far as they do not meet, those of
+    the background to 1.
 
     Args:
         foreground: (N, H, W), see `foreground_mask` with `area`.
@@ -53,12 +60,15 @@ def focal_weights(foreground: Tensor, valid: Tensor) -> Tensor:
     return torch.stack([foreground, background / background.sum((1, 2), keepdim=True).clamp(min=1)])
 
 
-def focal_distances(student: Tensor, teacher: Tensor, weights: Tensor, *, temperature: float) -> Tensor:
+def focal_distances(
+    student: Tensor, teacher: Tensor, weights: Tensor, *, temperature: float
+) -> Tensor:
     r"""Sums of squared differences per region, under the teacher's attention, mean over images.
 
         L_j = 1/N sum_n sum_{hw} w_j G^S(T)_{hw} sum_c G^C(T)_c (S - T)^2
 
-    Yang et al., "Focal and Global Knowledge Distillation for Detectors", CVPR 2022, its focal loss without alpha and beta.
+    Yang et al., "Focal and Global Knowledge Distillation for Detectors", CVPR 2022, its focal loss
+    without alpha and beta.
 
     Args:
         student: (N, C, H, W) student features, already projected to the teacher's channels.
@@ -77,16 +87,26 @@ def focal_distances(student: Tensor, teacher: Tensor, weights: Tensor, *, temper
 
 
 def attention_distance(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
-    """Sum of absolute differences of both attentions, mean over images; FGD's attention loss without its gamma."""
+    """Sum of absolute differences of both attentions, mean over images; FGD's attention loss
+    without its gamma.
+    """
     both = [
-        (attention(student, temperature=temperature) - attention(teacher.detach(), temperature=temperature)).abs().sum()
+        (
+            attention(student, temperature=temperature)
+            - attention(teacher.detach(), temperature=temperature)
+        )
+        .abs()
+        .sum()
         for attention in (spatial_attention, channel_attention)
     ]
     return (both[0] + both[1]) / len(student)
 
 
-def relation_distance(student: Tensor, teacher: Tensor, of_student: Tensor, of_teacher: Tensor) -> Tensor:
-    """Sum of squared differences of features plus their contexts, mean over images; FGD's global loss without its lambda.
+def relation_distance(
+    student: Tensor, teacher: Tensor, of_student: Tensor, of_teacher: Tensor
+) -> Tensor:
+    """Sum of squared differences of features plus their contexts, mean over images; FGD's global
+    loss without its lambda.
 
     Args:
         student: (N, C, H, W) student features, already projected to the teacher's channels.
@@ -100,9 +120,11 @@ def relation_distance(student: Tensor, teacher: Tensor, of_student: Tensor, of_t
 
 
 class Context(nn.Module):
-    """The global context that GcBlock adds to every cell: W2 ReLU(LN(W1 sum_j softmax_j(W_k F_j) F_j)), 0 at the start.
+    """The global context that GcBlock adds to every cell: W2 ReLU(LN(W1 sum_j softmax_j(W_k F_j)
+    F_j)), 0 at the start.
 
-    Cao et al., "GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond", ICCVW 2019, ratio 1/2.
+    Cao et al., "GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond", ICCVW 2019,
+    ratio 1/2.
 
     Args:
         channels: C.
@@ -113,7 +135,9 @@ class Context(nn.Module):
         super().__init__()
         hidden = max(1, channels // 2)
         self.attend = blank_conv(channels, 1, 1, bias=False)  # softmax does not see a bias
-        nn.init.kaiming_normal_(self.attend.weight, generator=torch.Generator().manual_seed(address(seed, "attend")))
+        nn.init.kaiming_normal_(
+            self.attend.weight, generator=torch.Generator().manual_seed(address(seed, "attend"))
+        )
         self.squeeze = default_conv(channels, hidden, seed=address(seed, "squeeze"))
         self.norm = nn.GroupNorm(1, hidden)  # over all channels of the one cell: a layer norm
         self.expand = blank_conv(hidden, channels, 1, bias=True)
@@ -130,13 +154,15 @@ class Context(nn.Module):
 class Fgd(Method):
     """FGD: L = sum_l ( alpha L_fg + beta L_bg + gamma L_attention + lambda L_relation ).
 
-    L_fg and L_bg are `focal_distances` under `focal_weights`, of every box on every level; 1x1 adapters where channels
-    differ. The teacher's `Context` is trained as the student's is, so the target of the relation moves, as in the original.
+    L_fg and L_bg are `focal_distances` under `focal_weights`, of every box on every level; 1x1
+    adapters where channels differ. The teacher's `Context` is trained as the student's is, so the
+    target of the relation moves, as in the original.
 
-    What differs from the original, and why: boxes are measured against the padded batch, where the original divides by the
-    unpadded image and so stretches its masks in batches of unequal images; a box covers the cells that it touches, where the
-    original adds a column to the right and a row below. That the weights of the foreground sum to the number of boxes, and
-    those of the background to 1, is the paper's.
+    What differs from the original, and why: boxes are measured against the padded batch, where the
+    original divides by the unpadded image and so stretches its masks in batches of unequal images;
+    a box covers the cells that it touches, where the original adds a column to the right and a row
+    below. That the weights of the foreground sum to the number of boxes, and those of the
+    background to 1, is the paper's.
 
     Args:
         aligned: the levels, adapted.
@@ -173,35 +199,56 @@ class Fgd(Method):
             nn.ModuleDict(
                 {
                     name: Context(channels, seed=address(seed, "fgd", "context", role, name))
-                    for name, channels in zip(aligned.levels.names, aligned.levels.teacher_channels, strict=True)
+                    for name, channels in zip(
+                        aligned.levels.names, aligned.levels.teacher_channels, strict=True
+                    )
                 }
             )
             for role in ("student", "teacher")
         )
 
     def forward(
-        self, student: Outputs, teacher: Outputs, *, boxes: Sequence[Tensor], batch_size: tuple[int, int], **_: Any
+        self,
+        student: Outputs,
+        teacher: Outputs,
+        *,
+        boxes: Sequence[Tensor],
+        batch_size: tuple[int, int],
+        **_: Any,
     ) -> list[Term]:
-        """Returns the terms `fgd.foreground`, `fgd.background`, `fgd.attention` and `fgd.relation`. See `Method`."""
+        """Returns the terms `fgd.foreground`, `fgd.background`, `fgd.attention` and `fgd.relation`.
+        See `Method`.
+        """
         stacked = padded_boxes(boxes)
         valid = ValidCells([batch_size] * len(boxes), batch_size, stacked.device)
         tau = self.temperature
         levels = []
         for name, features, target in self.aligned(student, teacher):
             foreground = foreground_mask(stacked, valid.like(target), batch_size, values="area")
-            focal = focal_distances(features, target, focal_weights(foreground, valid.like(target)), temperature=tau)
+            focal = focal_distances(
+                features, target, focal_weights(foreground, valid.like(target)), temperature=tau
+            )
             attention = attention_distance(features, target, temperature=tau)
             contexts = self.of_student[name](features), self.of_teacher[name](target)
-            levels.append(torch.stack([*focal, attention, relation_distance(features, target, *contexts)]))
+            levels.append(
+                torch.stack([*focal, attention, relation_distance(features, target, *contexts)])
+            )
         values = torch.stack(levels).sum(0)
-        return [Term(name, value, weight) for (name, weight), value in zip(self.weights.items(), values, strict=True)]
+        return [
+            Term(name, value, weight)
+            for (name, weight), value in zip(self.weights.items(), values, strict=True)
+        ]
 
     def units(self, grids: Sequence[tuple[int, int]], boxes_per_image: float) -> dict[str, float]:
-        """What each sum of squares is of a mean: channels times boxes, times 1, times cells; attention has no such unit."""
+        """What each sum of squares is of a mean: channels times boxes, times 1, times cells;
+        attention has no such unit.
+        """
         levels = self.aligned.levels
         return {
             f"{term}.{name}": self.weights[term] * channels * count
-            for name, channels, (_, level) in zip(levels.names, levels.teacher_channels, levels.pairs, strict=True)
+            for name, channels, (_, level) in zip(
+                levels.names, levels.teacher_channels, levels.pairs, strict=True
+            )
             for term, count in (
                 ("fgd.foreground", boxes_per_image),
                 ("fgd.background", 1.0),

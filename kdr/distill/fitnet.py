@@ -13,10 +13,11 @@ from kdr.distill.method import Method, Outputs, Setup, Term
 
 
 class Fitnet(Method):
-    """L = sum_l mean( (a_l(S_l) - T_l)^2 ), with adapters a_l, mean over images, channels and cells.
+    """L = sum_l mean( (a_l(S_l) - T_l)^2 ), with adapters a_l, mean over images, channels and
+    cells.
 
-    Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, on every level of the neck, as the imitation baseline of
-    later papers has it. Padding counts, as there.
+    Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, on every level of the neck, as
+    the imitation baseline of later papers has it. Padding counts, as there.
 
     Args:
         aligned: the levels, adapted.
@@ -30,7 +31,10 @@ class Fitnet(Method):
 
     def forward(self, student: Outputs, teacher: Outputs, **_: Any) -> list[Term]:
         """Returns the term `fitnet.feature`. See `Method`."""
-        errors = [squared_errors(features, target).mean() for _, features, target in self.aligned(student, teacher)]
+        errors = [
+            squared_errors(features, target).mean()
+            for _, features, target in self.aligned(student, teacher)
+        ]
         return [Term("fitnet.feature", torch.stack(errors).sum())]
 
     def units(self, grids: Sequence[tuple[int, int]], boxes_per_image: float) -> dict[str, float]:  # noqa: ARG002

@@ -1,4 +1,6 @@
-"""FRS: cells count by how sure the teacher is of any class there, features and class scores alike."""
+"""FRS: cells count by how sure the teacher is of any class there, features and class scores
+alike.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +20,8 @@ from kdr.errors import ShapeMismatchError
 
 @torch.no_grad()
 def feature_richness(teacher_logits: Tensor) -> Tensor:
-    """Scores cells by the most probable class among all of the teacher's boxes there: (N, H, W), in [0, 1].
+    """Scores cells by the most probable class among all of the teacher's boxes there: (N, H, W), in
+    [0, 1].
 
     Du et al., "Distilling Object Detectors with Feature Richness", NeurIPS 2021.
 
@@ -29,7 +32,8 @@ def feature_richness(teacher_logits: Tensor) -> Tensor:
 
 
 def richness_mean(of_cells: Tensor, richness: Tensor) -> Tensor:
-    """The mean over all cells of a batch, weighted by their richness: a scalar; 0 where no cell has any.
+    """The mean over all cells of a batch, weighted by their richness: a scalar; 0 where no cell has
+    any.
 
     Args:
         of_cells: (N, H, W) what is averaged.
@@ -40,7 +44,8 @@ def richness_mean(of_cells: Tensor, richness: Tensor) -> Tensor:
 
 
 def score_errors(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Cross entropy between the class probabilities of two detectors, summed over boxes and classes: (N, H, W).
+    """Cross entropy between the class probabilities of two detectors, summed over boxes and
+    classes: (N, H, W).
 
     Args:
         student_logits: (N, A, K, H, W) class logits.
@@ -51,23 +56,29 @@ def score_errors(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """
     if student_logits.shape != teacher_logits.shape:
         raise ShapeMismatchError(
-            "distill.frs: student and teacher must agree in boxes per cell, classes and cells of their logits, "
-            f"got {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}. Choose detectors of one kind and size"
+            "distill.frs: student and teacher must agree in boxes per cell, classes and cells of "
+            f"their logits, got {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}. "
+            "Choose detectors of one kind and size"
         )
     with torch.autocast(student_logits.device.type, enabled=False):
-        dtype = torch.promote_types(torch.promote_types(student_logits.dtype, teacher_logits.dtype), torch.float32)
+        dtype = torch.promote_types(
+            torch.promote_types(student_logits.dtype, teacher_logits.dtype), torch.float32
+        )
         targets = teacher_logits.detach().to(dtype).sigmoid()
-        return F.binary_cross_entropy_with_logits(student_logits.to(dtype), targets, reduction="none").sum((1, 2))
+        return F.binary_cross_entropy_with_logits(
+            student_logits.to(dtype), targets, reduction="none"
+        ).sum((1, 2))
 
 
 class Frs(Method):
     r"""Distils features and class scores where the teacher sees something.
 
-        L = sum_l [ w_f mean_q( ||a_l(S_l) - T_l||^2 ) + w_s mean_q( sum_{a,k} BCE(sigma(s_l), sigma(t_l)) ) ]
-        q = max_{a,k} sigma(t_l),   mean_q(x) = sum q x / sum q over the cells of the batch
+        L = sum_l [ w_f mean_q( ||a_l(S_l) - T_l||^2 ) + w_s mean_q( sum_{a,k} BCE(sigma(s_l),
+        sigma(t_l)) ) ] q = max_{a,k} sigma(t_l),   mean_q(x) = sum q x / sum q over the cells of
+        the batch
 
-    with 3x3 adapters a_l, class logits s_l and t_l, and the sum of squares taken over channels. No ground truth is used. Cells
-    of padding count as much as the teacher sees in them.
+    with 3x3 adapters a_l, class logits s_l and t_l, and the sum of squares taken over channels. No
+    ground truth is used. Cells of padding count as much as the teacher sees in them.
 
     Source: Du et al., "Distilling Object Detectors with Feature Richness", NeurIPS 2021.
 
@@ -79,7 +90,9 @@ class Frs(Method):
 
     counts_padding = True
 
-    def __init__(self, aligned: AlignedLevels, *, feature_weight: float, score_weight: float) -> None:
+    def __init__(
+        self, aligned: AlignedLevels, *, feature_weight: float, score_weight: float
+    ) -> None:
         super().__init__()
         self.aligned = aligned
         self.feature_weight, self.score_weight = feature_weight, score_weight
@@ -99,15 +112,23 @@ class Frs(Method):
         features, scores = [], []
         for (name, aligned, target), logits, target_logits in of_levels:
             richness = feature_richness(target_logits)
-            features.append(target.shape[1] * richness_mean(squared_errors(aligned, target), richness))
-            scores.append(richness_mean(score_errors(self._resized(logits, target, name), target_logits), richness))
+            features.append(
+                target.shape[1] * richness_mean(squared_errors(aligned, target), richness)
+            )
+            scores.append(
+                richness_mean(
+                    score_errors(self._resized(logits, target, name), target_logits), richness
+                )
+            )
         return [
             Term("frs.feature", torch.stack(features).sum(), self.feature_weight),
             Term("frs.score", torch.stack(scores).sum(), self.score_weight),
         ]
 
     def units(self, grids: Sequence[tuple[int, int]], boxes_per_image: float) -> dict[str, float]:  # noqa: ARG002
-        """Of the features, the weight times the channels that are summed over; the scores have none."""
+        """Of the features, the weight times the channels that are summed over; the scores have
+        none.
+        """
         levels = self.aligned.levels
         return {
             f"frs.feature.{name}": self.feature_weight * channels

@@ -26,18 +26,19 @@ _log = logging.getLogger(__name__)
 class Kdr(Method):
     r"""Distils the reviewed student's features, foreground and background apart, at several scales.
 
-        L = sum_l [ b D_l(M_fg) + (1 - b) D_l(M_bg) ],   without masks   L = sum_l D_l(V)
-        D_l(w) = sum_i omega_i d_{k_i}(w) / sum_i omega_i,   omega_i = (1/2)^i
-        d_k(w) = sum_n v_n sum_bins pi_k (1/C) sum_c mu_k^2,   mu_k = A_k(w D) / A_k(w),   D = (G_l - T_l) / sigma_l
+        L = sum_l [ b D_l(M_fg) + (1 - b) D_l(M_bg) ],   without masks   L = sum_l D_l(V) D_l(w) =
+        sum_i omega_i d_{k_i}(w) / sum_i omega_i,   omega_i = (1/2)^i d_k(w) = sum_n v_n sum_bins
+        pi_k (1/C) sum_c mu_k^2,   mu_k = A_k(w D) / A_k(w),   D = (G_l - T_l) / sigma_l
 
-    with G_l the reviewed student features of level l (`ReviewChain`), T_l the teacher's, sigma_l the teacher's standard
-    deviation (one for all levels, or the level's own, or 1), A_k adaptive average pooling to k x k, pi_k a bin's share of the
-    mass A_k(w), v_n = 1/N for images with any mass, M_fg and M_bg the region weights (`kdr.distill.masks`), V the cells that
-    see the image and b the balance of foreground. Section F of the method page fixes what the abstract leaves open; it has
-    each level's own deviation, which was found worse (`docs/evidence.md`).
+    with G_l the reviewed student features of level l (`ReviewChain`), T_l the teacher's, sigma_l
+    the teacher's standard deviation (one for all levels, or the level's own, or 1), A_k adaptive
+    average pooling to k x k, pi_k a bin's share of the mass A_k(w), v_n = 1/N for images with any
+    mass, M_fg and M_bg the region weights (`kdr.distill.masks`), V the cells that see the image and
+    b the balance of foreground. Section F of the method page fixes what the abstract leaves open;
+    it has each level's own deviation, which was found worse (`docs/evidence.md`).
 
-    Source: Zhang Yao, Pan Zhisong, "Object detection distillation based on knowledge review and feature decoupling",
-    Application Research of Computers 2023(5): 1542-1547.
+    Source: Zhang Yao, Pan Zhisong, "Object detection distillation based on knowledge review and
+    feature decoupling", Application Research of Computers 2023(5): 1542-1547.
 
     Args:
         review: the review chain over the matched levels.
@@ -84,11 +85,20 @@ class Kdr(Method):
         batch_size: tuple[int, int],
         **_: Any,
     ) -> list[Term]:
-        """Returns the terms `kdr.foreground` and `kdr.background`, or `kdr.feature` without masks. See `Method`."""
+        """Returns the terms `kdr.foreground` and `kdr.background`, or `kdr.feature` without masks.
+        See `Method`.
+        """
         distances = self.level_distances(
-            student.features, teacher.features, boxes=boxes, image_sizes=image_sizes, batch_size=batch_size
+            student.features,
+            teacher.features,
+            boxes=boxes,
+            image_sizes=image_sizes,
+            batch_size=batch_size,
         )
-        return [Term(name, value, share) for (name, share), value in zip(self._shares().items(), distances.sum(1), strict=True)]
+        return [
+            Term(name, value, share)
+            for (name, share), value in zip(self._shares().items(), distances.sum(1), strict=True)
+        ]
 
     def level_distances(
         self,
@@ -99,14 +109,22 @@ class Kdr(Method):
         image_sizes: Sequence[tuple[int, int]],
         batch_size: tuple[int, int],
     ) -> Tensor:
-        """Measures each region at each matched level: (2, L) foreground and background, or (1, L) without masks."""
+        """Measures each region at each matched level: (2, L) foreground and background, or (1, L)
+        without masks.
+        """
         matched = self.levels.of_student(student)
-        valid = ValidCells(image_sizes, batch_size, matched[0].device, count_padding=self.counts_padding)
+        valid = ValidCells(
+            image_sizes, batch_size, matched[0].device, count_padding=self.counts_padding
+        )
         reviewed = self.review(matched, [valid.padding_like(features) for features in matched])
         stacked = padded_boxes(boxes) if self.masks == "boxes" else None
         distances = []
         for name, features, target, std in zip(
-            self.levels.names, reviewed, self.levels.of_teacher(teacher), self.teacher_std, strict=True
+            self.levels.names,
+            reviewed,
+            self.levels.of_teacher(teacher),
+            self.teacher_std,
+            strict=True,
         ):
             dtype = torch.promote_types(features.dtype, torch.float32)
             distance = masked_pyramid_distances(
@@ -116,15 +134,20 @@ class Kdr(Method):
                 scales=self.scales,
                 scales_below=self.scales_below,
             )
-            distances.append(distance / std**2)  # D is homogeneous: dividing both features by std divides it by std^2
+            # D is homogeneous: dividing both features by std divides it by std^2
+            distances.append(distance / std**2)
         return torch.stack(distances, 1)
 
     def logged_numbers(self) -> dict[str, Tensor]:
-        """How much of the coarse level each link adds, such as `zeta.P5->P4`; none under gated fusion."""
+        """How much of the coarse level each link adds, such as `zeta.P5->P4`; none under gated
+        fusion.
+        """
         return {f"zeta.{name}": zeta.detach() for name, zeta in self.review.zetas().items()}
 
     def units(self, grids: Sequence[tuple[int, int]], boxes_per_image: float) -> dict[str, float]:  # noqa: ARG002
-        """A region's share over the variance that its features are divided by; pooling scales aside."""
+        """A region's share over the variance that its features are divided by; pooling scales
+        aside.
+        """
         return {
             f"{term}.{name}": share / std**2
             for term, share in self._shares().items()
@@ -135,15 +158,24 @@ class Kdr(Method):
         """The terms and their shares of the method's weight."""
         if self.masks == "none":
             return {"kdr.feature": 1.0}
-        return {"kdr.foreground": self.foreground_share, "kdr.background": 1 - self.foreground_share}
+        return {
+            "kdr.foreground": self.foreground_share,
+            "kdr.background": 1 - self.foreground_share,
+        }
 
     def _region_weights(
-        self, boxes_xyxy: Tensor | None, valid: Tensor, batch_size: tuple[int, int], dtype: torch.dtype
+        self,
+        boxes_xyxy: Tensor | None,
+        valid: Tensor,
+        batch_size: tuple[int, int],
+        dtype: torch.dtype,
     ) -> Tensor:
         """The weights of the regions that are measured: (2, N, H, W) or (1, N, H, W)."""
         if boxes_xyxy is None:
             return valid.to(dtype)[None]
-        foreground = foreground_mask(boxes_xyxy, valid, batch_size, values=self.mask_values, dtype=dtype)
+        foreground = foreground_mask(
+            boxes_xyxy, valid, batch_size, values=self.mask_values, dtype=dtype
+        )
         return torch.stack([foreground, background_mask(foreground, valid)])
 
 
@@ -151,14 +183,17 @@ def build_kdr(settings: KdrConfig, setup: Setup) -> Kdr:
     """Builds the method from its settings.
 
     Raises:
-        ConfigError: if no level matches, a link is unknown, identity adapters do not fit, or a deviation is not positive.
+        ConfigError: if no level matches, a link is unknown, identity adapters do not fit, or a
+            deviation is not positive.
     """
     levels = matched_levels(setup, "kdr")
     review = ReviewChain(
         levels.names,
         levels.student_channels,
         levels.teacher_channels,
-        links=_usable_links(settings.review_links, unique_level_names(setup.student.strides), levels.names),
+        links=_usable_links(
+            settings.review_links, unique_level_names(setup.student.strides), levels.names
+        ),
         seed=address(setup.seed, "kdr"),
         attention=settings.attention,
         fusion=settings.fusion,
@@ -189,23 +224,33 @@ def _divisors(
     if normalisation == "none":
         return None
     stds = levels.teacher_std(setup, "distill.kdr.normalisation")
-    return stds if normalisation == "level_std" else (math.sqrt(fmean(std**2 for std in stds)),) * len(stds)
+    return (
+        stds
+        if normalisation == "level_std"
+        else (math.sqrt(fmean(std**2 for std in stds)),) * len(stds)
+    )
 
 
-def _usable_links(links: Literal["all"] | Sequence[str], all_names: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The links between neighbouring matched levels; a known link that lost a level in the matching is dropped."""
+def _usable_links(
+    links: Literal["all"] | Sequence[str], all_names: Sequence[str], names: Sequence[str]
+) -> list[str]:
+    """The links between neighbouring matched levels; a known link that lost a level in the matching
+    is dropped.
+    """
     known, usable = _links_between(all_names), _links_between(names)
     if links == "all":
         return usable
     unknown = [link for link in links if link not in known]
     if unknown:
         raise ConfigError(
-            f"distill.kdr.review_links: each must be one of {', '.join(known) or 'none'}, got {', '.join(unknown)}. "
-            "A link joins two neighbouring levels of the student"
+            f"distill.kdr.review_links: each must be one of {', '.join(known) or 'none'}, got "
+            f"{', '.join(unknown)}. A link joins two neighbouring levels of the student"
         )
     dropped = [link for link in links if link not in usable]
     if dropped:
-        _log.warning("kdr: review links %s are dropped: the teacher has no such level", ", ".join(dropped))
+        _log.warning(
+            "kdr: review links %s are dropped: the teacher has no such level", ", ".join(dropped)
+        )
     return [link for link in usable if link in links]
 
 

@@ -16,7 +16,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MatchedLevels:
-    """The levels of a student that learn, finest first, and those of the teacher that they learn from."""
+    """The levels of a student that learn, finest first, and those of the teacher that they learn
+    from.
+    """
 
     names: tuple[str, ...]
     """Unique names by the student's stride, such as P3."""
@@ -34,7 +36,8 @@ class MatchedLevels:
         """Those of some names; all for None.
 
         Args:
-            names: names of levels; one that is not here is left out, since the teacher has none of its stride.
+            names: names of levels; one that is not here is left out, since the teacher has none of
+                its stride.
             setting: path of the setting that names them.
 
         Raises:
@@ -43,8 +46,8 @@ class MatchedLevels:
         kept = [i for i, name in enumerate(self.names) if names is None or name in names]
         if not kept:
             raise ConfigError(
-                f"{setting}: must name a level that student and teacher share, got {', '.join(names or ())}. "
-                f"They share {', '.join(self.names)}"
+                f"{setting}: must name a level that student and teacher share, got "
+                f"{', '.join(names or ())}. They share {', '.join(self.names)}"
             )
         return MatchedLevels(
             tuple(self.names[i] for i in kept),
@@ -58,7 +61,9 @@ class MatchedLevels:
         return [levels[level] for level, _ in self.pairs]
 
     def of_teacher(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """Those of the teacher's tensors, one per level, that are matched; no gradient flows into them."""
+        """Those of the teacher's tensors, one per level, that are matched; no gradient flows into
+        them.
+        """
         return [levels[level].detach() for _, level in self.pairs]
 
     def teacher_std(self, setup: Setup, setting: str) -> tuple[float, ...]:
@@ -76,8 +81,8 @@ class MatchedLevels:
         for name, std in zip(self.names, stds, strict=True):
             if not 0 < std < math.inf:
                 raise ConfigError(
-                    f"{setting}: needs a positive standard deviation of the teacher's features at every "
-                    f"level, got {std} at {name}. Check the teacher's weights, or use none"
+                    f"{setting}: needs a positive standard deviation of the teacher's features at "
+                    f"every level, got {std} at {name}. Check the teacher's weights, or use none"
                 )
         return tuple(stds)
 
@@ -98,7 +103,9 @@ def matched_levels(setup: Setup, method: str) -> MatchedLevels:
     names = [all_names[level] for level, _ in pairs]
     if dropped := [name for name in all_names if name not in names]:
         _log.warning(
-            "%s: levels %s of the student learn nothing: the teacher has none of their stride", method, ", ".join(dropped)
+            "%s: levels %s of the student learn nothing: the teacher has none of their stride",
+            method,
+            ", ".join(dropped),
         )
     return MatchedLevels(
         tuple(names),
@@ -108,11 +115,13 @@ def matched_levels(setup: Setup, method: str) -> MatchedLevels:
     )
 
 
-def match_levels(student_strides: Sequence[float], teacher_strides: Sequence[float]) -> list[tuple[int, int]]:
+def match_levels(
+    student_strides: Sequence[float], teacher_strides: Sequence[float]
+) -> list[tuple[int, int]]:
     """Pairs the levels of two detectors one to one by stride, never by index.
 
-    Section F.1 of the method page: strides may differ by less than a factor of sqrt(2); the nearest pairs are made first,
-    ties go to the earlier level. Levels without a partner are left out.
+    Section F.1 of the method page: strides may differ by less than a factor of sqrt(2); the nearest
+    pairs are made first, ties go to the earlier level. Levels without a partner are left out.
 
     Args:
         student_strides: strides of the student's levels in pixels.
@@ -135,16 +144,23 @@ def match_levels(student_strides: Sequence[float], teacher_strides: Sequence[flo
             pairs[student] = teacher
     if not pairs:
         raise ConfigError(
-            "distill: student and teacher must share a feature level (strides within a factor of sqrt(2)), "
-            f"got strides {_shown(student_strides)} and {_shown(teacher_strides)}. Choose detectors whose pyramids overlap"
+            "distill: student and teacher must share a feature level (strides within a factor of "
+            f"sqrt(2)), got strides {_shown(student_strides)} and {_shown(teacher_strides)}. "
+            "Choose detectors whose pyramids overlap"
         )
     return sorted(pairs.items())
 
 
 def unique_level_names(strides: Sequence[float]) -> list[str]:
-    """Names levels by stride, P3 for stride 8; a second level of the same stride is P3b, a third P3c."""
+    """Names levels by stride, P3 for stride 8; a second level of the same stride is P3b, a third
+    P3c.
+    """
     names = [level_name(stride) for stride in strides]
-    return [name + "abcdefgh"[earlier] * (earlier > 0) for i, name in enumerate(names) for earlier in [names[:i].count(name)]]
+    return [
+        name + "abcdefgh"[earlier] * (earlier > 0)
+        for i, name in enumerate(names)
+        for earlier in [names[:i].count(name)]
+    ]
 
 
 def _shown(strides: Sequence[float]) -> str:

@@ -1,6 +1,7 @@
 """Region weights: which cells of a feature map see the image, its foreground, its background.
 
-Section F.3 of the method page. Everything is built on the device of the boxes, without waiting for it.
+Section F.3 of the method page. Everything is built on the device of the boxes, without waiting for
+it.
 """
 
 from collections.abc import Sequence
@@ -16,9 +17,14 @@ _CHUNK_ELEMENTS = 2**22  # 16 MiB of float32 while the boxes of a level are pain
 
 
 def valid_cells(
-    image_sizes: Sequence[tuple[int, int]], batch_size: tuple[int, int], grid: tuple[int, int], *, device: torch.device | str
+    image_sizes: Sequence[tuple[int, int]],
+    batch_size: tuple[int, int],
+    grid: tuple[int, int],
+    *,
+    device: torch.device | str,
 ) -> Tensor:
-    """Marks the cells that touch the unpadded image: the first ceil(h H / H_b) rows and ceil(w W / W_b) columns.
+    """Marks the cells that touch the unpadded image: the first ceil(h H / H_b) rows and ceil(w W /
+    W_b) columns.
 
     Args:
         image_sizes: (height, width) of each image in pixels, before padding.
@@ -33,7 +39,10 @@ def valid_cells(
         return torch.ones((len(image_sizes), *grid), dtype=torch.bool, device=device)
     # whole numbers: a ceiling of a rounded product would sometimes be one cell too many
     counts = [
-        [-(-extent * cells // pixels) for extent, cells, pixels in zip(size, grid, batch_size, strict=True)]
+        [
+            -(-extent * cells // pixels)
+            for extent, cells, pixels in zip(size, grid, batch_size, strict=True)
+        ]
         for size in image_sizes
     ]
     rows, columns = sent(torch.tensor(counts), device).unbind(1)
@@ -43,12 +52,16 @@ def valid_cells(
 
 
 def is_padded(image_sizes: Sequence[tuple[int, int]], batch_size: tuple[int, int]) -> bool:
-    """Whether any image is smaller than its batch, so that some cell may see nothing but padding."""
+    """Whether any image is smaller than its batch, so that some cell may see nothing but
+    padding.
+    """
     return any(tuple(size) != tuple(batch_size) for size in image_sizes)
 
 
 def padded_boxes(boxes_xyxy: Sequence[Tensor]) -> Tensor:
-    """Stacks the boxes of N images into (N, M, 4); the boxes that fill up lie outside of every image and cover no cell."""
+    """Stacks the boxes of N images into (N, M, 4); the boxes that fill up lie outside of every
+    image and cover no cell.
+    """
     return pad_sequence(list(boxes_xyxy), batch_first=True, padding_value=-1.0)
 
 
@@ -61,10 +74,12 @@ def foreground_mask(
     values: MaskValues = "area",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Weighs the cells under boxes: with 1, or with 1 / (cells of the box), where boxes overlap by the largest.
+    """Weighs the cells under boxes: with 1, or with 1 / (cells of the box), where boxes overlap by
+    the largest.
 
-    A box covers columns [floor(x1 W/W_b), ceil(x2 W/W_b)) and rows likewise, and at least one cell, as long as it is not
-    outside of the batch. Boxes are measured against the padded batch, so narrow images in wide batches are not stretched.
+    A box covers columns [floor(x1 W/W_b), ceil(x2 W/W_b)) and rows likewise, and at least one cell,
+    as long as it is not outside of the batch. Boxes are measured against the padded batch, so
+    narrow images in wide batches are not stretched.
 
     Args:
         boxes_xyxy: (N, M, 4) in pixels of the padded batch, see `padded_boxes`.
@@ -86,7 +101,9 @@ def foreground_mask(
         painted = painted / num_cells.clamp(min=1)[..., None]
     mask = torch.zeros(valid.shape, dtype=dtype, device=valid.device)
     chunk = max(1, _CHUNK_ELEMENTS // valid.numel())
-    for some_rows, some_painted in zip(torch.split(rows, chunk, 1), torch.split(painted, chunk, 1), strict=True):
+    for some_rows, some_painted in zip(
+        torch.split(rows, chunk, 1), torch.split(painted, chunk, 1), strict=True
+    ):
         if some_rows.shape[1]:
             mask = torch.maximum(mask, (some_rows[..., None] * some_painted[:, :, None, :]).amax(1))
     return mask * valid
@@ -94,9 +111,11 @@ def foreground_mask(
 
 @torch.no_grad()
 def boxes_of_level(boxes_xyxy: Tensor, level: int, num_levels: int) -> Tensor:
-    """Keeps the boxes whose size belongs to one of L levels, 0 the finest: floor(log2(sqrt(area) / 56 px)) within 0 and L - 1.
+    """Keeps the boxes whose size belongs to one of L levels, 0 the finest: floor(log2(sqrt(area) /
+    56 px)) within 0 and L - 1.
 
-    The source `boxes_by_size` of section F.3 of the method page: how DeFeat gives each box to a single level.
+    The source `boxes_by_size` of section F.3 of the method page: how DeFeat gives each box to a
+    single level.
 
     Args:
         boxes_xyxy: (N, M, 4) in pixels, see `padded_boxes`.
@@ -112,20 +131,27 @@ def boxes_of_level(boxes_xyxy: Tensor, level: int, num_levels: int) -> Tensor:
 
 
 def sent(values: Tensor, device: torch.device | str) -> Tensor:
-    """Sends small host values to a device; pinned, since a copy from pageable memory would wait for the GPU."""
+    """Sends small host values to a device; pinned, since a copy from pageable memory would wait for
+    the GPU.
+    """
     if torch.device(device).type == "cuda":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
 
 
 def background_mask(foreground: Tensor, valid: Tensor) -> Tensor:
-    """Weighs with 1 the cells that count and lie under no box: (N, H, W), in the type of the foreground."""
+    """Weighs with 1 the cells that count and lie under no box: (N, H, W), in the type of the
+    foreground.
+    """
     return ((foreground == 0) & valid).to(foreground.dtype)
 
 
 def _covered(low: Tensor, high: Tensor, *, cells: int, pixels: int) -> Tensor:
-    """The cells along one axis that each box covers: (N, M, cells) bool, at least one unless the box is outside."""
-    # double precision: the product is exact and the quotient correctly rounded, so that edges on a cell border stay there
+    """The cells along one axis that each box covers: (N, M, cells) bool, at least one unless the
+    box is outside.
+    """
+    # double precision: the product is exact and the quotient correctly rounded, so that edges on a
+    # cell border stay there
     first = torch.floor(low.double() * cells / pixels)
     last = torch.maximum(torch.ceil(high.double() * cells / pixels), first + 1)
     index = torch.arange(cells, device=low.device)

@@ -15,7 +15,8 @@ class Outputs(NamedTuple):
     features: Sequence[Tensor]
     """FPN outputs, (N, C, H, W) per level."""
     class_logits: Sequence[Tensor] | None = None
-    """(N, A, K, H, W) per level, A boxes per cell, the K classes of the data in their order; None where no method needs them."""
+    """(N, A, K, H, W) per level, A boxes per cell, the K classes of the data in their order; None
+    where no method needs them."""
 
 
 class Term(NamedTuple):
@@ -26,7 +27,8 @@ class Term(NamedTuple):
     value: Tensor
     """Scalar, unweighted."""
     coefficient: float = 1.0
-    """Weight of the term among those of its method; after `kdr.distill.methods.Methods`, its weight in the total loss."""
+    """Weight of the term among those of its method; after `kdr.distill.methods.Methods`, its weight
+    in the total loss."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,16 @@ class Setup:
     total_steps: int
     """Optimiser steps of the whole training."""
     teacher_std: tuple[float, ...] | None = None
-    """Standard deviation of each of the teacher's levels; None where no method needs `teacher_std`."""
+    """Standard deviation of each of the teacher's levels; None where no method needs
+    `teacher_std`."""
 
 
 class Method(nn.Module, ABC):
     """A distillation method: holds what is trained beside the student and not kept after training.
 
-    Its weight, ramp and calibration are applied by `kdr.distill.methods.Methods`: a method gives its terms at weight 1.
-    Weight decay is for its parameters of two or more dimensions: norms, biases and scalars are left alone.
+    Its weight, ramp and calibration are applied by `kdr.distill.methods.Methods`: a method gives
+    its terms at weight 1. Weight decay is for its parameters of two or more dimensions: norms,
+    biases and scalars are left alone.
     """
 
     counts_padding = False
@@ -80,13 +84,17 @@ class Method(nn.Module, ABC):
         """Measures what the student computed against what the teacher did.
 
         Args:
-            student: of the student; with class logits if the method's settings need `student_logits`.
-            teacher: of the teacher; with class logits if they need `teacher_logits`. No gradient flows into it.
-            boxes: (M, 4) xyxy ground-truth boxes of each image in pixels of the padded batch, on the features' device.
+            student: of the student; with class logits if the method's settings need
+                `student_logits`.
+            teacher: of the teacher; with class logits if they need `teacher_logits`. No gradient
+                flows into it.
+            boxes: (M, 4) xyxy ground-truth boxes of each image in pixels of the padded batch, on
+                the features' device.
             image_sizes: (height, width) of each image in pixels, before padding.
             batch_size: (height, width) of the padded batch in pixels.
             step: optimiser steps taken so far; addresses random draws.
-            share: (r, R) for the images r, r + R, r + 2R and so on of the step's batch: what one process has in one pass.
+            share: (r, R) for the images r, r + R, r + 2R and so on of the step's batch: what one
+                process has in one pass.
 
         Returns:
             The terms, the same names in the same order in every step.
@@ -99,8 +107,9 @@ class Method(nn.Module, ABC):
     def units(self, grids: Sequence[tuple[int, int]], boxes_per_image: float) -> dict[str, float]:  # noqa: ARG002
         """What weight 1 of the method means in the one unit that methods are compared in.
 
-        That is the coefficient of the mean squared feature error over the cells of a term's region and all channels
-        (section A.0 of the method page), attention aside. A term that is no squared error of features has none.
+        That is the coefficient of the mean squared feature error over the cells of a term's region
+        and all channels (section A.0 of the method page), attention aside. A term that is no
+        squared error of features has none.
 
         Args:
             grids: (H, W) of each of the teacher's levels in cells.

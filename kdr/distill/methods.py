@@ -1,7 +1,8 @@
 """All methods of a trial, each times its weight.
 
-To add a method: its settings (`kdr/config/distill.py` has their place), its file and builder here beside `kdr.py`, one line in
-`_BUILDERS`. The builder takes the settings and the `Setup`; the module is a `Method`.
+To add a method: its settings (`kdr/config/distill.py` has their place), its file and builder here
+beside `kdr.py`, one line in `_BUILDERS`. The builder takes the settings and the `Setup`; the module
+is a `Method`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,14 +38,17 @@ _BUILDERS: dict[str, Callable[[Any, Setup], Method]] = {
 
 @dataclass(frozen=True)
 class Weight:
-    """The weight of one method in the course of a training: lambda(t) = lambda clip(t / t_ramp, 0, 1)."""
+    """The weight of one method in the course of a training: lambda(t) = lambda clip(t / t_ramp, 0,
+    1).
+    """
 
     value: float
     """lambda."""
     ramp_steps: float = 0.0
     """t_ramp; 0 for none."""
     calibrate: float | None = None
-    """Ratio of gradients from which `value` is measured before the first step; None where it is set."""
+    """Ratio of gradients from which `value` is measured before the first step; None where it is
+    set."""
 
     def at(self, step: int) -> float:
         """lambda(t) after `step` optimiser steps."""
@@ -75,9 +79,16 @@ class Methods(nn.ModuleDict):
         share: tuple[int, int] = (0, 1),
     ) -> dict[str, list[Term]]:
         """Returns each method's terms, times its weight at this step. See `Method`."""
-        call: dict[str, Any] = {"boxes": boxes, "image_sizes": image_sizes, "batch_size": batch_size}
+        call: dict[str, Any] = {
+            "boxes": boxes,
+            "image_sizes": image_sizes,
+            "batch_size": batch_size,
+        }
         call |= {"step": step, "share": share}
-        return {name: self._weighted(name, method(student, teacher, **call), step) for name, method in self.items()}
+        return {
+            name: self._weighted(name, method(student, teacher, **call), step)
+            for name, method in self.items()
+        }
 
     def units(self, grids: Sequence[tuple[int, int]], boxes_per_image: float) -> dict[str, float]:
         """What the weights mean, ramps aside, by `unit.term.level`. See `Method.units`."""
@@ -88,8 +99,12 @@ class Methods(nn.ModuleDict):
         }
 
     def logged_numbers(self) -> dict[str, float]:
-        """Further numbers for the log, by `method.number`; among them the weights that were measured."""
-        measured = {f"{name}.weight": value for name, value in MeasuredWeights(self).state_dict().items()}
+        """Further numbers for the log, by `method.number`; among them the weights that were
+        measured.
+        """
+        measured = {
+            f"{name}.weight": value for name, value in MeasuredWeights(self).state_dict().items()
+        }
         return measured | {
             f"{name}.{number}": float(value)
             for name, method in self.items()
@@ -113,7 +128,11 @@ class MeasuredWeights:
 
     def state_dict(self) -> dict[str, float]:
         """Returns the measured weights by method; empty where all are set."""
-        return {name: weight.value for name, weight in self._methods.weights.items() if weight.calibrate is not None}
+        return {
+            name: weight.value
+            for name, weight in self._methods.weights.items()
+            if weight.calibrate is not None
+        }
 
     def load_state_dict(self, state_dict: dict[str, float], /) -> None:
         """Restores the measured weights."""
@@ -131,7 +150,9 @@ def build_methods(distill: DistillConfig, setup: Setup) -> Methods:
     return Methods(
         {name: _BUILDERS[name](settings, setup) for name, settings in on.items()},
         {
-            name: Weight(settings.weight, settings.ramp_steps(setup.total_steps), settings.calibrate)
+            name: Weight(
+                settings.weight, settings.ramp_steps(setup.total_steps), settings.calibrate
+            )
             for name, settings in on.items()
         },
     )

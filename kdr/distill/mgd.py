@@ -30,12 +30,20 @@ def generation_distance(generated: Tensor, teacher: Tensor) -> Tensor:
 
 
 def kept_cells(
-    shape: tuple[int, int, int], *, masked_share: float, seed: int, step: int, level: str, share: tuple[int, int] = (0, 1)
+    shape: tuple[int, int, int],
+    *,
+    masked_share: float,
+    seed: int,
+    step: int,
+    level: str,
+    share: tuple[int, int] = (0, 1),
 ) -> Tensor:
-    """Draws the cells of one level that the generator sees in one step, on the host, so that every device gets the same.
+    """Draws the cells of one level that the generator sees in one step, on the host, so that every
+    device gets the same.
 
-    The draw is addressed by (seed, "mgd", step, level) and made for the whole batch, of which each pass of each process takes
-    its share: resuming, the number of processes and that of passes change nothing.
+    The draw is addressed by (seed, "mgd", step, level) and made for the whole batch, of which each
+    pass of each process takes its share: resuming, the number of processes and that of passes
+    change nothing.
 
     Args:
         shape: (N, H, W) images of this process and pass, and cells.
@@ -56,10 +64,12 @@ def kept_cells(
 
 
 class Mgd(Method):
-    """L = sum_l `generation_distance`( G_l(M * a_l(S_l)), T_l ), with random masks M and generators G_l.
+    """L = sum_l `generation_distance`( G_l(M * a_l(S_l)), T_l ), with random masks M and generators
+    G_l.
 
-    A generator is two 3x3 convolutions with a ReLU between them, into the teacher's channels; adapters a_l are 1x1
-    convolutions where channels differ. The masks of a step are drawn by address, see `kept_cells`.
+    A generator is two 3x3 convolutions with a ReLU between them, into the teacher's channels;
+    adapters a_l are 1x1 convolutions where channels differ. The masks of a step are drawn by
+    address, see `kept_cells`.
 
     Args:
         aligned: the levels, adapted.
@@ -76,11 +86,21 @@ class Mgd(Method):
         self.generators = nn.ModuleDict(
             {
                 name: _generator(channels, address(setup.seed, "mgd", "generator", name))
-                for name, channels in zip(aligned.levels.names, aligned.levels.teacher_channels, strict=True)
+                for name, channels in zip(
+                    aligned.levels.names, aligned.levels.teacher_channels, strict=True
+                )
             }
         )
 
-    def forward(self, student: Outputs, teacher: Outputs, *, step: int, share: tuple[int, int] = (0, 1), **_: Any) -> list[Term]:
+    def forward(
+        self,
+        student: Outputs,
+        teacher: Outputs,
+        *,
+        step: int,
+        share: tuple[int, int] = (0, 1),
+        **_: Any,
+    ) -> list[Term]:
         """Returns the term `mgd.feature`. See `Method`."""
         distances = []
         for name, features, target in self.aligned(student, teacher):
@@ -102,7 +122,9 @@ class Mgd(Method):
         levels = self.aligned.levels
         return {
             f"mgd.feature.{name}": channels * math.prod(grids[level])
-            for name, channels, (_, level) in zip(levels.names, levels.teacher_channels, levels.pairs, strict=True)
+            for name, channels, (_, level) in zip(
+                levels.names, levels.teacher_channels, levels.pairs, strict=True
+            )
         }
 
 

@@ -15,11 +15,13 @@ _EPSILON = 1e-6
 
 
 def pearson_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""Half the mean squared difference of standardised features: (n - 1)/n (1 - r), averaged over channels.
+    r"""Half the mean squared difference of standardised features: (n - 1)/n (1 - r), averaged over
+    channels.
 
-    r is the Pearson correlation of a channel of the student with that of the teacher over the n = N H W cells of the batch.
-    Cao et al., "PKD: General Distillation Framework for Object Detectors via Pearson Correlation Coefficient", NeurIPS 2022;
-    with unbiased deviations and 1e-6 added to them, as in mmrazor.
+    r is the Pearson correlation of a channel of the student with that of the teacher over the n = N
+    H W cells of the batch. Cao et al., "PKD: General Distillation Framework for Object Detectors
+    via Pearson Correlation Coefficient", NeurIPS 2022; with unbiased deviations and 1e-6 added to
+    them, as in mmrazor.
 
     Args:
         student: (N, C, H, W) student features.
@@ -33,7 +35,9 @@ def pearson_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def standardised(features: Tensor) -> Tensor:
-    """Features (N, C, H, W) with mean 0 and deviation 1 in each channel over the whole batch, in float32 or better."""
+    """Features (N, C, H, W) with mean 0 and deviation 1 in each channel over the whole batch, in
+    float32 or better.
+    """
     features = features.to(torch.promote_types(features.dtype, torch.float32))
     cells = features.numel() // features.shape[1]
     # a single cell has no unbiased deviation; its difference from the mean is 0 anyway
@@ -42,7 +46,8 @@ def standardised(features: Tensor) -> Tensor:
 
 
 class Pkd(Method):
-    """L = sum_l `pearson_distance`(S_l, T_l), with the student's features as they are, resized to the teacher's cells.
+    """L = sum_l `pearson_distance`(S_l, T_l), with the student's features as they are, resized to
+    the teacher's cells.
 
     Each process standardises over its own images, and over padding, as the original does.
 
@@ -58,7 +63,10 @@ class Pkd(Method):
 
     def forward(self, student: Outputs, teacher: Outputs, **_: Any) -> list[Term]:
         """Returns the term `pkd.feature`. See `Method`."""
-        distances = [pearson_distance(features, target) for _, features, target in self.aligned(student, teacher)]
+        distances = [
+            pearson_distance(features, target)
+            for _, features, target in self.aligned(student, teacher)
+        ]
         return [Term("pkd.feature", torch.stack(distances).sum())]
 
 

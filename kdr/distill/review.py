@@ -1,4 +1,5 @@
-"""Knowledge review: the student's coarse levels are aligned with its finer ones, attended to and fused.
+"""Knowledge review: the student's coarse levels are aligned with its finer ones, attended to and
+fused.
 
 Section F.2 of the method page. Used in training only; the detector goes on with its own features.
 """
@@ -31,14 +32,16 @@ _REDUCTION = 16
 
 
 class ReviewChain(nn.Module):
-    """Reviews a student's feature pyramid from coarse to fine: R_L = X_L, then R_l = fuse(X_l, Up(R_{l+1})) where linked.
+    """Reviews a student's feature pyramid from coarse to fine: R_L = X_L, then R_l = fuse(X_l,
+    Up(R_{l+1})) where linked.
 
-    X_l = V a_l(S_l) with adapters a_l into M channels (the most that the teacher has at a level), and the reviewed
-    features G_l = V o_l(R_l) with projections o_l into the teacher's channels; V is 1 where a cell sees the image. See
-    `Link` for the fusion. What is handed down is R, before the projection, as in ReviewKD (Chen et al., CVPR 2021).
+    X_l = V a_l(S_l) with adapters a_l into M channels (the most that the teacher has at a level),
+    and the reviewed features G_l = V o_l(R_l) with projections o_l into the teacher's channels; V
+    is 1 where a cell sees the image. See `Link` for the fusion. What is handed down is R, before
+    the projection, as in ReviewKD (Chen et al., CVPR 2021).
 
-    Every module draws its initial weights from a generator of its own, addressed by the seed and the module's name: a
-    link more or less shifts no other draw.
+    Every module draws its initial weights from a generator of its own, addressed by the seed and
+    the module's name: a link more or less shifts no other draw.
 
     Args:
         level_names: L names such as P3, finest first.
@@ -80,18 +83,37 @@ class ReviewChain(nn.Module):
         width = max(teacher_channels)
         self.level_names = tuple(level_names)
         self.align, self.project, self.links = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
-        for name, of_student, of_teacher in zip(level_names, student_channels, teacher_channels, strict=True):
+        for name, of_student, of_teacher in zip(
+            level_names, student_channels, teacher_channels, strict=True
+        ):
             refuse_identity("distill.kdr.align", align, name, of_student, width)
             refuse_identity("distill.kdr.project", project, name, width, of_teacher)
-            self.align[name] = Adapter(of_student, width, kind=align, norm=norm, init=init, seed=address(seed, "align", name))
+            self.align[name] = Adapter(
+                of_student,
+                width,
+                kind=align,
+                norm=norm,
+                init=init,
+                seed=address(seed, "align", name),
+            )
             self.project[name] = Adapter(
-                width, of_teacher, kind=project, norm=norm, init=init, seed=address(seed, "project", name)
+                width,
+                of_teacher,
+                kind=project,
+                norm=norm,
+                init=init,
+                seed=address(seed, "project", name),
             )
         for fine, coarse in itertools.pairwise(level_names):
             link = f"{coarse}->{fine}"
             if link in links:
                 self.links[link] = Link(
-                    width, attention=attention, fusion=fusion, gates=gates, upsample=upsample, seed=address(seed, "link", link)
+                    width,
+                    attention=attention,
+                    fusion=fusion,
+                    gates=gates,
+                    upsample=upsample,
+                    seed=address(seed, "link", link),
                 )
 
     def forward(self, student: Sequence[Tensor], padding: Sequence[Tensor | None]) -> list[Tensor]:
@@ -99,18 +121,27 @@ class ReviewChain(nn.Module):
 
         Args:
             student: (N, C, H, W) per level, finest first.
-            padding: (N, 1, H, W) bool per level, True in cells that do not count; None where all do.
+            padding: (N, 1, H, W) bool per level, True in cells that do not count; None where all
+                do.
 
         Returns:
             (N, C of the teacher, H, W) per level.
         """
-        aligned = [_filled(self.align[name](x), p) for name, x, p in zip(self.level_names, student, padding, strict=True)]
+        aligned = [
+            _filled(self.align[name](x), p)
+            for name, x, p in zip(self.level_names, student, padding, strict=True)
+        ]
         reviewed = aligned[-1:]
         for level in reversed(range(len(aligned) - 1)):
             link = f"{self.level_names[level + 1]}->{self.level_names[level]}"
             x = aligned[level]
-            reviewed.insert(0, self.links[link](x, reviewed[0], padding[level]) if link in self.links else x)
-        return [_filled(self.project[name](r), p) for name, r, p in zip(self.level_names, reviewed, padding, strict=True)]
+            reviewed.insert(
+                0, self.links[link](x, reviewed[0], padding[level]) if link in self.links else x
+            )
+        return [
+            _filled(self.project[name](r), p)
+            for name, r, p in zip(self.level_names, reviewed, padding, strict=True)
+        ]
 
     def zetas(self) -> dict[str, nn.Parameter]:
         """The scale of each link under residual fusion, by link; {} under gated fusion."""
@@ -121,13 +152,16 @@ class ReviewChain(nn.Module):
 class Link(nn.Module):
     """Passes the reviewed coarse level u down to the next finer level x.
 
-    With u brought to the size of x, spatial logits p = conv1x1([x; u]) (N, 2, H, W) and channel logits
-    q = W2 ReLU(W1 GAP([x; u])) (N, 2, M), reduction 16, the mean taken over cells that count:
+    With u brought to the size of x, spatial logits p = conv1x1([x; u]) (N, 2, H, W) and channel
+    logits q = W2 ReLU(W1 GAP([x; u])) (N, 2, M), reduction 16, the mean taken over cells that
+    count:
 
-    - `softmax` gates: (g^x, g^u) = softmax over the two branches of p + q (`both`), p (`spatial`), q (`channel`) or 0
-      (`none`); always convex, so that kinds of attention differ in attention and not in scale.
+    - `softmax` gates: (g^x, g^u) = softmax over the two branches of p + q (`both`), p (`spatial`),
+      q (`channel`) or 0 (`none`); always convex, so that kinds of attention differ in attention and
+      not in scale.
     - `sigmoid` gates: sigmoid of p, of q, their product, or 1/2; ReviewKD has p alone.
-    - `gated` fusion: g^x x + g^u u. `residual` fusion: x + zeta g^u u with a scalar zeta, 0 at the start.
+    - `gated` fusion: g^x x + g^u u. `residual` fusion: x + zeta g^u u with a scalar zeta, 0 at the
+      start.
 
     Args:
         channels: M.
@@ -139,16 +173,30 @@ class Link(nn.Module):
     """
 
     def __init__(
-        self, channels: int, *, attention: Attention, fusion: Fusion, gates: Gates, upsample: Upsample, seed: int
+        self,
+        channels: int,
+        *,
+        attention: Attention,
+        fusion: Fusion,
+        gates: Gates,
+        upsample: Upsample,
+        seed: int,
     ) -> None:
         super().__init__()
         self.gates, self.upsample = gates, upsample
         hidden = max(1, 2 * channels // _REDUCTION)
         spatial, channel = attention in ("spatial", "both"), attention in ("channel", "both")
-        self.spatial = default_conv(2 * channels, 2, seed=address(seed, "spatial")) if spatial else None
-        self.squeeze = default_conv(2 * channels, hidden, seed=address(seed, "squeeze")) if channel else None
-        self.excite = default_conv(hidden, 2 * channels, seed=address(seed, "excite")) if channel else None
-        # without dimensions, so that weight decay leaves it alone: it would pull every link towards being off
+        self.spatial = (
+            default_conv(2 * channels, 2, seed=address(seed, "spatial")) if spatial else None
+        )
+        self.squeeze = (
+            default_conv(2 * channels, hidden, seed=address(seed, "squeeze")) if channel else None
+        )
+        self.excite = (
+            default_conv(hidden, 2 * channels, seed=address(seed, "excite")) if channel else None
+        )
+        # without dimensions, so that weight decay leaves it alone: it would pull every link towards
+        # being off
         self.zeta = nn.Parameter(torch.zeros(())) if fusion == "residual" else None
 
     def forward(self, x: Tensor, coarse: Tensor, padding: Tensor | None) -> Tensor:
@@ -161,14 +209,18 @@ class Link(nn.Module):
         gate_x = 1 - gate_u if self.gates == "softmax" else self._gate(logits, 0)
         return gate_x * x + gate_u * u
 
-    def _gate(self, logits: Sequence[tuple[Tensor, Tensor]], branch: Literal[0, 1]) -> Tensor | float:
+    def _gate(
+        self, logits: Sequence[tuple[Tensor, Tensor]], branch: Literal[0, 1]
+    ) -> Tensor | float:
         """The gate of x, branch 0, or of u."""
         if not logits:
             return 0.5
         if self.gates == "softmax":  # over two branches: the sigmoid of their difference
             first, *others = (both[branch] - both[1 - branch] for both in logits)
             return sum(others, first).sigmoid()
-        return math.prod((both[branch].sigmoid() for both in logits[1:]), start=logits[0][branch].sigmoid())
+        return math.prod(
+            (both[branch].sigmoid() for both in logits[1:]), start=logits[0][branch].sigmoid()
+        )
 
     def _spatial_logits(self, x: Tensor, u: Tensor) -> list[tuple[Tensor, Tensor]]:
         if self.spatial is None:
@@ -178,16 +230,22 @@ class Link(nn.Module):
         both = F.conv2d(x, of_x, self.spatial.bias) + F.conv2d(u, of_u)
         return [(both[:, :1], both[:, 1:])]
 
-    def _channel_logits(self, x: Tensor, u: Tensor, padding: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+    def _channel_logits(
+        self, x: Tensor, u: Tensor, padding: Tensor | None
+    ) -> list[tuple[Tensor, Tensor]]:
         if self.squeeze is None or self.excite is None:
             return []
-        means = torch.cat([_mean_over_cells(x, padding), _mean_over_cells(u, padding)], 1).to(x.dtype)
+        means = torch.cat([_mean_over_cells(x, padding), _mean_over_cells(u, padding)], 1).to(
+            x.dtype
+        )
         of_x, of_u = self.excite(self.squeeze(means).relu()).chunk(2, 1)
         return [(of_x, of_u)]
 
 
 def _mean_over_cells(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Mean over the cells that count of features that are 0 elsewhere: (N, C, 1, 1), in float32 or better."""
+    """Mean over the cells that count of features that are 0 elsewhere: (N, C, 1, 1), in float32 or
+    better.
+    """
     total = x.sum((2, 3), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
     num_cells = x.shape[2] * x.shape[3] if padding is None else (~padding).sum((2, 3), keepdim=True)
     return total / num_cells
@@ -200,4 +258,6 @@ def _filled(x: Tensor, padding: Tensor | None) -> Tensor:
 def _resized(x: Tensor, like: Tensor, mode: Upsample) -> Tensor:
     if x.shape[-2:] == like.shape[-2:]:
         return x
-    return F.interpolate(x, size=like.shape[-2:], mode=mode, align_corners=False if mode == "bilinear" else None)
+    return F.interpolate(
+        x, size=like.shape[-2:], mode=mode, align_corners=False if mode == "bilinear" else None
+    )

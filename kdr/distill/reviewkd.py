@@ -17,9 +17,10 @@ from kdr.randomness import address
 class ReviewKd(Method):
     """L = sum_l HCL(G_l, T_l): reviewed features under the hierarchical context loss.
 
-    Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, as its code for detection has it: adapters with batch
-    norm, gates from a 1x1 convolution and a sigmoid (`ReviewChain`); HCL is `masked_pyramid_distance` with weight 1 everywhere
-    at the scales full, 4, 2 and 1, of which those below the height are used. Each process normalises by its own images.
+    Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, as its code for detection
+    has it: adapters with batch norm, gates from a 1x1 convolution and a sigmoid (`ReviewChain`);
+    HCL is `masked_pyramid_distance` with weight 1 everywhere at the scales full, 4, 2 and 1, of
+    which those below the height are used. Each process normalises by its own images.
 
     Args:
         review: the review chain over the levels.
@@ -38,10 +39,16 @@ class ReviewKd(Method):
         matched = self.levels.of_student(student.features)
         reviewed = self.review(matched, [None] * len(matched))
         distances = []
-        for name, features, target in zip(self.levels.names, reviewed, self.levels.of_teacher(teacher.features), strict=True):
+        for name, features, target in zip(
+            self.levels.names, reviewed, self.levels.of_teacher(teacher.features), strict=True
+        ):
             ones = torch.ones_like(target[:, 0])
             aligned = self._to_teachers_grid(features, target, name)
-            distances.append(masked_pyramid_distance(aligned, target, ones, scales=("full", 4, 2, 1), scales_below="height"))
+            distances.append(
+                masked_pyramid_distance(
+                    aligned, target, ones, scales=("full", 4, 2, 1), scales_below="height"
+                )
+            )
         return [Term("reviewkd.feature", torch.stack(distances).sum())]
 
     def units(self, grids: Sequence[tuple[int, int]], boxes_per_image: float) -> dict[str, float]:  # noqa: ARG002
@@ -60,7 +67,10 @@ def build_reviewkd(_: MethodConfig, setup: Setup) -> ReviewKd:
         levels.names,
         levels.student_channels,
         levels.teacher_channels,
-        links=[f"{coarse}->{fine}" for fine, coarse in zip(levels.names, levels.names[1:], strict=False)],
+        links=[
+            f"{coarse}->{fine}"
+            for fine, coarse in zip(levels.names, levels.names[1:], strict=False)
+        ],
         seed=address(setup.seed, "reviewkd"),
         attention="spatial",
         fusion="gated",

@@ -9,17 +9,24 @@ from kdr.distill.masks import is_padded, valid_cells
 
 
 class LevelStd:
-    """Standard deviation of each feature level over all channels and valid cells of many batches, in double precision.
+    """Standard deviation of each feature level over all channels and valid cells of many batches,
+    in double precision.
 
-    Batches are merged by their means and sums of squared deviations (Chan, Golub and LeVeque, 1979), on the device:
-    nothing waits for a GPU before `result`.
+    Batches are merged by their means and sums of squared deviations (Chan, Golub and LeVeque,
+    1979), on the device: nothing waits for a GPU before `result`.
     """
 
     def __init__(self) -> None:
-        self._levels: list[tuple[Tensor, Tensor, Tensor]] = []  # number of values, mean, sum of squared deviations
+        # number of values, mean, sum of squared deviations
+        self._levels: list[tuple[Tensor, Tensor, Tensor]] = []
 
     @torch.no_grad()
-    def update(self, features: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]], batch_size: tuple[int, int]) -> None:
+    def update(
+        self,
+        features: Sequence[Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+        batch_size: tuple[int, int],
+    ) -> None:
         """Adds one batch.
 
         Args:
@@ -28,7 +35,11 @@ class LevelStd:
             batch_size: (height, width) of the padded batch in pixels.
         """
         batch = [_moments(level, image_sizes, batch_size) for level in features]
-        self._levels = [_merged(*both) for both in zip(self._levels, batch, strict=True)] if self._levels else batch
+        self._levels = (
+            [_merged(*both) for both in zip(self._levels, batch, strict=True)]
+            if self._levels
+            else batch
+        )
 
     def result(self) -> list[float]:
         """The population standard deviation per level, in the order of the features."""
@@ -47,10 +58,20 @@ def _moments(
     padded = is_padded(image_sizes, batch_size)
     mean = (values.masked_fill(outside, 0) if padded else values).sum() / count
     deviations = values - mean
-    return count, mean, (deviations.masked_fill(outside, 0) if padded else deviations).square().sum()
+    return (
+        count,
+        mean,
+        (deviations.masked_fill(outside, 0) if padded else deviations).square().sum(),
+    )
 
 
-def _merged(first: tuple[Tensor, Tensor, Tensor], second: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def _merged(
+    first: tuple[Tensor, Tensor, Tensor], second: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
     (count_a, mean_a, squares_a), (count_b, mean_b, squares_b) = first, second
     count, gap = count_a + count_b, mean_b - mean_a
-    return count, mean_a + gap * count_b / count, squares_a + squares_b + gap**2 * count_a * count_b / count
+    return (
+        count,
+        mean_a + gap * count_b / count,
+        squares_a + squares_b + gap**2 * count_a * count_b / count,
+    )

@@ -21,11 +21,13 @@ class Arm:
     """One way to train, compared with the others over the same seeds."""
 
     name: str
-    """`baseline`; the changed factors, as `review=off, weight=low`; in `add_one_in`, `nothing` and `+review`; or its own name."""
+    """`baseline`; the changed factors, as `review=off, weight=low`; in `add_one_in`, `nothing` and
+    `+review`; or its own name."""
     levels: Levels
     """The level of every factor; empty in the design `arms`."""
     changes: dict[str, Any]
-    """What sets it apart from the study's trial, by path: the changes of the baseline and its own."""
+    """What sets it apart from the study's trial, by path: the changes of the baseline and its
+    own."""
     is_reference: bool = False
     """Whether it is the one that the others are compared with."""
 
@@ -59,7 +61,9 @@ def designed_arms(ablation: Ablation) -> Iterator[Arm]:
             yield arm_with(ablation, changed | {factor: BASELINE}, f"+{factor}")
         yield arm_with(ablation, unchanged)
     elif ablation.design == "factorial":
-        for levels in itertools.product(*((BASELINE, *levels) for levels in ablation.factors.values())):
+        for levels in itertools.product(
+            *((BASELINE, *levels) for levels in ablation.factors.values())
+        ):
             cell = dict(zip(ablation.factors, levels, strict=True))
             yield arm_with(ablation, cell, is_reference=cell == unchanged)
     else:
@@ -69,8 +73,12 @@ def designed_arms(ablation: Ablation) -> Iterator[Arm]:
                 yield arm_with(ablation, unchanged | {factor: level})
 
 
-def arm_with(ablation: Ablation, levels: Levels, name: str | None = None, *, is_reference: bool = False) -> Arm:
-    """The arm with some levels, named after those that differ from the baseline unless a name is given."""
+def arm_with(
+    ablation: Ablation, levels: Levels, name: str | None = None, *, is_reference: bool = False
+) -> Arm:
+    """The arm with some levels, named after those that differ from the baseline unless a name is
+    given.
+    """
     changed = {factor: level for factor, level in levels.items() if level != BASELINE}
     own = [ablation.factors[factor][level] for factor, level in changed.items()]
     name = name or ", ".join(f"{factor}={level}" for factor, level in changed.items()) or BASELINE
@@ -78,12 +86,16 @@ def arm_with(ablation: Ablation, levels: Levels, name: str | None = None, *, is_
 
 
 def combined(*groups: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes by path, later ones over earlier ones: what an earlier one changes inside a later one's group is dropped."""
+    """Changes by path, later ones over earlier ones: what an earlier one changes inside a later
+    one's group is dropped.
+    """
     result: dict[str, Any] = {}
     for changes in groups:
-        result = {path: value for path, value in result.items() if not any(is_inside(path, new) for new in changes)} | dict(
-            changes
-        )
+        result = {
+            path: value
+            for path, value in result.items()
+            if not any(is_inside(path, new) for new in changes)
+        } | dict(changes)
     return result
 
 
@@ -112,5 +124,7 @@ def arm_points(ablation: Ablation) -> list[tuple[Arm, dict[str, Any]]]:
 
 
 def identity(config: TrialConfig) -> str:
-    """A stand-in for a trial's key, without the data: equal for settings that differ only in what has no effect."""
+    """A stand-in for a trial's key, without the data: equal for settings that differ only in what
+    has no effect.
+    """
     return make_trial(config, data_id=config.data.model_dump_json(), weights_id=str).key

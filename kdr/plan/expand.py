@@ -1,4 +1,6 @@
-"""What a study is going to run, before anything runs: its trials, its parameters, what is known already, and what looks wrong."""
+"""What a study is going to run, before anything runs: its trials, its parameters, what is known
+already, and what looks wrong.
+"""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -67,22 +69,29 @@ class StudyPlan:
 
     study: Study
     base: TrialConfig
-    """The trial that others are told apart from: the study's own, with the changes of an ablation's baseline."""
+    """The trial that others are told apart from: the study's own, with the changes of an ablation's
+    baseline."""
     teacher: TrialConfig | None
     """The trial that trains the teacher; None if no teacher is trained."""
     num_trials: int | None
-    """Trials that the study runs at most, without its teacher; None where only hours or GPU-hours limit it."""
+    """Trials that the study runs at most, without its teacher; None where only hours or GPU-hours
+    limit it."""
     num_cells: int | None
-    """Points of the search space; None where it is infinite, very large, or where nothing is searched."""
+    """Points of the search space; None where it is infinite, very large, or where nothing is
+    searched."""
     parameters: tuple[ParameterRow, ...]
     num_certain: int
-    """Trials that are sure to be asked for: the one trial, the cells of a grid, or the enqueued points."""
+    """Trials that are sure to be asked for: the one trial, the cells of a grid, or the enqueued
+    points."""
     num_known: int | None
-    """How many of the certain trials are known; None if that cannot be told here, without the data at hand."""
+    """How many of the certain trials are known; None if that cannot be told here, without the data
+    at hand."""
     missing: tuple[TrialConfig, ...]
-    """The certain trials that are not known, each once; all of them where that cannot be told here."""
+    """The certain trials that are not known, each once; all of them where that cannot be told
+    here."""
     teacher_known: bool | None
-    """Whether every teacher is trained already; None if there is none to train, or that cannot be told here."""
+    """Whether every teacher is trained already; None if there is none to train, or that cannot be
+    told here."""
     warnings: tuple[str, ...]
     arms: tuple[ArmPlan, ...] = ()
     """Of an ablation, the reference first."""
@@ -91,7 +100,10 @@ class StudyPlan:
 
 
 def expand_study(
-    study: Study, *, make_trial: Callable[[TrialConfig], Trial] | None = None, known: Set[str] = frozenset()
+    study: Study,
+    *,
+    make_trial: Callable[[TrialConfig], Trial] | None = None,
+    known: Set[str] = frozenset(),
 ) -> StudyPlan:
     """The plan of a study.
 
@@ -110,7 +122,13 @@ def expand_study(
     keys = [make_trial(config).key for config in certain] if make_trial else None
     unique = dict(zip(keys or map(identity, certain), certain, strict=True))
     base = study.trial_with(study.ablation.baseline) if study.ablation else study.base
-    teachers = list({identity(teacher): teacher for config in (base, *certain) if (teacher := config.teacher_trial())}.values())
+    teachers = list(
+        {
+            identity(teacher): teacher
+            for config in (base, *certain)
+            if (teacher := config.teacher_trial())
+        }.values()
+    )
     return StudyPlan(
         study=study,
         base=base,
@@ -121,15 +139,23 @@ def expand_study(
         num_certain=len(unique),
         num_known=len(known & unique.keys()) if make_trial else None,
         missing=tuple(config for key, config in unique.items() if key not in known),
-        teacher_known=all(make_trial(teacher).key in known for teacher in teachers) if make_trial and teachers else None,
+        teacher_known=(
+            all(make_trial(teacher).key in known for teacher in teachers)
+            if make_trial and teachers
+            else None
+        ),
         warnings=tuple(_warnings(study, space)),
         arms=tuple(_arm_plans(study, known, keys)),
-        left_out=tuple(arm.name for arm in left_out_arms(study.ablation)) if study.ablation else (),
+        left_out=(
+            tuple(arm.name for arm in left_out_arms(study.ablation)) if study.ablation else ()
+        ),
     )
 
 
 def _arm_plans(study: Study, known: Set[str], keys: Sequence[str] | None) -> Iterator[ArmPlan]:
-    """The arms of an ablation; `keys` are those of its points: all arms of a seed, then those of the next."""
+    """The arms of an ablation; `keys` are those of its points: all arms of a seed, then those of
+    the next.
+    """
     arms = arms_of(study.ablation) if study.ablation else ()
     first: dict[str, str] = {}
     for index, arm in enumerate(arms):
@@ -139,7 +165,9 @@ def _arm_plans(study: Study, known: Set[str], keys: Sequence[str] | None) -> Ite
             changes=arm.changes,
             is_reference=arm.is_reference,
             same_as=same_as if same_as != arm.name else None,
-            num_known=None if keys is None else sum(key in known for key in keys[index :: len(arms)]),
+            num_known=(
+                None if keys is None else sum(key in known for key in keys[index :: len(arms)])
+            ),
         )
 
 
@@ -160,7 +188,11 @@ def _num_trials(search: Search, space: Space) -> int | None:
 
 def _row(path: str, parameter: Parameter) -> ParameterRow:
     members = list(parameter.drawn_from(parameter.kind) or ())
-    values = [f"{members[0]:g} to {members[1]:g}"] if parameter.kind in ("float", "int") else list(map(_shown, members))
+    values = (
+        [f"{members[0]:g} to {members[1]:g}"]
+        if parameter.kind in ("float", "int")
+        else list(map(_shown, members))
+    )
     if parameter.at_least:
         values.append(f"at least {parameter.at_least}")
     if parameter.points:
@@ -189,12 +221,19 @@ def _warnings(study: Study, space: Space) -> Iterator[str]:
     num_train = _num_train(base)
     if num_train is not None and base.training.batch_size > num_train:
         yield (
-            f"trial.training.batch_size: {base.training.batch_size} is more than the {num_train} training images, "
-            "so that every epoch is one smaller step"
+            f"trial.training.batch_size: {base.training.batch_size} is more than the {num_train} "
+            "training images, so that every epoch is one smaller step"
         )
     teacher, student = base.teacher, base.student
-    if base.needs_teacher and teacher and _BY_SIZE.index(teacher.backbone) < _BY_SIZE.index(student.backbone):
-        yield f"trial.teacher.backbone: {teacher.backbone} is smaller than the student's {student.backbone}"
+    if (
+        base.needs_teacher
+        and teacher
+        and _BY_SIZE.index(teacher.backbone) < _BY_SIZE.index(student.backbone)
+    ):
+        yield (
+            f"trial.teacher.backbone: {teacher.backbone} is smaller than the student's "
+            f"{student.backbone}"
+        )
     if study.ablation is not None:
         yield from _ablation_warnings(study.ablation, base)
     if search is None:
@@ -209,16 +248,23 @@ def _warnings(study: Study, space: Space) -> Iterator[str]:
     yield from _stop_early_warnings(study)
     cells = num_cells(space)
     if cells is not None and search.trials is not None and search.trials > cells:
-        yield f"search.trials: {search.trials} is more than the {cells} points of the space; the search ends when they are done"
+        yield (
+            f"search.trials: {search.trials} is more than the {cells} points of the space; the "
+            "search ends when they are done"
+        )
 
 
 def _ablation_warnings(ablation: Ablation, base: TrialConfig) -> Iterator[str]:
     if len(ablation.all_seeds) < 2:
-        yield "ablation.seeds: is one seed, which leaves differences without intervals. Name at least 2, or better 8"
+        yield (
+            "ablation.seeds: is one seed, which leaves differences without intervals. Name at "
+            "least 2, or better 8"
+        )
     if base.data.search_split:
         yield (
-            f"trial.data.search_split: is {base.data.search_split:g}, so that the arms are compared on images held out of the "
-            "training set, on which settings were chosen. Leave it out to report on the validation set"
+            f"trial.data.search_split: is {base.data.search_split:g}, so that the arms are "
+            "compared on images held out of the training set, on which settings were chosen. "
+            "Leave it out to report on the validation set"
         )
     arms = list(designed_arms(ablation))
     for index, cell in enumerate(ablation.leave_out):
@@ -229,13 +275,15 @@ def _ablation_warnings(ablation: Ablation, base: TrialConfig) -> Iterator[str]:
 def _stop_early_warnings(study: Study) -> Iterator[str]:
     assert study.search is not None
     epochs = study.search.parameters.get("training.epochs")
-    most = max([study.base.training.epochs] if epochs is None else epochs.drawn_from(epochs.kind) or ())
+    most = max(
+        [study.base.training.epochs] if epochs is None else epochs.drawn_from(epochs.kind) or ()
+    )
     for name in ("asha", "median"):
         rule = getattr(study.search.stop_early, name)
         if rule is not None and rule.grace_epochs >= most:
             yield (
-                f"search.stop_early.{name}.grace_epochs: {rule.grace_epochs} is not below the {most} epochs of a trial, "
-                "so that none is stopped early"
+                f"search.stop_early.{name}.grace_epochs: {rule.grace_epochs} is not below the "
+                f"{most} epochs of a trial, so that none is stopped early"
             )
 
 
@@ -244,4 +292,6 @@ def _num_train(config: TrialConfig) -> int | None:
     data = config.data
     if data.dataset != "shapes":
         return None
-    return data.num_train - round(data.search_split if data.search_split >= 1 else data.search_split * data.num_train)
+    return data.num_train - round(
+        data.search_split if data.search_split >= 1 else data.search_split * data.num_train
+    )

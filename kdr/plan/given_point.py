@@ -1,4 +1,6 @@
-"""Points that were not drawn: known good settings to try first, interrupted trials, and results of earlier trials."""
+"""Points that were not drawn: known good settings to try first, interrupted trials, and results of
+earlier trials.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -46,12 +48,16 @@ def point_of(space: Space, values: Mapping[str, Any], *, prefix: str = "") -> Po
         prefix: path of the values in the study file, for errors.
 
     Raises:
-        OutsideSpaceError: if a value is missing, lies outside its range, or belongs to a parameter that is not drawn.
+        OutsideSpaceError: if a value is missing, lies outside its range, or belongs to a parameter
+            that is not drawn.
     """
     point = draw(space, given(values, prefix=prefix))
     undrawn = [path for path in values if path not in point]
     if undrawn:
-        raise OutsideSpaceError(f"{prefix}{path}: {_undrawn_rule(space, path)}, got {values[path]!r}" for path in undrawn)
+        raise OutsideSpaceError(
+            f"{prefix}{path}: {_undrawn_rule(space, path)}, got {values[path]!r}"
+            for path in undrawn
+        )
     return point
 
 
@@ -76,11 +82,15 @@ def enqueued_points(study: Study, space: Space) -> list[Point]:
 def _enqueued(study: Study, space: Space, entry: Mapping[str, Any], *, prefix: str) -> Point:
     unknown = [path for path in entry if path not in space.parameters]
     if unknown:
-        raise OutsideSpaceError(f"{prefix}{path}: {_undrawn_rule(space, path)}, got {entry[path]!r}" for path in unknown)
+        raise OutsideSpaceError(
+            f"{prefix}{path}: {_undrawn_rule(space, path)}, got {entry[path]!r}" for path in unknown
+        )
     try:
         settings = study.trial_with(entry).model_dump(mode="json")
     except ConfigError as error:
-        raise ConfigError(prefix + problem.removeprefix("trial.") for problem in error.problems) from None
+        raise ConfigError(
+            prefix + problem.removeprefix("trial.") for problem in error.problems
+        ) from None
     values = {path: value_at(settings, path) for path in space.parameters} | dict(entry)
     drawn = draw(space, given(values, prefix=prefix))
     return point_of(space, {path: values[path] for path in drawn} | dict(entry), prefix=prefix)
@@ -95,18 +105,30 @@ def _undrawn_rule(space: Space, path: str) -> str:
 def _range_rule(parameter: Parameter, value: Any) -> str | None:
     """What must hold for a value to be one that the parameter can take; None if it is."""
     if parameter.choice is not None:
-        return None if any(same(member, value) for member in parameter.choice) else f"must be one of {list(parameter.choice)}"
+        return (
+            None
+            if any(same(member, value) for member in parameter.choice)
+            else f"must be one of {list(parameter.choice)}"
+        )
     if parameter.subset is not None:
         members = {canonical_json(member) for member in parameter.subset}
         named = [canonical_json(one) for one in value] if isinstance(value, list | tuple) else [""]
         fits = members.issuperset(named) and len(set(named)) == len(named) >= parameter.at_least
         at_least = f" and {parameter.at_least} or more of them" if parameter.at_least else ""
-        return None if fits else f"must be a list of members of {list(parameter.subset)}, each once{at_least}"
+        return (
+            None
+            if fits
+            else f"must be a list of members of {list(parameter.subset)}, each once{at_least}"
+        )
     low, high = parameter.drawn_from(parameter.kind) or ()
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not low <= value <= high:
         return f"must lie in [{low}, {high}]"
-    return None if parameter.float_ is not None or float(value).is_integer() else "must be a whole number"
+    return (
+        None
+        if parameter.float_ is not None or float(value).is_integer()
+        else "must be a whole number"
+    )
 
 
 def _in_type(parameter: Parameter, value: Any) -> Any:

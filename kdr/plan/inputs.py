@@ -1,4 +1,6 @@
-"""What a study reads that every machine of a run must have: its data sets, and its files of weights."""
+"""What a study reads that every machine of a run must have: its data sets, and its files of
+weights.
+"""
 
 from collections.abc import Iterator
 
@@ -21,7 +23,11 @@ def weights_files_of(study: Study) -> list[str]:
 
 
 def _configs(study: Study) -> list[TrialConfig]:
-    return [study.trial_with(arm.changes) for arm in arms_of(study.ablation)] if study.ablation else [study.base]
+    return (
+        [study.trial_with(arm.changes) for arm in arms_of(study.ablation)]
+        if study.ablation
+        else [study.base]
+    )
 
 
 def _weights(config: TrialConfig) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """A trial is its key: a hash of everything that changes its numbers, and of nothing else.
 
-In the key: the settings in one canonical form, the data's fingerprint, the teacher, the contents of weights, the number of
-workers, and the results versions of the parts that the trial uses. Not in it: file paths, and limits that only refuse.
+In the key: the settings in one canonical form, the data's fingerprint, the teacher, the contents of
+weights, the number of workers, and the results versions of the parts that the trial uses. Not in
+it: file paths, and limits that only refuse.
 """
 
 import hashlib
@@ -15,31 +16,45 @@ from kdr.config.versions import RESULTS_VERSION
 
 _DATA_PATHS = {"train_images", "train_annotations", "val_images", "val_annotations"}
 _FROZEN = {"training", "labels", "trainable_stages", *NO_NUMBERS}
-"""Settings of a teacher with weights that change nothing in it; labels change the trial, not the teacher."""
+"""Settings of a teacher with weights that change nothing in it; labels change the trial, not the
+teacher."""
 
 
-def make_trial(config: TrialConfig, *, data_id: str, weights_id: Callable[[str], str], workers: int = 1) -> Trial:
+def make_trial(
+    config: TrialConfig, *, data_id: str, weights_id: Callable[[str], str], workers: int = 1
+) -> Trial:
     """The trial with its identity.
 
     Args:
         config: the checked settings.
         data_id: fingerprint of the data set.
-        weights_id: gives the identity of a `weights` setting: the hash of a file's content, or a torchvision enum's name.
+        weights_id: gives the identity of a `weights` setting: the hash of a file's content, or a
+            torchvision enum's name.
         workers: processes that train one trial together; they train its teacher, too.
     """
     teacher_id = _teacher_id(config, data_id=data_id, weights_id=weights_id, workers=workers)
     weights_ids = {source: weights_id(source) for source in _sources(config.student)}
-    key = trial_key(config, data_id=data_id, teacher_id=teacher_id, weights_ids=weights_ids, workers=workers)
+    key = trial_key(
+        config, data_id=data_id, teacher_id=teacher_id, weights_ids=weights_ids, workers=workers
+    )
     return Trial(key=key, config=config, data_id=data_id, teacher_id=teacher_id)
 
 
-def trial_key(config: TrialConfig, *, data_id: str, teacher_id: str | None, weights_ids: Mapping[str, str], workers: int) -> str:
+def trial_key(
+    config: TrialConfig,
+    *,
+    data_id: str,
+    teacher_id: str | None,
+    weights_ids: Mapping[str, str],
+    workers: int,
+) -> str:
     """The key of a trial: 20 hexadecimal characters, equal on every machine for equal numbers.
 
     Args:
         config: the checked settings.
         data_id: fingerprint of the data set.
-        teacher_id: key of the teacher's trial, or identity of a teacher with weights; not looked at where none is needed.
+        teacher_id: key of the teacher's trial, or identity of a teacher with weights; not looked at
+            where none is needed.
         weights_ids: the student's `weights` settings -> identities of what they name.
         workers: processes that train the trial together.
     """
@@ -62,11 +77,15 @@ def trial_key(config: TrialConfig, *, data_id: str, teacher_id: str | None, weig
 
 
 def key_of(content: Any) -> str:
-    """20 hexadecimal characters that stand for plain values; the order of a mapping and 1 or 1.0 make no difference."""
+    """20 hexadecimal characters that stand for plain values; the order of a mapping and 1 or 1.0
+    make no difference.
+    """
     return hashlib.blake2b(canonical_json(content).encode(), digest_size=10).hexdigest()
 
 
-def _teacher_id(config: TrialConfig, *, data_id: str, weights_id: Callable[[str], str], workers: int) -> str | None:
+def _teacher_id(
+    config: TrialConfig, *, data_id: str, weights_id: Callable[[str], str], workers: int
+) -> str | None:
     trained = config.teacher_trial()
     if trained is not None:
         return make_trial(trained, data_id=data_id, weights_id=weights_id, workers=workers).key
@@ -74,16 +93,25 @@ def _teacher_id(config: TrialConfig, *, data_id: str, weights_id: Callable[[str]
         return None
     weights_ids = {source: weights_id(source) for source in _sources(config.teacher)}
     return key_of(
-        {"teacher": _detector(config.teacher, weights_ids), "versions": _versions(["trainer", config.teacher.detector])}
+        {
+            "teacher": _detector(config.teacher, weights_ids),
+            "versions": _versions(["trainer", config.teacher.detector]),
+        }
     )
 
 
 def _detector(config: DetectorConfig, weights_ids: Mapping[str, str]) -> dict[str, Any]:
-    """What decides a detector's numbers: its settings, with what its weights are in place of where they lie."""
+    """What decides a detector's numbers: its settings, with what its weights are in place of where
+    they lie.
+    """
     ignored = {"min_loaded_share", *(_FROZEN if isinstance(config, TeacherConfig) else ())}
     # unset is left out, so that a setting which comes with a later version changes no key
     settings = config.model_dump(mode="json", exclude=ignored, exclude_none=True)
-    return settings | {name: weights_ids[settings[name]] for name in ("weights", "backbone_weights") if name in settings}
+    return settings | {
+        name: weights_ids[settings[name]]
+        for name in ("weights", "backbone_weights")
+        if name in settings
+    }
 
 
 def _sources(config: DetectorConfig) -> set[str]:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 End = Literal["completed", "stopped_early", "failed"]
-"""How a trial ended: at its last epoch, stopped by the study's rule, or with an error or a result that is no number."""
+"""How a trial ended: at its last epoch, stopped by the study's rule, or with an error or a result
+that is no number."""
 
 
 @dataclass(frozen=True)
@@ -21,4 +22,5 @@ class KnownTrial:
     intermediate: Mapping[int, float] = field(default_factory=dict)
     """Epoch -> the searched metric, for the epochs that were evaluated."""
     parameters: Mapping[str, Any] | None = None
-    """Searched settings by path, as they were drawn; None if another study ran the trial: its key counts all the same."""
+    """Searched settings by path, as they were drawn; None if another study ran the trial: its key
+    counts all the same."""

@@ -1,7 +1,9 @@
-"""The points of a search space: drawn one question at a time, or listed; conditions are decided on the way.
+"""The points of a search space: drawn one question at a time, or listed; conditions are decided on
+the way.
 
-A point is a mapping from the paths of the parameters that are drawn to their values. A parameter whose `when` does not hold is
-not drawn and not in the point: the setting keeps the value that the trial gives it.
+A point is a mapping from the paths of the parameters that are drawn to their values. A parameter
+whose `when` does not hold is not drawn and not in the point: the setting keeps the value that the
+trial gives it.
 """
 
 import itertools
@@ -44,7 +46,11 @@ def space_of(study: Study) -> Space:
     """The search space of a study; empty without a search."""
     waiting = dict(study.search.parameters) if study.search else {}
     placed: dict[str, Parameter] = {}
-    while ready := [path for path, parameter in waiting.items() if not any(other in waiting for other in parameter.when)]:
+    while ready := [
+        path
+        for path, parameter in waiting.items()
+        if not any(other in waiting for other in parameter.when)
+    ]:
         placed[ready[0]] = waiting.pop(ready[0])
     return Space(placed | waiting, study.base.model_dump(mode="json"), tuple(waiting))
 
@@ -64,8 +70,8 @@ def same(one: Any, other: Any) -> bool:
 def draw(space: Space, suggest: Suggest) -> Point:
     """Draws one point, asking only for the parameters whose conditions hold.
 
-    A subset that comes out smaller than its `at_least` is filled up with the missing members in the order in which they are
-    written, so that the same answers always give the same point.
+    A subset that comes out smaller than its `at_least` is filled up with the missing members in the
+    order in which they are written, so that the same answers always give the same point.
     """
 
     def value(path: str, parameter: Parameter) -> Iterator[Any]:
@@ -76,7 +82,8 @@ def draw(space: Space, suggest: Suggest) -> Point:
 
 
 def grid(space: Space) -> Iterator[Point]:
-    """Every combination once: all whole numbers, all members, all subsets, and `points` values of a float range.
+    """Every combination once: all whole numbers, all members, all subsets, and `points` values of a
+    float range.
 
     Raises:
         ValueError: if a float range has no `points`.
@@ -85,13 +92,18 @@ def grid(space: Space) -> Iterator[Point]:
 
 
 def corners(space: Space) -> Iterator[Point]:
-    """Every combination of extremes: both ends of a range, each member; of a subset the smallest, the largest, each member."""
+    """Every combination of extremes: both ends of a range, each member; of a subset the smallest,
+    the largest, each member.
+    """
     return _points(space, lambda _, parameter: iter(extremes(parameter)))
 
 
 def num_cells(space: Space) -> int | None:
     """The number of points of a finite space; None where it is infinite or above `MAX_CELLS`."""
-    if any(parameter.kind == "float" and parameter.points is None for parameter in space.parameters.values()):
+    if any(
+        parameter.kind == "float" and parameter.points is None
+        for parameter in space.parameters.values()
+    ):
         return None
     count = sum(1 for _ in itertools.islice(grid(space), MAX_CELLS + 1))
     return count if count <= MAX_CELLS else None
@@ -102,12 +114,16 @@ def extremes(parameter: Parameter) -> list[Any]:
     values = parameter.drawn_from(parameter.kind) or ()
     if parameter.kind != "subset":
         return list(values)
-    chosen = [repaired(parameter, few) for few in ([], *([member] for member in values), list(values))]
+    chosen = [
+        repaired(parameter, few) for few in ([], *([member] for member in values), list(values))
+    ]
     return [subset for index, subset in enumerate(chosen) if subset not in chosen[:index]]
 
 
 def repaired(parameter: Parameter, subset: Sequence[Any]) -> list[Any]:
-    """The subset in the order in which its members are written, filled up from the first one on to `at_least` members."""
+    """The subset in the order in which its members are written, filled up from the first one on to
+    `at_least` members.
+    """
     members = parameter.subset or ()
     absent = [member for member in members if member not in subset]
     added = absent[: max(0, parameter.at_least - len(subset))]

@@ -1,4 +1,6 @@
-"""Whether a search can run anywhere in its space: every path, type, condition and corner is tried before launch."""
+"""Whether a search can run anywhere in its space: every path, type, condition and corner is tried
+before launch.
+"""
 
 import difflib
 import itertools
@@ -30,8 +32,8 @@ _MISSING = object()
 def check_space(study: Study) -> None:
     """Checks that every point of the search space is a trial that can run.
 
-    All corners are tried where there are at most 256 of them; else each extreme beside random values of the others, and 256
-    random points.
+    All corners are tried where there are at most 256 of them; else each extreme beside random
+    values of the others, and 256 random points.
 
     Raises:
         ConfigError: naming every problem, one line each.
@@ -39,7 +41,12 @@ def check_space(study: Study) -> None:
     if study.search is None:
         return
     space = space_of(study)
-    problems = [*_overlaps(space), *_circles(space), *_conditions(space), *_budget(study.search, space)]
+    problems = [
+        *_overlaps(space),
+        *_circles(space),
+        *_conditions(space),
+        *_budget(study.search, space),
+    ]
     if not problems:
         problems = _points_that_fail(study, space)
     if not problems:
@@ -68,7 +75,10 @@ def points_to_try(space: Space) -> Iterator[Point]:
 def _overlaps(space: Space) -> Iterator[str]:
     for one, other in itertools.combinations(sorted(space.parameters), 2):
         if other.startswith(one + "."):
-            yield f"search.parameters.{other}: no parameter may lie inside another, got it inside {one}. Search one of them"
+            yield (
+                f"search.parameters.{other}: no parameter may lie inside another, got it inside "
+                f"{one}. Search one of them"
+            )
 
 
 def _circles(space: Space) -> Iterator[str]:
@@ -109,11 +119,17 @@ def _condition_rule(space: Space, other: str, wanted: Any) -> str | None:
 
 
 def _values(space: Space, path: str) -> Iterator[Any]:
-    """The values that decide whether a condition on a parameter can hold; its own in the trial counts where it is not drawn."""
+    """The values that decide whether a condition on a parameter can hold; its own in the trial
+    counts where it is not drawn.
+    """
     parameter = space.parameters[path]
     if parameter.when:
         yield value_at(space.settings, path)
-    yield from extremes(parameter) if parameter.int_ is None else range(parameter.int_[0], parameter.int_[1] + 1)
+    yield from (
+        extremes(parameter)
+        if parameter.int_ is None
+        else range(parameter.int_[0], parameter.int_[1] + 1)
+    )
 
 
 def _shown(parameter: Parameter) -> list[Any]:
@@ -129,15 +145,28 @@ def _paths(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 def _budget(search: Search, space: Space) -> Iterator[str]:
     if search.trials is not None and len(search.enqueue) > search.trials:
-        yield f"search.trials: must cover the {len(search.enqueue)} enqueued trials, got {search.trials}"
+        yield (
+            f"search.trials: must cover the {len(search.enqueue)} enqueued trials, got "
+            f"{search.trials}"
+        )
     if search.sampler.grid is None:
         return
-    endless = [path for path, parameter in space.parameters.items() if parameter.float_ and parameter.points is None]
+    endless = [
+        path
+        for path, parameter in space.parameters.items()
+        if parameter.float_ and parameter.points is None
+    ]
     for path in endless:
         low_high = list(space.parameters[path].float_ or ())
-        yield f"search.parameters.{path}: a grid needs `points` for a float range, got {low_high} without. Add points: 5"
+        yield (
+            f"search.parameters.{path}: a grid needs `points` for a float range, got {low_high} "
+            "without. Add points: 5"
+        )
     if not endless and not space.unordered and num_cells(space) is None:
-        yield f"search.sampler.grid: must have at most {MAX_CELLS} cells, got more. Use tpe or random, or narrow the ranges"
+        yield (
+            f"search.sampler.grid: must have at most {MAX_CELLS} cells, got more. Use tpe or "
+            "random, or narrow the ranges"
+        )
 
 
 def _points_that_fail(study: Study, space: Space) -> list[str]:
@@ -153,9 +182,13 @@ def _points_that_fail(study: Study, space: Space) -> list[str]:
 
 
 def _told_of(problem: str, point: Point) -> str:
-    """A problem of a trial, as one of the parameter that causes it, or of the whole point where none does by itself."""
+    """A problem of a trial, as one of the parameter that causes it, or of the whole point where
+    none does by itself.
+    """
     path, rule = problem.removeprefix("trial.").split(": ", 1)
-    if any(f"{path}.".startswith(f"{drawn}.") for drawn in point) or rule.startswith("no such setting"):
+    if any(f"{path}.".startswith(f"{drawn}.") for drawn in point) or rule.startswith(
+        "no such setting"
+    ):
         return "search.parameters." + problem.removeprefix("trial.")
     values = ", ".join(f"{drawn}={value!r}" for drawn, value in point.items())
     return f"search.parameters: every point must be a trial, got {values} with {problem}"

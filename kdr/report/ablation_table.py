@@ -1,4 +1,6 @@
-"""An ablation out of the log: its arms with mean and spread, their differences to the reference, and what the seeds decide."""
+"""An ablation out of the log: its arms with mean and spread, their differences to the reference,
+and what the seeds decide.
+"""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -113,11 +115,13 @@ class AblationTable:
         return (*self.rows, *self.effects)
 
 
-def ablation_table(log: Log, study: str, metrics: Sequence[str] = (), *, allow_unequal: bool = False) -> AblationTable:
+def ablation_table(
+    log: Log, study: str, metrics: Sequence[str] = (), *, allow_unequal: bool = False
+) -> AblationTable:
     """The table of an ablation.
 
-    Tested is the metric that the study declared, if it is among `metrics`, else the first AP among them: to test each of them
-    would call for an adjustment that no reader expects.
+    Tested is the metric that the study declared, if it is among `metrics`, else the first AP among
+    them: to test each of them would call for an adjustment that no reader expects.
 
     Args:
         log: the trial log.
@@ -130,7 +134,10 @@ def ablation_table(log: Log, study: str, metrics: Sequence[str] = (), *, allow_u
     """
     ablation = ablation_of(log, study)
     if ablation is None:
-        raise ConfigError(f"{study}: must be an ablation, got a study without one. Leave --metric to one, or add --by")
+        raise ConfigError(
+            f"{study}: must be an ablation, got a study without one. Leave --metric to one, or add "
+            "--by"
+        )
     measures = tuple(measure_of(name) for name in dict.fromkeys(metrics or [ablation.metric]))
     found = logged_arms(log, study, measures)
     reference = found.arm(found.reference)
@@ -141,7 +148,9 @@ def ablation_table(log: Log, study: str, metrics: Sequence[str] = (), *, allow_u
         against = None if arm is reference or (is_factorial and not is_declared) else reference
         row = arm_row(arm, against, measures, num_planned=len(ablation.all_seeds))
         unequal = unequal_budget(arm, reference)
-        rows.append(replace(row, is_declared=is_declared, is_reference=arm is reference, unequal=unequal))
+        rows.append(
+            replace(row, is_declared=is_declared, is_reference=arm is reference, unequal=unequal)
+        )
     if not allow_unequal:
         check_budgets(rows, found.reference)
     tested = _tested(measures, ablation.metric)
@@ -157,7 +166,9 @@ def ablation_table(log: Log, study: str, metrics: Sequence[str] = (), *, allow_u
     return replace(table, notes=(*notes, *_declarations(ablation, tested)))
 
 
-def arm_row(arm: ArmTrials, reference: ArmTrials | None, measures: Sequence[Measure], *, num_planned: int) -> AblationRow:
+def arm_row(
+    arm: ArmTrials, reference: ArmTrials | None, measures: Sequence[Measure], *, num_planned: int
+) -> AblationRow:
     """One arm's row, compared with another one if there is one, without a verdict."""
     return AblationRow(
         name=arm.name,
@@ -166,19 +177,29 @@ def arm_row(arm: ArmTrials, reference: ArmTrials | None, measures: Sequence[Meas
         num_planned=num_planned,
         summaries={measure.name: Summary(arm.values(measure.name)) for measure in measures},
         keys=tuple(trial.key for trial in arm.trials.values() if trial.is_done),
-        comparisons={measure.name: compared(arm, reference, measure.name) for measure in measures} if reference else {},
+        comparisons=(
+            {measure.name: compared(arm, reference, measure.name) for measure in measures}
+            if reference
+            else {}
+        ),
     )
 
 
-def judged_rows(rows: Sequence[AblationRow], tested: Measure | None, margin: float | None) -> tuple[list[AblationRow], int]:
-    """The rows with their verdicts on the tested measure, and the number of comparisons that were adjusted together."""
+def judged_rows(
+    rows: Sequence[AblationRow], tested: Measure | None, margin: float | None
+) -> tuple[list[AblationRow], int]:
+    """The rows with their verdicts on the tested measure, and the number of comparisons that were
+    adjusted together.
+    """
     effects: dict[str, Effect] = {}
     for row in rows:
         comparison = row.comparisons.get(tested.name) if tested is not None else None
         if comparison is not None and comparison.effect is not None:
             effects[row.name] = comparison.effect
     family = [row.name for row in rows if row.name in effects and not row.is_declared]
-    verdicts = dict(zip(family, verdicts_on([effects[name] for name in family], margin=margin), strict=True))
+    verdicts = dict(
+        zip(family, verdicts_on([effects[name] for name in family], margin=margin), strict=True)
+    )
     for row in rows:
         if row.is_declared and row.name in effects:
             [verdicts[row.name]] = verdicts_on([effects[row.name]], margin=margin, adjust=False)
@@ -203,12 +224,22 @@ def check_budgets(rows: Sequence[AblationRow], reference: str) -> None:
 
 
 def cautions(arms: Sequence[ArmTrials]) -> Iterator[str]:
-    """Notes on trials that are missing, and on results that come from more than one version of code or data."""
+    """Notes on trials that are missing, and on results that come from more than one version of code
+    or data.
+    """
     for arm in arms:
         yield from unfinished(arm)
-    last = [trial.state.last for arm in arms for trial in arm.trials.values() if trial.is_done and trial.state is not None]
+    last = [
+        trial.state.last
+        for arm in arms
+        for trial in arm.trials.values()
+        if trial.is_done and trial.state is not None
+    ]
     for name, values in (
-        ("commits of the code", {f"{event.commit}{' with changes' if event.dirty else ''}" for event in last}),
+        (
+            "commits of the code",
+            {f"{event.commit}{' with changes' if event.dirty else ''}" for event in last},
+        ),
         ("versions of the data", {str(event.data_id) for event in last}),
     ):
         if len(values) > 1:
@@ -239,32 +270,56 @@ def _tested(measures: Sequence[Measure], declared: str) -> Measure | None:
     return next((measure for measure in aps if measure.name == declared), aps[0] if aps else None)
 
 
-def _effects(found: LoggedArms, ablation: Ablation, tested: Measure, margin: float | None) -> tuple[list[EffectRow], list[str]]:
-    """Main effects and interactions of the seeds that every arm has completed, and what a reader must know of them."""
+def _effects(
+    found: LoggedArms, ablation: Ablation, tested: Measure, margin: float | None
+) -> tuple[list[EffectRow], list[str]]:
+    """Main effects and interactions of the seeds that every arm has completed, and what a reader
+    must know of them.
+    """
     values = {arm.name: arm.values(tested.name) for arm in found.arms}
     seeds = [seed for seed in ablation.all_seeds if all(seed in own for own in values.values())]
     left_out = [seed for seed in ablation.all_seeds if seed not in seeds]
     notes = (
-        [f"Effects: of the seeds that every arm has completed; left out: {', '.join(map(str, left_out))}."] if left_out else []
+        [
+            "Effects: of the seeds that every arm has completed; left out: "
+            f"{', '.join(map(str, left_out))}."
+        ]
+        if left_out
+        else []
     )
     reference = found.arm(found.reference)
-    notes += [note for arm in found.arms if arm is not reference and (note := not_paired(arm, reference)) is not None]
+    notes += [
+        note
+        for arm in found.arms
+        if arm is not reference and (note := not_paired(arm, reference)) is not None
+    ]
     if not seeds:
         return [], notes
     levels = {factor: [BASELINE, *names] for factor, names in ablation.factors.items()}
-    cells = {tuple(arm.levels[factor] for factor in levels): [values[arm.name][seed] for seed in seeds] for arm in found.arms}
+    cells = {
+        tuple(arm.levels[factor] for factor in levels): [values[arm.name][seed] for seed in seeds]
+        for arm in found.arms
+    }
     contrasts = factorial_effects(levels, cells)
     missing = [contrast.name for contrast in contrasts if contrast.effect is None]
     if missing:
         notes.append(f"Effects that the arms left out leave open: {', '.join(missing)}.")
-    known = [(contrast.name, contrast.effect) for contrast in contrasts if contrast.effect is not None]
+    known = [
+        (contrast.name, contrast.effect) for contrast in contrasts if contrast.effect is not None
+    ]
     verdicts = verdicts_on([effect for _, effect in known], margin=margin)
-    return [EffectRow(name, tested.name, effect, verdict) for (name, effect), verdict in zip(known, verdicts, strict=True)], notes
+    return [
+        EffectRow(name, tested.name, effect, verdict)
+        for (name, effect), verdict in zip(known, verdicts, strict=True)
+    ], notes
 
 
 def _declarations(ablation: Ablation, tested: Measure | None) -> Iterator[str]:
     """What was not declared beforehand."""
     if tested is not None and tested.name != ablation.metric:
-        yield f"The study declared {ablation.metric}. A test of {tested.name} was not declared beforehand, nor a margin for it."
+        yield (
+            f"The study declared {ablation.metric}. A test of {tested.name} was not declared "
+            "beforehand, nor a margin for it."
+        )
     elif tested is not None and ablation.margin is None:
         yield "The study declared no margin, so that no difference can be called irrelevant."

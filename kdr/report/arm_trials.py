@@ -1,4 +1,6 @@
-"""The arms of a study as the log has them: each with its trials by seed, and what they must share to be compared."""
+"""The arms of a study as the log has them: each with its trials by seed, and what they must share
+to be compared.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -27,12 +29,16 @@ class Budget:
 
     def differs_from(self, other: "Budget") -> bool:
         """Whether one may spend more; images that the log does not tell are not known to differ."""
-        images = None in (self.images_seen, other.images_seen) or self.images_seen == other.images_seen
+        images = (
+            None in (self.images_seen, other.images_seen) or self.images_seen == other.images_seen
+        )
         return (self.epochs, self.workers) != (other.epochs, other.workers) or not images
 
     def __str__(self) -> str:
         images = "" if self.images_seen is None else f", {self.images_seen} images"
-        return f"{self.epochs} epochs{images}, {self.workers} worker{'s' if self.workers > 1 else ''}"
+        return (
+            f"{self.epochs} epochs{images}, {self.workers} worker{'s' if self.workers > 1 else ''}"
+        )
 
 
 @dataclass(frozen=True)
@@ -76,12 +82,24 @@ class ArmTrials:
 
     def values(self, measure: str) -> dict[int, float]:
         """A measure by seed, of the trials that are completed and have it."""
-        return {seed: trial.values[measure] for seed, trial in self.trials.items() if trial.is_done and measure in trial.values}
+        return {
+            seed: trial.values[measure]
+            for seed, trial in self.trials.items()
+            if trial.is_done and measure in trial.values
+        }
 
     def settings(self) -> Mapping[str, Any]:
         """The settings of the arm by path, but for the seed; empty if no trial was begun."""
         states = [trial.state for trial in self.trials.values() if trial.state is not None]
-        return {path: value for path, value in flat_settings(states[0].config).items() if path != "seed"} if states else {}
+        return (
+            {
+                path: value
+                for path, value in flat_settings(states[0].config).items()
+                if path != "seed"
+            }
+            if states
+            else {}
+        )
 
 
 @dataclass(frozen=True)
@@ -105,7 +123,10 @@ class LoggedArms:
         for arm in self.arms:
             if arm.name == name:
                 return arm
-        raise ConfigError(f"{self.study}: must have the arm, got {name!r}. Arms: {', '.join(arm.name for arm in self.arms)}")
+        raise ConfigError(
+            f"{self.study}: must have the arm, got {name!r}. Arms: "
+            f"{', '.join(arm.name for arm in self.arms)}"
+        )
 
 
 def ablation_of(log: Log, study: str) -> Ablation | None:
@@ -121,7 +142,9 @@ def logged_arms(log: Log, study: str, measures: Sequence[Measure]) -> LoggedArms
         ConfigError: if no trial has a value of a measure.
     """
     rows = log.ablation_arms_of(study) or log.arms_of(study)
-    states = {row["key"]: state for row in rows if (state := log.states().get(row["key"])) is not None}
+    states = {
+        row["key"]: state for row in rows if (state := log.states().get(row["key"])) is not None
+    }
     values, ends = measured(log, states, measures), _ends(log, states)
     workers = int((log.study_content(study).get("resources") or {}).get("workers", 1))
     by_arm: dict[str, list[dict[str, Any]]] = {}
@@ -129,17 +152,28 @@ def logged_arms(log: Log, study: str, measures: Sequence[Measure]) -> LoggedArms
         by_arm.setdefault(row["arm"], []).append(row)
     arms = []
     for name, own in by_arm.items():
-        trials = {row["seed"]: _trial(row, states.get(row["key"]), values, ends.get(row["key"], {}), workers) for row in own}
-        arms.append(ArmTrials(name, json.loads(own[0]["levels"] or "{}"), dict(sorted(trials.items()))))
+        trials = {
+            row["seed"]: _trial(
+                row, states.get(row["key"]), values, ends.get(row["key"], {}), workers
+            )
+            for row in own
+        }
+        arms.append(
+            ArmTrials(name, json.loads(own[0]["levels"] or "{}"), dict(sorted(trials.items())))
+        )
     references = [row["arm"] for row in rows if row["is_reference"]]
-    return LoggedArms(study, ablation_of(log, study), tuple(arms), references[0] if references else BASELINE)
+    return LoggedArms(
+        study, ablation_of(log, study), tuple(arms), references[0] if references else BASELINE
+    )
 
 
 def _ends(log: Log, states: Mapping[str, TrialState]) -> dict[str, dict[str, Any]]:
     """By key the images seen at the last epoch, and the hashes of first batches by epoch."""
     ends: dict[str, dict[str, Any]] = {}
     rows = log.current_epochs.select(["key", "epoch", "images_seen", "first_batch_hash"])
-    for row in rows.filter(pc.is_in(rows["key"], value_set=pa.array(list(states), pa.string()))).to_pylist():
+    for row in rows.filter(
+        pc.is_in(rows["key"], value_set=pa.array(list(states), pa.string()))
+    ).to_pylist():
         end = ends.setdefault(row["key"], {"batches": []})
         end["images_seen"] = row["images_seen"]
         end["batches"] += [row["first_batch_hash"]] if row["first_batch_hash"] else []
@@ -155,7 +189,9 @@ def _trial(
 ) -> ArmTrial:
     key = row["key"]
     # the settings in full are long; only this one is needed of each trial
-    epochs = int(json.loads(state.config).get("training", {}).get("epochs", state.epoch)) if state else 0
+    epochs = (
+        int(json.loads(state.config).get("training", {}).get("epochs", state.epoch)) if state else 0
+    )
     budget = Budget(epochs, end.get("images_seen"), workers)
     found = {name: by_key[key] for name, by_key in values.items() if key in by_key}
     return ArmTrial(key, row["seed"], state, budget, tuple(end.get("batches", ())), found)

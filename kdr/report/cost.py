@@ -10,7 +10,15 @@ from kdr.config.canonical import canonical_json
 from kdr.config.trial import TrialConfig
 from kdr.results.reader import Log, TrialState
 
-_SAME_COST = {"weights", "backbone_weights", "min_loaded_share", "training", "seed", "labels", "inherit"}
+_SAME_COST = {
+    "weights",
+    "backbone_weights",
+    "min_loaded_share",
+    "training",
+    "seed",
+    "labels",
+    "inherit",
+}
 """Settings of a detector that do not change how long a step of it takes."""
 
 
@@ -29,10 +37,11 @@ class Cost:
 
 
 def logged_cost(log: Log, configs: Sequence[TrialConfig], *, workers: int = 1) -> Cost | None:
-    """The cost of trials by the mean seconds of completed ones of the same shape, on the device that ran one of them last.
+    """The cost of trials by the mean seconds of completed ones of the same shape, on the device
+    that ran one of them last.
 
-    Of one shape are trials with the same student, data, teacher, methods, epochs, batch, precision and workers; the values of
-    other settings may differ.
+    Of one shape are trials with the same student, data, teacher, methods, epochs, batch, precision
+    and workers; the values of other settings may differ.
 
     Args:
         log: the trial log.
@@ -53,7 +62,9 @@ def logged_cost(log: Log, configs: Sequence[TrialConfig], *, workers: int = 1) -
         gpu_hours += one / 3600 * (found[-1].last.num_gpus or 0.0)
         basis += found
     keys = {state.key for state in basis}
-    return Cost(len(configs), seconds, gpu_hours, len(keys), basis[-1].last.device if basis else None)
+    return Cost(
+        len(configs), seconds, gpu_hours, len(keys), basis[-1].last.device if basis else None
+    )
 
 
 def _by_shape(log: Log) -> dict[str, list[TrialState]]:
@@ -62,15 +73,27 @@ def _by_shape(log: Log) -> dict[str, list[TrialState]]:
     shapes: dict[str, list[TrialState]] = {}
     for state in sorted(log.states().values(), key=lambda state: state.last.time):
         if state.state == "completed" and state.role == "student" and state.seconds is not None:
-            shapes.setdefault(_shape(json.loads(state.config), workers.get(state.key, 1)), []).append(state)
-    return {shape: [one for one in found if one.last.device == found[-1].last.device] for shape, found in shapes.items()}
+            shapes.setdefault(
+                _shape(json.loads(state.config), workers.get(state.key, 1)), []
+            ).append(state)
+    return {
+        shape: [one for one in found if one.last.device == found[-1].last.device]
+        for shape, found in shapes.items()
+    }
 
 
 def _workers(log: Log) -> dict[str, int]:
     """By key the processes that train it, from the studies that use it."""
-    configs = {text: json.loads(text).get("resources") or {} for text in _texts(log.arms["study_config"].to_pylist())}
+    configs = {
+        text: json.loads(text).get("resources") or {}
+        for text in _texts(log.arms["study_config"].to_pylist())
+    }
     rows = log.arms.select(["key", "study_config"]).to_pylist()
-    return {row["key"]: configs[row["study_config"]].get("workers", 1) for row in rows if row["study_config"]}
+    return {
+        row["key"]: configs[row["study_config"]].get("workers", 1)
+        for row in rows
+        if row["study_config"]
+    }
 
 
 def _texts(values: Iterable[str | None]) -> set[str]:
@@ -86,10 +109,19 @@ def _shape(settings: Mapping[str, Any], workers: int) -> str:
             "student": _detector(settings["student"]),
             "teacher": _detector(settings["teacher"] or {}) if needs_teacher else None,
             "methods": methods,
-            "data": {name: value for name, value in data.items() if name not in ("augment", "seed")},
+            "data": {
+                name: value for name, value in data.items() if name not in ("augment", "seed")
+            },
             "training": [
                 training.get(name)
-                for name in ("epochs", "batch_size", "micro_batch", "precision", "channels_last", "eval_every_epochs")
+                for name in (
+                    "epochs",
+                    "batch_size",
+                    "micro_batch",
+                    "precision",
+                    "channels_last",
+                    "eval_every_epochs",
+                )
             ],
             "workers": workers,
         }
@@ -97,4 +129,8 @@ def _shape(settings: Mapping[str, Any], workers: int) -> str:
 
 
 def _detector(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in _SAME_COST and value is not None}
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in _SAME_COST and value is not None
+    }

@@ -1,8 +1,9 @@
-"""How far apart two arms are, and whether the seeds decide it: the statistics of a comparison, on plain arrays.
+"""How far apart two arms are, and whether the seeds decide it: the statistics of a comparison, on
+plain arrays.
 
-An effect is an estimate with a standard error and degrees of freedom. Its interval, its p and its equivalence test are all
-those of Student's t; beside them stands the exact sign-flip p, which needs no normal distribution. `docs/ablations.md` tells
-users what the words mean.
+An effect is an estimate with a standard error and degrees of freedom. Its interval, its p and its
+equivalence test are all those of Student's t; beside them stands the exact sign-flip p, which needs
+no normal distribution. `docs/ablations.md` tells users what the words mean.
 """
 
 import math
@@ -24,7 +25,9 @@ _MOST_FLIPS = 40  # seeds up to which all 2^n signs are counted, as two halves o
 
 @dataclass(frozen=True)
 class Effect:
-    """A difference between arms, in the unit of the metric. What n seeds without spread cannot tell is None."""
+    """A difference between arms, in the unit of the metric. What n seeds without spread cannot tell
+    is None.
+    """
 
     n: int
     """Pairs of one seed, or for an unpaired comparison trials of the smaller arm."""
@@ -60,7 +63,11 @@ class Effect:
 
     def tost_p(self, margin: float) -> float | None:
         """The larger p of the two one-sided tests that the difference lies within +-margin."""
-        return None if self.se is None else float(equivalence_p(self.difference, self.se, self.df, margin))
+        return (
+            None
+            if self.se is None
+            else float(equivalence_p(self.difference, self.se, self.df, margin))
+        )
 
     def with_seeds(self, n: ArrayLike) -> tuple[Any, Any]:
         """Standard error and degrees of freedom with n seeds instead, at the same spread."""
@@ -78,7 +85,8 @@ class Verdict:
     p_adjusted: float | None = None
     tost_p_adjusted: float | None = None
     more_seeds: int | None = None
-    """Further seeds that would decide it if difference and spread stayed as they are; MOST_SEEDS stands for that many or more."""
+    """Further seeds that would decide it if difference and spread stayed as they are; MOST_SEEDS
+    stands for that many or more."""
 
 
 def paired_effect(arm: ArrayLike, reference: ArrayLike) -> Effect:
@@ -99,7 +107,8 @@ def paired_effect(arm: ArrayLike, reference: ArrayLike) -> Effect:
 
 
 def unpaired_effect(arm: ArrayLike, reference: ArrayLike) -> Effect:
-    """The difference of two means with Welch's standard error, for trials that share nothing but the number of their seed.
+    """The difference of two means with Welch's standard error, for trials that share nothing but
+    the number of their seed.
 
     Args:
         arm: (n,) values of one arm.
@@ -111,28 +120,40 @@ def unpaired_effect(arm: ArrayLike, reference: ArrayLike) -> Effect:
         return Effect(n, mean, paired=False)
     parts = np.array([values.var(ddof=1) / len(values) for values in (arm, reference)])
     df = parts.sum() ** 2 / (parts**2 / [len(arm) - 1, len(reference) - 1]).sum()
-    return Effect(n, mean, math.sqrt(parts.sum()), float(df), df_per_seed=df / (n - 1), paired=False)
+    return Effect(
+        n, mean, math.sqrt(parts.sum()), float(df), df_per_seed=df / (n - 1), paired=False
+    )
 
 
-def verdicts_on(effects: Sequence[Effect], *, margin: float | None, adjust: bool = True) -> list[Verdict]:
+def verdicts_on(
+    effects: Sequence[Effect], *, margin: float | None, adjust: bool = True
+) -> list[Verdict]:
     """The verdicts on a family of comparisons.
 
-    *helps* and *hurts*: the adjusted p is below ALPHA. *no relevant effect*: it is not, and the adjusted equivalence test says
-    that the difference lies within the margin. *undecided*: neither.
+    *helps* and *hurts*: the adjusted p is below ALPHA. *no relevant effect*: it is not, and the
+    adjusted equivalence test says that the difference lies within the margin. *undecided*: neither.
 
     Args:
-        effects: all comparisons that are looked at together; those without a p take no part in the adjustment.
+        effects: all comparisons that are looked at together; those without a p take no part in the
+            adjustment.
         margin: largest difference that does not matter; None where none was declared.
         adjust: by Holm's method; False for a comparison that was declared beforehand.
     """
     ps = _adjusted([effect.p for effect in effects], adjust)
-    tosts = _adjusted([None if margin is None else effect.tost_p(margin) for effect in effects], adjust)
+    tosts = _adjusted(
+        [None if margin is None else effect.tost_p(margin) for effect in effects], adjust
+    )
     family = sum(p is not None for p in ps) if adjust else 1
-    return [_verdict(effect, p, tost, margin, family) for effect, p, tost in zip(effects, ps, tosts, strict=True)]
+    return [
+        _verdict(effect, p, tost, margin, family)
+        for effect, p, tost in zip(effects, ps, tosts, strict=True)
+    ]
 
 
 def holm(p: ArrayLike) -> Any:
-    """Holm's adjusted p values along the last axis: all that lie below a level are rejected with that family-wise error."""
+    """Holm's adjusted p values along the last axis: all that lie below a level are rejected with
+    that family-wise error.
+    """
     p = np.asarray(p, float)
     m, order = p.shape[-1], np.argsort(p, axis=-1, kind="stable")
     ascending = np.take_along_axis(p, order, -1) * np.arange(m, 0, -1)
@@ -152,14 +173,18 @@ def half_width(se: Any, df: Any, level: float = ALPHA) -> Any:
 
 
 def equivalence_p(difference: Any, se: Any, df: Any, margin: float) -> Any:
-    """The larger p of two one-sided t tests (TOST; Schuirmann 1987) that a difference lies within +-margin."""
+    """The larger p of two one-sided t tests (TOST; Schuirmann 1987) that a difference lies within
+    +-margin.
+    """
     return special.stdtr(df, (np.abs(difference) - margin) / se)
 
 
 def sign_flip_p(differences: ArrayLike) -> float | None:
-    """The share of all 2^n signs under which the sum of the differences is at least as far from 0; None for over 40.
+    """The share of all 2^n signs under which the sum of the differences is at least as far from 0;
+    None for over 40.
 
-    All sums are pairs of a sum of the first half and one of the second, so that they are counted, not listed.
+    All sums are pairs of a sum of the first half and one of the second, so that they are counted,
+    not listed.
     """
     differences = np.asarray(differences, float)
     n = len(differences)
@@ -191,7 +216,9 @@ def _adjusted(ps: Sequence[float | None], adjust: bool) -> list[float | None]:
     return [None if p is None else next(adjusted) for p in ps]
 
 
-def _verdict(effect: Effect, p: float | None, tost: float | None, margin: float | None, family: int) -> Verdict:
+def _verdict(
+    effect: Effect, p: float | None, tost: float | None, margin: float | None, family: int
+) -> Verdict:
     if p is None:
         return Verdict("undecided")
     if p < ALPHA:
@@ -202,7 +229,9 @@ def _verdict(effect: Effect, p: float | None, tost: float | None, margin: float 
 
 
 def _more_seeds(effect: Effect, margin: float | None, family: int) -> int:
-    """The smallest number of further seeds at which a test decides, as the hardest of its family."""
+    """The smallest number of further seeds at which a test decides, as the hardest of its
+    family.
+    """
     n = np.arange(effect.n + 1, effect.n + MOST_SEEDS)
     se, df = effect.with_seeds(n)
     decides = family * two_sided_p(effect.difference, se, df) < ALPHA

@@ -1,4 +1,6 @@
-"""Main effects and two-factor interactions of a factorial design, by least squares with seeds as blocks."""
+"""Main effects and two-factor interactions of a factorial design, by least squares with seeds as
+blocks.
+"""
 
 import itertools
 import math
@@ -16,7 +18,9 @@ Step = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Contrast:
-    """One level against the reference level of its factor, or how two such steps change each other."""
+    """One level against the reference level of its factor, or how two such steps change each
+    other.
+    """
 
     steps: tuple[Step, ...]
     """One for a main effect, two for an interaction."""
@@ -25,21 +29,31 @@ class Contrast:
 
     @property
     def name(self) -> str:
-        """As a table shows it: `links: all - none`, or `links: all - none x attention: both - none`."""
-        return " x ".join(f"{factor}: {level} - {reference}" for factor, level, reference in self.steps)
+        """As a table shows it: `links: all - none`, or `links: all - none x attention: both -
+        none`.
+        """
+        return " x ".join(
+            f"{factor}: {level} - {reference}" for factor, level, reference in self.steps
+        )
 
 
-def factorial_effects(levels: Mapping[str, Sequence[str]], values: Mapping[tuple[str, ...], Sequence[float]]) -> list[Contrast]:
-    """Estimates main effects, then two-factor interactions, of a factorial whose cells all have the same seeds.
+def factorial_effects(
+    levels: Mapping[str, Sequence[str]], values: Mapping[tuple[str, ...], Sequence[float]]
+) -> list[Contrast]:
+    """Estimates main effects, then two-factor interactions, of a factorial whose cells all have the
+    same seeds.
 
-    The model is y = seed + main effects + two-factor interactions + error. A main effect is the mean difference between a level
-    and the reference level, over all levels of the other factors. An interaction is half of what the step of one factor adds to
-    the step of the other. With two levels each, both are twice the least-squares coefficient of the +-1 coding (Box, Hunter and
-    Hunter 2005, chapter 5); a factor with more levels has one such contrast for each level beside the reference.
+    The model is y = seed + main effects + two-factor interactions + error. A main effect is the
+    mean difference between a level and the reference level, over all levels of the other factors.
+    An interaction is half of what the step of one factor adds to the step of the other. With two
+    levels each, both are twice the least-squares coefficient of the +-1 coding (Box, Hunter and
+    Hunter 2005, chapter 5); a factor with more levels has one such contrast for each level beside
+    the reference.
 
     Args:
         levels: factor -> its levels, the reference first.
-        values: a level for each factor -> (n,) values of the same n seeds in the same order. Cells may be missing.
+        values: a level for each factor -> (n,) values of the same n seeds in the same order. Cells
+            may be missing.
     """
     cells = [cell for cell in itertools.product(*levels.values()) if cell in values]
     y = np.array([values[cell] for cell in cells], float)  # [cells, n]
@@ -47,13 +61,17 @@ def factorial_effects(levels: Mapping[str, Sequence[str]], values: Mapping[tuple
     model = _coded(levels, cells)
     rank = int(np.linalg.matrix_rank(model))
     inverse = np.linalg.pinv(model)
-    # every seed is a block with a mean of its own: the model's own constant takes no further degree of freedom
+    # every seed is a block with a mean of its own: the model's own constant takes no further degree
+    # of freedom
     deviations = y - y.mean(axis=0)
     residuals = deviations - model @ (inverse @ deviations.mean(axis=1, keepdims=True))
     df = y.size - n - (rank - 1)
     is_rounding = not np.abs(residuals).max() > 1e-12 * np.abs(y).max()
     variance = None if df <= 0 or is_rounding else float((residuals**2).sum()) / df
-    return [Contrast(steps, _effect(_weights(levels, steps, model, inverse), y, variance, df)) for steps in _steps(levels)]
+    return [
+        Contrast(steps, _effect(_weights(levels, steps, model, inverse), y, variance, df))
+        for steps in _steps(levels)
+    ]
 
 
 def _effect(weights: Any, y: Any, variance: float | None, df: int) -> Effect | None:
@@ -70,7 +88,8 @@ def _effect(weights: Any, y: Any, variance: float | None, df: int) -> Effect | N
 
 
 def _coded(levels: Mapping[str, Sequence[str]], cells: Sequence[tuple[str, ...]]) -> Any:
-    """(cells, columns): a constant, then main effects and two-factor products; two levels are coded -1 and +1.
+    """(cells, columns): a constant, then main effects and two-factor products; two levels are coded
+    -1 and +1.
 
     More levels take one column each beside the reference, which is -1 in all of them.
     """
@@ -79,21 +98,30 @@ def _coded(levels: Mapping[str, Sequence[str]], cells: Sequence[tuple[str, ...]]
         chosen = np.array([[cell[index] == name for name in names] for cell in cells], float)
         factors.append(chosen[:, 1:] - chosen[:, :1])
     pairs = itertools.combinations(factors, 2)
-    products = [(first[:, :, None] * second[:, None, :]).reshape(len(cells), -1) for first, second in pairs]
+    products = [
+        (first[:, :, None] * second[:, None, :]).reshape(len(cells), -1) for first, second in pairs
+    ]
     return np.hstack([np.ones((len(cells), 1)), *factors, *products])
 
 
 def _steps(levels: Mapping[str, Sequence[str]]) -> Iterator[tuple[Step, ...]]:
     """What is estimated: main effects, then interactions."""
-    steps = {factor: [(factor, level, names[0]) for level in names[1:]] for factor, names in levels.items()}
+    steps = {
+        factor: [(factor, level, names[0]) for level in names[1:]]
+        for factor, names in levels.items()
+    }
     for factor in levels:
         yield from ((step,) for step in steps[factor])
     for first, second in itertools.combinations(levels, 2):
         yield from itertools.product(steps[first], steps[second])
 
 
-def _weights(levels: Mapping[str, Sequence[str]], steps: Sequence[Step], model: Any, inverse: Any) -> Any:
-    """(cells,) weights by which a contrast is estimated from the cells that are there; None if they leave it open."""
+def _weights(
+    levels: Mapping[str, Sequence[str]], steps: Sequence[Step], model: Any, inverse: Any
+) -> Any:
+    """(cells,) weights by which a contrast is estimated from the cells that are there; None if they
+    leave it open.
+    """
     whole = list(itertools.product(*levels.values()))
     signs = np.ones(len(whole))
     for factor, level, reference in steps:

@@ -1,4 +1,6 @@
-"""How the metric rose, epoch by epoch: one curve per trial, and for each arm the mean and spread over its seeds."""
+"""How the metric rose, epoch by epoch: one curve per trial, and for each arm the mean and spread
+over its seeds.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +47,9 @@ class Band:
 
 @dataclass(frozen=True)
 class CurveGroup:
-    """Curves that belong together: the seeds of an arm, or the trials of a search that ended alike."""
+    """Curves that belong together: the seeds of an arm, or the trials of a search that ended
+    alike.
+    """
 
     name: str
     curves: tuple[Curve, ...]
@@ -73,7 +77,9 @@ class LearningCurves:
         return sum(len(curve.epochs) for curve in self.curves)
 
 
-def arm_curves(log: Log, arms: Sequence[ArmTrials], metric: str, *, drawn: Sequence[str]) -> LearningCurves:
+def arm_curves(
+    log: Log, arms: Sequence[ArmTrials], metric: str, *, drawn: Sequence[str]
+) -> LearningCurves:
     """The curves of an ablation, one group for each arm.
 
     The band is that of the completed seeds, or while none is, of all that have begun.
@@ -84,8 +90,12 @@ def arm_curves(log: Log, arms: Sequence[ArmTrials], metric: str, *, drawn: Seque
         metric: one of COCO's.
         drawn: names of the arms to draw, in that order.
     """
-    chosen = sorted((arm for arm in arms if arm.name in drawn), key=lambda arm: drawn.index(arm.name))
-    found = epoch_values(log, [trial.key for arm in chosen for trial in arm.trials.values()], metric)
+    chosen = sorted(
+        (arm for arm in arms if arm.name in drawn), key=lambda arm: drawn.index(arm.name)
+    )
+    found = epoch_values(
+        log, [trial.key for arm in chosen for trial in arm.trials.values()], metric
+    )
     groups = []
     for arm in chosen:
         curves = tuple(
@@ -99,8 +109,11 @@ def arm_curves(log: Log, arms: Sequence[ArmTrials], metric: str, *, drawn: Seque
     return LearningCurves(metric, tuple(groups), what)
 
 
-def trial_curves(log: Log, trials: Sequence[RankedTrial], metric: str, *, most: int) -> LearningCurves:
-    """The curves of a search, or of a single trial: the best one apart, the others by how they ended.
+def trial_curves(
+    log: Log, trials: Sequence[RankedTrial], metric: str, *, most: int
+) -> LearningCurves:
+    """The curves of a search, or of a single trial: the best one apart, the others by how they
+    ended.
 
     Args:
         log: the trial log.
@@ -115,21 +128,38 @@ def trial_curves(log: Log, trials: Sequence[RankedTrial], metric: str, *, most: 
     for trial in chosen:
         if trial.key in found:
             name = BEST if trial.rank == 1 else trial.state.state.replace("_", " ")
-            groups.setdefault(name, []).append(Curve(trial.name, trial.key, trial.state.state, *found[trial.key]))
+            groups.setdefault(name, []).append(
+                Curve(trial.name, trial.key, trial.state.state, *found[trial.key])
+            )
     left = len(begun) - len(chosen)
-    what = f"{left} of {len(begun)} trials are not drawn: those with the lowest {metric}." if left else None
-    return LearningCurves(metric, tuple(CurveGroup(name, tuple(curves)) for name, curves in groups.items()), what)
+    what = (
+        f"{left} of {len(begun)} trials are not drawn: those with the lowest {metric}."
+        if left
+        else None
+    )
+    return LearningCurves(
+        metric, tuple(CurveGroup(name, tuple(curves)) for name, curves in groups.items()), what
+    )
 
 
-def epoch_values(log: Log, keys: Iterable[str], metric: str) -> dict[str, tuple[tuple[int, ...], tuple[float, ...]]]:
-    """By key the epochs that were evaluated, in order, and the metric at each; without trials that have none."""
+def epoch_values(
+    log: Log, keys: Iterable[str], metric: str
+) -> dict[str, tuple[tuple[int, ...], tuple[float, ...]]]:
+    """By key the epochs that were evaluated, in order, and the metric at each; without trials that
+    have none.
+    """
     rows = evaluated_epochs(log, keys, metric)
     epochs, values = rows["epoch"].to_pylist(), rows[metric].to_pylist()
-    return {key: (tuple(epochs[begin:end]), tuple(values[begin:end])) for key, begin, end in _runs(rows["key"])}
+    return {
+        key: (tuple(epochs[begin:end]), tuple(values[begin:end]))
+        for key, begin, end in _runs(rows["key"])
+    }
 
 
 def evaluated_epochs(log: Log, keys: Iterable[str], metric: str) -> pa.Table:
-    """The columns key, epoch and metric of some trials, by key and epoch; without epochs that have no value."""
+    """The columns key, epoch and metric of some trials, by key and epoch; without epochs that have
+    no value.
+    """
     rows = log.current_epochs.select(["key", "epoch", metric])
     wanted = pc.is_in(rows["key"], value_set=pa.array(list(keys), pa.string()))
     # NaN is no value, and null is neither: is_finite keeps numbers alone
@@ -150,7 +180,9 @@ def _band(curves: Sequence[Curve]) -> Band | None:
     if len(counted) < 2:
         return None
     by_epoch: list[Mapping[int, float]] = [dict(curve.points) for curve in counted]
-    epochs = tuple(epoch for epoch in sorted(by_epoch[0]) if all(epoch in found for found in by_epoch))
+    epochs = tuple(
+        epoch for epoch in sorted(by_epoch[0]) if all(epoch in found for found in by_epoch)
+    )
     if not epochs:
         return None
     values = np.array([[found[epoch] for epoch in epochs] for found in by_epoch])

@@ -1,4 +1,5 @@
-"""What a table can show of a trial: COCO's metrics, AP of a class, time, memory, parameters, what a method logs.
+"""What a table can show of a trial: COCO's metrics, AP of a class, time, memory, parameters, what a
+method logs.
 
 APs are shown in percent, as papers print them (39.8); the log and its SQL have them in [0, 1].
 """
@@ -23,7 +24,8 @@ class Measure:
     """One number per trial, and how it is shown."""
 
     name: str
-    """As `--metric` takes it: `AP75`, `AP/<class>`, `s/epoch`, `memory`, `parameters`, `extras/<name>`."""
+    """As `--metric` takes it: `AP75`, `AP/<class>`, `s/epoch`, `memory`, `parameters`,
+    `extras/<name>`."""
     unit: str = ""
     """As the head of a column shows it."""
     scale: float = 1.0
@@ -54,45 +56,71 @@ def measure_of(name: str) -> Measure:
     if name.startswith("extras/"):
         return Measure(name)
     raise ConfigError(
-        f"--metric: must be one of {', '.join(METRICS)}, AP/<class>, s/epoch, memory, parameters, extras/<name>, got {name!r}. "
-        "s/epoch is training without evaluation, memory the peak on the GPU, parameters the student's, extras what methods log"
+        f"--metric: must be one of {', '.join(METRICS)}, AP/<class>, s/epoch, memory, parameters, "
+        f"extras/<name>, got {name!r}. s/epoch is training without evaluation, memory the peak on "
+        "the GPU, parameters the student's, extras what methods log"
     )
 
 
-def measured(log: Log, states: Mapping[str, TrialState], measures: Sequence[Measure]) -> dict[str, dict[str, float]]:
+def measured(
+    log: Log, states: Mapping[str, TrialState], measures: Sequence[Measure]
+) -> dict[str, dict[str, float]]:
     """By the name of each measure, the values of those trials that have one, by key.
 
-    A trial's result is that of its last evaluation; seconds are the mean of its epochs, memory is the most of any.
+    A trial's result is that of its last evaluation; seconds are the mean of its epochs, memory is
+    the most of any.
 
     Raises:
         ConfigError: if no trial at all has a value of a measure.
     """
-    epochs = log.current_epochs.filter(pc.is_in(log.current_epochs["key"], value_set=pa.array(list(states), pa.string())))
+    epochs = log.current_epochs.filter(
+        pc.is_in(log.current_epochs["key"], value_set=pa.array(list(states), pa.string()))
+    )
     found = {measure.name: _values(measure.name, states, epochs) for measure in measures}
     for name, values in found.items():
-        if "/" in name and not values and any(state.state == "completed" for state in states.values()):
-            raise ConfigError(f"--metric: must be a number in the log of these trials, got {name!r}.{_known(name, epochs)}")
+        if (
+            "/" in name
+            and not values
+            and any(state.state == "completed" for state in states.values())
+        ):
+            raise ConfigError(
+                "--metric: must be a number in the log of these trials, got "
+                f"{name!r}.{_known(name, epochs)}"
+            )
     return found
 
 
 def _values(name: str, states: Mapping[str, TrialState], epochs: pa.Table) -> dict[str, float]:
     if name in METRICS:
         logged = {key: state.metrics[name] for key, state in states.items()}
-        return {key: value for key, value in logged.items() if value is not None and not math.isnan(value)}
+        return {
+            key: value
+            for key, value in logged.items()
+            if value is not None and not math.isnan(value)
+        }
     if name == "s/epoch":
         return _grouped(epochs, "seconds", "mean")
     if name == "memory":
         return _grouped(epochs, "peak_memory_bytes", "max")
     kind, _, wanted = ("extras", "/", name) if name == "parameters" else name.partition("/")
     last = last_maps(epochs, "ap_per_class" if kind == "AP" else "extras")
-    return {key: numbers[wanted] for key, numbers in last.items() if not math.isnan(numbers.get(wanted, math.nan))}
+    return {
+        key: numbers[wanted]
+        for key, numbers in last.items()
+        if not math.isnan(numbers.get(wanted, math.nan))
+    }
 
 
 def last_maps(epochs: pa.Table, column: str) -> dict[str, dict[str, float]]:
     """By key the last value of a column of maps, of epochs sorted by key and epoch."""
     rows = epochs.filter(pc.is_valid(epochs[column])).select(["key", column])
     index = pa.array(range(len(rows)))
-    last = rows.select(["key"]).append_column("row", index).group_by("key").aggregate([("row", "max")])["row_max"]
+    last = (
+        rows.select(["key"])
+        .append_column("row", index)
+        .group_by("key")
+        .aggregate([("row", "max")])["row_max"]
+    )
     return {row["key"]: row[column] for row in rows.take(last).to_pylist(maps_as_pydicts="lossy")}
 
 
@@ -106,6 +134,8 @@ def _known(name: str, epochs: pa.Table) -> str:
     if name == "s/epoch":
         return ""
     prefix = name.partition("/")[0]
-    maps: Iterable[Mapping[str, Any]] = last_maps(epochs, "ap_per_class" if prefix == "AP" else "extras").values()
+    maps: Iterable[Mapping[str, Any]] = last_maps(
+        epochs, "ap_per_class" if prefix == "AP" else "extras"
+    ).values()
     names = sorted({f"{prefix}/{known}" for numbers in maps for known in numbers})
     return f" There are: {', '.join(names)}" if names else " None is logged"

@@ -16,7 +16,9 @@ from kdr.results.reader import Log, TrialState
 from kdr.results.usage import gpu_hours_used
 
 _UNFINISHED = ("planned", "running", "interrupted", "excluded")  # an excluded trial runs again
-_ACTIVE_S = 600.0  # a trial without a row for longer than this, and than three of its epochs, is not counted as at work
+# a trial without a row for longer than this, and than three of its epochs, is not counted as at
+# work
+_ACTIVE_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,32 @@ def study_progress(log: Log, study: str, *, now: datetime, metric: str = "AP") -
         age = (now - max(state.last.time, last_rows.get(key, state.last.time))).total_seconds()
         epochs = int(json.loads(state.config).get("training", {}).get("epochs", 0))
         value = value_of(state, metric)
-        trials.append(TrialProgress(name, key, state.state, state.epoch, epochs, value, max(age, 0.0), state.last.reason))
+        trials.append(
+            TrialProgress(
+                name,
+                key,
+                state.state,
+                state.epoch,
+                epochs,
+                value,
+                max(age, 0.0),
+                state.last.reason,
+            )
+        )
     search = log.study_content(study).get("search") or {}
     total = _total(log, study, search, sum(trial.name != "teacher" for trial in trials))
     left = _seconds_left(log, trials, total)
     arms = tuple(_arm_progress(log, study))
-    return StudyProgress(study, metric, tuple(trials), total, left, gpu_hours_used(log, study), search.get("gpu_hours"), arms)
+    return StudyProgress(
+        study,
+        metric,
+        tuple(trials),
+        total,
+        left,
+        gpu_hours_used(log, study),
+        search.get("gpu_hours"),
+        arms,
+    )
 
 
 def trial_names(log: Log, study: str) -> dict[str, str]:
@@ -115,15 +137,23 @@ def trial_names(log: Log, study: str) -> dict[str, str]:
     rows = log.ablation_arms_of(study)
     for row in rows:
         arms.setdefault(row["key"], []).append(row["arm"])
-    of_ablation = {row["key"]: f"{' and '.join(arms[row['key']])}, seed {row['seed']}" for row in rows}
+    of_ablation = {
+        row["key"]: f"{' and '.join(arms[row['key']])}, seed {row['seed']}" for row in rows
+    }
     return {row["key"]: row["arm"] for row in log.arms_of(study)} | of_ablation
 
 
 def _states(log: Log, study: str) -> dict[str, TrialState]:
-    """The states of a study's trials; of an ablation, those of the arms that it has now, and of its teachers."""
+    """The states of a study's trials; of an ablation, those of the arms that it has now, and of its
+    teachers.
+    """
     current = {row["key"] for row in log.ablation_arms_of(study)}
     states = log.states_of(study)
-    return {key: state for key, state in states.items() if not current or key in current or state.role == "teacher"}
+    return {
+        key: state
+        for key, state in states.items()
+        if not current or key in current or state.role == "teacher"
+    }
 
 
 def _arm_progress(log: Log, study: str) -> Iterator[ArmProgress]:
@@ -132,7 +162,9 @@ def _arm_progress(log: Log, study: str) -> Iterator[ArmProgress]:
         arms.setdefault(row["arm"], []).append(row["key"])
     states = log.states()
     for name, keys in arms.items():
-        yield ArmProgress(name, len(keys), dict(Counter(states[key].state for key in keys if key in states)))
+        yield ArmProgress(
+            name, len(keys), dict(Counter(states[key].state for key in keys if key in states))
+        )
 
 
 def _last_rows(log: Log) -> dict[str, datetime]:
@@ -157,15 +189,27 @@ def _seconds_left(log: Log, trials: Iterable[TrialProgress], total: int | None) 
         return None
     ended = [trial for trial in students if trial.state not in _UNFINISHED]
     # trials to come are stopped early as often as those before them were
-    usual = statistics.fmean(trial.epoch for trial in ended) if ended else max((trial.epochs for trial in students), default=0)
+    usual = (
+        statistics.fmean(trial.epoch for trial in ended)
+        if ended
+        else max((trial.epochs for trial in students), default=0)
+    )
     to_come = max(0, total - len(students)) * usual
     unfinished = [trial for trial in students if trial.state in _UNFINISHED]
-    begun = sum((usual if trial.epoch < usual else trial.epochs) - trial.epoch for trial in unfinished)
-    at_work = [trial for trial in students if trial.state == "running" and trial.age_s < max(_ACTIVE_S, 3 * cost)]
+    begun = sum(
+        (usual if trial.epoch < usual else trial.epochs) - trial.epoch for trial in unfinished
+    )
+    at_work = [
+        trial
+        for trial in students
+        if trial.state == "running" and trial.age_s < max(_ACTIVE_S, 3 * cost)
+    ]
     return (to_come + begun) * cost / max(1, len(at_work))
 
 
 def _epoch_seconds(log: Log, keys: list[str]) -> float | None:
-    rows = log.current_epochs.filter(pc.is_in(log.current_epochs["key"], value_set=pa.array(keys, pa.string())))
+    rows = log.current_epochs.filter(
+        pc.is_in(log.current_epochs["key"], value_set=pa.array(keys, pa.string()))
+    )
     training, evaluation = pc.mean(rows["seconds"]).as_py(), pc.sum(rows["eval_seconds"]).as_py()
     return None if training is None else float(training) + float(evaluation or 0.0) / len(rows)

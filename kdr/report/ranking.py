@@ -1,4 +1,6 @@
-"""The trials of a study, best first. A trial's result is its last epoch's, and only completed trials have a rank."""
+"""The trials of a study, best first. A trial's result is its last epoch's, and only completed
+trials have a rank.
+"""
 
 import json
 import math
@@ -44,9 +46,11 @@ class RankedTrial:
 
 
 def ranking(log: Log, study: str, metric: str = "AP") -> tuple[RankedTrial, ...]:
-    """The students of a study: completed ones by the metric, then those stopped early or cancelled, running, failed, excluded.
+    """The students of a study: completed ones by the metric, then those stopped early or cancelled,
+    running, failed, excluded.
 
-    The value of a trial that was stopped early is that of fewer epochs, so it is shown apart and has no rank.
+    The value of a trial that was stopped early is that of fewer epochs, so it is shown apart and
+    has no rank.
 
     Raises:
         ConfigError: if there is no such metric.
@@ -54,14 +58,22 @@ def ranking(log: Log, study: str, metric: str = "AP") -> tuple[RankedTrial, ...]
     arms = {row["key"]: row for row in log.arms_of(study)}
     students = [state for state in log.states_of(study).values() if state.role == "student"]
     values = {state.key: value_of(state, metric) for state in students}
-    students.sort(key=lambda state: (_ORDER.index(state.state), -_or(values[state.key], -math.inf), state.key))
+    students.sort(
+        key=lambda state: (
+            _ORDER.index(state.state),
+            -_or(values[state.key], -math.inf),
+            state.key,
+        )
+    )
     trials = []
     for position, state in enumerate(students, start=1):
         arm = arms.get(state.key, {})
         drawn = json.loads(arm.get("parameters") or state.parameters or "{}")
         rank = position if state.state == "completed" and values[state.key] is not None else None
         parameters = {path: canonical(value) for path, value in drawn.items()}
-        trials.append(RankedTrial(rank, arm.get("arm") or state.key[:8], values[state.key], parameters, state))
+        trials.append(
+            RankedTrial(rank, arm.get("arm") or state.key[:8], values[state.key], parameters, state)
+        )
     return tuple(trials)
 
 
@@ -74,13 +86,22 @@ def best_trial(log: Log, study: str, metric: str = "AP") -> RankedTrial:
     trials = ranking(log, study, metric)
     if trials and trials[0].rank == 1:
         return trials[0]
-    states = ", ".join(f"{count} {name}" for name, count in count_states(trials).items()) or "no trials at all"
-    raise ConfigError(f"{study}: needs a completed trial with a value of {metric}, got {states}. Run the study first")
+    states = (
+        ", ".join(f"{count} {name}" for name, count in count_states(trials).items())
+        or "no trials at all"
+    )
+    raise ConfigError(
+        f"{study}: needs a completed trial with a value of {metric}, got {states}. Run the study "
+        "first"
+    )
 
 
 def count_states(trials: Sequence[RankedTrial]) -> dict[str, int]:
     """How many trials are in each state that occurs, in words, completed first."""
-    counts = {state.replace("_", " "): sum(trial.state.state == state for trial in trials) for state in _ORDER}
+    counts = {
+        state.replace("_", " "): sum(trial.state.state == state for trial in trials)
+        for state in _ORDER
+    }
     return {name: count for name, count in counts.items() if count}
 
 
@@ -103,14 +124,27 @@ def value_of(state: TrialState, metric: str) -> float | None:
 
 
 def ranking_rows(trials: Sequence[RankedTrial], metric: str) -> tuple[list[str], list[list[Any]]]:
-    """Column names and rows of a ranking, as a table shows them: settings that were searched are columns of their own."""
+    """Column names and rows of a ranking, as a table shows them: settings that were searched are
+    columns of their own.
+    """
     paths = list(dict.fromkeys(path for trial in trials for path in trial.parameters))
     columns = ["rank", "trial", "state", metric, "epochs", "seconds", *paths, "key"]
     rows = []
     for trial in trials:
         state = trial.state
         searched = [trial.parameters.get(path) for path in paths]
-        rows.append([trial.rank, trial.name, state.state, trial.value, state.epoch, state.seconds, *searched, trial.key])
+        rows.append(
+            [
+                trial.rank,
+                trial.name,
+                state.state,
+                trial.value,
+                state.epoch,
+                state.seconds,
+                *searched,
+                trial.key,
+            ]
+        )
     return columns, rows
 
 

@@ -1,4 +1,6 @@
-"""n, mean and spread of a metric by any settings of a study's trials, with what was left out said below."""
+"""n, mean and spread of a metric by any settings of a study's trials, with what was left out said
+below.
+"""
 
 import difflib
 import statistics
@@ -48,12 +50,16 @@ class SettingsTable:
     rows: tuple[SettingsRow, ...]
     """Highest mean first."""
     notes: tuple[str, ...]
-    """What a reader must know: trials that are not in the table, and what the differences do not show."""
+    """What a reader must know: trials that are not in the table, and what the differences do not
+    show."""
 
     def cells(self) -> tuple[list[str], list[list[Any]]]:
         """Column names and rows."""
         columns = [*self.by, "n", f"mean {self.metric}", "sd", "min", "max"]
-        return columns, [[*row.settings, row.n, row.mean, row.sd, min(row.values), max(row.values)] for row in self.rows]
+        return columns, [
+            [*row.settings, row.n, row.mean, row.sd, min(row.values), max(row.values)]
+            for row in self.rows
+        ]
 
 
 def settings_table(log: Log, study: str, by: Sequence[str], metric: str = "AP") -> SettingsTable:
@@ -66,18 +72,27 @@ def settings_table(log: Log, study: str, by: Sequence[str], metric: str = "AP") 
         metric: the metric at the last epoch.
 
     Raises:
-        ConfigError: if there is no such setting or metric, or the trials had unequal numbers of epochs.
+        ConfigError: if there is no such setting or metric, or the trials had unequal numbers of
+            epochs.
     """
     students = [state for state in log.states_of(study).values() if state.role == "student"]
     _check_settings(students, by)
-    completed = [state for state in students if state.state == "completed" and value_of(state, metric) is not None]
+    completed = [
+        state
+        for state in students
+        if state.state == "completed" and value_of(state, metric) is not None
+    ]
     _check_budgets(completed, by)
     groups: dict[tuple[Any, ...], list[TrialState]] = {}
     for state in completed:
         settings = flat_settings(state.config)
         groups.setdefault(tuple(canonical(settings.get(path)) for path in by), []).append(state)
     rows = [
-        SettingsRow(chosen, tuple(value_of(state, metric) or 0.0 for state in members), tuple(state.key for state in members))
+        SettingsRow(
+            chosen,
+            tuple(value_of(state, metric) or 0.0 for state in members),
+            tuple(state.key for state in members),
+        )
         for chosen, members in groups.items()
     ]
     rows.sort(key=lambda row: (-row.mean, str(row.settings)))
@@ -90,7 +105,11 @@ def _check_settings(students: Sequence[TrialState], by: Sequence[str]) -> None:
     problems = []
     for path in by:
         if path not in paths and paths:
-            ends = [known for known in paths if known.endswith(f".{path}") or known.startswith(f"{path}.")]
+            ends = [
+                known
+                for known in paths
+                if known.endswith(f".{path}") or known.startswith(f"{path}.")
+            ]
             near = ends[:5] or difflib.get_close_matches(path, paths, n=3, cutoff=0.5)
             hint = f"Did you mean {' or '.join(near)}?" if near else f"Settings: {', '.join(paths)}"
             problems.append(f"--by: must be a setting of the trials, got {path!r}. {hint}")
@@ -101,17 +120,25 @@ def _check_settings(students: Sequence[TrialState], by: Sequence[str]) -> None:
 def _check_budgets(completed: Sequence[TrialState], by: Sequence[str]) -> None:
     epochs = [flat_settings(state.config).get("training.epochs") for state in completed]
     if len(set(epochs)) > 1 and "training.epochs" not in by:
-        found = ", ".join(f"{epochs.count(number)} of {number}" for number in sorted(set(epochs), key=str))
+        found = ", ".join(
+            f"{epochs.count(number)} of {number}" for number in sorted(set(epochs), key=str)
+        )
         raise ConfigError(
-            f"--by: compares trials of equal numbers of epochs, got trials with {found} epochs. Add --by training.epochs"
+            f"--by: compares trials of equal numbers of epochs, got trials with {found} epochs. "
+            "Add --by training.epochs"
         )
 
 
-def _left_out(students: Sequence[TrialState], completed: Sequence[TrialState], metric: str) -> list[str]:
+def _left_out(
+    students: Sequence[TrialState], completed: Sequence[TrialState], metric: str
+) -> list[str]:
     names = {"completed": f"completed without {metric}", "stopped_early": "stopped early"}
     shown = {state.key for state in completed}
     states = [state.state for state in students if state.key not in shown]
-    counts = [f"{states.count(state)} {names.get(state, state)}" for state in dict.fromkeys(sorted(states))]
+    counts = [
+        f"{states.count(state)} {names.get(state, state)}"
+        for state in dict.fromkeys(sorted(states))
+    ]
     return [f"Not in the table: {', '.join(counts)}."] if counts else []
 
 
@@ -120,15 +147,24 @@ def _cautions(log: Log, study: str, completed: Sequence[TrialState]) -> list[str
     sampler = _sampler(log, study)
     if sampler:
         notes.append(
-            f"The trials are draws of a search ({sampler}), which change several settings at once and favour what looked good: "
-            "differences between these rows are no effects of the settings. An ablation of arms by seeds measures effects."
+            f"The trials are draws of a search ({sampler}), which change several settings at once "
+            "and favour what looked good: differences between these rows are no effects of the "
+            "settings. An ablation of arms by seeds measures effects."
         )
     for name, values in (
-        ("commits of the code", {f"{state.last.commit}{' with changes' if state.last.dirty else ''}" for state in completed}),
+        (
+            "commits of the code",
+            {
+                f"{state.last.commit}{' with changes' if state.last.dirty else ''}"
+                for state in completed
+            },
+        ),
         ("versions of the data", {state.last.data_id for state in completed}),
     ):
         if len(values) > 1:
-            notes.append(f"The trials come from {len(values)} {name}: {', '.join(sorted(map(str, values)))}.")
+            notes.append(
+                f"The trials come from {len(values)} {name}: {', '.join(sorted(map(str, values)))}."
+            )
     return notes
 
 
@@ -138,5 +174,9 @@ def _sampler(log: Log, study: str) -> str | None:
     if not search:
         return None
     sampler = search.get("sampler", "tpe")
-    name = sampler if isinstance(sampler, str) else next((kind for kind in sampler if sampler[kind] is not None), "tpe")
+    name = (
+        sampler
+        if isinstance(sampler, str)
+        else next((kind for kind in sampler if sampler[kind] is not None), "tpe")
+    )
     return None if name == "grid" else name

@@ -19,9 +19,14 @@ from kdr.results.reader import Log
 
 
 def study_comparison(
-    logs: tuple[Log, Log], studies: tuple[str, str], metrics: tuple[str, ...] = (), *, allow_unequal: bool = False
+    logs: tuple[Log, Log],
+    studies: tuple[str, str],
+    metrics: tuple[str, ...] = (),
+    *,
+    allow_unequal: bool = False,
 ) -> AblationTable:
-    """The arms of the first study minus those of the same name in the second; where no name is common, the two references.
+    """The arms of the first study minus those of the same name in the second; where no name is
+    common, the two references.
 
     The margin is that of the first study, if both declare the same one.
 
@@ -37,25 +42,44 @@ def study_comparison(
     design = ablation_of(logs[0], studies[0])
     metric = design.metric if design else "AP"
     measures = tuple(measure_of(name) for name in dict.fromkeys(metrics or (metric,)))
-    first, second = (logged_arms(log, study, measures) for log, study in zip(logs, studies, strict=True))
+    first, second = (
+        logged_arms(log, study, measures) for log, study in zip(logs, studies, strict=True)
+    )
     rows: list[AblationRow] = []
     arms = []
     for one, other in _common(first, second):
-        mine, theirs = (replace(arm, name=f"{study}: {arm.name}") for arm, study in zip((one, other), studies, strict=True))
-        rows.append(replace(arm_row(theirs, None, measures, num_planned=_planned(other, second)), is_reference=True))
+        mine, theirs = (
+            replace(arm, name=f"{study}: {arm.name}")
+            for arm, study in zip((one, other), studies, strict=True)
+        )
         rows.append(
-            replace(arm_row(mine, theirs, measures, num_planned=_planned(one, first)), unequal=unequal_budget(mine, theirs))
+            replace(
+                arm_row(theirs, None, measures, num_planned=_planned(other, second)),
+                is_reference=True,
+            )
+        )
+        rows.append(
+            replace(
+                arm_row(mine, theirs, measures, num_planned=_planned(one, first)),
+                unequal=unequal_budget(mine, theirs),
+            )
         )
         arms += [theirs, mine]
     if not allow_unequal:
         check_budgets(rows, f"the arm of {studies[1]}")
     tested = next((measure for measure in measures if measure.is_ap), None)
     margins = {study.ablation.margin if study.ablation else None for study in (first, second)}
-    margin = margins.pop() if len(margins) == 1 and tested is not None and tested.name == metric else None
+    margin = (
+        margins.pop()
+        if len(margins) == 1 and tested is not None and tested.name == metric
+        else None
+    )
     judged_, family = judged_rows(rows, tested, margin)
     notes = (*cautions(arms), *row_notes(rows, tested or measures[0]))
     name, reference = f"{studies[0]} against {studies[1]}", f"the same arm of {studies[1]}"
-    return AblationTable(name, reference, measures, tested, margin, family, tuple(judged_), notes=notes)
+    return AblationTable(
+        name, reference, measures, tested, margin, family, tuple(judged_), notes=notes
+    )
 
 
 def _common(first: LoggedArms, second: LoggedArms) -> list[tuple[ArmTrials, ArmTrials]]:
@@ -64,7 +88,10 @@ def _common(first: LoggedArms, second: LoggedArms) -> list[tuple[ArmTrials, ArmT
         return common
     for study in (first, second):
         if study.ablation is None:
-            raise ConfigError(f"--compare: needs studies with arms of the same names, got none, and {study.study} is no ablation")
+            raise ConfigError(
+                "--compare: needs studies with arms of the same names, got none, and "
+                f"{study.study} is no ablation"
+            )
     return [(first.arm(first.reference), second.arm(second.reference))]
 
 

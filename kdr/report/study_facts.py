@@ -1,4 +1,6 @@
-"""What a reader wants to know of a study beside its numbers: its question, what it cost, what failed, and where it came from."""
+"""What a reader wants to know of a study beside its numbers: its question, what it cost, what
+failed, and where it came from.
+"""
 
 import re
 from collections import Counter
@@ -65,7 +67,8 @@ class Provenance:
 
 
 def question_of(text: str) -> tuple[tuple[str, str], ...]:
-    """The comment at the head of a study file as (label, text): `# Question: ...` gives ("Question", "..."); no label is "".
+    """The comment at the head of a study file as (label, text): `# Question: ...` gives
+    ("Question", "..."); no label is "".
 
     A line that begins with spaces goes on with the one before it.
     """
@@ -106,7 +109,9 @@ def failures(
     return listed, len(found) - len(listed)
 
 
-def budget(log: Log, study: str, states: Sequence[TrialState], content: Mapping[str, Any]) -> StudyCost:
+def budget(
+    log: Log, study: str, states: Sequence[TrialState], content: Mapping[str, Any]
+) -> StudyCost:
     """What a study has used, from its rows."""
     order = Counter(state.state.replace("_", " ") for state in states if state.role == "student")
     of_study = log.epochs.filter(pc.equal(log.epochs["study"], study))
@@ -134,7 +139,12 @@ def study_provenance(states: Sequence[TrialState]) -> Provenance:
     times = sorted(event.time for event in last)
     return Provenance(
         commits=_counted(
-            f"{event.commit[:12]}{' with changes' if event.dirty else ''}" if event.commit else None for event in last
+            (
+                f"{event.commit[:12]}{' with changes' if event.dirty else ''}"
+                if event.commit
+                else None
+            )
+            for event in last
         ),
         data=_counted(event.data_id for event in last),
         teachers=_counted(event.teacher_id for event in last),

@@ -1,4 +1,5 @@
-"""A search from several sides: each setting against the metric, early epochs against the last, the metric against its cost.
+"""A search from several sides: each setting against the metric, early epochs against the last, the
+metric against its cost.
 
 None of it is an effect: a sampler changes several settings at once and favours what looked good.
 """
@@ -28,14 +29,17 @@ class SettingAxis:
     kind: Literal["number", "members", "choice"]
     """A subset counts its members."""
     values: tuple[float | None, ...]
-    """By trial: the number, the number of members, or the index of the choice; None where it was not drawn."""
+    """By trial: the number, the number of members, or the index of the choice; None where it was
+    not drawn."""
     names: tuple[str, ...] = ()
     """Of the choices."""
     is_log: bool = False
 
     @property
     def range(self) -> tuple[float, float]:
-        """Lowest and highest value, on the log scale if that is the setting's; (0, 0) without any."""
+        """Lowest and highest value, on the log scale if that is the setting's; (0, 0) without
+        any.
+        """
         known = [self.on_scale(value) for value in self.values if value is not None]
         return (min(known), max(known)) if known else (0.0, 0.0)
 
@@ -84,7 +88,9 @@ class Fidelity:
         return self.correlations[self.epochs.index(self.early_epoch)]
 
 
-def sweep(trials: Sequence[RankedTrial], metric: str, search: Mapping[str, Any], most: int = MOST_TRIALS) -> SearchView:
+def sweep(
+    trials: Sequence[RankedTrial], metric: str, search: Mapping[str, Any], most: int = MOST_TRIALS
+) -> SearchView:
     """The completed and early-stopped trials of a search with the settings that it drew.
 
     Args:
@@ -93,14 +99,27 @@ def sweep(trials: Sequence[RankedTrial], metric: str, search: Mapping[str, Any],
         search: the study's settings of the search, as its file says them.
         most: trials to keep: the best half of them, and evenly many of the others.
     """
-    valued = [trial for trial in trials if trial.value is not None and trial.state.state in ("completed", "stopped_early")]
+    valued = [
+        trial
+        for trial in trials
+        if trial.value is not None and trial.state.state in ("completed", "stopped_early")
+    ]
     kept = tuple(thinned(valued, most))
-    axes = tuple(_axis(path, parameter, kept) for path, parameter in (search.get("parameters") or {}).items())
-    return SearchView(metric, kept, tuple(axis for axis in axes if any(value is not None for value in axis.values)), len(valued))
+    axes = tuple(
+        _axis(path, parameter, kept) for path, parameter in (search.get("parameters") or {}).items()
+    )
+    return SearchView(
+        metric,
+        kept,
+        tuple(axis for axis in axes if any(value is not None for value in axis.values)),
+        len(valued),
+    )
 
 
 def thinned(trials: Sequence[RankedTrial], most: int) -> list[RankedTrial]:
-    """At most so many trials: the first half of that number, and the rest evenly from those after them."""
+    """At most so many trials: the first half of that number, and the rest evenly from those after
+    them.
+    """
     if len(trials) <= most:
         return list(trials)
     first, others = list(trials[: most // 2]), trials[most // 2 :]
@@ -108,14 +127,18 @@ def thinned(trials: Sequence[RankedTrial], most: int) -> list[RankedTrial]:
     return first + [others[index] for index in picked]
 
 
-def fidelity(log: Log, trials: Sequence[RankedTrial], metric: str, *, early_epoch: int | None = None) -> Fidelity | None:
-    """Rank correlation of every evaluated epoch with the last one, over completed trials of the most usual length.
+def fidelity(
+    log: Log, trials: Sequence[RankedTrial], metric: str, *, early_epoch: int | None = None
+) -> Fidelity | None:
+    """Rank correlation of every evaluated epoch with the last one, over completed trials of the
+    most usual length.
 
     Args:
         log: the trial log.
         trials: those of the study.
         metric: one of COCO's.
-        early_epoch: the epoch whose trials are shown, if it was evaluated; by default the middle one.
+        early_epoch: the epoch whose trials are shown, if it was evaluated; by default the middle
+            one.
 
     Returns:
         None for fewer than three completed trials, or trials that were evaluated only once.
@@ -129,14 +152,20 @@ def fidelity(log: Log, trials: Sequence[RankedTrial], metric: str, *, early_epoc
         return None
     final, earlier = values[:, -1], epochs[:-1]
     shown = early_epoch if early_epoch in earlier else earlier[(len(earlier) - 1) // 2]
-    at_shown, names = values[:, epochs.index(shown)].tolist(), {trial.key: trial.name for trial in chosen}
-    points = tuple((names[key], early, end) for key, early, end in zip(keys, at_shown, final.tolist(), strict=True))
+    at_shown = values[:, epochs.index(shown)].tolist()
+    names = {trial.key: trial.name for trial in chosen}
+    points = tuple(
+        (names[key], early, end)
+        for key, early, end in zip(keys, at_shown, final.tolist(), strict=True)
+    )
     correlations = tuple(_spearman(values[:, index], final) for index in range(len(earlier)))
     return Fidelity(metric, last, len(keys), tuple(earlier), correlations, shown, points)
 
 
 def _by_epoch(log: Log, keys: Sequence[str], metric: str) -> tuple[list[str], list[int], Any]:
-    """Keys, epochs that all of them have, and the metric as an array [keys, epochs]; keys with gaps are left out."""
+    """Keys, epochs that all of them have, and the metric as an array [keys, epochs]; keys with gaps
+    are left out.
+    """
     rows = evaluated_epochs(log, keys, metric)
     if not len(rows):
         return [], [], np.empty((0, 0))
@@ -144,14 +173,17 @@ def _by_epoch(log: Log, keys: Sequence[str], metric: str) -> tuple[list[str], li
     epochs, epoch_index = np.unique(rows["epoch"].to_numpy(), return_inverse=True)
     values = np.full((len(names), len(epochs)), np.nan)
     values[key_index, epoch_index] = rows[metric].to_numpy()
-    # an epoch that only some trials have is theirs alone, such as the end of one that another study trained further
+    # an epoch that only some trials have is theirs alone, such as the end of one that another study
+    # trained further
     usual = np.isfinite(values).mean(axis=0) > 0.5
     whole = np.isfinite(values[:, usual]).all(axis=1)
     return names[whole].tolist(), epochs[usual].tolist(), values[whole][:, usual]
 
 
 def _spearman(early: Any, final: Any) -> float | None:
-    """Spearman's correlation: Pearson's of the ranks. scipy.stats would take as long to import as all the rest."""
+    """Spearman's correlation: Pearson's of the ranks. scipy.stats would take as long to import as
+    all the rest.
+    """
     if np.ptp(early) == 0 or np.ptp(final) == 0:
         return None
     return float(np.corrcoef(_ranks(early), _ranks(final))[0, 1])
@@ -167,17 +199,26 @@ def _axis(path: str, parameter: Mapping[str, Any], trials: Sequence[RankedTrial]
     drawn = [trial.parameters.get(path) for trial in trials]
     if parameter.get("subset") is not None:
         members = [len(json.loads(value)) if isinstance(value, str) else None for value in drawn]
-        return SettingAxis(path, "members", tuple(None if count is None else float(count) for count in members))
+        return SettingAxis(
+            path, "members", tuple(None if count is None else float(count) for count in members)
+        )
     if parameter.get("choice") is not None:
         listed = [_choice_text(value) for value in parameter["choice"]]
-        names = list(dict.fromkeys([*listed, *(_choice_text(value) for value in drawn if value is not None)]))[:MOST_CATEGORIES]
+        names = list(
+            dict.fromkeys([*listed, *(_choice_text(value) for value in drawn if value is not None)])
+        )[:MOST_CATEGORIES]
         texts = [None if value is None else _choice_text(value) for value in drawn]
         indices = tuple(float(names.index(text)) if text in names else None for text in texts)
         return SettingAxis(path, "choice", indices, tuple(names))
-    numbers = tuple(float(value) if isinstance(value, int | float) and math.isfinite(value) else None for value in drawn)
+    numbers = tuple(
+        float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+        for value in drawn
+    )
     is_log = bool(parameter.get("log")) and all(value is None or value > 0 for value in numbers)
     return SettingAxis(path, "number", numbers, is_log=is_log)
 
 
 def _choice_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return (
+        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    )

@@ -20,4 +20,6 @@ def short_names(columns: Sequence[str]) -> list[str]:
     """The last part of each dotted name, where no other column has the same."""
     last = [name.rpartition(".")[2] for name in columns]
     counts = Counter(last)
-    return [short if counts[short] == 1 else name for name, short in zip(columns, last, strict=True)]
+    return [
+        short if counts[short] == 1 else name for name, short in zip(columns, last, strict=True)
+    ]

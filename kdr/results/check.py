@@ -1,4 +1,6 @@
-"""What is wrong with files and rows of the trial log, and with trials' weights; files can be moved aside, nothing is deleted."""
+"""What is wrong with files and rows of the trial log, and with trials' weights; files can be moved
+aside, nothing is deleted.
+"""
 
 import contextlib
 import math
@@ -25,9 +27,12 @@ from kdr.results.schema import EVENTS, SCHEMAS, TableName
 from kdr.storage.files import StoredPath, listed, move, written_aside
 from kdr.storage.layout import Storage
 
-Kind = Literal["damaged", "temporary", "foreign", "newer", "contradiction", "incomplete", "unfinished"]
+Kind = Literal[
+    "damaged", "temporary", "foreign", "newer", "contradiction", "incomplete", "unfinished"
+]
 ORPHANED_AFTER_S = 600.0
-"""Age at which a temporary file counts as left by a writer that was killed; writing one takes milliseconds."""
+"""Age at which a temporary file counts as left by a writer that was killed; writing one takes
+milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +45,24 @@ class LogProblem:
     what: str
     """One sentence."""
     files: tuple[StoredPath, ...] = field(default=(), repr=False)
-    """What would be moved aside: damaged, orphaned and foreign files, a compaction together with its manifest."""
+    """What would be moved aside: damaged, orphaned and foreign files, a compaction together with
+    its manifest."""
 
     @property
     def is_problem(self) -> bool:
-        """Whether something is wrong; what is only told are unfinished trials, and curves with gaps."""
+        """Whether something is wrong; what is only told are unfinished trials, and curves with
+        gaps.
+        """
         return self.kind not in ("incomplete", "unfinished")
 
 
 def check_log(storage: Storage) -> tuple[LogProblem, ...]:
-    """Reads every file of the log that counts, every trial's events, and the checkpoints; problems first."""
-    folders = [(table, folder) for table in SCHEMAS for folder in study_folders(storage, table).values()]
+    """Reads every file of the log that counts, every trial's events, and the checkpoints; problems
+    first.
+    """
+    folders = [
+        (table, folder) for table in SCHEMAS for folder in study_folders(storage, table).values()
+    ]
     found = [finding for table, folder in folders for finding in _files(folder, table)]
     found += [*_foreign(storage, [folder for _, folder in folders]), *_weights(storage)]
     log = read_log(storage)
@@ -59,7 +71,8 @@ def check_log(storage: Storage) -> tuple[LogProblem, ...]:
 
 
 def quarantine(storage: Storage, finding: LogProblem) -> list[StoredPath]:
-    """Moves the files of a finding into the quarantine, the reason beside them, and says where they are now.
+    """Moves the files of a finding into the quarantine, the reason beside them, and says where they
+    are now.
 
     Raises:
         StorageError: if they cannot be moved.
@@ -70,14 +83,16 @@ def quarantine(storage: Storage, finding: LogProblem) -> list[StoredPath]:
         target = storage.quarantine / storage.name_of(path).removeprefix("log/")
         try:
             with written_aside(target.with_name(f"{target.name}.reason.txt")) as aside:
-                aside.write_text(f"{finding.kind}: {finding.what}\nIt was {path}\n", encoding="utf-8")
+                aside.write_text(
+                    f"{finding.kind}: {finding.what}\nIt was {path}\n", encoding="utf-8"
+                )
             move(path, target)
         except FileNotFoundError:
             continue  # a compaction has removed it meanwhile
         except OSError as error:
             raise StorageError(
-                f"{path}: must be a file that can be moved to {target.parent}, got {error.strerror or error}. "
-                "Change the permissions of the storage"
+                f"{path}: must be a file that can be moved to {target.parent}, got "
+                f"{error.strerror or error}. Change the permissions of the storage"
             ) from error
         moved.append(target)
     return moved
@@ -86,13 +101,20 @@ def quarantine(storage: Storage, finding: LogProblem) -> list[StoredPath]:
 def _files(folder: StoredPath, table: TableName) -> Iterator[LogProblem]:
     listing = list_folder(folder, table)
     for path in listing.damaged:
-        yield from _damaged(path, "a compaction that cannot be read; the one before it, or the single files, count instead")
+        yield from _damaged(
+            path,
+            "a compaction that cannot be read; the one before it, or the single files, count "
+            "instead",
+        )
     for path in listing.fragments:
         try:
             read_fragment(path, table)
             if is_newer_version(path):
                 yield LogProblem(
-                    "newer", str(path), "was written by a newer version; columns that this one does not know are left out"
+                    "newer",
+                    str(path),
+                    "was written by a newer version; columns that this one does not know are "
+                    "left out",
                 )
         except FileNotFoundError:
             continue  # compacted meanwhile
@@ -105,39 +127,60 @@ def _left_over(folder: StoredPath) -> Iterator[LogProblem]:
     for path in listed(folder, "*.tmp"):
         age_s = _age_s(path)
         if age_s is not None and age_s > ORPHANED_AFTER_S:
-            yield LogProblem("temporary", str(path), "was left by a writer that was killed; no reader looks at it", (path,))
+            yield LogProblem(
+                "temporary",
+                str(path),
+                "was left by a writer that was killed; no reader looks at it",
+                (path,),
+            )
 
 
 def _foreign(storage: Storage, folders: Collection[StoredPath]) -> Iterator[LogProblem]:
     """What lies in the log and is no part of it. Readers pass it over."""
     tables = [storage.log / table for table in SCHEMAS]
-    wanted: list[tuple[StoredPath, Callable[[StoredPath], bool]]] = [(storage.log, tables.__contains__)]
+    wanted: list[tuple[StoredPath, Callable[[StoredPath], bool]]] = [
+        (storage.log, tables.__contains__)
+    ]
     wanted += [(table, folders.__contains__) for table in tables]
     wanted += [(folder, lambda path: is_of_log(path.name)) for folder in folders]
     for folder, belongs in wanted:
         for path in listed(folder):
             if not belongs(path):
-                yield LogProblem("foreign", str(path), "is no part of the log; no reader looks at it", (path,))
+                yield LogProblem(
+                    "foreign", str(path), "is no part of the log; no reader looks at it", (path,)
+                )
 
 
 def _weights(storage: Storage) -> Iterator[LogProblem]:
     """Checkpoints that no trial can go on from, and weights that cannot be opened."""
     for folder in listed(storage.trials):
         for name, then in _TORN:
-            with contextlib.suppress(FileNotFoundError):  # there is none, or its trial has just ended
-                if (what := what_is_torn(folder / name, read_all=name == "checkpoint.pt")) is not None:
-                    yield LogProblem("damaged", str(folder / name), f"{what}; {then}", (folder / name,))
+            # there is none, or its trial has just ended
+            with contextlib.suppress(FileNotFoundError):
+                if (
+                    what := what_is_torn(folder / name, read_all=name == "checkpoint.pt")
+                ) is not None:
+                    yield LogProblem(
+                        "damaged", str(folder / name), f"{what}; {then}", (folder / name,)
+                    )
         yield from _left_over(folder)
 
 
 _TORN = (
     ("checkpoint.pt", "the next attempt at its trial moves it aside and begins anew"),
-    ("student.pt", "once it is moved aside, a teacher is trained again; the trial's result stays in the log"),
+    (
+        "student.pt",
+        "once it is moved aside, a teacher is trained again; the trial's result stays in the log",
+    ),
 )
 
 
 def _damaged(path: StoredPath, what: str) -> Iterator[LogProblem]:
-    names = (path.with_suffix(".json"), path.with_suffix(".parquet")) if path.name.startswith("c-") else (path,)
+    names = (
+        (path.with_suffix(".json"), path.with_suffix(".parquet"))
+        if path.name.startswith("c-")
+        else (path,)
+    )
     # a manifest goes first: without it, its data do not count
     files = tuple(name for name in names if name.exists())
     if files:
@@ -156,11 +199,17 @@ def _age_s(path: StoredPath) -> float | None:
 def _newer_events(log: Log) -> Iterator[LogProblem]:
     for row in log.trials.to_pylist():
         if row["event"] not in EVENTS:
-            yield LogProblem("newer", row["key"], f"has an event {row['event']!r} of a newer version; it is passed over")
+            yield LogProblem(
+                "newer",
+                row["key"],
+                f"has an event {row['event']!r} of a newer version; it is passed over",
+            )
 
 
 def _contradictions(log: Log) -> Iterator[LogProblem]:
-    """Trials that were completed more than once, with different results, by the same code and not excluded in between."""
+    """Trials that were completed more than once, with different results, by the same code and not
+    excluded in between.
+    """
     ends: dict[str, list[dict[str, Any]]] = {}
     for row in log.trials.filter(pc.equal(log.trials["event"], "completed")).to_pylist():
         if row["attempt"] > log.excluded_attempts.get(row["key"], 0):
@@ -170,7 +219,9 @@ def _contradictions(log: Log) -> Iterator[LogProblem]:
         if len({row["AP"] for row in rows}) > 1:
             values = ", ".join(f"{row['AP']} (attempt {row['attempt']})" for row in rows)
             yield LogProblem(
-                "contradiction", key, f"was completed {len(rows)} times with different AP: {values}. The last one counts"
+                "contradiction",
+                key,
+                f"was completed {len(rows)} times with different AP: {values}. The last one counts",
             )
 
 
@@ -182,8 +233,8 @@ def _gaps(log: Log) -> Iterator[LogProblem]:
         found = num_epochs.get(state.key, 0)
         if state.state in ("completed", "stopped_early") and found < state.epoch:
             what = (
-                f"was {state.state} at epoch {state.epoch}, of which the log has {found}: its result counts, its curve has gaps. "
-                "`log exclude KEY` trains it again"
+                f"was {state.state} at epoch {state.epoch}, of which the log has {found}: its "
+                "result counts, its curve has gaps. `log exclude KEY` trains it again"
             )
             yield LogProblem("incomplete", state.key, what)
 
@@ -192,6 +243,7 @@ def _unfinished(log: Log) -> Iterator[LogProblem]:
     for state in log.states().values():
         if state.state in ("running", "interrupted"):
             what = (
-                f"{state.state} at epoch {state.epoch} in the study {state.study}; if nothing runs it, the same command continues"
+                f"{state.state} at epoch {state.epoch} in the study {state.study}; if nothing runs "
+                "it, the same command continues"
             )
             yield LogProblem("unfinished", state.key, what)

@@ -1,9 +1,11 @@
-"""Merges the many small files of a study's log into one, without a lock, also while others write and read.
+"""Merges the many small files of a study's log into one, without a lock, also while others write
+and read.
 
-The order of steps makes a crash between any two harmless: the merged file does not count before its manifest is there, and
-the files that a manifest replaces are deleted by the next compaction only. So of several processes that compact at once,
-each has read a complete log, and whichever manifest wins, no row is lost or seen twice; and a reader that has just listed the
-folder still finds its files.
+The order of steps makes a crash between any two harmless: the merged file does not count before its
+manifest is there, and the files that a manifest replaces are deleted by the next compaction only.
+So of several processes that compact at once, each has read a complete log, and whichever manifest
+wins, no row is lost or seen twice; and a reader that has just listed the folder still finds its
+files.
 """
 
 import json
@@ -46,8 +48,8 @@ def compact(storage: Storage, study: str) -> None:
             continue  # another process compacts this folder and is ahead
         except OSError as error:
             raise StorageError(
-                f"{folder}: the trial log must be writable, got {error.strerror or error}. "
-                "Nothing is lost: compaction can be left out, and is done at the end of the next run"
+                f"{folder}: the trial log must be writable, got {error.strerror or error}. Nothing "
+                "is lost: compaction can be left out, and is done at the end of the next run"
             ) from error
 
 
@@ -65,13 +67,19 @@ def _compact_folder(listing: Listing) -> None:
         write_fragment(pa.concat_tables(tables).combine_chunks(), os.fspath(aside))
     with written_aside(listing.folder / f"{stem}.json") as aside:
         # what an interrupted deletion leaves behind must stay replaced
-        aside.write_text(json.dumps({"number": number, "replaces": sorted({path.name for path in merged} | left_over)}))
+        aside.write_text(
+            json.dumps(
+                {"number": number, "replaces": sorted({path.name for path in merged} | left_over)}
+            )
+        )
     for name in sorted(gone | _outdated(listing.folder, number)):
         (listing.folder / name).unlink(missing_ok=True)
 
 
 def _readable(listing: Listing) -> tuple[list[StoredPath], list[pa.Table]]:
-    """The files to merge, with their rows. Damaged ones stay, to be named; newer versions' stay, to keep their columns."""
+    """The files to merge, with their rows. Damaged ones stay, to be named; newer versions' stay, to
+    keep their columns.
+    """
     merged, tables = [], []
     for path in listing.fragments:
         try:
@@ -85,6 +93,10 @@ def _readable(listing: Listing) -> tuple[list[StoredPath], list[pa.Table]]:
 
 
 def _outdated(folder: StoredPath, number: int) -> set[str]:
-    """Files of generations that the newest but one already stood for, and of compactions that died half-way."""
-    numbered = ((path.name, match) for path in listed(folder) if (match := _COMPACTED.fullmatch(path.name)))
+    """Files of generations that the newest but one already stood for, and of compactions that died
+    half-way.
+    """
+    numbered = (
+        (path.name, match) for path in listed(folder) if (match := _COMPACTED.fullmatch(path.name))
+    )
     return {name for name, match in numbered if int(match[1]) < number - 1}

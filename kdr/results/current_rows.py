@@ -1,4 +1,6 @@
-"""Which rows of the log count: events that decide a trial's state, and epochs that no later attempt has done again."""
+"""Which rows of the log count: events that decide a trial's state, and epochs that no later attempt
+has done again.
+"""
 
 import functools
 import math
@@ -13,13 +15,19 @@ from kdr.results.schema import EVENTS, METRICS
 
 
 def excluded_attempts(events: pa.Table) -> dict[str, int]:
-    """By key the last attempt whose exclusion is in force: neither undone nor followed by a new start of the same number."""
+    """By key the last attempt whose exclusion is in force: neither undone nor followed by a new
+    start of the same number.
+    """
     balance: Counter[tuple[str, int]] = Counter()
     latest: dict[tuple[str, int], dict[str, int]] = {}
     marked = pc.unique(events.filter(pc.equal(events["event"], "excluded"))["key"])
     rows = events.filter(pc.is_in(events["key"], value_set=marked))
-    rows = rows.filter(pc.is_in(rows["event"], value_set=pa.array(("started", "resumed", "excluded", "included"))))
-    for key, attempt, event, time in zip(*_columns(rows, "key", "attempt", "event", "time"), strict=True):
+    rows = rows.filter(
+        pc.is_in(rows["event"], value_set=pa.array(("started", "resumed", "excluded", "included")))
+    )
+    for key, attempt, event, time in zip(
+        *_columns(rows, "key", "attempt", "event", "time"), strict=True
+    ):
         # exclusions are counted, since clocks can be set back between one and its undoing
         balance[key, attempt] += {"excluded": 1, "included": -1}.get(event, 0)
         kind = "excluded" if event == "excluded" else "begun"
@@ -37,8 +45,9 @@ def excluded_attempts(events: pa.Table) -> dict[str, int]:
 def deciding_rows(events: pa.Table, excluded: Mapping[str, int]) -> list[int]:
     """For each key the index of the event that decides its state, keys in the order of the log.
 
-    Of the last attempt it is the event that comes last in a trial's life (`EVENTS`). Times decide between equal events only: the
-    processes that write those of one attempt may be on machines whose clocks differ, and a clock may be set back.
+    Of the last attempt it is the event that comes last in a trial's life (`EVENTS`). Times decide
+    between equal events only: the processes that write those of one attempt may be on machines
+    whose clocks differ, and a clock may be set back.
     """
     columns = _columns(events, "key", "attempt", "event", "time", "epoch")
     best: dict[str, tuple[Any, ...]] = {}
@@ -53,7 +62,8 @@ def deciding_rows(events: pa.Table, excluded: Mapping[str, int]) -> list[int]:
 
 
 def current_rows(epochs: pa.Table, excluded: Mapping[str, int]) -> pa.Array:
-    """Indices of the epochs that count, by key and epoch. An attempt that begins at epoch e replaces e and all after it.
+    """Indices of the epochs that count, by key and epoch. An attempt that begins at epoch e
+    replaces e and all after it.
 
     Args:
         epochs: rows of the table `epochs`.
@@ -64,12 +74,17 @@ def current_rows(epochs: pa.Table, excluded: Mapping[str, int]) -> pa.Array:
     others = pc.indices_nonzero(pc.invert(plain))
     chosen = _resolved(epochs.select(["key", "attempt", "epoch", "time"]).take(others), excluded)
     rows = pa.concat_arrays([pc.indices_nonzero(plain), others.take(chosen)])
-    order = pc.sort_indices(epochs.select(["key", "epoch"]).take(rows), sort_keys=[("key", "ascending"), ("epoch", "ascending")])
+    order = pc.sort_indices(
+        epochs.select(["key", "epoch"]).take(rows),
+        sort_keys=[("key", "ascending"), ("epoch", "ascending")],
+    )
     return rows.take(order)
 
 
 def _intricate_keys(epochs: pa.Table, excluded: Mapping[str, int]) -> pa.Array:
-    """Trials with several attempts or with rows of one epoch twice, which take more than sorting."""
+    """Trials with several attempts or with rows of one epoch twice, which take more than
+    sorting.
+    """
     sums = epochs.group_by("key").aggregate(
         [("attempt", "min"), ("attempt", "max"), ("epoch", "count"), ("epoch", "count_distinct")]
     )
@@ -82,7 +97,8 @@ def _intricate_keys(epochs: pa.Table, excluded: Mapping[str, int]) -> pa.Array:
 
 def _resolved(epochs: pa.Table, excluded: Mapping[str, int]) -> pa.Array:
     columns = _columns(epochs, "key", "attempt", "epoch", "time")
-    latest: dict[str, dict[int, dict[int, tuple[Any, int]]]] = {}  # key -> attempt -> epoch -> (time, row)
+    # key -> attempt -> epoch -> (time, row)
+    latest: dict[str, dict[int, dict[int, tuple[Any, int]]]] = {}
     for index, (key, attempt, epoch, time) in enumerate(zip(*columns, strict=True)):
         if attempt <= excluded.get(key, 0):
             continue
@@ -93,17 +109,24 @@ def _resolved(epochs: pa.Table, excluded: Mapping[str, int]) -> pa.Array:
 
 
 def _joined(attempts: dict[int, dict[int, tuple[Any, int]]]) -> Iterable[int]:
-    """Row indices of one trial's epochs in order: of each attempt those before the next one's first."""
+    """Row indices of one trial's epochs in order: of each attempt those before the next one's
+    first.
+    """
     rows: dict[int, int] = {}
     begun = None
     for attempt in sorted(attempts, reverse=True):
-        rows |= {epoch: row for epoch, (_, row) in attempts[attempt].items() if begun is None or epoch < begun}
+        rows |= {
+            epoch: row
+            for epoch, (_, row) in attempts[attempt].items()
+            if begun is None or epoch < begun
+        }
         begun = min(rows)
     return (rows[epoch] for epoch in sorted(rows))
 
 
 def current_trials(deciding: pa.Table, draws: Mapping[str, str], epochs: pa.Table) -> pa.Table:
-    """What is known of each trial now: `key`, `epoch`, the metrics, and `parameters`, a row for each deciding event.
+    """What is known of each trial now: `key`, `epoch`, the metrics, and `parameters`, a row for
+    each deciding event.
 
     Args:
         deciding: the events that decide the trials' states.
@@ -113,14 +136,22 @@ def current_trials(deciding: pa.Table, draws: Mapping[str, str], epochs: pa.Tabl
     reached = last_epochs(epochs)
     reached = reached.take(pc.index_in(deciding["key"], value_set=reached["key"]))
     # begun anew: the epochs of earlier attempts are not its own
-    is_own = pc.or_(pc.not_equal(deciding["event"], "started"), pc.equal(deciding["attempt"], reached["attempt"]))
+    is_own = pc.or_(
+        pc.not_equal(deciding["event"], "started"),
+        pc.equal(deciding["attempt"], reached["attempt"]),
+    )
     has_metrics = functools.reduce(pc.or_, (pc.is_valid(deciding[name]) for name in METRICS))
     return pa.table(
         {
             "key": deciding["key"],
             "epoch": pc.coalesce(deciding["epoch"], _where(is_own, reached["epoch"]), 0),
-            **{name: pc.if_else(has_metrics, deciding[name], _where(is_own, reached[name])) for name in METRICS},
-            "parameters": pa.array([draws.get(key) for key in deciding["key"].to_pylist()], pa.string()),
+            **{
+                name: pc.if_else(has_metrics, deciding[name], _where(is_own, reached[name]))
+                for name in METRICS
+            },
+            "parameters": pa.array(
+                [draws.get(key) for key in deciding["key"].to_pylist()], pa.string()
+            ),
         }
     )
 
@@ -131,12 +162,15 @@ def _where(wanted: pa.ChunkedArray, values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def last_draws(events: pa.Table) -> dict[str, str]:
     """By key the last draw of a search, as JSON."""
-    drawn = events.filter(pc.is_valid(events["parameters"])).sort_by([("time", "ascending"), ("parameters", "ascending")])
+    drawn = events.filter(pc.is_valid(events["parameters"])).sort_by(
+        [("time", "ascending"), ("parameters", "ascending")]
+    )
     return dict(zip(drawn["key"].to_pylist(), drawn["parameters"].to_pylist(), strict=True))
 
 
 def last_epochs(epochs: pa.Table) -> pa.Table:
-    """For each key the last epoch with its attempt, and the metrics of the last epoch that was evaluated.
+    """For each key the last epoch with its attempt, and the metrics of the last epoch that was
+    evaluated.
 
     Args:
         epochs: the epochs that count, by key and epoch.
@@ -150,7 +184,9 @@ def last_epochs(epochs: pa.Table) -> pa.Table:
 
 
 def first_of_each(table: pa.Table, *columns: str) -> pa.Table:
-    """The combinations of values that some columns have, in no order, and the `row` in which each comes first."""
+    """The combinations of values that some columns have, in no order, and the `row` in which each
+    comes first.
+    """
     rows = table.select(list(columns)).append_column("row", pa.array(range(len(table)), pa.int64()))
     found = rows.group_by(list(columns)).aggregate([("row", "min")])
     return found.rename_columns({"row_min": "row"})
@@ -163,5 +199,10 @@ def _last_of_each(epochs: pa.Table, *columns: str) -> pa.Table:
 
 
 def _columns(table: pa.Table, *names: str) -> list[list[Any]]:
-    """Columns as Python values, times as microseconds: making a datetime of each would cost more than all the rest."""
-    return [(table[name].cast(pa.int64()) if name == "time" else table[name]).to_pylist() for name in names]
+    """Columns as Python values, times as microseconds: making a datetime of each would cost more
+    than all the rest.
+    """
+    return [
+        (table[name].cast(pa.int64()) if name == "time" else table[name]).to_pylist()
+        for name in names
+    ]

@@ -1,4 +1,6 @@
-"""Takes a trial's result out of what is known, and back: an event that is appended to the log, never a row that is removed."""
+"""Takes a trial's result out of what is known, and back: an event that is appended to the log,
+never a row that is removed.
+"""
 
 from kdr.errors import ConfigError
 from kdr.results.reader import TrialState
@@ -8,17 +10,22 @@ from kdr.storage.layout import Storage
 
 
 def exclude(storage: Storage, state: TrialState, reason: str) -> None:
-    """Excludes the last attempt at a trial and those before it: it counts nowhere, and runs again from its first epoch.
+    """Excludes the last attempt at a trial and those before it: it counts nowhere, and runs again
+    from its first epoch.
 
     Raises:
         ConfigError: if it is excluded already, or has not begun.
         StorageError: if the log cannot be written.
     """
     if state.state in ("excluded", "planned"):
-        raise ConfigError(f"KEY: must be a trial that has begun and is not excluded, got {state.key}, which is {state.state}")
+        raise ConfigError(
+            f"KEY: must be a trial that has begun and is not excluded, got {state.key}, which is "
+            f"{state.state}"
+        )
     mark = storage.begin_anew(state.key)
     mark.parent.mkdir(parents=True, exist_ok=True)
-    # first the mark: an exclusion without it would let the next attempt go on from what was excluded
+    # first the mark: an exclusion without it would let the next attempt go on from what was
+    # excluded
     mark.touch()
     _write(storage, state, "excluded", reason)
 
@@ -31,7 +38,10 @@ def include(storage: Storage, state: TrialState) -> None:
         StorageError: if the log cannot be written.
     """
     if state.state != "excluded":
-        raise ConfigError(f"KEY: must be an excluded trial that has not been run again, got {state.key}, which is {state.state}")
+        raise ConfigError(
+            f"KEY: must be an excluded trial that has not been run again, got {state.key}, which "
+            f"is {state.state}"
+        )
     _write(storage, state, "included", None)
     storage.begin_anew(state.key).unlink(missing_ok=True)
 

@@ -19,8 +19,14 @@ def flat_settings(config: str) -> Mapping[str, Any]:
 
 
 def canonical(value: Any) -> Any:
-    """A setting's value such that equal settings compare and group as equal: lists and groups as JSON text."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True) if isinstance(value, list | dict) else value
+    """A setting's value such that equal settings compare and group as equal: lists and groups as
+    JSON text.
+    """
+    return (
+        json.dumps(value, ensure_ascii=False, sort_keys=True)
+        if isinstance(value, list | dict)
+        else value
+    )
 
 
 def _flatten(value: Any, path: str, flat: dict[str, Any]) -> None:

@@ -1,8 +1,10 @@
-"""Which files of the log count, and the reading of one: the rules that readers and compaction share.
+"""Which files of the log count, and the reading of one: the rules that readers and compaction
+share.
 
-A folder of one study and table holds fragments `part-*.parquet`. Compaction adds a generation: `c-<number>-<id>.parquet` with
-the rows of many fragments, then `c-<number>-<id>.json` naming the files it replaces. Only the newest generation counts, and
-without its manifest it does not exist. Everything else in the folder is ignored.
+A folder of one study and table holds fragments `part-*.parquet`. Compaction adds a generation:
+`c-<number>-<id>.parquet` with the rows of many fragments, then `c-<number>-<id>.json` naming the
+files it replaces. Only the newest generation counts, and without its manifest it does not exist.
+Everything else in the folder is ignored.
 """
 
 import contextlib
@@ -75,20 +77,28 @@ def list_folder(folder: StoredPath, table: TableName) -> Listing:
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
             damaged.append(manifest)
     replaced = generation.replaces if generation else frozenset()
-    parts = [path for path in files if fnmatch.fnmatchcase(path.name, "part-*.parquet") and path.name not in replaced]
+    parts = [
+        path
+        for path in files
+        if fnmatch.fnmatchcase(path.name, "part-*.parquet") and path.name not in replaced
+    ]
     compacted = [folder / generation.data] if generation else []
     return Listing(folder, table, generation, (*compacted, *parts), tuple(damaged))
 
 
 def is_of_log(name: str) -> bool:
-    """Whether a file of this name has a place in a study's folder; temporary files of writers do."""
+    """Whether a file of this name has a place in a study's folder; temporary files of writers
+    do.
+    """
     return _OF_LOG.fullmatch(name) is not None
 
 
 def num_fragments(storage: Storage, study: str) -> int:
     """How many files a reader of one study's log opens."""
     folders = ((table, study_folders(storage, table).get(study)) for table in SCHEMAS)
-    return sum(len(list_folder(folder, table).fragments) for table, folder in folders if folder is not None)
+    return sum(
+        len(list_folder(folder, table).fragments) for table, folder in folders if folder is not None
+    )
 
 
 def logged_studies(storage: Storage) -> tuple[str, ...]:
@@ -97,36 +107,53 @@ def logged_studies(storage: Storage) -> tuple[str, ...]:
 
 
 def files_by_key(storage: Storage, keys: Collection[str]) -> dict[str, list[StoredPath]]:
-    """The files of the log that hold events or epochs of some trials, by trial key; files that cannot be read are left out."""
+    """The files of the log that hold events or epochs of some trials, by trial key; files that
+    cannot be read are left out.
+    """
     wanted, files = pa.array(list(keys), pa.string()), dict[str, list[StoredPath]]()
     for table in ("trials", "epochs"):
         for folder in study_folders(storage, table).values():
             for path in list_folder(folder, table).fragments:
                 with contextlib.suppress(OSError, pa.ArrowException):
-                    found = pc.unique(pq.read_table(_source(path), columns=["key"], partitioning=None)["key"])
+                    found = pc.unique(
+                        pq.read_table(_source(path), columns=["key"], partitioning=None)["key"]
+                    )
                     for key in found.filter(pc.is_in(found, value_set=wanted)).to_pylist():
                         files.setdefault(key, []).append(path)
     return files
 
 
-def read_fragment(path: StoredPath, table: TableName, keys: pa.Array | None = None, leave_out: Collection[str] = ()) -> pa.Table:
+def read_fragment(
+    path: StoredPath,
+    table: TableName,
+    keys: pa.Array | None = None,
+    leave_out: Collection[str] = (),
+) -> pa.Table:
     """The rows of one file with the table's schema; columns of a newer version are left out.
 
     Args:
         path: the file.
         table: the table that it is a part of.
-        keys: only rows of these trials; of a file that has none of them, nothing but the keys is read.
+        keys: only rows of these trials; of a file that has none of them, nothing but the keys is
+            read.
         leave_out: columns that are not read; all their values are null.
 
     Raises:
         FileNotFoundError: if it is gone, as after a compaction.
         DamagedFragmentError: if it is truncated, or no fragment of this table.
-        StorageError: if the storage does not give it; it may be sound, and to go on without it would run its trials again.
+        StorageError: if the storage does not give it; it may be sound, and to go on without it
+            would run its trials again.
     """
     try:
-        with pq.ParquetFile(_source(path), pre_buffer=False, page_checksum_verification=True) as file:
+        with pq.ParquetFile(
+            _source(path), pre_buffer=False, page_checksum_verification=True
+        ) as file:
             columns = [name for name in file.schema_arrow.names if name not in leave_out]
-            known = None if keys is None else pc.is_in(file.read(["key"], use_threads=False)["key"], value_set=keys)
+            known = (
+                None
+                if keys is None
+                else pc.is_in(file.read(["key"], use_threads=False)["key"], value_set=keys)
+            )
             if known is not None and not pc.any(known).as_py():
                 found = file.schema_arrow.empty_table()
             else:
@@ -138,7 +165,9 @@ def read_fragment(path: StoredPath, table: TableName, keys: pa.Array | None = No
     except (OSError, pa.ArrowException, ValueError, KeyError) as error:
         # the system's own errors have a number, those of Parquet's content have none
         if isinstance(error, OSError) and error.errno is not None:
-            raise StorageError(f"{path}: must be a file that can be read, got {error}. Nothing is lost: try again") from error
+            raise StorageError(
+                f"{path}: must be a file that can be read, got {error}. Nothing is lost: try again"
+            ) from error
         raise DamagedFragmentError(f"{path}: {error}") from error
 
 
@@ -149,7 +178,9 @@ def is_newer_version(path: StoredPath) -> bool:
 
 
 def _source(path: StoredPath) -> Any:
-    """What pyarrow reads a file from: a fragment is small, so that one request is better than several for parts of it."""
+    """What pyarrow reads a file from: a fragment is small, so that one request is better than
+    several for parts of it.
+    """
     return path if isinstance(path, Path) else pa.BufferReader(path.read_bytes())
 
 
@@ -172,12 +203,17 @@ def _conforming(found: pa.Table, table: TableName) -> pa.Table:
 
 def _newest_first(files: list[StoredPath]) -> list[StoredPath]:
     manifests = [path for path in files if _MANIFEST.fullmatch(path.name)]
-    return sorted(manifests, key=lambda path: (int(path.name.split("-")[1]), path.name), reverse=True)
+    return sorted(
+        manifests, key=lambda path: (int(path.name.split("-")[1]), path.name), reverse=True
+    )
 
 
 def _generation(manifest: StoredPath) -> Generation:
     content = json.loads(manifest.read_text(encoding="utf-8"))
-    generation = Generation(content["number"], manifest.with_suffix(".parquet").name, frozenset(content["replaces"]))
-    # a Parquet file ends with its footer, so a torn one is found here, while the files that it replaces may still be there
+    generation = Generation(
+        content["number"], manifest.with_suffix(".parquet").name, frozenset(content["replaces"])
+    )
+    # a Parquet file ends with its footer, so a torn one is found here, while the files that it
+    # replaces may still be there
     pq.read_metadata(_source(manifest.with_suffix(".parquet")))
     return generation

@@ -1,4 +1,6 @@
-"""Reads the trial log, and says what state each trial is in. Whatever files lie in its folders, reading goes on."""
+"""Reads the trial log, and says what state each trial is in. Whatever files lie in its folders,
+reading goes on.
+"""
 
 import json
 from collections.abc import Callable, Collection, Iterator
@@ -31,7 +33,16 @@ from kdr.results.schema import EVENTS, METRICS, SCHEMAS, TableName, TrialEvent, 
 from kdr.storage.files import StoredPath
 from kdr.storage.layout import Storage
 
-State = Literal["planned", "running", "interrupted", "failed", "stopped_early", "completed", "cancelled", "excluded"]
+State = Literal[
+    "planned",
+    "running",
+    "interrupted",
+    "failed",
+    "stopped_early",
+    "completed",
+    "cancelled",
+    "excluded",
+]
 _STATES: dict[str, State] = {
     "planned": "planned",
     "started": "running",
@@ -45,7 +56,8 @@ _STATES: dict[str, State] = {
 }
 _REQUESTS = 16
 """Fragments that are asked for at a time in an object store, where each takes two round trips."""
-_LISTINGS = 5  # a folder is listed again when a compaction deletes files between listing and reading
+# a folder is listed again when a compaction deletes files between listing and reading
+_LISTINGS = 5
 
 
 @dataclass(frozen=True)
@@ -104,7 +116,9 @@ class Log:
     """Files that were passed over: truncated, or holding something else than rows of the log."""
 
     def states(self) -> dict[str, TrialState]:
-        """The state of each trial by key: the last attempt's last event decides; an event `planned` gives way to any other."""
+        """The state of each trial by key: the last attempt's last event decides; an event `planned`
+        gives way to any other.
+        """
         return self._states
 
     @cached_property
@@ -113,8 +127,12 @@ class Log:
 
         By study; arms first, in the order of the log.
         """
-        rows = pa.concat_tables([table.select(["study", "key"]) for table in (self.arms, self.trials)])
-        return first_of_each(rows, "study", "key").sort_by([("study", "ascending"), ("row", "ascending")])
+        rows = pa.concat_tables(
+            [table.select(["study", "key"]) for table in (self.arms, self.trials)]
+        )
+        return first_of_each(rows, "study", "key").sort_by(
+            [("study", "ascending"), ("row", "ascending")]
+        )
 
     def studies(self) -> tuple[str, ...]:
         """Names of all studies, sorted."""
@@ -122,14 +140,18 @@ class Log:
 
     def keys_of(self, study: str) -> tuple[str, ...]:
         """Keys of the trials that a study uses, in the order of `used_keys`."""
-        return tuple(self.used_keys.filter(pc.equal(self.used_keys["study"], study))["key"].to_pylist())
+        return tuple(
+            self.used_keys.filter(pc.equal(self.used_keys["study"], study))["key"].to_pylist()
+        )
 
     def states_of(self, study: str) -> dict[str, TrialState]:
         """The states of the trials that a study uses; an arm that nobody has begun has none."""
         return {key: self._states[key] for key in self.keys_of(study) if key in self._states}
 
     def arms_of(self, study: str) -> list[dict[str, Any]]:
-        """The study's rows of the table `arms`: the last one of each (arm, key), in the order in which they came."""
+        """The study's rows of the table `arms`: the last one of each (arm, key), in the order in
+        which they came.
+        """
         return list(self._arms.get(study, {}).values())
 
     def study_content(self, study: str) -> dict[str, Any]:
@@ -140,7 +162,9 @@ class Log:
         return content
 
     def ablation_arms_of(self, study: str) -> list[dict[str, Any]]:
-        """The rows of the arms of an ablation as it was last run: arms and seeds that its file no longer has are left out."""
+        """The rows of the arms of an ablation as it was last run: arms and seeds that its file no
+        longer has are left out.
+        """
         rows = [row for row in self.arms_of(study) if row["levels"] is not None]
         newest = max(rows, key=lambda row: row["time"], default={"study_config": None})
         return [row for row in rows if row["study_config"] == newest["study_config"]]
@@ -157,7 +181,8 @@ class Log:
 
     @cached_property
     def current_epochs(self) -> pa.Table:
-        """The epochs of all trials by key and epoch. An attempt that begins at epoch e replaces e and all after it.
+        """The epochs of all trials by key and epoch. An attempt that begins at epoch e replaces e
+        and all after it.
 
         Excluded attempts, and those before them, are left out.
         """
@@ -170,7 +195,9 @@ class Log:
 
     @cached_property
     def _arms(self) -> dict[str, dict[tuple[str, str], dict[str, Any]]]:
-        """By study its rows of the table `arms` by arm and key, the last one of each in the place of the first."""
+        """By study its rows of the table `arms` by arm and key, the last one of each in the place
+        of the first.
+        """
         arms: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
         for row in sorted(_arm_rows(self.arms), key=lambda row: row["time"]):
             arms.setdefault(row["study"], {})[row["arm"], row["key"]] = row
@@ -179,14 +206,21 @@ class Log:
     @cached_property
     def deciding_events(self) -> pa.Table:
         """The event that decides the state of each trial, in the order of the log."""
-        return self._events.take(pa.array(deciding_rows(self._events, self.excluded_attempts), pa.int64()))
+        return self._events.take(
+            pa.array(deciding_rows(self._events, self.excluded_attempts), pa.int64())
+        )
 
     @cached_property
     def current_trials(self) -> pa.Table:
-        """What else is known of each trial now, a row for each of `deciding_events`: see `TrialState`."""
+        """What else is known of each trial now, a row for each of `deciding_events`: see
+        `TrialState`.
+        """
         deciding = self.deciding_events
         known = current_trials(deciding, last_draws(self._events), self.current_epochs)
-        return known.append_column("state", pa.array([_STATES[event] for event in deciding["event"].to_pylist()], pa.string()))
+        return known.append_column(
+            "state",
+            pa.array([_STATES[event] for event in deciding["event"].to_pylist()], pa.string()),
+        )
 
     @cached_property
     def _events(self) -> pa.Table:
@@ -213,12 +247,18 @@ def read_log(storage: Storage, study: str | None = None, *, leave_out: Collectio
     """
     with ThreadPoolExecutor(max_workers=4 if isinstance(storage.root, Path) else _REQUESTS) as pool:
         reading = _Reading(storage, pool.map, leave_out)
-        tables = {name: reading.table(name) for name in SCHEMAS} if study is None else _tables_of(reading, study)
+        tables = (
+            {name: reading.table(name) for name in SCHEMAS}
+            if study is None
+            else _tables_of(reading, study)
+        )
     return Log(**tables, damaged=tuple(reading.damaged))
 
 
 def _tables_of(reading: "_Reading", study: str) -> dict[TableName, pa.Table]:
-    """The rows of one study, and other studies' rows of the same keys; of other files, little more than keys is read."""
+    """The rows of one study, and other studies' rows of the same keys; of other files, little more
+    than keys is read.
+    """
     others = [name for name in reading.studies("trials") if name != study]
     arms, trials = reading.table("arms", [study]), reading.table("trials", [study])
     keys = pc.unique(pa.chunked_array([*arms["key"].chunks, *trials["key"].chunks], pa.string()))
@@ -226,7 +266,11 @@ def _tables_of(reading: "_Reading", study: str) -> dict[TableName, pa.Table]:
     # whoever wrote an epoch of a trial has written an event of it before
     ran_in = pc.unique(elsewhere["study"]).to_pylist()
     epochs = [reading.table("epochs", [study]), reading.table("epochs", ran_in, keys)]
-    return {"trials": _joined_tables(trials, elsewhere), "epochs": _joined_tables(*epochs), "arms": arms}
+    return {
+        "trials": _joined_tables(trials, elsewhere),
+        "epochs": _joined_tables(*epochs),
+        "arms": arms,
+    }
 
 
 def _joined_tables(*tables: pa.Table) -> pa.Table:
@@ -246,26 +290,49 @@ class _Reading:
         """Studies that have a folder of a table."""
         return list(study_folders(self.storage, name))
 
-    def table(self, name: TableName, studies: Collection[str] | None = None, keys: pa.Array | None = None) -> pa.Table:
+    def table(
+        self, name: TableName, studies: Collection[str] | None = None, keys: pa.Array | None = None
+    ) -> pa.Table:
         """The rows of a table, of some studies or all, and of some trials or all."""
         left_out = self.leave_out if name == "epochs" else ()
-        folders = [folder for study, folder in study_folders(self.storage, name).items() if studies is None or study in studies]
-        listings, results, to_list = dict[StoredPath, Listing](), dict[StoredPath, pa.Table | Exception](), folders
+        folders = [
+            folder
+            for study, folder in study_folders(self.storage, name).items()
+            if studies is None or study in studies
+        ]
+        listings = dict[StoredPath, Listing]()
+        results = dict[StoredPath, pa.Table | Exception]()
+        to_list = folders
         for _ in range(_LISTINGS):
-            listings |= zip(to_list, self.run(lambda folder: list_folder(folder, name), to_list), strict=True)
+            listings |= zip(
+                to_list, self.run(lambda folder: list_folder(folder, name), to_list), strict=True
+            )
             paths = [path for folder in to_list for path in listings[folder].fragments]
-            results |= zip(paths, self.run(lambda path: _read_or_reason(path, name, keys, left_out), paths), strict=True)
-            vanished = {path for path, found in results.items() if isinstance(found, FileNotFoundError)}
-            to_list = [folder for folder in to_list if not vanished.isdisjoint(listings[folder].fragments)]
+            results |= zip(
+                paths,
+                self.run(lambda path: _read_or_reason(path, name, keys, left_out), paths),
+                strict=True,
+            )
+            vanished = {
+                path for path, found in results.items() if isinstance(found, FileNotFoundError)
+            }
+            to_list = [
+                folder for folder in to_list if not vanished.isdisjoint(listings[folder].fragments)
+            ]
             if not to_list:
                 break
         read = {path: results[path] for folder in folders for path in listings[folder].fragments}
         self.damaged += [path for folder in folders for path in listings[folder].damaged]
         self.damaged += [path for path, found in read.items() if isinstance(found, Exception)]
-        return _joined_tables(SCHEMAS[name].empty_table(), *(found for found in read.values() if isinstance(found, pa.Table)))
+        return _joined_tables(
+            SCHEMAS[name].empty_table(),
+            *(found for found in read.values() if isinstance(found, pa.Table)),
+        )
 
 
-def _read_or_reason(path: StoredPath, name: TableName, keys: pa.Array | None, leave_out: Collection[str]) -> pa.Table | Exception:
+def _read_or_reason(
+    path: StoredPath, name: TableName, keys: pa.Array | None, leave_out: Collection[str]
+) -> pa.Table | Exception:
     try:
         return read_fragment(path, name, keys, leave_out)
     except (DamagedFragmentError, FileNotFoundError) as error:
@@ -273,7 +340,9 @@ def _read_or_reason(path: StoredPath, name: TableName, keys: pa.Array | None, le
 
 
 def _arm_rows(arms: pa.Table) -> list[dict[str, Any]]:
-    """Rows as Python values. All rows of a run share the text of its study, which is long where there are many arms."""
+    """Rows as Python values. All rows of a run share the text of its study, which is long where
+    there are many arms.
+    """
     contents = pc.dictionary_encode(arms["study_config"]).combine_chunks()
     texts = contents.dictionary.to_pylist()
     rows: list[dict[str, Any]] = arms.drop_columns(["study_config"]).to_pylist()
@@ -284,4 +353,12 @@ def _arm_rows(arms: pa.Table) -> list[dict[str, Any]]:
 
 def _state(event: TrialEvent, known: dict[str, Any]) -> TrialState:
     metrics = {name: known[name] for name in METRICS}
-    return TrialState(event.key, known["state"], event.attempt, known["epoch"], metrics, known["parameters"], event)
+    return TrialState(
+        event.key,
+        known["state"],
+        event.attempt,
+        known["epoch"],
+        metrics,
+        known["parameters"],
+        event,
+    )

@@ -1,7 +1,8 @@
-"""The rows of the trial log, as frozen dataclasses, and the Arrow schema of each, derived from its fields.
+"""The rows of the trial log, as frozen dataclasses, and the Arrow schema of each, derived from its
+fields.
 
-A change of a row is a change of the format: raise `SCHEMA_VERSION`, and only ever add fields that may be None, so that older
-logs stay readable.
+A change of a row is a change of the format: raise `SCHEMA_VERSION`, and only ever add fields that
+may be None, so that older logs stay readable.
 """
 
 import time
@@ -15,14 +16,25 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 3
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-"""COCO's average precisions, in [0, 1]; null where nothing was evaluated or no object has that size."""
+"""COCO's average precisions, in [0, 1]; null where nothing was evaluated or no object has that
+size."""
 
 Event = Literal[
-    "planned", "started", "resumed", "interrupted", "failed", "stopped_early", "completed", "cancelled", "excluded", "included"
+    "planned",
+    "started",
+    "resumed",
+    "interrupted",
+    "failed",
+    "stopped_early",
+    "completed",
+    "cancelled",
+    "excluded",
+    "included",
 ]
 Role = Literal["student", "teacher"]
 EVENTS: tuple[str, ...] = typing.get_args(Event)
-"""In the order of a trial's life, by which the last event of an attempt is found. `included` undoes `excluded`."""
+"""In the order of a trial's life, by which the last event of an attempt is found. `included` undoes
+`excluded`."""
 
 _BEGUN = datetime.now(UTC), time.monotonic()
 
@@ -34,7 +46,9 @@ def utc_now() -> datetime:
 
 
 def later_than(known: datetime) -> datetime:
-    """The time, or the first instant after one that is known: what is written now came later, whatever the clocks say."""
+    """The time, or the first instant after one that is known: what is written now came later,
+    whatever the clocks say.
+    """
     return max(utc_now(), known + timedelta(microseconds=1))
 
 
@@ -81,8 +95,9 @@ class TrialEvent:
     teacher_id: str | None = None
     """Key of the teacher's trial, or the identity of its weights."""
     failure_kind: str | None = None
-    """`non_finite_loss`, `not_calibrated`, `out_of_memory`, `bad_data`, `bad_input` or `error`; where a process was lost, `crash`
-    or `hang`. Of an attempt that is `interrupted` and goes on in another: `hang` or `out_of_memory`."""
+    """`non_finite_loss`, `not_calibrated`, `out_of_memory`, `bad_data`, `bad_input` or `error`;
+    where a process was lost, `crash` or `hang`. Of an attempt that is `interrupted` and goes on in
+    another: `hang` or `out_of_memory`."""
     reason: str | None = None
     """Why it failed, was interrupted, stopped, cancelled, excluded, or begun anew, one sentence."""
     traceback: str | None = None
@@ -104,7 +119,9 @@ class TrialEvent:
     def __post_init__(self) -> None:
         assert self.event in EVENTS, self.event
         assert self.attempt >= 1, self.attempt
-        assert self.time.tzinfo is not None, "times of the log are UTC; a naive one would be read as another instant"
+        assert self.time.tzinfo is not None, (
+            "times of the log are UTC; a naive one would be read as another instant"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +152,8 @@ class EpochRow:
     gradient_norms: Mapping[str, float] | None = None
     """Norms at the FPN outputs, of the detection and of the distillation loss."""
     extras: Mapping[str, float] | None = None
-    """Further numbers: of the methods, such as the scale of each review link, shares of keys loaded, the student's size."""
+    """Further numbers: of the methods, such as the scale of each review link, shares of keys
+    loaded, the student's size."""
     lr: float | None = None
     """Learning rate at the end of the epoch."""
     seconds: float | None = None
@@ -158,7 +176,8 @@ class ArmRow:
     study: str
     key: str
     arm: str
-    """Name of the arm, such as `baseline` or `review=off`; trials of a search have names such as `trial-0007`."""
+    """Name of the arm, such as `baseline` or `review=off`; trials of a search have names such as
+    `trial-0007`."""
     seed: int = 0
     parameters: str | None = None
     """What sets this trial apart from the study's base, as JSON {path: value}."""
@@ -166,8 +185,9 @@ class ArmRow:
     """The study as JSON, as `kdr.config.study.study_yaml` gives it."""
     time: datetime = field(default_factory=utc_now)
     levels: str | None = None
-    """Of an ablation's arm: the level of each factor as JSON {factor: level}, `baseline` where it is unchanged; {} for an arm
-    that is no combination of levels. Null for a trial that is no arm of an ablation."""
+    """Of an ablation's arm: the level of each factor as JSON {factor: level}, `baseline` where it
+    is unchanged; {} for an arm that is no combination of levels. Null for a trial that is no arm of
+    an ablation."""
     is_reference: bool | None = None
     """Whether it is the ablation's arm with which the others are compared."""
 
@@ -187,25 +207,39 @@ _ARROW: dict[Any, Any] = {
 
 
 def schema_of(row_class: type[Row]) -> pa.Schema:
-    """The Arrow schema of a row class: a field that may be None is nullable, and may be missing in a file."""
+    """The Arrow schema of a row class: a field that may be None is nullable, and may be missing in
+    a file.
+    """
     columns = []
     for name, hint in typing.get_type_hints(row_class).items():
         nullable = type(None) in typing.get_args(hint)
-        kind = next(part for part in typing.get_args(hint) if part is not type(None)) if nullable else hint
+        kind = (
+            next(part for part in typing.get_args(hint) if part is not type(None))
+            if nullable
+            else hint
+        )
         arrow = pa.string() if typing.get_origin(kind) is Literal else _ARROW[kind]
         columns.append(pa.field(name, arrow, nullable=nullable))
-    return pa.schema(columns, metadata={"kdr.table": _NAMES[row_class], "kdr.schema_version": str(SCHEMA_VERSION)})
+    return pa.schema(
+        columns,
+        metadata={"kdr.table": _NAMES[row_class], "kdr.schema_version": str(SCHEMA_VERSION)},
+    )
 
 
 _NAMES: dict[type[Row], TableName] = {TrialEvent: "trials", EpochRow: "epochs", ArmRow: "arms"}
-SCHEMAS: dict[TableName, pa.Schema] = {name: schema_of(row_class) for row_class, name in _NAMES.items()}
+SCHEMAS: dict[TableName, pa.Schema] = {
+    name: schema_of(row_class) for row_class, name in _NAMES.items()
+}
 """The Arrow schema of each table of the log."""
 
 
 def to_table(rows: typing.Sequence[Row]) -> pa.Table:
     """Rows of one class as an Arrow table with that class's schema."""
     schema = SCHEMAS[_NAMES[type(rows[0])]]
-    columns = [pa.array([_plain(getattr(row, name)) for row in rows], schema.field(name).type) for name in schema.names]
+    columns = [
+        pa.array([_plain(getattr(row, name)) for row in rows], schema.field(name).type)
+        for name in schema.names
+    ]
     return pa.Table.from_arrays(columns, schema=schema)
 
 

@@ -1,7 +1,9 @@
-"""SQL over the trial log: DuckDB over Arrow tables in memory, with no way to a file, so that no statement can harm the log.
+"""SQL over the trial log: DuckDB over Arrow tables in memory, with no way to a file, so that no
+statement can harm the log.
 
-Tables: `trials`, one row per study and trial with its current state and every setting as a column; `epochs`, without epochs
-that a later attempt has done again; `arms`; and `events`, everything that happened.
+Tables: `trials`, one row per study and trial with its current state and every setting as a column;
+`epochs`, without epochs that a later attempt has done again; `arms`; and `events`, everything that
+happened.
 """
 
 import difflib
@@ -39,7 +41,9 @@ _FROM_EVENT = (
     "host",
     "device",
 )
-_NOT_IN_STATES = [column.name for column in SCHEMAS["epochs"] if column.nullable and column.name not in METRICS]
+_NOT_IN_STATES = [
+    column.name for column in SCHEMAS["epochs"] if column.nullable and column.name not in METRICS
+]
 """Columns of the epochs that no trial's state depends on."""
 _LOCKS = (
     "SET TimeZone = 'UTC'",
@@ -71,14 +75,19 @@ class _NarrowEpochs(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
             pyarrow.ArrowInvalid: if one that is not here is among them, or is filtered by.
         """
         try:
-            return self._rows.scanner(columns=self.schema.names if columns is None else columns, **options)
+            return self._rows.scanner(
+                columns=self.schema.names if columns is None else columns, **options
+            )
         except pa.ArrowInvalid:
             self.is_too_narrow = True
             raise
 
 
-def query(storage: Storage, sql: str, *, on_log: Callable[[Log], None] = lambda _: None) -> pa.Table:
-    """The answer of one SQL statement over the log. Nothing outside memory can be read by it, and nothing changed.
+def query(
+    storage: Storage, sql: str, *, on_log: Callable[[Log], None] = lambda _: None
+) -> pa.Table:
+    """The answer of one SQL statement over the log. Nothing outside memory can be read by it, and
+    nothing changed.
 
     Args:
         storage: where the log lies.
@@ -88,7 +97,8 @@ def query(storage: Storage, sql: str, *, on_log: Callable[[Log], None] = lambda 
     Raises:
         QueryError: if DuckDB refuses the statement, or it answers with no rows and columns at all.
     """
-    # a guess at what is needed saves most of the reading, and where it is wrong, as for `SELECT *`, everything is read
+    # a guess at what is needed saves most of the reading, and where it is wrong, as for `SELECT *`,
+    # everything is read
     not_named = [name for name in _NOT_IN_STATES if name not in sql.lower()]
     log = read_log(storage, leave_out=not_named)
     epochs = _NarrowEpochs(log.current_epochs.drop_columns(not_named))
@@ -103,15 +113,19 @@ def query(storage: Storage, sql: str, *, on_log: Callable[[Log], None] = lambda 
 
 
 def connect(storage: Storage) -> duckdb.DuckDBPyConnection:
-    """A DuckDB connection with the log's tables as they are now, its access to files shut and its settings locked."""
+    """A DuckDB connection with the log's tables as they are now, its access to files shut and its
+    settings locked.
+    """
     log = read_log(storage)
     return _connection(log, log.current_epochs)
 
 
 def trials_table(log: Log) -> pa.Table:
-    """One row per study and trial: its current state, its metrics, and every setting as a column named by its path.
+    """One row per study and trial: its current state, its metrics, and every setting as a column
+    named by its path.
 
-    A trial that several studies use has a row in each of them, with the same state; `ran_in` names the study that ran it.
+    A trial that several studies use has a row in each of them, with the same state; `ran_in` names
+    the study that ran it.
     """
     used, known, events = log.used_keys, log.current_trials, log.deciding_events
     row = pc.index_in(used["key"], value_set=known["key"])
@@ -132,10 +146,13 @@ def trials_table(log: Log) -> pa.Table:
         "ran_in": events["study"],
         "parameters": known["parameters"],
     }
-    # DuckDB's column names do not tell upper from lower case; the setting `seed` is the column `seed`
+    # DuckDB's column names do not tell upper from lower case; the setting `seed` is the column
+    # `seed`
     taken = {name.lower() for name in columns}
     settings = _setting_columns(events["config"])
-    return pa.table(columns | {path: column for path, column in settings.items() if path.lower() not in taken})
+    return pa.table(
+        columns | {path: column for path, column in settings.items() if path.lower() not in taken}
+    )
 
 
 def _answer(log: Log, epochs: pa.Table | ds.Dataset, sql: str) -> pa.Table | QueryError:
@@ -143,7 +160,9 @@ def _answer(log: Log, epochs: pa.Table | ds.Dataset, sql: str) -> pa.Table | Que
         try:
             answer = connection.sql(sql)
             if answer is None:
-                return QueryError('query: needs a statement that gives rows, such as "SELECT key, AP FROM trials"')
+                return QueryError(
+                    'query: needs a statement that gives rows, such as "SELECT key, AP FROM trials"'
+                )
             return answer.to_arrow_table()
         except duckdb.Error as error:
             return QueryError(_explained(str(error), sql, connection))
@@ -151,7 +170,12 @@ def _answer(log: Log, epochs: pa.Table | ds.Dataset, sql: str) -> pa.Table | Que
 
 def _connection(log: Log, epochs: pa.Table | ds.Dataset) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(":memory:")
-    contents = {"trials": trials_table(log), "epochs": epochs, "arms": log.arms, "events": log.trials}
+    contents = {
+        "trials": trials_table(log),
+        "epochs": epochs,
+        "arms": log.arms,
+        "events": log.trials,
+    }
     for name in TABLES:
         connection.register(name, contents[name])
     for lock in _LOCKS:
@@ -163,7 +187,9 @@ def _arm_names(log: Log) -> dict[tuple[str, str], str]:
     """By study and key the arms that the trial is, in the order in which they came."""
     rows = first_of_each(log.arms.sort_by("time"), "study", "key", "arm").sort_by("row")
     names: dict[tuple[str, str], list[str]] = {}
-    for study, key, arm in zip(*(rows[name].to_pylist() for name in ("study", "key", "arm")), strict=True):
+    for study, key, arm in zip(
+        *(rows[name].to_pylist() for name in ("study", "key", "arm")), strict=True
+    ):
         names.setdefault((study, key), []).append(arm)
     return {pair: " and ".join(found) for pair, found in names.items()}
 
@@ -171,25 +197,38 @@ def _arm_names(log: Log) -> dict[tuple[str, str], str]:
 def _setting_columns(configs: pa.ChunkedArray) -> dict[str, pa.Array]:
     """By path a column of the setting's values.
 
-    Most trials of a log differ in a setting or two: each section of a config, such as `data`, is read once for all that share it.
+    Most trials of a log differ in a setting or two: each section of a config, such as `data`, is
+    read once for all that share it.
     """
     with duckdb.connect(":memory:") as connection:
-        connection.register("configs", pa.table({"config": configs, "row": pa.array(range(len(configs)), pa.int64())}))
-        keys = connection.sql("SELECT json_keys(config) AS keys FROM configs GROUP BY keys ORDER BY min(row)").fetchall()
+        connection.register(
+            "configs",
+            pa.table({"config": configs, "row": pa.array(range(len(configs)), pa.int64())}),
+        )
+        keys = connection.sql(
+            "SELECT json_keys(config) AS keys FROM configs GROUP BY keys ORDER BY min(row)"
+        ).fetchall()
         names = list(dict.fromkeys(name for (found,) in keys for name in found))
         paths = [f'$."{name}"' for name in names]
-        texts = connection.sql("SELECT json_extract(config, $paths) FROM configs", params={"paths": paths}).to_arrow_table()
+        texts = connection.sql(
+            "SELECT json_extract(config, $paths) FROM configs", params={"paths": paths}
+        ).to_arrow_table()
     columns: dict[str, pa.Array] = {}
     for place, name in enumerate(names):
         coded = pc.list_element(texts.column(0).combine_chunks(), place).dictionary_encode()
-        settings = [{} if text is None else flat_settings(f'{{"{name}":{text}}}') for text in coded.dictionary.to_pylist()]
+        settings = [
+            {} if text is None else flat_settings(f'{{"{name}":{text}}}')
+            for text in coded.dictionary.to_pylist()
+        ]
         for path in dict.fromkeys(path for found in settings for path in found):
             columns[path] = _column([found.get(path) for found in settings]).take(coded.indices)
     return columns
 
 
 def _column(values: list[Any]) -> pa.Array:
-    """Values of one setting as numbers or truth values where all are, as text where any is text or a list."""
+    """Values of one setting as numbers or truth values where all are, as text where any is text or
+    a list.
+    """
     kinds = set(map(type, values)) - {type(None)}
     if kinds == {bool}:
         return pa.array(values, pa.bool_())
@@ -198,7 +237,9 @@ def _column(values: list[Any]) -> pa.Array:
     if kinds and kinds <= {int, float}:
         return pa.array(values, pa.float64())
     if not kinds <= {str}:
-        values = [value if value is None or isinstance(value, str) else _text(value) for value in values]
+        values = [
+            value if value is None or isinstance(value, str) else _text(value) for value in values
+        ]
     return pa.array(values, pa.string())
 
 
@@ -207,8 +248,12 @@ def _text(value: Any) -> str:
 
 
 def _explained(message: str, sql: str, connection: duckdb.DuckDBPyConnection) -> str:
-    """DuckDB's message, then what exists: the tables, and columns with names near those that were not found."""
-    found = connection.execute("SELECT DISTINCT column_name FROM information_schema.columns ORDER BY 1").fetchall()
+    """DuckDB's message, then what exists: the tables, and columns with names near those that were
+    not found.
+    """
+    found = connection.execute(
+        "SELECT DISTINCT column_name FROM information_schema.columns ORDER BY 1"
+    ).fetchall()
     columns = [name for (name,) in found]
     lines = [f"query: {message.strip()}", f"Tables: {', '.join(TABLES)}"]
     if "not found" in message:
@@ -216,7 +261,10 @@ def _explained(message: str, sql: str, connection: duckdb.DuckDBPyConnection) ->
         if near:
             lines.append("Columns with such names: " + ", ".join(near))
         if any("." in name for name in near):
-            lines.append("Names with dots need double quotes: " + " ".join(f'"{name}"' for name in near if "." in name))
+            lines.append(
+                "Names with dots need double quotes: "
+                + " ".join(f'"{name}"' for name in near if "." in name)
+            )
     return "\n".join(lines)
 
 
@@ -229,5 +277,8 @@ def _near(sql: str, columns: Iterable[str]) -> list[str]:
         if word in by_name.values():
             near |= {word: None} if "." in word else {}
         else:
-            near |= dict.fromkeys(by_name[match] for match in difflib.get_close_matches(word.lower(), by_name, n=3, cutoff=0.75))
+            near |= dict.fromkeys(
+                by_name[match]
+                for match in difflib.get_close_matches(word.lower(), by_name, n=3, cutoff=0.75)
+            )
     return list(near)

@@ -1,4 +1,6 @@
-"""What a study has used, over all its sessions, from the times of its rows: hours that went by, and hours of GPUs."""
+"""What a study has used, over all its sessions, from the times of its rows: hours that went by, and
+hours of GPUs.
+"""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -13,7 +15,9 @@ _NO_WORK = ("planned", "excluded", "included")
 
 
 def seconds_used(log: Log, study: str) -> float:
-    """Wall-clock seconds in which a study trained: the union of the times from each attempt's first row to its last."""
+    """Wall-clock seconds in which a study trained: the union of the times from each attempt's first
+    row to its last.
+    """
     seconds, end = 0.0, datetime.min.replace(tzinfo=UTC)
     for first, last in sorted(_attempts(log, study).values()):
         seconds += max(0.0, (last - max(first, end)).total_seconds())
@@ -22,20 +26,42 @@ def seconds_used(log: Log, study: str) -> float:
 
 
 def gpu_hours_used(log: Log, study: str) -> float:
-    """GPUs that the attempts of a study held, its teacher's included, times the hours from their first row to their last."""
-    rows = log.trials.filter(pc.and_(pc.equal(log.trials["study"], study), pc.greater(log.trials["num_gpus"], 0)))
-    held = dict(zip(zip(*_lists(rows, "key", "attempt"), strict=True), rows["num_gpus"].to_pylist(), strict=True))
+    """GPUs that the attempts of a study held, its teacher's included, times the hours from their
+    first row to their last.
+    """
+    rows = log.trials.filter(
+        pc.and_(pc.equal(log.trials["study"], study), pc.greater(log.trials["num_gpus"], 0))
+    )
+    held = dict(
+        zip(
+            zip(*_lists(rows, "key", "attempt"), strict=True),
+            rows["num_gpus"].to_pylist(),
+            strict=True,
+        )
+    )
     spans = _attempts(log, study)
-    seconds = sum(num_gpus * (spans[name][1] - spans[name][0]).total_seconds() for name, num_gpus in held.items())
+    seconds = sum(
+        num_gpus * (spans[name][1] - spans[name][0]).total_seconds()
+        for name, num_gpus in held.items()
+    )
     return float(seconds) / 3600
 
 
 def _attempts(log: Log, study: str) -> dict[tuple[str, int], tuple[datetime, datetime]]:
     """By key and attempt the times of the first row and the last."""
-    worked = log.trials.filter(pc.invert(pc.is_in(log.trials["event"], value_set=pa.array(_NO_WORK))))
+    worked = log.trials.filter(
+        pc.invert(pc.is_in(log.trials["event"], value_set=pa.array(_NO_WORK)))
+    )
     columns = ["key", "attempt", "time"]
-    parts = [table.filter(pc.equal(table["study"], study)).select(columns) for table in (worked, log.epochs)]
-    spans = pa.concat_tables(parts).group_by(["key", "attempt"]).aggregate([("time", "min"), ("time", "max")])
+    parts = [
+        table.filter(pc.equal(table["study"], study)).select(columns)
+        for table in (worked, log.epochs)
+    ]
+    spans = (
+        pa.concat_tables(parts)
+        .group_by(["key", "attempt"])
+        .aggregate([("time", "min"), ("time", "max")])
+    )
     keys, attempts, first, last = _lists(spans, "key", "attempt", "time_min", "time_max")
     return dict(zip(zip(keys, attempts, strict=True), zip(first, last, strict=True), strict=True))
 

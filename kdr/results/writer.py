@@ -1,4 +1,6 @@
-"""Appends to the trial log: one small Parquet file per flush, never rewritten, so any number of processes may append at once."""
+"""Appends to the trial log: one small Parquet file per flush, never rewritten, so any number of
+processes may append at once.
+"""
 
 import os
 import platform
@@ -36,15 +38,24 @@ class LogWriter:
     Args:
         storage: where the log lies.
         study: the study's name.
-        flush_every_s: longest time that an epoch row waits while further rows come; each flush is a file.
-        after: time of the newest arm that is known. The last arms are those of a study's present file, so new ones must not seem
-            older, even where the machine's clock has been set back.
+        flush_every_s: longest time that an epoch row waits while further rows come; each flush is a
+            file.
+        after: time of the newest arm that is known. The last arms are those of a study's present
+            file, so new ones must not seem older, even where the machine's clock has been set back.
     """
 
     def __init__(
-        self, storage: Storage, study: str, *, flush_every_s: float = FLUSH_EVERY_S, after: datetime | None = None
+        self,
+        storage: Storage,
+        study: str,
+        *,
+        flush_every_s: float = FLUSH_EVERY_S,
+        after: datetime | None = None,
     ) -> None:
-        self.storage, self.study, self.flush_every_s, self.after = storage, study, flush_every_s, after
+        self.storage = storage
+        self.study = study
+        self.flush_every_s = flush_every_s
+        self.after = after
         self._waiting: list[EpochRow] = []
         self._flushed_at = time.monotonic()
 
@@ -73,7 +84,14 @@ class LogWriter:
         Raises:
             StorageError: if the file cannot be written.
         """
-        late = [row if self.after is None or row.time > self.after else replace(row, time=later_than(self.after)) for row in rows]
+        late = [
+            (
+                row
+                if self.after is None or row.time > self.after
+                else replace(row, time=later_than(self.after))
+            )
+            for row in rows
+        ]
         self._append("arms", late)
 
     def flush(self) -> None:
@@ -89,13 +107,20 @@ class LogWriter:
     def __enter__(self) -> "LogWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.flush()
 
     def _append(self, name: TableName, rows: Sequence[Row]) -> None:
         if not rows:
             return
-        assert all(row.study == self.study for row in rows), f"this writer is for rows of {self.study}"
+        assert all(row.study == self.study for row in rows), (
+            f"this writer is for rows of {self.study}"
+        )
         path = self.storage.fragments(name, self.study) / fragment_name()
         store(path, lambda aside: write_fragment(to_table(rows), os.fspath(aside)))
 
@@ -107,7 +132,16 @@ def fragment_name() -> str:
 
 
 def write_fragment(table: pa.Table, path: str) -> None:
-    """Writes one Parquet file of the log; the schema's metadata, by which readers know it, goes with it."""
+    """Writes one Parquet file of the log; the schema's metadata, by which readers know it, goes
+    with it.
+    """
     # statistics and dictionaries double the time to write and to read a file of a few rows
     many = table.num_rows >= 100
-    pq.write_table(table, path, compression="zstd", use_dictionary=many, write_statistics=many, write_page_checksum=True)
+    pq.write_table(
+        table,
+        path,
+        compression="zstd",
+        use_dictionary=many,
+        write_statistics=many,
+        write_page_checksum=True,
+    )

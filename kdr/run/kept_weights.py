@@ -1,4 +1,6 @@
-"""Which students' weights stay on disk: of the study's best k, of all, or of none. Teachers always stay."""
+"""Which students' weights stay on disk: of the study's best k, of all, or of none. Teachers always
+stay.
+"""
 
 import math
 from collections.abc import Iterable
@@ -10,8 +12,8 @@ from kdr.storage.layout import Storage
 class KeptWeights:
     """Removes the weights of a study's trials as better ones come in.
 
-    The checkpoint of an early-stopped trial counts as its weights: with it the trial can be continued to its full length,
-    without it the trial starts again.
+    The checkpoint of an early-stopped trial counts as its weights: with it the trial can be
+    continued to its full length, without it the trial starts again.
 
     Args:
         storage: where the trials' folders lie.
@@ -20,7 +22,10 @@ class KeptWeights:
     """
 
     def __init__(
-        self, storage: Storage, keep: int | Literal["all", "none"], ended: Iterable[tuple[str, float | None]] = ()
+        self,
+        storage: Storage,
+        keep: int | Literal["all", "none"],
+        ended: Iterable[tuple[str, float | None]] = (),
     ) -> None:
         self._storage = storage
         self._num_kept = math.inf if keep == "all" else 0 if keep == "none" else keep
@@ -29,7 +34,8 @@ class KeptWeights:
             self.add(key, value)
 
     def add(self, key: str, value: float | None) -> None:
-        """A trial has ended: removes what is not among the best any more. Equal values: the earlier trial stays.
+        """A trial has ended: removes what is not among the best any more. Equal values: the earlier
+        trial stays.
 
         Raises:
             StorageError: if it cannot be removed.

@@ -1,4 +1,6 @@
-"""TensorBoard, Weights & Biases and MLflow, through Ray's own callbacks. No study needs them; the log is what counts."""
+"""TensorBoard, Weights & Biases and MLflow, through Ray's own callbacks. No study needs them; the
+log is what counts.
+"""
 
 import importlib.util
 import logging
@@ -27,20 +29,27 @@ def check_loggers(names: Iterable[LoggerName]) -> None:
     Raises:
         PackageError: naming each of them.
     """
-    missing = [(name, *_PACKAGES[name]) for name in names if importlib.util.find_spec(_PACKAGES[name][0]) is None]
+    missing = [
+        (name, *_PACKAGES[name])
+        for name in names
+        if importlib.util.find_spec(_PACKAGES[name][0]) is None
+    ]
     if missing:
         raise PackageError(
             "\n".join(
-                f"loggers: {name} needs the package {module}, got none. Leave it out, or: pip install {install}"
+                f"loggers: {name} needs the package {module}, got none. Leave it out, or: pip "
+                f"install {install}"
                 for name, module, install in missing
             )
         )
 
 
 def open_loggers(names: Iterable[LoggerName], study: str, storage: Storage) -> dict[str, Any]:
-    """Ray's callbacks by name, set up and ready to be told of trials. Their files lie under `storage.loggers`.
+    """Ray's callbacks by name, set up and ready to be told of trials. Their files lie under
+    `storage.loggers`.
 
-    The variables of the libraries' own say where else things go: `MLFLOW_TRACKING_URI`, `WANDB_MODE`, `WANDB_PROJECT`.
+    The variables of the libraries' own say where else things go: `MLFLOW_TRACKING_URI`,
+    `WANDB_MODE`, `WANDB_PROJECT`.
 
     Raises:
         PackageError: if one cannot be set up: its server does not answer, or no key is known.
@@ -52,7 +61,10 @@ def open_loggers(names: Iterable[LoggerName], study: str, storage: Storage) -> d
             opened[name] = _OPEN[name](study, storage.loggers(study))
             opened[name].setup()
         except Exception as error:
-            raise PackageError(f"loggers: {name} must be ready before a study begins, got: {error}. Or leave it out") from error
+            raise PackageError(
+                f"loggers: {name} must be ready before a study begins, got: {error}. Or leave "
+                "it out"
+            ) from error
     return opened
 
 
@@ -68,7 +80,8 @@ def _wandb(study: str, folder: Path) -> Any:
     class Sender(wandb._WandbLoggingActor):
         def run(self) -> None:
             super().run()  # type: ignore[no-untyped-call]
-            # Ray kills this process at once, and with it wandb's own that may not have written everything yet
+            # Ray kills this process at once, and with it wandb's own that may not have written
+            # everything yet
             self._wandb.teardown()
 
     callback = wandb.WandbLoggerCallback(
@@ -76,7 +89,8 @@ def _wandb(study: str, folder: Path) -> Any:
         group=study,
         upload_timeout=_UPLOAD_TIMEOUT_S,
         dir=str(folder),
-        mode=os.environ.get("WANDB_MODE"),  # the process that sends does not inherit it on a cluster
+        # the process that sends does not inherit it on a cluster
+        mode=os.environ.get("WANDB_MODE"),
     )
     callback._logger_actor_cls = Sender
     return callback
@@ -92,4 +106,8 @@ def _mlflow(study: str, folder: Path) -> Any:
     return MLflowLoggerCallback(tracking_uri=uri, experiment_name=study)
 
 
-_OPEN: dict[LoggerName, Callable[[str, Path], Any]] = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
+_OPEN: dict[LoggerName, Callable[[str, Path], Any]] = {
+    "tensorboard": _tensorboard,
+    "wandb": _wandb,
+    "mlflow": _mlflow,
+}

@@ -38,7 +38,9 @@ class Observer(Protocol):
         """The pre-flight has found something."""
 
     def plan(self, num_trials: int | None, num_done: int, num_concurrent: int) -> None:
-        """Says how many trials the study has, how many of them are done, and how many run at a time."""
+        """Says how many trials the study has, how many of them are done, and how many run at a
+        time.
+        """
 
     def update(self, progress: TrialUpdate) -> None:
         """One trial has come further."""

@@ -1,4 +1,6 @@
-"""The pre-flight of a study: its base trial is looked at where its trials will train, before the budget is spent."""
+"""The pre-flight of a study: its base trial is looked at where its trials will train, before the
+budget is spent.
+"""
 
 from kdr.config.study import Resources, Study
 from kdr.config.trial import Trial
@@ -11,12 +13,20 @@ from kdr.training.findings import Preflight, findings_of, keep_preflight, kept_p
 
 
 def check_before_start(
-    study: Study, trial: Trial, *, storage: Storage, observer: Observer, needed: Resources, local: bool
+    study: Study,
+    trial: Trial,
+    *,
+    storage: Storage,
+    observer: Observer,
+    needed: Resources,
+    local: bool,
 ) -> None:
-    """Measures a trial where trials will train, unless that has been done before, and tells what was found.
+    """Measures a trial where trials will train, unless that has been done before, and tells what
+    was found.
 
-    That is a task on the Ray that is running. Where trials use the CPUs of this machine it is this process, which has torch
-    imported already: starting another one would take longer than measuring.
+    That is a task on the Ray that is running. Where trials use the CPUs of this machine it is this
+    process, which has torch imported already: starting another one would take longer than
+    measuring.
 
     Args:
         study: the study.
@@ -37,7 +47,11 @@ def check_before_start(
     if measured is None:
         pictures = storage.preflight(study.study)
         here = local and not needed.gpus_per_worker
-        found = _measured(trial, storage, pictures) if here else _measured_on_ray(trial, storage, pictures, needed)
+        found = (
+            _measured(trial, storage, pictures)
+            if here
+            else _measured_on_ray(trial, storage, pictures, needed)
+        )
         if not isinstance(found, Preflight):
             raise PreflightError(found)
         measured = found
@@ -45,15 +59,23 @@ def check_before_start(
     findings = list(findings_of(measured, trial.config))
     for finding in findings:
         observer.finding(finding)
-    if failed := [f"{finding.name}: {finding.text}. {finding.fix}" for finding in findings if finding.state == "failed"]:
+    if failed := [
+        f"{finding.name}: {finding.text}. {finding.fix}"
+        for finding in findings
+        if finding.state == "failed"
+    ]:
         raise PreflightError(failed)
 
 
-def _measured_on_ray(trial: Trial, storage: Storage, pictures: StoredPath, needed: Resources) -> Preflight | list[str]:
+def _measured_on_ray(
+    trial: Trial, storage: Storage, pictures: StoredPath, needed: Resources
+) -> Preflight | list[str]:
     import ray
 
     assert needed.gpus_per_worker != "auto"
-    task = ray.remote(num_cpus=needed.cpus_per_worker, num_gpus=min(1, needed.gpus_per_worker))(_measured)
+    task = ray.remote(num_cpus=needed.cpus_per_worker, num_gpus=min(1, needed.gpus_per_worker))(
+        _measured
+    )
     found: Preflight | list[str] = ray.get(task.remote(trial, storage, pictures))
     return found
 

@@ -1,8 +1,9 @@
-"""Tells Ray's loggers of trials as kdr means them: each attempt at a trial is a run of its own, whose steps are epochs.
+"""Tells Ray's loggers of trials as kdr means them: each attempt at a trial is a run of its own,
+whose steps are epochs.
 
-A run is named for people and by key, since Tune's own trials have names that mean nothing. It is opened with the first epoch
-that is reported, because only then it is known which attempt this is; an attempt that goes on from a checkpoint repeats the
-epochs before it, so each run is whole.
+A run is named for people and by key, since Tune's own trials have names that mean nothing. It is
+opened with the first epoch that is reported, because only then it is known which attempt this is;
+an attempt that goes on from a checkpoint repeats the epochs before it, so each run is whole.
 """
 
 import re
@@ -45,7 +46,8 @@ class ShownTrial:
 
 
 class ShownTrials(tune.Callback):
-    """Passes what Tune tells of trials on to loggers. One that fails is left out from then on; the study goes on.
+    """Passes what Tune tells of trials on to loggers. One that fails is left out from then on; the
+    study goes on.
 
     Args:
         loggers: Ray's callbacks by name; those that fail are taken out.
@@ -71,10 +73,14 @@ class ShownTrials(tune.Callback):
         self._open: dict[str, tuple[int, ShownTrial]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its callbacks to restore an experiment, which a study never does."""
+        """Nothing: Tune pickles its callbacks to restore an experiment, which a study never
+        does.
+        """
         return {}
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         """Some epochs have ended, the last of them evaluated; or the trial has failed."""
         shown = self._run_of(trial, result["attempt"])
         for numbers in result["shown"]:
@@ -104,7 +110,9 @@ class ShownTrials(tune.Callback):
             self._end(trial.trial_id, failed=True)  # its process died
         known = trial_from(trial.config)
         name = f"{self._label(known)}-{known.key}" + (f"-attempt-{attempt}" if attempt > 1 else "")
-        shown = ShownTrial(name, {**_settings(known), "key": known.key, "attempt": attempt}, self._folder / name)
+        shown = ShownTrial(
+            name, {**_settings(known), "key": known.key, "attempt": attempt}, self._folder / name
+        )
         shown.init_local_path()
         self._open[trial.trial_id] = attempt, shown
         self._tell("log_trial_start", shown)
@@ -125,8 +133,14 @@ class ShownTrials(tune.Callback):
                 getattr(logger, event)(*given, **more)
             except Exception as error:
                 del self._loggers[name]
-                self._observer.phase(f"Going on without the logger {name}, which failed with {type(error).__name__}: {error}")
+                self._observer.phase(
+                    f"Going on without the logger {name}, which failed with "
+                    f"{type(error).__name__}: {error}"
+                )
 
 
 def _settings(trial: Trial) -> dict[str, Any]:
-    return {path: canonical(value) for path, value in flat_settings(trial.config.model_dump_json()).items()}
+    return {
+        path: canonical(value)
+        for path, value in flat_settings(trial.config.model_dump_json()).items()
+    }

@@ -12,7 +12,14 @@ from kdr.results.schema import ArmRow
 from kdr.results.writer import LogWriter
 
 
-def note_arm(log: LogWriter, study: Study, trial: Trial, *, number: int = 1, parameters: Mapping[str, Any] | None = None) -> None:
+def note_arm(
+    log: LogWriter,
+    study: Study,
+    trial: Trial,
+    *,
+    number: int = 1,
+    parameters: Mapping[str, Any] | None = None,
+) -> None:
     """Writes that a study uses a trial; done before the trial is launched.
 
     Args:
@@ -38,13 +45,19 @@ def note_arms(log: LogWriter, past: Log, study: Study, trials: Iterable[tuple[Ar
     for arm, trial in trials:
         parameters = {**arm.changes, "seed": trial.config.seed}
         levels = json.dumps(arm.levels)
-        rows.append(_row(study, trial, arm.name, parameters, levels=levels, is_reference=arm.is_reference))
-    known = {(row["arm"], row["key"], row["study_config"]) for row in past.ablation_arms_of(study.study)}
+        rows.append(
+            _row(study, trial, arm.name, parameters, levels=levels, is_reference=arm.is_reference)
+        )
+    known = {
+        (row["arm"], row["key"], row["study_config"]) for row in past.ablation_arms_of(study.study)
+    }
     if known != {(row.arm, row.key, row.study_config) for row in rows}:
         log.arms(rows)
 
 
-def _row(study: Study, trial: Trial, arm: str, parameters: Mapping[str, Any] | None, **columns: Any) -> ArmRow:
+def _row(
+    study: Study, trial: Trial, arm: str, parameters: Mapping[str, Any] | None, **columns: Any
+) -> ArmRow:
     return ArmRow(
         study=study.study,
         key=trial.key,

@@ -65,11 +65,12 @@ def run_study(
         address: a Ray cluster to join; None starts Ray on this machine.
         send_code: send this kdr to the nodes of the cluster, in place of what is installed there.
         rerun: run trials again whose results are known.
-        preflight: look at the cluster's nodes (`kdr.run.cluster.readiness`), and at the study's base trial once its teacher is there
-            (`kdr.run.preflight`).
+        preflight: look at the cluster's nodes (`kdr.run.cluster.readiness`), and at the study's
+            base trial once its teacher is there (`kdr.run.preflight`).
 
     Raises:
-        KdrError: for anything wrong with the study, the data, the storage or the machine, before training begins.
+        KdrError: for anything wrong with the study, the data, the storage or the machine, before
+            training begins.
         BusyError: if another process runs this study.
         TrialFailure: if the teacher cannot be trained.
     """
@@ -79,7 +80,16 @@ def run_study(
         sole_driver(storage, study.study, on_waiting=observer.phase) as driver,
         TrialClaims(storage, study.study, driver) as claims,
     ):
-        return _run_alone(study, storage, observer, address, claims, send_code=send_code, rerun=rerun, preflight=preflight)
+        return _run_alone(
+            study,
+            storage,
+            observer,
+            address,
+            claims,
+            send_code=send_code,
+            rerun=rerun,
+            preflight=preflight,
+        )
 
 
 def _run_alone(
@@ -106,14 +116,23 @@ def _run_alone(
     make = trial_maker(study, storage)
     listed = TrialList(study, make) if study.search is None else None
     past = read_log(storage)
-    missing = [make(study.base)] if listed is None else _noted(listed, study, storage, past, rerun=rerun)
+    missing = (
+        [make(study.base)] if listed is None else _noted(listed, study, storage, past, rerun=rerun)
+    )
     if listed is not None and not missing:
-        KeptWeights(storage, study.keep_weights, listed.ended(past))  # a run that was killed may not have come to it
+        # a run that was killed may not have come to it
+        KeptWeights(storage, study.keep_weights, listed.ended(past))
         return Outcome(0, 0, False, time.monotonic() - begin)
-    needed_teachers = {teacher.key: teacher for trial in missing if (teacher := teacher_of(trial)) is not None}
+    needed_teachers = {
+        teacher.key: teacher for trial in missing if (teacher := teacher_of(trial)) is not None
+    }
 
     def untrained(past: Log) -> list[Trial]:
-        return [teacher for teacher in needed_teachers.values() if rerun or not _is_trained(teacher, past, storage)]
+        return [
+            teacher
+            for teacher in needed_teachers.values()
+            if rerun or not _is_trained(teacher, past, storage)
+        ]
 
     teachers = untrained(past)
     for key in needed_teachers.keys() - {teacher.key for teacher in teachers}:
@@ -125,10 +144,15 @@ def _run_alone(
         nodes = nodes_of_ray()
         needed = resolved(study.resources, nodes)
         concurrent = num_concurrent(needed, nodes)
-        if study.search is not None and study.search.gpu_hours is not None and not needed.gpus_per_worker:
+        if (
+            study.search is not None
+            and study.search.gpu_hours is not None
+            and not needed.gpus_per_worker
+        ):
             raise ResourcesError(
-                f"search.gpu_hours: needs trials that hold GPUs, got {study.search.gpu_hours:g} and none for a trial here. "
-                "Use search.trials or search.hours, or a machine with GPUs"
+                f"search.gpu_hours: needs trials that hold GPUs, got {study.search.gpu_hours:g} "
+                "and none for a trial here. Use search.trials or search.hours, or a machine with "
+                "GPUs"
             )
         if address is not None and preflight:
             from kdr.run.cluster.readiness import check_nodes
@@ -142,14 +166,22 @@ def _run_alone(
         sweep = Sweep(study, storage, observer, claims)
         try:
             if teachers:
-                observer.phase("Training the teacher" if len(teachers) == 1 else "Training the teachers")
-                sweep.run_teachers(teachers, _alone(needed, local=address is None), missing=untrained)
+                observer.phase(
+                    "Training the teacher" if len(teachers) == 1 else "Training the teachers"
+                )
+                sweep.run_teachers(
+                    teachers, _alone(needed, local=address is None), missing=untrained
+                )
                 if sweep.num_failed:
                     named = ", ".join(teacher.key for teacher in teachers)
-                    raise TrialFailure("error", f"the teacher could not be trained. See the log: trial {named}")
+                    raise TrialFailure(
+                        "error", f"the teacher could not be trained. See the log: trial {named}"
+                    )
             if preflight and not sweep.interrupted:
                 base, local = make(study.base), address is None
-                check_before_start(study, base, storage=storage, observer=observer, needed=needed, local=local)
+                check_before_start(
+                    study, base, storage=storage, observer=observer, needed=needed, local=local
+                )
             if not sweep.interrupted:
                 observer.phase("Running trials")
                 if listed is None:
@@ -161,7 +193,14 @@ def _run_alone(
             _remove_orphans(storage, study)
         compact(storage, study.study)
     seconds = time.monotonic() - begin
-    return Outcome(sweep.num_run, sweep.num_failed, sweep.interrupted, seconds, sweep.terminated, sweep.abort_reason)
+    return Outcome(
+        sweep.num_run,
+        sweep.num_failed,
+        sweep.interrupted,
+        seconds,
+        sweep.terminated,
+        sweep.abort_reason,
+    )
 
 
 def _remove_orphans(storage: Storage, study: Study) -> None:
@@ -171,13 +210,21 @@ def _remove_orphans(storage: Storage, study: Study) -> None:
 
 
 def _is_trained(teacher: Trial, past: Log, storage: Storage) -> bool:
-    """Whether a teacher's training is over. Killed after its weights were written, it is not before the log says so."""
+    """Whether a teacher's training is over. Killed after its weights were written, it is not before
+    the log says so.
+    """
     state = past.states().get(teacher.key)
-    return has_weights(teacher, storage) and (state is None or state.state not in ("running", "interrupted"))
+    return has_weights(teacher, storage) and (
+        state is None or state.state not in ("running", "interrupted")
+    )
 
 
-def _noted(listed: TrialList, study: Study, storage: Storage, past: Log, *, rerun: bool) -> list[Trial]:
-    """The trials of a list that are to run; which ones the study uses is in the log by then, whoever has run them."""
+def _noted(
+    listed: TrialList, study: Study, storage: Storage, past: Log, *, rerun: bool
+) -> list[Trial]:
+    """The trials of a list that are to run; which ones the study uses is in the log by then,
+    whoever has run them.
+    """
     with LogWriter(storage, study.study, after=past.newest_arm) as writer:
         listed.note(writer, past)
     return [one.trial for one in (listed.trials.values() if rerun else listed.missing(past))]
@@ -187,7 +234,9 @@ def _alone(needed: Resources, *, local: bool) -> Resources:
     """What the teacher takes: nothing else runs beside it, so on this machine it gets every CPU."""
     if not local or needed.gpus_per_worker:
         return needed
-    return needed.with_changes(cpus_per_worker=max(needed.cpus_per_worker, _num_cpus_here() // needed.workers))
+    return needed.with_changes(
+        cpus_per_worker=max(needed.cpus_per_worker, _num_cpus_here() // needed.workers)
+    )
 
 
 def _num_cpus_here() -> int:
@@ -200,5 +249,6 @@ def _check_fits_here(resources: Resources) -> None:
     if needed > _num_cpus_here():
         raise ResourcesError(
             f"resources: one trial needs {needed:g} CPUs, got {_num_cpus_here()} on this machine. "
-            "Lower resources.cpus_per_worker or resources.workers, or name a cluster with --address"
+            "Lower resources.cpus_per_worker or resources.workers, or name a cluster with "
+            "--address"
         )

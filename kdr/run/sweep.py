@@ -1,4 +1,6 @@
-"""Trials of one study through Ray Tune, from a list or from a search, with every change of state in the log."""
+"""Trials of one study through Ray Tune, from a list or from a search, with every change of state in
+the log.
+"""
 
 import os
 import time
@@ -45,10 +47,13 @@ class Sweep:
         study: the study that the trials belong to.
         storage: where everything lies.
         observer: is told how each trial comes on.
-        claims: of this study's driver. A trial that another one trains is waited for, and then known or run.
+        claims: of this study's driver. A trial that another one trains is waited for, and then
+            known or run.
     """
 
-    def __init__(self, study: Study, storage: Storage, observer: Observer, claims: TrialClaims) -> None:
+    def __init__(
+        self, study: Study, storage: Storage, observer: Observer, claims: TrialClaims
+    ) -> None:
         self.study, self.storage, self.observer, self.claims = study, storage, observer, claims
         self.metric = study.metric
         self.num_run = self.num_failed = 0
@@ -61,17 +66,33 @@ class Sweep:
         self._loggers = open_loggers(study.loggers, study.study, storage)
 
     def run_search(
-        self, make_trial: Callable[[TrialConfig], Trial], resources: Resources, num_concurrent: int, *, rerun: bool = False
+        self,
+        make_trial: Callable[[TrialConfig], Trial],
+        resources: Resources,
+        num_concurrent: int,
+        *,
+        rerun: bool = False,
     ) -> None:
-        """Runs the study's search until its budget is used up, feeding the sampler with what the log knows."""
-        while (elsewhere := self._search_once(make_trial, resources, num_concurrent, rerun=rerun)) and not self._is_over:
+        """Runs the study's search until its budget is used up, feeding the sampler with what the
+        log knows.
+        """
+        while (
+            elsewhere := self._search_once(make_trial, resources, num_concurrent, rerun=rerun)
+        ) and not self._is_over:
             rerun = False  # what has been run is known from now on
             self._wait_for_others(elsewhere)
 
     def _search_once(
-        self, make_trial: Callable[[TrialConfig], Trial], resources: Resources, num_concurrent: int, *, rerun: bool
+        self,
+        make_trial: Callable[[TrialConfig], Trial],
+        resources: Resources,
+        num_concurrent: int,
+        *,
+        rerun: bool,
     ) -> set[str]:
-        """Runs the search; gives the keys of trials that it asks for and that others train, if nothing else was left to run."""
+        """Runs the search; gives the keys of trials that it asks for and that others train, if
+        nothing else was left to run.
+        """
         search = self.study.search
         assert search is not None
         past = read_log(self.storage)
@@ -102,11 +123,15 @@ class Sweep:
         scheduler = None
         if search.stop_early != EarlyStopping():
             epochs, reached = self.study.base.training.epochs, history.reached.items()
-            scheduler = make_scheduler(search.stop_early, metric=self.metric, max_epochs=epochs, past=reached)
+            scheduler = make_scheduler(
+                search.stop_early, metric=self.metric, max_epochs=epochs, past=reached
+            )
         self._tune({}, resources, num_concurrent, searcher=searcher, scheduler=scheduler)
         return searcher.elsewhere
 
-    def run_list(self, listed: TrialList, resources: Resources, num_concurrent: int, *, rerun: bool = False) -> None:
+    def run_list(
+        self, listed: TrialList, resources: Resources, num_concurrent: int, *, rerun: bool = False
+    ) -> None:
         """Runs what is missing of a list of trials, each to its full length."""
         past = read_log(self.storage)
         wanted = listed.trials if rerun else {one.trial.key: one for one in listed.missing(past)}
@@ -116,7 +141,10 @@ class Sweep:
 
         def run(past: Log, keys: Collection[str]) -> None:
             self._ended = [ended for ended in listed.ended(past) if ended[0] not in keys]
-            configs = [self._tune_config(wanted[key].trial, parameters=wanted[key].parameters) for key in keys]
+            configs = [
+                self._tune_config(wanted[key].trial, parameters=wanted[key].parameters)
+                for key in keys
+            ]
             self._tune(_grid(configs), resources, num_concurrent)
 
         def missing(past: Log) -> Collection[str]:
@@ -126,7 +154,13 @@ class Sweep:
         if ended_by_others:
             self._show(listed, read_log(self.storage), ended_by_others)
 
-    def run_teachers(self, teachers: Iterable[Trial], resources: Resources, *, missing: Callable[[Log], Iterable[Trial]]) -> None:
+    def run_teachers(
+        self,
+        teachers: Iterable[Trial],
+        resources: Resources,
+        *,
+        missing: Callable[[Log], Iterable[Trial]],
+    ) -> None:
         """Trains teachers, one after the other.
 
         Args:
@@ -137,7 +171,12 @@ class Sweep:
         wanted = {teacher.key: teacher for teacher in teachers}
 
         def run(_past: Log, keys: Collection[str]) -> None:
-            self._tune(_grid([self._tune_config(wanted[key]) for key in keys]), resources, 1, role="teacher")
+            self._tune(
+                _grid([self._tune_config(wanted[key]) for key in keys]),
+                resources,
+                1,
+                role="teacher",
+            )
 
         self._run_those_of_others_last(wanted, run, lambda past: {one.key for one in missing(past)})
 
@@ -153,16 +192,21 @@ class Sweep:
                 self.observer.update(progress)
 
     def _run_those_of_others_last(
-        self, wanted: Iterable[str], run: Callable[[Log, Collection[str]], None], missing: Callable[[Log], Collection[str]]
+        self,
+        wanted: Iterable[str],
+        run: Callable[[Log, Collection[str]], None],
+        missing: Callable[[Log], Collection[str]],
     ) -> set[str]:
-        """Runs trials by their keys; those that another driver trains only when it is done, and if they are missing then.
+        """Runs trials by their keys; those that another driver trains only when it is done, and if
+        they are missing then.
 
         Gives the keys of those that were not.
         """
         waiting, ended_by_others = list(wanted), set[str]()
         while waiting and not self._is_over:
             own = self.claims.take(waiting)
-            past = read_log(self.storage)  # now that they are claimed: nobody ends one after this look
+            # now that they are claimed: nobody ends one after this look
+            past = read_log(self.storage)
             still = set(missing(past))
             for key in own - still:
                 self.claims.give_back(key)
@@ -176,7 +220,9 @@ class Sweep:
         return ended_by_others
 
     def _may_run(self, key: str, *, rerun: bool) -> bool:
-        """Claims a trial of a search; not where another driver trains it, or has completed it since the search read the log."""
+        """Claims a trial of a search; not where another driver trains it, or has completed it since
+        the search read the log.
+        """
         if not self.claims.take([key]):
             return False
         if rerun or not num_attempts(self.storage, key):
@@ -188,7 +234,9 @@ class Sweep:
         return False
 
     def _wait_for_others(self, keys: Collection[str]) -> None:
-        """Waits until one of these trials is not trained by another driver any more. Nothing of the cluster is held meanwhile."""
+        """Waits until one of these trials is not trained by another driver any more. Nothing of the
+        cluster is held meanwhile.
+        """
         told = ""
         try:
             with GracePeriod(0.0, end_by_exception):
@@ -226,9 +274,14 @@ class Sweep:
             may_be_stopped=scheduler is not None,
         )
         actor = tune.with_resources(
-            tune.with_parameters(TrialActor, settings=settings), tune.PlacementGroupFactory([_of_actor(resources)])
+            tune.with_parameters(TrialActor, settings=settings),
+            tune.PlacementGroupFactory([_of_actor(resources)]),
         )
-        kept = None if role == "teacher" else KeptWeights(self.storage, self.study.keep_weights, self._ended)
+        kept = (
+            None
+            if role == "teacher"
+            else KeptWeights(self.storage, self.study.keep_weights, self._ended)
+        )
         events = TrialEvents(
             self.study,
             self.storage,
@@ -245,7 +298,14 @@ class Sweep:
         )
         callbacks: list[tune.Callback] = [events]
         if self._loggers:
-            shown = ShownTrials(self._loggers, self.storage, self.study.study, self.observer, role=role, names=self._names)
+            shown = ShownTrials(
+                self._loggers,
+                self.storage,
+                self.study.study,
+                self.observer,
+                role=role,
+                names=self._names,
+            )
             callbacks.append(shown)
         tuner = tune.Tuner(
             actor,
@@ -280,7 +340,9 @@ class Sweep:
         self.interrupted |= self._interruption.happened and not events.abort_reason
         self.terminated |= self._interruption.is_ending
 
-    def _config_of(self, trial: Trial, *, parameters: dict[str, Any], trials_known: int) -> dict[str, Any]:
+    def _config_of(
+        self, trial: Trial, *, parameters: dict[str, Any], trials_known: int
+    ) -> dict[str, Any]:
         self._plan(trial, parameters)
         return self._tune_config(trial, parameters=parameters, trials_known=trials_known)
 
@@ -303,8 +365,13 @@ def _grid(configs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _of_actor(resources: Resources) -> dict[str, float]:
-    """What a trial's actor takes. One that has workers takes nothing: it would wait for them while they wait for its CPU."""
+    """What a trial's actor takes. One that has workers takes nothing: it would wait for them while
+    they wait for its CPU.
+    """
     if resources.workers > 1:
         return {"CPU": 0, "node:__internal_head__": 0.001}  # Tune refuses to take nothing at all
     assert resources.gpus_per_worker != "auto"
-    return {"CPU": resources.cpus_per_worker, **({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})}
+    return {
+        "CPU": resources.cpus_per_worker,
+        **({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}),
+    }

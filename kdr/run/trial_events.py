@@ -1,4 +1,6 @@
-"""What Tune's driver sees of the trials: it alone knows why one ended before its last epoch. Log and observer are told here."""
+"""What Tune's driver sees of the trials: it alone knows why one ended before its last epoch. Log
+and observer are told here.
+"""
 
 import json
 import math
@@ -29,7 +31,8 @@ _NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
 class TrialEvents(tune.Callback):
-    """Writes the events that the trials' own processes cannot know, and keeps the observer up to date.
+    """Writes the events that the trials' own processes cannot know, and keeps the observer up to
+    date.
 
     Args:
         study: the study that runs.
@@ -38,12 +41,16 @@ class TrialEvents(tune.Callback):
         role: of the trials that are run.
         metric: the searched metric.
         names: key -> name of the trial for people.
-        faults: how often a trial is started again whose process died, and when the study is given up.
+        faults: how often a trial is started again whose process died, and when the study is given
+            up.
         kept_weights: is told of each trial that ends; None keeps everything.
-        on_report: is told of each trial that has ended an epoch or itself, by Tune's id, with the ids of those that run then.
+        on_report: is told of each trial that has ended an epoch or itself, by Tune's id, with the
+            ids of those that run then.
         on_ended: is told the key of each trial that has ended.
-        on_no_storage: is told when the storage cannot be written any more; `storage_problem` then says why.
-        on_abort: is told once, when the study's first trials have all failed alike; `abort_reason` then says why.
+        on_no_storage: is told when the storage cannot be written any more; `storage_problem` then
+            says why.
+        on_abort: is told once, when the study's first trials have all failed alike; `abort_reason`
+            then says why.
     """
 
     def __init__(
@@ -75,7 +82,9 @@ class TrialEvents(tune.Callback):
         self._running: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its callbacks to restore an experiment, which a study never does."""
+        """Nothing: Tune pickles its callbacks to restore an experiment, which a study never
+        does.
+        """
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -83,7 +92,9 @@ class TrialEvents(tune.Callback):
         self._running[trial.trial_id] = trial
         self._tell(trial, "running")
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         """An evaluated epoch has ended."""
         if not result.get("done"):
             self._tell(trial, "running", result)
@@ -102,7 +113,9 @@ class TrialEvents(tune.Callback):
             self._tell(trial, "failed")
             self._has_failed(result["failed"], result.get("reason", ""))
         elif result["epoch"] < trial_from(trial.config).config.training.epochs:
-            self._write(trial, "stopped_early", reason=f"behind other trials at epoch {result['epoch']}")
+            self._write(
+                trial, "stopped_early", reason=f"behind other trials at epoch {result['epoch']}"
+            )
             self._tell(trial, "stopped_early")
         else:
             self._tell(trial, "completed")
@@ -113,7 +126,14 @@ class TrialEvents(tune.Callback):
         how = "its process died"
         if (doing := hang_of(self._storage, trial.config["trial"]["key"])) is not None:
             how = self._hung
-            self._write(trial, "interrupted", failure_kind="hang", reason=how, traceback=doing, **self._where(trial))
+            self._write(
+                trial,
+                "interrupted",
+                failure_kind="hang",
+                reason=how,
+                traceback=doing,
+                **self._where(trial),
+            )
         self._tell(trial, "running", reason=f"{how}; it goes on from its checkpoint")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -122,27 +142,45 @@ class TrialEvents(tune.Callback):
         error = _error_of(trial)
         lines = error.splitlines()
         kind = "out_of_memory" if any(text in error for text in _OUT_OF_MEMORY) else "crash"
-        reason = f"its process died {self._faults.retries + 1} times" + (f", the last time with: {lines[-1]}" if lines else "")
+        reason = f"its process died {self._faults.retries + 1} times" + (
+            f", the last time with: {lines[-1]}" if lines else ""
+        )
         if (doing := hang_of(self._storage, trial.config["trial"]["key"])) is not None:
-            kind, reason, error = "hang", f"{self._hung}, or its process died, {self._faults.retries + 1} times", doing
-        self._write(trial, "failed", failure_kind=kind, reason=reason, traceback=error, **self._where(trial))
+            kind = "hang"
+            reason = f"{self._hung}, or its process died, {self._faults.retries + 1} times"
+            error = doing
+        self._write(
+            trial,
+            "failed",
+            failure_kind=kind,
+            reason=reason,
+            traceback=error,
+            **self._where(trial),
+        )
         self._tell(trial, "failed", reason=reason)
         self._has_failed(kind, reason)
         self._ended(trial)
 
     def close(self) -> None:
-        """Writes what was interrupted: everything that has begun and not ended when Tune returns."""
-        # a trial may have ended after Tune stopped listening, or not have begun: its own process writes both
+        """Writes what was interrupted: everything that has begun and not ended when Tune
+        returns.
+        """
+        # a trial may have ended after Tune stopped listening, or not have begun: its own process
+        # writes both
         states = read_log(self._storage).states() if self._running else {}
         for trial in self._running.values():
             state = states.get(trial.config["trial"]["key"])
             if state is not None and state.state == "running":
-                self._write(trial, "interrupted", reason=self.abort_reason or "the study was interrupted")
+                self._write(
+                    trial, "interrupted", reason=self.abort_reason or "the study was interrupted"
+                )
             if state is None or state.state != "completed":
                 self._tell(trial, "interrupted")
 
     def _no_storage(self, reason: str) -> None:
-        """The storage cannot be written: nothing that runs could keep its results, so the study ends; what is logged is kept."""
+        """The storage cannot be written: nothing that runs could keep its results, so the study
+        ends; what is logged is kept.
+        """
         self.storage_problem = self.storage_problem or reason
         self._on_no_storage()
 
@@ -152,15 +190,26 @@ class TrialEvents(tune.Callback):
 
     def _where(self, trial: Any) -> dict[str, Any]:
         """Host and device of a trial's last attempt, as it has told them itself."""
-        state = read_log(self._storage, self._study.study).states().get(trial.config["trial"]["key"])
+        state = (
+            read_log(self._storage, self._study.study).states().get(trial.config["trial"]["key"])
+        )
         return {} if state is None else {"host": state.last.host, "device": state.last.device}
 
     def _has_failed(self, kind: str, reason: str) -> None:
-        """Gives the study up when all of its first trials have failed for one reason; numbers in it make no other one."""
+        """Gives the study up when all of its first trials have failed for one reason; numbers in it
+        make no other one.
+        """
         self.num_failed += 1
         self._failures.add(f"{kind}: {_NUMBER.sub('#', reason)}")
-        if self._role == "student" and self.num_run == self.num_failed == self._faults.alike and len(self._failures) == 1:
-            self.abort_reason = f"the first {self.num_run} trials all failed alike, the last one by {reason or kind}"
+        if (
+            self._role == "student"
+            and self.num_run == self.num_failed == self._faults.alike
+            and len(self._failures) == 1
+        ):
+            self.abort_reason = (
+                f"the first {self.num_run} trials all failed alike, the last one by "
+                f"{reason or kind}"
+            )
             self._on_hopeless()
 
     def _ended(self, trial: Any) -> None:
@@ -192,7 +241,9 @@ class TrialEvents(tune.Callback):
         except StorageError as error:  # Tune would count it as the trial's own
             self._no_storage(str(error))
 
-    def _tell(self, trial: Any, state: str, result: dict[str, Any] | None = None, *, reason: str = "") -> None:
+    def _tell(
+        self, trial: Any, state: str, result: dict[str, Any] | None = None, *, reason: str = ""
+    ) -> None:
         result = result or trial.last_result or {}
         known = trial_from(trial.config)
         parameters = trial.config["trial"]["parameters"]
@@ -212,6 +263,8 @@ class TrialEvents(tune.Callback):
 
 
 def _error_of(trial: Any) -> str:
-    """What Ray said of each death of a trial's process. (`Trial.get_error` looks where the file is copied to only later.)"""
+    """What Ray said of each death of a trial's process. (`Trial.get_error` looks where the file is
+    copied to only later.)
+    """
     path = Path(trial.error_file or "")
     return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""

@@ -1,4 +1,6 @@
-"""Gives trials their identity: reads what data and weights are, once each. Without torch and ray, so that `plan` is instant."""
+"""Gives trials their identity: reads what data and weights are, once each. Without torch and ray,
+so that `plan` is instant.
+"""
 
 from collections.abc import Callable
 
@@ -24,6 +26,8 @@ def trial_maker(study: Study, storage: Storage) -> Callable[[TrialConfig], Trial
         name = config.data.model_dump_json()
         if name not in data_ids:
             data_ids[name] = data_fingerprint(config.data, storage)
-        return make_trial(config, data_id=data_ids[name], weights_id=weights_id, workers=study.resources.workers)
+        return make_trial(
+            config, data_id=data_ids[name], weights_id=weights_id, workers=study.resources.workers
+        )
 
     return make

@@ -1,4 +1,6 @@
-"""The trials of a study that is no search: its one trial, or the arms of an ablation by its seeds."""
+"""The trials of a study that is no search: its one trial, or the arms of an ablation by its
+seeds.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,15 +37,25 @@ class TrialList:
     def __init__(self, study: Study, make_trial: Callable[[TrialConfig], Trial]) -> None:
         self._study = study
         points = arm_points(study.ablation) if study.ablation else []
-        self._arms: list[tuple[Arm, Trial]] = [(arm, make_trial(study.trial_with(point))) for arm, point in points]
-        listed = list(_by_key(self._arms)) if study.ablation else [ListedTrial(make_trial(study.base), "1")]
+        self._arms: list[tuple[Arm, Trial]] = [
+            (arm, make_trial(study.trial_with(point))) for arm, point in points
+        ]
+        listed = (
+            list(_by_key(self._arms))
+            if study.ablation
+            else [ListedTrial(make_trial(study.base), "1")]
+        )
         self.trials = {one.trial.key: one for one in listed}
         """By key."""
 
     def missing(self, past: Log) -> list[ListedTrial]:
         """The trials that are to run: neither completed, in whichever study, nor cancelled."""
         states = past.states()
-        return [one for key, one in self.trials.items() if key not in states or not _is_over(states[key])]
+        return [
+            one
+            for key, one in self.trials.items()
+            if key not in states or not _is_over(states[key])
+        ]
 
     def note(self, log: LogWriter, past: Log) -> None:
         """Writes which trials the study uses, where the log does not say so yet."""
@@ -57,7 +69,11 @@ class TrialList:
     def ended(self, past: Log) -> list[tuple[str, float | None]]:
         """Key and value of the trials that need not run and that this study has run itself."""
         states = past.states()
-        return [(one.key, one.value) for one in self.progress(past) if states[one.key].study == self._study.study]
+        return [
+            (one.key, one.value)
+            for one in self.progress(past)
+            if states[one.key].study == self._study.study
+        ]
 
     def progress(self, past: Log) -> Iterator[TrialUpdate]:
         """The trials that need not run, as whoever watches a run sees them."""

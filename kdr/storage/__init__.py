@@ -1,1 +1,3 @@
-"""Where everything is stored: paths, files written safely, object stores, and retries when a storage is unreachable."""
+"""Where everything is stored: paths, files written safely, object stores, and retries when a
+storage is unreachable.
+"""

@@ -1,4 +1,6 @@
-"""Files of a storage, on a file system or in an object store: written so that no reader sees a part of one, listed, fetched."""
+"""Files of a storage, on a file system or in an object store: written so that no reader sees a part
+of one, listed, fetched.
+"""
 
 import contextlib
 import fnmatch
@@ -17,8 +19,11 @@ StoredPath = Path | ObjectPath
 """A file or folder of a storage: on a file system, or in an object store."""
 
 
-def store(path: StoredPath, write: Callable[[Path], object], *, patience_s: float = PATIENCE_S) -> None:
-    """Writes a file so that a reader sees the old content or the new, never a part of it; waits for its storage if need be.
+def store(
+    path: StoredPath, write: Callable[[Path], object], *, patience_s: float = PATIENCE_S
+) -> None:
+    """Writes a file so that a reader sees the old content or the new, never a part of it; waits for
+    its storage if need be.
 
     Args:
         path: the file.
@@ -48,17 +53,18 @@ def storage_errors(folder: StoredPath) -> Iterator[None]:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error
         raise StorageError(
-            f"{folder}: must be a folder that can be written, got {reason}. "
-            "Free space or change its permissions, then run the same command again: what is logged is kept"
+            f"{folder}: must be a folder that can be written, got {reason}. Free space or change "
+            "its permissions, then run the same command again: what is logged is kept"
         ) from error
 
 
 @contextlib.contextmanager
 def written_aside(path: StoredPath) -> Iterator[Path]:
-    """Yields a temporary path of this machine, whose content takes its place at `path` once the block has ended without an error.
+    """Yields a temporary path of this machine, whose content takes its place at `path` once the
+    block has ended without an error.
 
-    A reader sees the old content or the new, never a part of it. On a file system it lies beside `path`, reaches the disk, and is
-    renamed; into an object store it is sent in one request.
+    A reader sees the old content or the new, never a part of it. On a file system it lies beside
+    `path`, reaches the disk, and is renamed; into an object store it is sent in one request.
     """
     if isinstance(path, ObjectPath):
         with tempfile.TemporaryDirectory(prefix="kdr-") as folder:
@@ -68,7 +74,9 @@ def written_aside(path: StoredPath) -> Iterator[Path]:
             path.upload(aside)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=f"-{_writer()}.tmp", dir=path.parent)
+    handle, name = tempfile.mkstemp(
+        prefix=f".{path.name}-", suffix=f"-{_writer()}.tmp", dir=path.parent
+    )
     os.close(handle)
     aside = Path(name)
     try:
@@ -82,7 +90,9 @@ def written_aside(path: StoredPath) -> Iterator[Path]:
 
 
 def remove_orphans(folder: StoredPath) -> None:
-    """Removes the temporary files that processes of this machine left in a folder when they were killed."""
+    """Removes the temporary files that processes of this machine left in a folder when they were
+    killed.
+    """
     for path in listed(folder, f".*-{_HOST}-*.tmp") if isinstance(folder, Path) else ():
         pid = path.stem.rpartition("-")[2]
         if pid.isdigit() and not _is_alive(int(pid)):
@@ -115,10 +125,13 @@ def listed(folder: StoredPath, pattern: str = "*") -> list[StoredPath]:
         pattern: of the names, such as `part-*.parquet`.
 
     Raises:
-        OSError: if the folder cannot be read, which is no empty one. (`Path.glob` would not tell the two apart.)
+        OSError: if the folder cannot be read, which is no empty one. (`Path.glob` would not tell
+            the two apart.)
     """
     try:
-        found: list[StoredPath] = [path for path in folder.iterdir() if fnmatch.fnmatchcase(path.name, pattern)]
+        found: list[StoredPath] = [
+            path for path in folder.iterdir() if fnmatch.fnmatchcase(path.name, pattern)
+        ]
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(found, key=lambda path: path.name)
@@ -140,7 +153,8 @@ def move(path: StoredPath, target: StoredPath) -> None:
 
 @contextlib.contextmanager
 def fetched(path: StoredPath, *beside: str) -> Iterator[Path]:
-    """A path of this machine with a file's content: the file itself, or a copy for as long as the block lasts.
+    """A path of this machine with a file's content: the file itself, or a copy for as long as the
+    block lasts.
 
     Args:
         path: the file.

@@ -1,4 +1,6 @@
-"""Where everything lies under a storage, a folder or a place in an object store: the one owner of paths."""
+"""Where everything lies under a storage, a folder or a place in an object store: the one owner of
+paths.
+"""
 
 import os
 import tempfile
@@ -12,17 +14,22 @@ from kdr.storage.object_store import ObjectPath
 from kdr.storage.patience import BRIEF_S, PATIENCE_S
 
 _LOCAL = "KDR_LOCAL"
-"""The variable that names the folder for what must lie on this machine, where the storage is an object store."""
+"""The variable that names the folder for what must lie on this machine, where the storage is an
+object store."""
 
 
 def _plain(name: str) -> str:
-    """A name that is one step of a path. Keys and studies may come from the log, whose files others may have written.
+    """A name that is one step of a path. Keys and studies may come from the log, whose files others
+    may have written.
 
     Raises:
         StorageError: if it leads elsewhere.
     """
     if name in ("", ".", "..") or any(mark in name for mark in "/\\\0"):
-        raise StorageError(f"{name!r}: must be a name without path characters. Look for what wrote it with `log check`")
+        raise StorageError(
+            f"{name!r}: must be a name without path characters. Look for what wrote it with `log "
+            "check`"
+        )
     return name
 
 
@@ -31,22 +38,24 @@ class Storage:
     """The folders of one storage root.
 
     Args:
-        root: an absolute folder, or a place in an object store; `Storage.at` makes a folder absolute, since Ray changes the
-            working directory of trials.
+        root: an absolute folder, or a place in an object store; `Storage.at` makes a folder
+            absolute, since Ray changes the working directory of trials.
     """
 
     root: StoredPath
 
     @classmethod
     def at(cls, root: str | Path, *, patience_s: float = BRIEF_S) -> "Storage":
-        """The storage at `root`: a folder, `~` expanded and made absolute; or `s3://bucket/prefix`, `gs://bucket/prefix`.
+        """The storage at `root`: a folder, `~` expanded and made absolute; or `s3://bucket/prefix`,
+        `gs://bucket/prefix`.
 
         Args:
             root: where.
             patience_s: how long to wait for an object store that cannot be reached.
 
         Raises:
-            StorageError: for another scheme, or a bucket that is not there or that the credentials do not open.
+            StorageError: for another scheme, or a bucket that is not there or that the credentials
+                do not open.
         """
         if "://" not in str(root):
             return cls(Path(root).expanduser().absolute())
@@ -58,7 +67,9 @@ class Storage:
 
     @property
     def local(self) -> Path:
-        """What must lie on this machine: of a folder it is the folder itself, of an object store a folder of its own here."""
+        """What must lie on this machine: of a folder it is the folder itself, of an object store a
+        folder of its own here.
+        """
         if isinstance(self.root, Path):
             return self.root
         folder = Path(os.environ.get(_LOCAL) or "~/.cache/kdr").expanduser().absolute()
@@ -75,17 +86,23 @@ class Storage:
 
     @property
     def quarantine(self) -> StoredPath:
-        """Damaged files of the log and of trials that were moved aside, each with the reason beside it."""
+        """Damaged files of the log and of trials that were moved aside, each with the reason beside
+        it.
+        """
         return self.root / "log" / "quarantine"
 
     @property
     def data(self) -> Path:
-        """Generated data sets and cached fingerprints; on this machine, where another one makes the same again."""
+        """Generated data sets and cached fingerprints; on this machine, where another one makes the
+        same again.
+        """
         return self.local / "data"
 
     @property
     def ray(self) -> Path:
-        """Ray's own files of a sweep, on this machine; never read back by kdr, whose checkpoints are its own."""
+        """Ray's own files of a sweep, on this machine; never read back by kdr, whose checkpoints
+        are its own.
+        """
         return self.local / "ray"
 
     @property
@@ -106,7 +123,9 @@ class Storage:
         return self.trial(key) / "cancel"
 
     def micro_batch(self, key: str) -> StoredPath:
-        """How many images of a trial fit into memory at a time, found by an attempt that ran out of it."""
+        """How many images of a trial fit into memory at a time, found by an attempt that ran out of
+        it.
+        """
         return self.trial(key) / "micro-batch"
 
     def forget_progress(self, key: str) -> None:
@@ -128,7 +147,9 @@ class Storage:
         return self.local / "trials" / _plain(key) / "lock"
 
     def hang(self, key: str, rank: int | str) -> Path:
-        """What a process of a trial was doing when it was ended since the trial hung; on its machine."""
+        """What a process of a trial was doing when it was ended since the trial hung; on its
+        machine.
+        """
         return self.local / "trials" / _plain(key) / f"hang-{rank}.txt"
 
     def teacher(self, teacher_id: str) -> StoredPath:
@@ -149,11 +170,15 @@ class Storage:
         return self.root / "preflight" / _plain(study)
 
     def marks(self, check: str) -> StoredPath:
-        """What each node of a cluster leaves for the others to read, while one check of the cluster lasts."""
+        """What each node of a cluster leaves for the others to read, while one check of the cluster
+        lasts.
+        """
         return self.root / f"check-{check}"
 
     def search(self, study: str) -> Path:
-        """The Optuna journal of one study's search, which `optuna-dashboard` opens; on this machine, begun anew from the log."""
+        """The Optuna journal of one study's search, which `optuna-dashboard` opens; on this
+        machine, begun anew from the log.
+        """
         return self.local / "searches" / f"{_plain(study)}.journal"
 
     def loggers(self, study: str) -> Path:
@@ -165,14 +190,17 @@ class Storage:
         return str(path).removeprefix(f"{self.root}/")
 
     def check_writable(self) -> None:
-        """Raises StorageError unless a file can be written under the root, and stays there; makes the root if it is missing."""
+        """Raises StorageError unless a file can be written under the root, and stays there; makes
+        the root if it is missing.
+        """
         if isinstance(self.root, ObjectPath):
             (self.root / "writable").write_bytes(b"kdr")
             return
         if "runtime_resources" in self.root.parts:
             raise StorageError(
-                f"--storage: needs a folder that outlives the job, got {self.root}, among the files that Ray has unpacked for it "
-                "and removes. Name a folder that every node mounts, with --storage or KDR_STORAGE"
+                f"--storage: needs a folder that outlives the job, got {self.root}, among the "
+                "files that Ray has unpacked for it and removes. Name a folder that every node "
+                "mounts, with --storage or KDR_STORAGE"
             )
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -180,6 +208,7 @@ class Storage:
                 probe.write(b"kdr")
         except OSError as error:
             raise StorageError(
-                f"--storage: needs a folder that can be written, got {self.root} ({error.strerror}). "
-                "Name another folder with --storage, or change its permissions"
+                f"--storage: needs a folder that can be written, got {self.root} "
+                f"({error.strerror}). Name another folder with --storage, or change its "
+                "permissions"
             ) from error

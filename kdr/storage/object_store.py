@@ -1,7 +1,9 @@
-"""Places in an object store (`s3://`, `gs://`), with the names and the behaviour of `pathlib.Path` where kdr needs them.
+"""Places in an object store (`s3://`, `gs://`), with the names and the behaviour of `pathlib.Path`
+where kdr needs them.
 
-Credentials come from the environment alone: the variables and files of the AWS and Google libraries, or the role of a machine.
-`AWS_ENDPOINT_URL` names a server that speaks S3. There are no folders, and no rename: an object appears whole, by one request.
+Credentials come from the environment alone: the variables and files of the AWS and Google
+libraries, or the role of a machine. `AWS_ENDPOINT_URL` names a server that speaks S3. There are no
+folders, and no rename: an object appears whole, by one request.
 """
 
 import errno
@@ -22,18 +24,40 @@ T = TypeVar("T")
 
 SCHEMES = ("s3", "gs")
 _AWAY = (
-    *("NETWORK_CONNECTION", "SLOW_DOWN", "SERVICE_UNAVAILABLE", "INTERNAL_FAILURE", "REQUEST_TIMEOUT", "THROTTLING"),
+    *(
+        "NETWORK_CONNECTION",
+        "SLOW_DOWN",
+        "SERVICE_UNAVAILABLE",
+        "INTERNAL_FAILURE",
+        "REQUEST_TIMEOUT",
+        "THROTTLING",
+    ),
     *("HTTP status 50", "curlCode", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Retry policy exhausted"),
 )
 """Of the words of pyarrow's errors those that say that the store cannot be reached, or is busy."""
 _REFUSED = (
-    *("ACCESS_DENIED", "INVALID_ACCESS_KEY", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN", "UNRECOGNIZED_CLIENT"),
-    *("MISSING_AUTHENTICATION", "INVALID_SIGNATURE", "EXPIRED", "HTTP status 401", "HTTP status 403"),
+    *(
+        "ACCESS_DENIED",
+        "INVALID_ACCESS_KEY",
+        "SIGNATURE_DOES_NOT_MATCH",
+        "INVALID_CLIENT_TOKEN",
+        "UNRECOGNIZED_CLIENT",
+    ),
+    *(
+        "MISSING_AUTHENTICATION",
+        "INVALID_SIGNATURE",
+        "EXPIRED",
+        "HTTP status 401",
+        "HTTP status 403",
+    ),
     *("PERMISSION_DENIED", "UNAUTHENTICATED", "Could not create a OAuth2 access token"),
 )
 """Those that say that the credentials are missing or do not open the bucket."""
 _CREDENTIALS = {
-    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, in the environment of every process",
+    "s3": (
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, in the environment of every "
+        "process"
+    ),
     "gs": "GOOGLE_APPLICATION_CREDENTIALS in the environment of every process",
 }
 
@@ -42,7 +66,8 @@ _CREDENTIALS = {
 class ObjectPath:
     """An object, or all objects whose names begin so.
 
-    It is no `os.PathLike`: what wants a file of this machine must ask for one (`kdr.storage.files.fetched`).
+    It is no `os.PathLike`: what wants a file of this machine must ask for one
+    (`kdr.storage.files.fetched`).
     """
 
     scheme: str
@@ -56,16 +81,22 @@ class ObjectPath:
         """The place at a URL, whose bucket is there.
 
         Raises:
-            StorageError: for another scheme, or a bucket that is not there or that the credentials do not open.
+            StorageError: for another scheme, or a bucket that is not there or that the credentials
+                do not open.
         """
         scheme, _, rest = url.partition("://")
         key = "/".join(part for part in rest.split("/") if part)
         if scheme not in SCHEMES:
             known = ", ".join(f"{name}://" for name in SCHEMES)
-            raise StorageError(f"--storage: must be a folder or a URL that begins with {known}, got {scheme}://...")
+            raise StorageError(
+                f"--storage: must be a folder or a URL that begins with {known}, got {scheme}://..."
+            )
         if not key or any(mark in key for mark in "@?#"):
             example = f"{scheme}://bucket/prefix"
-            raise StorageError(f"--storage: must be {example}, credentials and options in the environment, got another form")
+            raise StorageError(
+                f"--storage: must be {example}, credentials and options in the environment, got "
+                "another form"
+            )
         place = cls(scheme, key, patience_s)
         place.check_bucket()
         return place
@@ -125,7 +156,9 @@ class ObjectPath:
         """What lies directly below it."""
         from pyarrow.fs import FileSelector
 
-        for info in self._ask(lambda store: store.get_file_info(FileSelector(self.key, allow_not_found=True))):
+        for info in self._ask(
+            lambda store: store.get_file_info(FileSelector(self.key, allow_not_found=True))
+        ):
             yield replace(self, key=info.path.rstrip("/"))
 
     def read_bytes(self) -> bytes:
@@ -151,12 +184,15 @@ class ObjectPath:
         return self.read_bytes().decode(encoding)
 
     def write_bytes(self, content: "bytes | mmap.mmap") -> None:
-        """Makes or replaces the object, by one request; of more than 10 MB by several, of which the last one makes it appear."""
+        """Makes or replaces the object, by one request; of more than 10 MB by several, of which the
+        last one makes it appear.
+        """
 
         def write(store: Any) -> None:
             stream = store.open_output_stream(self.key)
             stream.write(content)
-            stream.close()  # not by a context: that would close it, and so make the object, after an error, too
+            # not by a context: that would close it, and so make the object, after an error, too
+            stream.close()
 
         self._ask(write)
 
@@ -198,7 +234,9 @@ class ObjectPath:
         self.unlink(missing_ok=True)
 
     def _ask(self, action: Callable[[Any], T]) -> T:
-        """What a store answers, waited for if need be; its errors as those of files, or with a way out."""
+        """What a store answers, waited for if need be; its errors as those of files, or with a way
+        out.
+        """
 
         def once() -> T:
             try:
@@ -223,15 +261,19 @@ class ObjectPath:
             return StorageError(_no_bucket(self))
         if any(word in str(error) for word in _REFUSED):
             return StorageError(
-                f"--storage: needs credentials that may read and write {self.scheme}://{self.key.partition('/')[0]}, "
-                f"got: {_reason(error)}. Set {_CREDENTIALS[self.scheme]}"
+                "--storage: needs credentials that may read and write "
+                f"{self.scheme}://{self.key.partition('/')[0]}, got: {_reason(error)}. Set "
+                f"{_CREDENTIALS[self.scheme]}"
             )
         return StorageError(f"{self}: the object store must answer, got: {_reason(error)}")
 
 
 def _no_bucket(path: ObjectPath) -> str:
     bucket = path.key.partition("/")[0]
-    return f"--storage: needs a bucket that exists, got {path.scheme}://{bucket}, which does not. Make it, or name another one"
+    return (
+        f"--storage: needs a bucket that exists, got {path.scheme}://{bucket}, which does not. "
+        "Make it, or name another one"
+    )
 
 
 def _found(info: Any) -> bool:
@@ -252,7 +294,9 @@ def _store(scheme: str, bucket: str) -> Any:
 
     if scheme == "gs":
         return pyarrow.fs.GcsFileSystem(retry_time_limit=timedelta(seconds=15))
-    endpoint = urllib.parse.urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
+    endpoint = urllib.parse.urlsplit(
+        os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    )
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if not region and not endpoint.netloc:
         region = pyarrow.fs.resolve_s3_region(bucket)

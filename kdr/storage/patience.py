@@ -1,4 +1,6 @@
-"""Waiting for a storage that cannot be reached: a file server that is started anew, a network that is away for a minute."""
+"""Waiting for a storage that cannot be reached: a file server that is started anew, a network that
+is away for a minute.
+"""
 
 import errno
 import logging
@@ -32,11 +34,13 @@ _PASSES = {
     errno.ECONNRESET,
     errno.EPIPE,
 }
-"""Errors of a file server or a network that may be gone a minute later; a full disk or a missing permission stays."""
+"""Errors of a file server or a network that may be gone a minute later; a full disk or a missing
+permission stays."""
 
 
 def patiently(do: Callable[[], T], *, patience_s: float = PATIENCE_S) -> T:
-    """Does something with files, again and again while their storage cannot be reached; says so once, and when it is over.
+    """Does something with files, again and again while their storage cannot be reached; says so
+    once, and when it is over.
 
     Args:
         do: may be done several times.
@@ -54,7 +58,10 @@ def patiently(do: Callable[[], T], *, patience_s: float = PATIENCE_S) -> T:
             if error.errno not in _PASSES or left_s <= 0:
                 raise
             if pause_s == _PAUSES_S[0]:
-                _say(f"The storage cannot be reached ({error.strerror or error}). Trying again for {patience_s:.0f} s")
+                _say(
+                    f"The storage cannot be reached ({error.strerror or error}). Trying again for "
+                    f"{patience_s:.0f} s"
+                )
             time.sleep(min(pause_s, left_s))
             pause_s = min(2 * pause_s, _PAUSES_S[1])
         else:

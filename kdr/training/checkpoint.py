@@ -1,4 +1,6 @@
-"""A trial's state at the end of an epoch, written aside and renamed; restored exactly, or refused."""
+"""A trial's state at the end of an epoch, written aside and renamed; restored exactly, or
+refused.
+"""
 
 import pickle
 import zipfile
@@ -17,7 +19,9 @@ CHECKPOINT_VERSION = 1
 
 
 class Stateful(Protocol):
-    """Anything whose state can be saved and restored: a module, an optimiser, a schedule, a scaler."""
+    """Anything whose state can be saved and restored: a module, an optimiser, a schedule, a
+    scaler.
+    """
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state."""
@@ -48,7 +52,11 @@ def save_checkpoint(path: StoredPath, progress: Progress, parts: dict[str, State
     Raises:
         StorageError: if the file cannot be written.
     """
-    state = {"version": CHECKPOINT_VERSION, "progress": asdict(progress), "parts": {n: p.state_dict() for n, p in parts.items()}}
+    state = {
+        "version": CHECKPOINT_VERSION,
+        "progress": asdict(progress),
+        "parts": {n: p.state_dict() for n, p in parts.items()},
+    }
     store(path, lambda aside: _save(state, aside))
 
 
@@ -56,31 +64,51 @@ def load_checkpoint(path: StoredPath, parts: dict[str, Stateful]) -> Progress:
     """Restores every part and returns the progress; no file: the beginning.
 
     Raises:
-        WeightsError: if the file is damaged, is of another version, or holds anything but tensors and plain values.
+        WeightsError: if the file is damaged, is of another version, or holds anything but tensors
+            and plain values.
     """
     if not path.exists():
         return Progress()
     try:
         with fetched(path) as local:
             state = patiently(lambda: torch.load(local, map_location="cpu", weights_only=True))
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        zipfile.BadZipFile,
+        ValueError,
+        KeyError,
+        pickle.UnpicklingError,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path}: is no readable checkpoint ({reason}). Remove it, and the trial starts again") from error
+        raise WeightsError(
+            f"{path}: is no readable checkpoint ({reason}). Remove it, and the trial starts again"
+        ) from error
     found = state.get("version") if isinstance(state, dict) else type(state).__name__
     if found != CHECKPOINT_VERSION:
         raise WeightsError(
-            f"{path}: must be a checkpoint of version {CHECKPOINT_VERSION}, got {found}. Remove it, and the trial starts again"
+            f"{path}: must be a checkpoint of version {CHECKPOINT_VERSION}, got {found}. Remove "
+            "it, and the trial starts again"
         )
     for name, part in parts.items():
         part.load_state_dict(state["parts"][name])
-    return Progress(**{**state["progress"], "history": tuple(map(_epoch_metrics, state["progress"]["history"]))})
+    return Progress(
+        **{
+            **state["progress"],
+            "history": tuple(map(_epoch_metrics, state["progress"]["history"])),
+        }
+    )
 
 
 def _save(state: dict[str, Any], path: Path) -> None:
-    with path.open("wb") as file:  # an open file tells why it cannot be written, which torch's own writer does not
+    # an open file tells why it cannot be written, which torch's own writer does not
+    with path.open("wb") as file:
         torch.save(state, file)
 
 
 def _epoch_metrics(content: dict[str, Any]) -> EpochMetrics:
     evaluation = content["evaluation"]
-    return EpochMetrics(**{**content, "evaluation": None if evaluation is None else Evaluation(**evaluation)})
+    return EpochMetrics(
+        **{**content, "evaluation": None if evaluation is None else Evaluation(**evaluation)}
+    )

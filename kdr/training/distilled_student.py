@@ -24,16 +24,20 @@ class StepLosses(NamedTuple):
     features: list[Tensor]
     """FPN outputs of the student, finest first."""
     units: dict[str, float]
-    """What the weights of the methods mean for this batch, by `unit.term.level` (`kdr.distill.method.Method.units`)."""
+    """What the weights of the methods mean for this batch, by `unit.term.level`
+    (`kdr.distill.method.Method.units`)."""
 
     def total(self) -> Tensor:
-        """What is minimised. Without distillation exactly the sum that a plain torchvision loop takes."""
+        """What is minimised. Without distillation exactly the sum that a plain torchvision loop
+        takes.
+        """
         distillation = (weighted_sum(terms) for terms in self.terms.values())
         return _sum((*self.detection.values(), *distillation), self.features[0].device)
 
 
 class DistilledStudent(nn.Module):
-    """Holds the student and the methods' own modules, so that data-parallel training wraps one module.
+    """Holds the student and the methods' own modules, so that data-parallel training wraps one
+    module.
 
     Args:
         student: the detector that is trained.
@@ -67,37 +71,56 @@ class DistilledStudent(nn.Module):
             share: which images of the step's batch these are (`kdr.distill.method.Method.forward`).
         """
         features = self.student.features(pixels)
-        detection, class_logits = self.student.losses_and_class_logits(features, pixels, image_sizes, boxes, labels)
+        detection, class_logits = self.student.losses_and_class_logits(
+            features, pixels, image_sizes, boxes, labels
+        )
         terms, units = {}, {}
         if teacher is not None:
             batch_size = (pixels.shape[-2], pixels.shape[-1])
             outputs = Outputs(features, class_logits)
-            of_batch: dict[str, Any] = {"boxes": boxes, "image_sizes": image_sizes, "batch_size": batch_size}
+            of_batch: dict[str, Any] = {
+                "boxes": boxes,
+                "image_sizes": image_sizes,
+                "batch_size": batch_size,
+            }
             terms = self.methods(outputs, teacher, **of_batch, step=step, share=share)
-            units = self.methods.units([grid_of(level) for level in teacher.features], sum(map(len, boxes)) / len(boxes))
+            units = self.methods.units(
+                [grid_of(level) for level in teacher.features], sum(map(len, boxes)) / len(boxes)
+            )
         return StepLosses(detection, terms, features, units)
 
 
-def gradient_norms(losses: StepLosses, ranks: Ranks = ALONE, weight: float = 1.0) -> dict[str, float]:
-    """Norms of the gradients at the FPN outputs, all levels together: of the detection loss, of each method, and the total.
+def gradient_norms(
+    losses: StepLosses, ranks: Ranks = ALONE, weight: float = 1.0
+) -> dict[str, float]:
+    """Norms of the gradients at the FPN outputs, all levels together: of the detection loss, of
+    each method, and the total.
 
     Leaves the graph in place. It reads numbers from the device: once an epoch, never in every step.
 
     Args:
         losses: of this rank's share of the batch.
-        ranks: the processes that train together. What they minimise is the mean of their losses, and each has FPN outputs of its
-            own, so the norm over all of them is the root of the sum of squares, divided by their number.
-        weight: of these losses in what is minimised; the norms of passes add up by `root_sum_of_squares`.
+        ranks: the processes that train together. What they minimise is the mean of their losses,
+            and each has FPN outputs of its own, so the norm over all of them is the root of the sum
+            of squares, divided by their number.
+        weight: of these losses in what is minimised; the norms of passes add up by
+            `root_sum_of_squares`.
     """
     parts = {"detection": _sum(losses.detection.values(), losses.features[0].device)}
     parts |= {name: weighted_sum(terms) for name, terms in losses.terms.items()}
     gradients = {name: _gradients(loss, losses.features) for name, loss in parts.items()}
     norms = {name: _norm(of_levels) for name, of_levels in gradients.items()}
     norms["total"] = _norm(
-        [sum(of_level, start=torch.zeros_like(of_level[0])) for of_level in zip(*gradients.values(), strict=True)]
+        [
+            sum(of_level, start=torch.zeros_like(of_level[0]))
+            for of_level in zip(*gradients.values(), strict=True)
+        ]
     )
     if ranks.count > 1:
-        norms = {name: norm / ranks.count for name, norm in root_sum_of_squares(ranks.gathered(norms)).items()}
+        norms = {
+            name: norm / ranks.count
+            for name, norm in root_sum_of_squares(ranks.gathered(norms)).items()
+        }
     return {name: weight * norm for name, norm in norms.items()}
 
 
@@ -114,8 +137,13 @@ def _gradients(loss: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
     if not loss.requires_grad:
         return [torch.zeros_like(level) for level in features]
     found = torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True)
-    return [torch.zeros_like(level) if grad is None else grad for level, grad in zip(features, found, strict=True)]
+    return [
+        torch.zeros_like(level) if grad is None else grad
+        for level, grad in zip(features, found, strict=True)
+    ]
 
 
 def _norm(gradients: Sequence[Tensor]) -> float:
-    return float(torch.stack([gradient.float().square().sum() for gradient in gradients]).sum().sqrt())
+    return float(
+        torch.stack([gradient.float().square().sum() for gradient in gradients]).sum().sqrt()
+    )

@@ -1,4 +1,6 @@
-"""COCO average precision of a detector, by faster-coco-eval (which agrees with pycocotools to the last digit)."""
+"""COCO average precision of a detector, by faster-coco-eval (which agrees with pycocotools to the
+last digit).
+"""
 
 import contextlib
 import gc
@@ -20,13 +22,19 @@ logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
 
 
 def evaluate(
-    detector: Detector, batches: Iterable[Batch], index: CocoIndex, *, precision: torch.dtype, ranks: Ranks = ALONE
+    detector: Detector,
+    batches: Iterable[Batch],
+    index: CocoIndex,
+    *,
+    precision: torch.dtype,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Measures a detector on a set of images; its training mode is restored afterwards.
 
     Args:
         detector: the detector, on the device where it is to run.
-        batches: the images of `index`, resized as for evaluation; of several ranks, this one's share of them.
+        batches: the images of `index`, resized as for evaluation; of several ranks, this one's
+            share of them.
         index: the images with their ground truth, crowd boxes included.
         precision: dtype of autocast; float32 runs without.
         ranks: the processes that evaluate together; all of them get the result.
@@ -38,14 +46,19 @@ def evaluate(
 
 @torch.no_grad()
 def detection_rows(
-    detector: Detector, batches: Iterable[Batch], category_ids: Sequence[int | None], *, precision: torch.dtype
+    detector: Detector,
+    batches: Iterable[Batch],
+    category_ids: Sequence[int | None],
+    *,
+    precision: torch.dtype,
 ) -> np.ndarray[Any, Any]:
     """What a detector finds in images; its training mode is restored afterwards.
 
     Args:
         detector: the detector, on the device where it is to run.
         batches: images, resized as for evaluation.
-        category_ids: id in the annotation file of each of the detector's classes; None for a class that does not count.
+        category_ids: id in the annotation file of each of the detector's classes; None for a class
+            that does not count.
         precision: dtype of autocast; float32 runs without.
 
     Returns:
@@ -61,7 +74,9 @@ def detection_rows(
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):
                 pixels = detector.pixels(on_device.images, batch.image_sizes)
                 found = detector.detections(detector.features(pixels), pixels, batch.image_sizes)
-            rows += _rows_of_batch(found, batch, np.array([np.nan if i is None else i for i in category_ids]))
+            rows += _rows_of_batch(
+                found, batch, np.array([np.nan if i is None else i for i in category_ids])
+            )
     finally:
         detector.train(was_training)
     return np.concatenate(rows)
@@ -72,25 +87,33 @@ def coco_evaluation(ground_truth: dict[str, Any], detections: np.ndarray[Any, An
 
     Args:
         ground_truth: images, annotations and categories in COCO format.
-        detections: (D, 7) rows of image id, x, y, width, height in pixels of the original image, score, category id.
+        detections: (D, 7) rows of image id, x, y, width, height in pixels of the original image,
+            score, category id.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
     with _no_garbage_collection():
         truth = COCO(ground_truth, use_deepcopy=True)
-        found = truth.loadRes(detections)  # from an array, since a list would be copied entry by entry
+        # from an array, since a list would be copied entry by entry
+        found = truth.loadRes(detections)
         scorer = COCOeval_faster(truth, found, iouType="bbox", print_function=lambda *_: None)
         scorer.evaluate()
         scorer.accumulate()
         scorer.summarize()
-    metrics = {name: float(value) for name, value in zip(COCO_METRICS, scorer.stats, strict=True) if value >= 0}
+    metrics = {
+        name: float(value)
+        for name, value in zip(COCO_METRICS, scorer.stats, strict=True)
+        if value >= 0
+    }
     names = {category["id"]: category["name"] for category in ground_truth["categories"]}
     return Evaluation(metrics, _ap_per_class(scorer, names))
 
 
 @contextlib.contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Half a million detections are as many small dicts, which the collector would search for garbage again and again."""
+    """Half a million detections are as many small dicts, which the collector would search for
+    garbage again and again.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -104,16 +127,24 @@ def _rows_of_batch(
     found: Sequence[dict[str, Tensor]], batch: Batch, category_ids: np.ndarray[Any, Any]
 ) -> Iterator[np.ndarray[Any, Any]]:
     for index, image in enumerate(found):
-        (height, width), (original_height, original_width) = batch.image_sizes[index], batch.original_sizes[index]
-        boxes = image["boxes"].double().cpu().numpy() * ([original_width / width, original_height / height] * 2)
+        (height, width), (original_height, original_width) = (
+            batch.image_sizes[index],
+            batch.original_sizes[index],
+        )
+        boxes = image["boxes"].double().cpu().numpy() * (
+            [original_width / width, original_height / height] * 2
+        )
         boxes[:, 2:] -= boxes[:, :2]
         scores, labels = image["scores"].double().cpu().numpy(), image["labels"].cpu().numpy()
-        rows = np.column_stack([np.full(len(boxes), batch.image_ids[index]), boxes, scores, category_ids[labels]])
+        rows = np.column_stack(
+            [np.full(len(boxes), batch.image_ids[index]), boxes, scores, category_ids[labels]]
+        )
         yield rows[~np.isnan(rows[:, 6])]
 
 
 def _ap_per_class(scorer: Any, names: dict[int, str]) -> dict[str, float]:
-    precision = scorer.eval["precision"][:, :, :, 0, -1]  # [IoU thresholds, recalls, K], all areas, most detections
+    # [IoU thresholds, recalls, K], all areas, most detections
+    precision = scorer.eval["precision"][:, :, :, 0, -1]
     means = {}
     for index, category_id in enumerate(scorer.params.catIds):
         values = precision[:, :, index]

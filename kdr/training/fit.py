@@ -1,4 +1,6 @@
-"""One trial, from its first epoch or its last checkpoint to its end. Everything that trains a detector iterates over this."""
+"""One trial, from its first epoch or its last checkpoint to its end. Everything that trains a
+detector iterates over this.
+"""
 
 import contextlib
 import time
@@ -26,7 +28,8 @@ from kdr.training.shared_parts import SharedParts
 from kdr.training.training_state import Pass, TrainingState, prepare
 
 Track = Callable[[Iterable[Batch], int, str], Iterable[Batch]]
-"""Wraps the batches of an epoch to show progress: (batches, how many, what they are for) -> the same batches."""
+"""Wraps the batches of an epoch to show progress: (batches, how many, what they are for) -> the
+same batches."""
 
 STEPS_PER_LOSS_CHECK = 50
 """Steps between looks at whether the loss is still finite; each look waits for the device."""
@@ -49,25 +52,29 @@ def fit(
 ) -> Iterator[EpochMetrics]:
     """Trains one trial and yields what each epoch measured, from its first to its last.
 
-    A trial that has a checkpoint yields the epochs before it at once, as they were measured, and goes on after it. The state
-    is saved before an epoch is yielded, so whoever stops iterating loses nothing. After the last epoch the student's
-    weights lie in the trial's folder as `student.pt`; the checkpoint before it is removed when a further epoch is asked for,
-    by which time the last one has been noted.
+    A trial that has a checkpoint yields the epochs before it at once, as they were measured, and
+    goes on after it. The state is saved before an epoch is yielded, so whoever stops iterating
+    loses nothing. After the last epoch the student's weights lie in the trial's folder as
+    `student.pt`; the checkpoint before it is removed when a further epoch is asked for, by which
+    time the last one has been noted.
 
     Args:
         trial: what to train. If the study trains its teacher, that trial has been run before.
         storage: where checkpoints and weights go.
-        shared: data sets and teachers of earlier trials of this process; new ones are opened without it.
+        shared: data sets and teachers of earlier trials of this process; new ones are opened
+            without it.
         device: where to train; a GPU if there is one.
         loader_workers: processes that load images.
         track: shows progress within an epoch.
-        ranks: the processes that train this trial together, each of which iterates over its own `fit()` and gets the same
-            metrics; rank 0 writes the files. Where one raises alone, the others wait for it in vain: end them.
+        ranks: the processes that train this trial together, each of which iterates over its own
+            `fit()` and gets the same metrics; rank 0 writes the files. Where one raises alone, the
+            others wait for it in vain: end them.
 
     Raises:
-        OutOfMemory: where the trial's images do not fit; with `micro_batch: auto` it can go on with fewer at a time
-            (`kdr.training.out_of_memory.halve_micro_batch`).
-        TrialFailure: of kind `non_finite_loss`, `not_calibrated` or `bad_data`; the trial is over, a study goes on.
+        OutOfMemory: where the trial's images do not fit; with `micro_batch: auto` it can go on with
+            fewer at a time (`kdr.training.out_of_memory.halve_micro_batch`).
+        TrialFailure: of kind `non_finite_loss`, `not_calibrated` or `bad_data`; the trial is over,
+            a study goes on.
         KdrError: for data, weights or a checkpoint that cannot be used.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -94,7 +101,11 @@ def fit(
 
 
 def _run_epoch(
-    config: TrialConfig, state: TrainingState, progress: Progress, shared: SharedParts, track: Track
+    config: TrialConfig,
+    state: TrainingState,
+    progress: Progress,
+    shared: SharedParts,
+    track: Track,
 ) -> tuple[EpochMetrics, Progress]:
     epoch, begin = progress.epoch + 1, time.perf_counter()
     if state.device.type == "cuda":
@@ -105,12 +116,16 @@ def _run_epoch(
     sums = LossSums(ranks)
     norms: dict[str, float] = {}
     batch_hash, step, images = "", progress.step, 0
-    batches = track(state.training.epoch(epoch), len(state.training), f"epoch {epoch}/{config.training.epochs}")
+    batches = track(
+        state.training.epoch(epoch), len(state.training), f"epoch {epoch}/{config.training.epochs}"
+    )
     for number, batch in enumerate(batches):
         if number == 0:
             batch_hash = first_batch_hash(batch)
         # in the last step, where ramps have come furthest
-        norms = _step(config, state, batch, step, sums, with_norms=number == len(state.training) - 1)
+        norms = _step(
+            config, state, batch, step, sums, with_norms=number == len(state.training) - 1
+        )
         step, images = step + 1, images + len(batch.image_ids)
         if step % STEPS_PER_LOSS_CHECK == 0:
             sums.check_finite(epoch, step)
@@ -144,39 +159,61 @@ def _run_epoch(
 
 
 def _step(
-    config: TrialConfig, state: TrainingState, batch: Batch, step: int, sums: LossSums, *, with_norms: bool
+    config: TrialConfig,
+    state: TrainingState,
+    batch: Batch,
+    step: int,
+    sums: LossSums,
+    *,
+    with_norms: bool,
 ) -> dict[str, float]:
     state.optimizer.zero_grad(set_to_none=True)
-    norms = [_add_gradients(state, one, step, sums, with_norms=with_norms) for one in state.passes(batch)]
+    norms = [
+        _add_gradients(state, one, step, sums, with_norms=with_norms) for one in state.passes(batch)
+    ]
     state.scaler.unscale_(state.optimizer)
-    clip_gradients((state.model.student.parameters(), state.model.methods.parameters()), config.training.clip_norm)
+    clip_gradients(
+        (state.model.student.parameters(), state.model.methods.parameters()),
+        config.training.clip_norm,
+    )
     state.scaler.step(state.optimizer)
     state.scaler.update()
-    if step + 1 < config.training.epochs * len(state.training):  # one-cycle refuses a step beyond its last
+    # one-cycle refuses a step beyond its last
+    if step + 1 < config.training.epochs * len(state.training):
         state.schedule.step()
     return root_sum_of_squares(norms)
 
 
-def _add_gradients(state: TrainingState, one: Pass, step: int, sums: LossSums, *, with_norms: bool) -> dict[str, float]:
+def _add_gradients(
+    state: TrainingState, one: Pass, step: int, sums: LossSums, *, with_norms: bool
+) -> dict[str, float]:
     """One forward and backward pass, of which nothing but gradients and sums is held afterwards."""
     with contextlib.nullcontext() if one.is_last else state.ranks.apart(state.parallel):
         losses = state.losses(one, step)
         total = losses.total()
         norms = gradient_norms(losses, state.ranks, one.weight) if with_norms else {}
-        torch.autograd.backward(state.scaler.scale(total if one.weight == 1 else one.weight * total))
+        torch.autograd.backward(
+            state.scaler.scale(total if one.weight == 1 else one.weight * total)
+        )
     sums.add(losses, one.weight)
     return norms
 
 
-def _evaluate(config: TrialConfig, state: TrainingState, shared: SharedParts, track: Track) -> tuple[Evaluation, float]:
+def _evaluate(
+    config: TrialConfig, state: TrainingState, shared: SharedParts, track: Track
+) -> tuple[Evaluation, float]:
     begin = time.perf_counter()
     index = shared.splits(config.data).evaluation
     batches = track(iter(state.evaluation), len(state.evaluation), "evaluation")
-    found = evaluate(state.model.student, batches, index, precision=state.precision, ranks=state.ranks)
+    found = evaluate(
+        state.model.student, batches, index, precision=state.precision, ranks=state.ranks
+    )
     return found, time.perf_counter() - begin
 
 
-def _save(folder: StoredPath, trial: Trial, state: TrainingState, progress: Progress, *, is_last: bool) -> None:
+def _save(
+    folder: StoredPath, trial: Trial, state: TrainingState, progress: Progress, *, is_last: bool
+) -> None:
     if is_last:
         save_student(folder / "student.pt", state.model.student, extra={"trial": trial.key})
     else:
@@ -188,8 +225,8 @@ def _check_same_start(folder: StoredPath, progress: Progress, ranks: Ranks) -> N
     epochs = ranks.gathered(progress.epoch)
     if len(set(epochs)) > 1:
         raise StorageError(
-            f"{folder}: every node must see the same files, got checkpoints of the epochs {epochs} on the ranks. "
-            "Use a storage that all nodes share"
+            f"{folder}: every node must see the same files, got checkpoints of the epochs {epochs} "
+            "on the ranks. Use a storage that all nodes share"
         )
 
 

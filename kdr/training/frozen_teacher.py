@@ -18,7 +18,8 @@ class FrozenTeacher:
     shares_pixels: bool
     """Whether it normalises as the student does, so that pixels are normalised once."""
     classes: Tensor | None = None
-    """Index among its classes of each class of the data; None where no method asks for class logits."""
+    """Index among its classes of each class of the data; None where no method asks for class
+    logits."""
 
     @torch.no_grad()
     def outputs(self, batch: Batch, student_pixels: Tensor) -> Outputs:
@@ -26,7 +27,8 @@ class FrozenTeacher:
 
         Args:
             batch: on the teacher's device.
-            student_pixels: the batch as the student sees it; their memory format is that of the teacher's.
+            student_pixels: the batch as the student sees it; their memory format is that of the
+                teacher's.
         """
         pixels = student_pixels
         if not self.shares_pixels:
@@ -36,4 +38,10 @@ class FrozenTeacher:
         features = self.detector.features(pixels)
         if self.classes is None:
             return Outputs(features)
-        return Outputs(features, [logits.index_select(2, self.classes) for logits in self.detector.class_logits(features)])
+        return Outputs(
+            features,
+            [
+                logits.index_select(2, self.classes)
+                for logits in self.detector.class_logits(features)
+            ],
+        )

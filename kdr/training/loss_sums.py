@@ -10,10 +10,12 @@ from kdr.training.ranks import ALONE, Ranks
 
 
 class LossSums:
-    """Sums of every loss term over an epoch, unweighted and weighted; and of the units of their weights.
+    """Sums of every loss term over an epoch, unweighted and weighted; and of the units of their
+    weights.
 
     Args:
-        ranks: the processes that train together; means are taken over all of them, and what one finds, all find.
+        ranks: the processes that train together; means are taken over all of them, and what one
+            finds, all find.
     """
 
     def __init__(self, ranks: Ranks = ALONE) -> None:
@@ -24,10 +26,16 @@ class LossSums:
         self._count = 0.0
 
     def add(self, losses: StepLosses, weight: float = 1.0) -> None:
-        """Adds the terms of one step, or of a pass of it times the pass's weight; the weights of a step's passes add up to 1."""
+        """Adds the terms of one step, or of a pass of it times the pass's weight; the weights of a
+        step's passes add up to 1.
+        """
         self._count += weight
         terms = [(name, value, 1.0) for name, value in losses.detection.items()]
-        terms += [(term.name, term.value, term.coefficient) for of_method in losses.terms.values() for term in of_method]
+        terms += [
+            (term.name, term.value, term.coefficient)
+            for of_method in losses.terms.values()
+            for term in of_method
+        ]
         for name, value, coefficient in terms:
             value = value.detach().double() if weight == 1 else weight * value.detach().double()
             self._plain[name] = self._plain.get(name, 0) + value
@@ -38,20 +46,32 @@ class LossSums:
     def means(self) -> tuple[dict[str, float], dict[str, float]]:
         """Means over the steps: unweighted, and as they entered the total."""
         plain, weighted = (
-            {name: float(value) / self._count for name, value in sums.items()} for sums in (self._plain, self._weighted)
+            {name: float(value) / self._count for name, value in sums.items()}
+            for sums in (self._plain, self._weighted)
         )
         of_ranks = self._ranks.gathered((plain, weighted))
-        return _mean([plain for plain, _ in of_ranks]), _mean([weighted for _, weighted in of_ranks])
+        return _mean([plain for plain, _ in of_ranks]), _mean(
+            [weighted for _, weighted in of_ranks]
+        )
 
     def mean_units(self) -> dict[str, float]:
         """Means of what the methods' weights meant, over the steps and ranks."""
-        return _mean(self._ranks.gathered({name: value / self._count for name, value in self._units.items()}))
+        return _mean(
+            self._ranks.gathered({name: value / self._count for name, value in self._units.items()})
+        )
 
     def check_finite(self, epoch: int, step: int) -> None:
-        """Raises TrialFailure if any term has been NaN or infinite since the epoch began; sums pass that on."""
+        """Raises TrialFailure if any term has been NaN or infinite since the epoch began; sums pass
+        that on.
+        """
         bad = [name for name, value in self._plain.items() if not math.isfinite(float(value))]
-        if bad := list(dict.fromkeys(name for names in self._ranks.gathered(bad) for name in names)):
-            raise TrialFailure("non_finite_loss", f"{', '.join(bad)} is NaN or infinite in epoch {epoch}, by step {step}")
+        if bad := list(
+            dict.fromkeys(name for names in self._ranks.gathered(bad) for name in names)
+        ):
+            raise TrialFailure(
+                "non_finite_loss",
+                f"{', '.join(bad)} is NaN or infinite in epoch {epoch}, by step {step}",
+            )
 
 
 def _mean(values: list[dict[str, float]]) -> dict[str, float]:

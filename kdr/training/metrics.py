@@ -2,7 +2,20 @@
 
 from dataclasses import dataclass, field
 
-COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+COCO_METRICS = (
+    "AP",
+    "AP50",
+    "AP75",
+    "APs",
+    "APm",
+    "APl",
+    "AR1",
+    "AR10",
+    "AR100",
+    "ARs",
+    "ARm",
+    "ARl",
+)
 """The twelve numbers of the COCO evaluation, in its order."""
 
 
@@ -11,7 +24,8 @@ class Evaluation:
     """COCO box metrics of one detector on one set of images."""
 
     metrics: dict[str, float]
-    """The twelve COCO numbers by name, in [0, 1]; a number without ground truth to measure it on is left out."""
+    """The twelve COCO numbers by name, in [0, 1]; a number without ground truth to measure it on is
+    left out."""
     ap_per_class: dict[str, float]
     """AP by category name, for categories that occur."""
 
@@ -29,7 +43,8 @@ class EpochMetrics:
     weighted_losses: dict[str, float]
     """Mean of every loss term over the epoch, as it entered the total."""
     gradient_norms: dict[str, float]
-    """Norm of the gradient at the FPN outputs in the epoch's last step: of the detection loss, of each method, and the total."""
+    """Norm of the gradient at the FPN outputs in the epoch's last step: of the detection loss, of
+    each method, and the total."""
     lr: float
     """Learning rate of the student at the epoch's last step."""
     seconds: float
@@ -49,4 +64,5 @@ class EpochMetrics:
     is_last: bool = False
     """Whether the trial has reached its full length."""
     extras: dict[str, float] = field(default_factory=dict)
-    """Further numbers: of the methods, such as the scale of each review link, shares of keys loaded, the student's size."""
+    """Further numbers: of the methods, such as the scale of each review link, shares of keys
+    loaded, the student's size."""

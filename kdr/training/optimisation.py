@@ -12,23 +12,34 @@ from kdr.config.training import TrainingConfig
 AUTOCAST_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def make_optimizer(config: TrainingConfig, student: nn.Module, methods: nn.ModuleDict) -> torch.optim.Optimizer:
+def make_optimizer(
+    config: TrainingConfig, student: nn.Module, methods: nn.ModuleDict
+) -> torch.optim.Optimizer:
     """The optimiser over the student's and the distillation's parameters, in groups of their own.
 
-    Weight decay leaves norms, biases and scalars of the distillation alone (`kdr.distill.method`); the student's parameters
-    are treated alike, as torchvision's own training does, unless its biases are to have a rate or decay of their own.
+    Weight decay leaves norms, biases and scalars of the distillation alone (`kdr.distill.method`);
+    the student's parameters are treated alike, as torchvision's own training does, unless its
+    biases are to have a rate or decay of their own.
     """
     decayed = [parameter for parameter in methods.parameters() if parameter.ndim > 1]
     undecayed = [parameter for parameter in methods.parameters() if parameter.ndim <= 1]
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    biases = _biases(student) if (config.bias_lr_factor, config.bias_weight_decay) != (None, None) else []
+    biases = (
+        _biases(student)
+        if (config.bias_lr_factor, config.bias_weight_decay) != (None, None)
+        else []
+    )
     apart = {id(parameter) for parameter in biases}
-    groups: list[dict[str, Any]] = [{"params": [parameter for parameter in trained if id(parameter) not in apart]}]
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in trained if id(parameter) not in apart]}
+    ]
     groups += [{"params": biases, **_of_biases(config)}] if biases else []
     groups += [{"params": decayed}] if decayed else []
     groups += [{"params": undecayed, "weight_decay": 0.0}] if undecayed else []
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+        return torch.optim.SGD(
+            groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
     return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
 
 
@@ -38,31 +49,49 @@ def make_schedule(
     """The course of the learning rate, advanced once per optimisation step."""
     total_steps = config.epochs * steps_per_epoch
     if config.schedule == "one_cycle":
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], total_steps)
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, [group["lr"] for group in optimizer.param_groups], total_steps
+        )
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(config, steps_per_epoch))
 
 
 def _biases(student: nn.Module) -> list[nn.Parameter]:
     """The biases of convolutions and linear layers that are trained; norms keep theirs."""
     layers = (module for module in student.modules() if isinstance(module, nn.Conv2d | nn.Linear))
-    biases = [parameter for layer in layers for name, parameter in layer.named_parameters() if name == "bias"]
+    biases = [
+        parameter
+        for layer in layers
+        for name, parameter in layer.named_parameters()
+        if name == "bias"
+    ]
     return [bias for bias in biases if bias.requires_grad]
 
 
 def _of_biases(config: TrainingConfig) -> dict[str, float]:
     """Rate and decay of the biases, in torch's words."""
     decay = config.weight_decay if config.bias_weight_decay is None else config.bias_weight_decay
-    return {"lr": config.lr * (1.0 if config.bias_lr_factor is None else config.bias_lr_factor), "weight_decay": decay}
+    return {
+        "lr": config.lr * (1.0 if config.bias_lr_factor is None else config.bias_lr_factor),
+        "weight_decay": decay,
+    }
 
 
 def lr_factor(config: TrainingConfig, steps_per_epoch: int) -> Callable[[int], float]:
-    """The share of the learning rate at a step, counted from 0: linear warm-up times the schedule."""
+    """The share of the learning rate at a step, counted from 0: linear warm-up times the
+    schedule.
+    """
     total_steps = config.epochs * steps_per_epoch
-    warmup_steps = min(500, total_steps // 20) if config.warmup_steps is None else config.warmup_steps
+    warmup_steps = (
+        min(500, total_steps // 20) if config.warmup_steps is None else config.warmup_steps
+    )
     drops = [epoch * steps_per_epoch for epoch in step_epochs(config)]
 
     def factor(step: int) -> float:
-        ramp = min(1.0, config.warmup_factor + (1 - config.warmup_factor) * step / warmup_steps) if warmup_steps else 1.0
+        ramp = (
+            min(1.0, config.warmup_factor + (1 - config.warmup_factor) * step / warmup_steps)
+            if warmup_steps
+            else 1.0
+        )
         if config.schedule == "step":
             return float(ramp * config.step_factor ** sum(step >= drop for drop in drops))
         if config.schedule == "cosine":
@@ -73,13 +102,21 @@ def lr_factor(config: TrainingConfig, steps_per_epoch: int) -> Callable[[int], f
 
 
 def step_epochs(config: TrainingConfig) -> tuple[int, ...]:
-    """Epochs after which the `step` schedule lowers the rate: as set, or after 2/3 and 11/12 of the epochs (8, 11 of 12)."""
+    """Epochs after which the `step` schedule lowers the rate: as set, or after 2/3 and 11/12 of the
+    epochs (8, 11 of 12).
+    """
     if config.step_epochs is not None:
         return config.step_epochs
-    return tuple(sorted({max(1, round(config.epochs * share)) for share in (2 / 3, 11 / 12)} - {config.epochs}))
+    return tuple(
+        sorted(
+            {max(1, round(config.epochs * share)) for share in (2 / 3, 11 / 12)} - {config.epochs}
+        )
+    )
 
 
-def clip_gradients(parameter_sets: Iterable[Iterable[nn.Parameter]], max_norm: float | None) -> None:
+def clip_gradients(
+    parameter_sets: Iterable[Iterable[nn.Parameter]], max_norm: float | None
+) -> None:
     """Limits the gradient norm of each set of parameters separately."""
     if max_norm is not None:
         for parameters in parameter_sets:

@@ -1,4 +1,6 @@
-"""Pictures of what a detector finds, beside what is there; and of the cells that count as foreground."""
+"""Pictures of what a detector finds, beside what is there; and of the cells that count as
+foreground.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,8 +23,16 @@ MASK_PX = 400
 
 
 @torch.no_grad()
-def write_pictures(folder: Path, detector: Detector, batches: EvaluationBatches, *, num_pictures: int, min_score: float) -> int:
-    """Writes one JPEG per image: ground truth on the left, predictions with their scores on the right.
+def write_pictures(
+    folder: Path,
+    detector: Detector,
+    batches: EvaluationBatches,
+    *,
+    num_pictures: int,
+    min_score: float,
+) -> int:
+    """Writes one JPEG per image: ground truth on the left, predictions with their scores on the
+    right.
 
     Args:
         folder: is made if missing; files are named by image id.
@@ -49,12 +59,18 @@ def write_pictures(folder: Path, detector: Detector, batches: EvaluationBatches,
             truth = [detector.categories[label] for label in batch.labels[index].tolist()]
             names = [
                 f"{detector.categories[label]} {score:.2f}"
-                for label, score in zip(found[index]["labels"][sure].tolist(), found[index]["scores"][sure].tolist(), strict=True)
+                for label, score in zip(
+                    found[index]["labels"][sure].tolist(),
+                    found[index]["scores"][sure].tolist(),
+                    strict=True,
+                )
             ]
             left = _drawn(image, batch.boxes[index], truth, "lime")
             right = _drawn(image, found[index]["boxes"][sure].cpu(), names, "orange")
             with written_aside(folder / f"{image_id}.jpg") as aside:
-                Image.fromarray(_side_by_side(left, right).permute(1, 2, 0).numpy()).save(aside, "JPEG", quality=90)
+                Image.fromarray(_side_by_side(left, right).permute(1, 2, 0).numpy()).save(
+                    aside, "JPEG", quality=90
+                )
             num_written += 1
     return num_written
 
@@ -62,13 +78,15 @@ def write_pictures(folder: Path, detector: Detector, batches: EvaluationBatches,
 def write_masks(
     folder: StoredPath, batch: Batch, grids: Mapping[str, tuple[int, int]], *, values: MaskValues
 ) -> list[StoredPath]:
-    """Writes one PNG per image: its boxes, then each level's foreground in red over the padded image; padding is dark.
+    """Writes one PNG per image: its boxes, then each level's foreground in red over the padded
+    image; padding is dark.
 
     Args:
         folder: is made if missing; files are named by image id.
         batch: the images, as a student sees them.
         grids: level name -> (H, W) of its feature map in cells.
-        values: what a foreground cell weighs; the more it weighs among those of its image, the redder it is.
+        values: what a foreground cell weighs; the more it weighs among those of its image, the
+            redder it is.
 
     Returns:
         The files.
@@ -79,7 +97,11 @@ def write_masks(
     factor = torch.tensor([size[1] / pixels[1], size[0] / pixels[0]] * 2)
     boxes = padded_boxes([found.cpu() for found in batch.boxes])
     images = [
-        draw_bounding_boxes(panel, found.cpu() * factor, colors="lime", width=2) if len(found) else panel
+        (
+            draw_bounding_boxes(panel, found.cpu() * factor, colors="lime", width=2)
+            if len(found)
+            else panel
+        )
         for panel, found in zip(_framed(small, "image"), batch.boxes, strict=True)
     ]
     panels = [images]
@@ -90,15 +112,22 @@ def write_masks(
     paths = [folder / f"masks-{image_id}.png" for image_id in batch.image_ids]
     for path, of_image in zip(paths, zip(*panels, strict=True), strict=True):
         with written_aside(path) as aside:
-            Image.fromarray(torch.cat(of_image, 2).permute(1, 2, 0).numpy()).save(aside, "PNG", compress_level=1)
+            Image.fromarray(torch.cat(of_image, 2).permute(1, 2, 0).numpy()).save(
+                aside, "PNG", compress_level=1
+            )
     return paths
 
 
 def _tinted(images: Tensor, mask: Tensor, valid: Tensor) -> Tensor:
-    """Images (N, 3, H, W) with the cells of a mask in red, by their share of the image's largest, and those not valid dark."""
+    """Images (N, 3, H, W) with the cells of a mask in red, by their share of the image's largest,
+    and those not valid dark.
+    """
     largest = mask.amax((1, 2), keepdim=True)
     redness = torch.where(mask > 0, 0.3 + 0.4 * mask / largest.clamp(min=1e-12), 0)
-    redness, light = (F.interpolate(cells.float()[:, None], images.shape[-2:], mode="nearest") for cells in (redness, valid))
+    redness, light = (
+        F.interpolate(cells.float()[:, None], images.shape[-2:], mode="nearest")
+        for cells in (redness, valid)
+    )
     red = torch.tensor([255.0, 0.0, 0.0])[:, None, None]
     return (images * (1 - redness) + red * redness) * (0.3 + 0.7 * light)
 
@@ -107,14 +136,21 @@ def _framed(images: Tensor, name: str) -> list[Tensor]:
     """Panels with a frame and a name."""
     H, W = images.shape[-2:]
     frame = torch.tensor([[0.0, 0.0, W - 1.0, H - 1.0]])
-    return [draw_bounding_boxes(image.round().byte(), frame, labels=[name], colors="white") for image in images]
+    return [
+        draw_bounding_boxes(image.round().byte(), frame, labels=[name], colors="white")
+        for image in images
+    ]
 
 
 def _drawn(image: Tensor, boxes: Tensor, names: list[str], colour: str) -> Tensor:
     """A (3, H, W) uint8 copy with boxes and names, enlarged if it is small."""
     factor = max(1, -(-MIN_SHOWN_PX // image.shape[-1]))
     large = image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
-    return draw_bounding_boxes(large, boxes * factor, labels=names, colors=colour, width=2) if len(boxes) else large
+    return (
+        draw_bounding_boxes(large, boxes * factor, labels=names, colors=colour, width=2)
+        if len(boxes)
+        else large
+    )
 
 
 def _side_by_side(left: Tensor, right: Tensor) -> Tensor:

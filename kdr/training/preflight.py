@@ -1,6 +1,8 @@
-"""The pre-flight of a trial: what can be wrong with teacher, levels, masks and losses, measured in seconds, before it trains.
+"""The pre-flight of a trial: what can be wrong with teacher, levels, masks and losses, measured in
+seconds, before it trains.
 
-It builds a teacher, a student and methods of its own, as the trial will, and leaves nothing that a trial would read.
+It builds a teacher, a student and methods of its own, as the trial will, and leaves nothing that a
+trial would read.
 """
 
 import json
@@ -35,14 +37,18 @@ from kdr.training.training_state import Pass, TrainingState, prepare
 NUM_IMAGES = 4
 """Images of the one batch."""
 MOST_VAL_IMAGES = 500
-"""Validation images on which the teacher is measured at most, and the seconds after which no further batch is begun."""
+"""Validation images on which the teacher is measured at most, and the seconds after which no
+further batch is begun."""
 MOST_SECONDS = 15.0
 
 
-def measure(trial: Trial, *, storage: Storage, pictures: StoredPath, device: torch.device | None = None) -> Preflight:
+def measure(
+    trial: Trial, *, storage: Storage, pictures: StoredPath, device: torch.device | None = None
+) -> Preflight:
     """Measures what a pre-flight looks at; random generators are left as they were.
 
-    With `micro_batch: auto` fewer images are looked at where they do not fit into memory, as a trial would.
+    With `micro_batch: auto` fewer images are looked at where they do not fit into memory, as a
+    trial would.
 
     Args:
         trial: the trial. If the study trains its teacher, that has been done.
@@ -53,7 +59,8 @@ def measure(trial: Trial, *, storage: Storage, pictures: StoredPath, device: tor
     Raises:
         KdrError: for data or weights that cannot be used.
         OutOfMemory: if the images do not fit.
-        TrialFailure: of kind `bad_data`, if an image cannot be decoded; `not_calibrated`, as training would.
+        TrialFailure: of kind `bad_data`, if an image cannot be decoded; `not_calibrated`, as
+            training would.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training = trial.config.training
@@ -63,7 +70,9 @@ def measure(trial: Trial, *, storage: Storage, pictures: StoredPath, device: tor
     while True:
         try:
             with out_of_memory_named(num_images):
-                found = _measured(_with_images(trial, num_images, device), storage, pictures, device)
+                found = _measured(
+                    _with_images(trial, num_images, device), storage, pictures, device
+                )
             return found if num_images == first else replace(found, num_fit=num_images)
         except OutOfMemory:
             if training.micro_batch != "auto" or num_images == 1:
@@ -75,13 +84,17 @@ def measure(trial: Trial, *, storage: Storage, pictures: StoredPath, device: tor
 def _with_images(trial: Trial, num_images: int, device: torch.device) -> Trial:
     """The trial with a batch of a few images, all of them in one pass."""
     training = trial.config.training
-    few = training.with_changes(batch_size=num_images, micro_batch=None if training.micro_batch is None else num_images)
+    few = training.with_changes(
+        batch_size=num_images, micro_batch=None if training.micro_batch is None else num_images
+    )
     if device.type == "cpu":
         few = few.with_changes(precision="fp32")  # 16 bits are slow there, and tell nothing more
     return replace(trial, config=trial.config.with_changes(training=few))
 
 
-def _measured(trial: Trial, storage: Storage, pictures: StoredPath, device: torch.device) -> Preflight:
+def _measured(
+    trial: Trial, storage: Storage, pictures: StoredPath, device: torch.device
+) -> Preflight:
     shared = SharedParts(storage, lasting=False)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(address(trial.config.seed, "preflight"))
@@ -91,15 +104,23 @@ def _measured(trial: Trial, storage: Storage, pictures: StoredPath, device: torc
         finally:
             state.close()
         if trial.config.needs_teacher and not shared.teacher(trial, device).unloaded_head:
-            AP, num_measured, num_val = _teacher_ap(trial, shared.teacher(trial, device), storage, state.precision)
+            AP, num_measured, num_val = _teacher_ap(
+                trial, shared.teacher(trial, device), storage, state.precision
+            )
             found = replace(found, teacher_ap=AP, num_measured=num_measured, num_val=num_val)
     return found
 
 
-def _first_step(trial: Trial, state: TrainingState, shared: SharedParts, pictures: StoredPath) -> Preflight:
+def _first_step(
+    trial: Trial, state: TrainingState, shared: SharedParts, pictures: StoredPath
+) -> Preflight:
     """Everything that the first batch tells."""
     teacher = None if state.teacher is None else state.teacher.detector
-    before = {} if teacher is None else {name: value.clone() for name, value in teacher.state_dict().items()}
+    before = (
+        {}
+        if teacher is None
+        else {name: value.clone() for name, value in teacher.state_dict().items()}
+    )
     state.model.train()
     batch = next(iter(state.training.epoch(1)))
     last_step = trial.config.training.epochs * len(state.training)
@@ -117,7 +138,11 @@ def _first_step(trial: Trial, state: TrainingState, shared: SharedParts, picture
         levels=tuple(_levels(state.model.student, teacher, losses.features, matched)),
         unreached=tuple(names[level] for level, _ in matched if level not in reached),
         not_frozen=() if teacher is None else tuple(_not_frozen(teacher, before)),
-        pictures=() if teacher is None else _draw(trial.config, batch, losses, state.model.student, pictures),
+        pictures=(
+            ()
+            if teacher is None
+            else _draw(trial.config, batch, losses, state.model.student, pictures)
+        ),
     )
 
 
@@ -128,7 +153,11 @@ def _reached(losses: StepLosses) -> set[int]:
     if not total.requires_grad:
         return set()
     gradients = torch.autograd.grad(total, losses.features, retain_graph=True, allow_unused=True)
-    return {level for level, gradient in enumerate(gradients) if gradient is not None and bool(gradient.any())}
+    return {
+        level
+        for level, gradient in enumerate(gradients)
+        if gradient is not None and bool(gradient.any())
+    }
 
 
 def _values(losses: StepLosses) -> dict[str, float]:
@@ -149,39 +178,76 @@ def _loaded(state: TrainingState, shared: SharedParts, trial: Trial) -> Iterator
 
 
 def _of_way(loaded: dict[str, float], way: str) -> list[tuple[str, float]]:
-    return [(name.partition(".")[2], value) for name, value in loaded.items() if name.startswith(f"{way}.")]
+    return [
+        (name.partition(".")[2], value)
+        for name, value in loaded.items()
+        if name.startswith(f"{way}.")
+    ]
 
 
-def _levels(student: Detector, teacher: Detector | None, features: list[Tensor], matched: list[tuple[int, int]]) -> Iterator[str]:
-    """The student's levels with their cells and channels, and the teacher's level that each learns from."""
+def _levels(
+    student: Detector,
+    teacher: Detector | None,
+    features: list[Tensor],
+    matched: list[tuple[int, int]],
+) -> Iterator[str]:
+    """The student's levels with their cells and channels, and the teacher's level that each learns
+    from.
+    """
     for level, its in matched:
         assert teacher is not None
         H, W = features[level].shape[-2:]
         mine = f"{student.level_names[level]} ({H} x {W}, {student.channels[level]} channels)"
-        yield f"{mine} from {teacher.level_names[its]} (stride {teacher.strides[its]}, {teacher.channels[its]} channels)"
+        yield (
+            f"{mine} from {teacher.level_names[its]} (stride {teacher.strides[its]}, "
+            f"{teacher.channels[its]} channels)"
+        )
 
 
 def _not_frozen(teacher: Detector, before: dict[str, Tensor]) -> Iterator[str]:
     if teacher.training:
         yield "training mode"
     yield from (
-        f"a gradient of {name}" for name, value in teacher.named_parameters() if value.requires_grad or value.grad is not None
+        f"a gradient of {name}"
+        for name, value in teacher.named_parameters()
+        if value.requires_grad or value.grad is not None
     )
-    yield from (f"another {name}" for name, value in teacher.state_dict().items() if not torch.equal(value, before[name]))
+    yield from (
+        f"another {name}"
+        for name, value in teacher.state_dict().items()
+        if not torch.equal(value, before[name])
+    )
 
 
-def _draw(config: TrialConfig, batch: Batch, losses: StepLosses, student: Detector, folder: StoredPath) -> tuple[str, ...]:
-    grids = {name: (level.shape[-2], level.shape[-1]) for name, level in zip(student.level_names, losses.features, strict=True)}
+def _draw(
+    config: TrialConfig, batch: Batch, losses: StepLosses, student: Detector, folder: StoredPath
+) -> tuple[str, ...]:
+    grids = {
+        name: (level.shape[-2], level.shape[-1])
+        for name, level in zip(student.level_names, losses.features, strict=True)
+    }
     kdr = config.distill.kdr
-    return tuple(map(str, write_masks(folder, batch, grids, values="binary" if kdr is None else kdr.mask_values)))
+    return tuple(
+        map(
+            str,
+            write_masks(folder, batch, grids, values="binary" if kdr is None else kdr.mask_values),
+        )
+    )
 
 
-def _teacher_ap(trial: Trial, teacher: Detector, storage: Storage, precision: torch.dtype) -> tuple[float, int, int]:
-    """AP of the teacher, on how many of how many validation images; measured once per teacher and data set."""
+def _teacher_ap(
+    trial: Trial, teacher: Detector, storage: Storage, precision: torch.dtype
+) -> tuple[float, int, int]:
+    """AP of the teacher, on how many of how many validation images; measured once per teacher and
+    data set.
+    """
     data = trial.config.data
     assert trial.config.teacher is not None
     decisive = repr((data.resize, trial.config.teacher.labels, precision))
-    path = storage.teacher(trial.teacher_id or "") / f"AP-{trial.data_id}-{address(0, decisive):x}.json"
+    path = (
+        storage.teacher(trial.teacher_id or "")
+        / f"AP-{trial.data_id}-{address(0, decisive):x}.json"
+    )
     if not path.exists():
         index = open_validation(data, storage)
         AP, num_measured = _measured_ap(trial.config, teacher, index, precision)
@@ -191,15 +257,21 @@ def _teacher_ap(trial: Trial, teacher: Detector, storage: Storage, precision: to
     return AP, num_measured, num_val
 
 
-def _measured_ap(config: TrialConfig, teacher: Detector, index: CocoIndex, precision: torch.dtype) -> tuple[float, int]:
+def _measured_ap(
+    config: TrialConfig, teacher: Detector, index: CocoIndex, precision: torch.dtype
+) -> tuple[float, int]:
     assert config.teacher is not None
     category_ids: list[int | None] = [None] * len(teacher.categories)
     for category_id, its in zip(
-        index.category_ids, match_labels(teacher.categories, index.categories, config.teacher.labels), strict=True
+        index.category_ids,
+        match_labels(teacher.categories, index.categories, config.teacher.labels),
+        strict=True,
     ):
         category_ids[its] = category_id
     at_a_time = config.training.micro_batch if isinstance(config.training.micro_batch, int) else 8
-    batches = EvaluationBatches(index.subset(range(min(MOST_VAL_IMAGES, len(index)))), config.data, batch_size=at_a_time)
+    batches = EvaluationBatches(
+        index.subset(range(min(MOST_VAL_IMAGES, len(index)))), config.data, batch_size=at_a_time
+    )
     seen: list[int] = []
     rows = detection_rows(teacher, _in_time(batches, seen), category_ids, precision=precision)
     batches.close()

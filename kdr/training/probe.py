@@ -33,15 +33,19 @@ class ProbedTrial:
     evaluation_s: float
     """One evaluation."""
     micro_batch: int | None = None
-    """Images that fit into memory at a time, where `micro_batch: auto` had to halve their number; None where all did."""
+    """Images that fit into memory at a time, where `micro_batch: auto` had to halve their number;
+    None where all did."""
 
 
-def probe(trial: Trial, teacher: Trial | None, *, storage: Storage, loader_workers: int = 0) -> list[ProbedTrial]:
+def probe(
+    trial: Trial, teacher: Trial | None, *, storage: Storage, loader_workers: int = 0
+) -> list[ProbedTrial]:
     """Times a few steps of a trial, and of its teacher before it where that is still to be trained.
 
     Args:
         trial: the trial.
-        teacher: the trial that trains its teacher, if that is not done; a teacher of a few steps stands in for it.
+        teacher: the trial that trains its teacher, if that is not done; a teacher of a few steps
+            stands in for it.
         storage: where data and trained teachers lie; nothing else is written there.
         loader_workers: processes that load images.
 
@@ -54,18 +58,30 @@ def probe(trial: Trial, teacher: Trial | None, *, storage: Storage, loader_worke
     """
     with tempfile.TemporaryDirectory() as folder:
         aside = Storage.at(folder)
-        storage.data.mkdir(parents=True, exist_ok=True)  # generated images stay, as those of `plan --check-data` do
+        # generated images stay, as those of `plan --check-data` do
+        storage.data.mkdir(parents=True, exist_ok=True)
         _link(aside.data, storage.data)
         if teacher is None and trial.teacher_id is not None:
-            _link(aside.local / storage.name_of(storage.teacher(trial.teacher_id)), storage.teacher(trial.teacher_id))
-            _link(aside.local / storage.name_of(storage.trial(trial.teacher_id)), storage.trial(trial.teacher_id))
+            _link(
+                aside.local / storage.name_of(storage.teacher(trial.teacher_id)),
+                storage.teacher(trial.teacher_id),
+            )
+            _link(
+                aside.local / storage.name_of(storage.trial(trial.teacher_id)),
+                storage.trial(trial.teacher_id),
+            )
         return [_probed(one, aside, loader_workers) for one in (teacher, trial) if one is not None]
 
 
 def _probed(trial: Trial, storage: Storage, loader_workers: int) -> ProbedTrial:
     training = trial.config.training
     # one epoch, so that it is evaluated, and leaves weights if it is a teacher
-    shorter = replace(trial, config=trial.config.with_changes(training=training.with_changes(epochs=1, step_epochs=None)))
+    shorter = replace(
+        trial,
+        config=trial.config.with_changes(
+            training=training.with_changes(epochs=1, step_epochs=None)
+        ),
+    )
     smaller: int | None = None
     while True:
         clock = _Clock()
@@ -77,7 +93,9 @@ def _probed(trial: Trial, storage: Storage, loader_workers: int) -> ProbedTrial:
             if smaller is None:
                 raise
         release_memory()
-    evaluation_s = clock.seconds("evaluation") + max(0.0, metrics.eval_seconds - clock.spent("evaluation"))
+    evaluation_s = clock.seconds("evaluation") + max(
+        0.0, metrics.eval_seconds - clock.spent("evaluation")
+    )
     num_evaluations = -(-training.epochs // training.eval_every_epochs)
     seconds = training.epochs * clock.seconds("epoch 1/1") + num_evaluations * evaluation_s
     return ProbedTrial(seconds, clock.step("epoch 1/1"), evaluation_s, smaller)
@@ -118,7 +136,9 @@ class _Clock:
 
 
 def _link(place: Path, target: StoredPath) -> None:
-    """Lets a folder appear at another place, whose content is not changed; from an object store it is copied."""
+    """Lets a folder appear at another place, whose content is not changed; from an object store it
+    is copied.
+    """
     if isinstance(target, Path) and target.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         place.symlink_to(target, target_is_directory=True)

@@ -1,7 +1,8 @@
 """The processes that train one trial together, and what they tell each other besides gradients.
 
-Objects travel over a gloo group of their own, whose timeout is days: ranks that wait for rank 0 to score an evaluation neither
-spin a GPU nor give up. Gradients travel over the default group, nccl between GPUs.
+Objects travel over a gloo group of their own, whose timeout is days: ranks that wait for rank 0 to
+score an evaluation neither spin a GPU nor give up. Gradients travel over the default group, nccl
+between GPUs.
 """
 
 from collections.abc import Callable
@@ -31,7 +32,9 @@ class Ranks:
 
     @classmethod
     def joined(cls) -> "Ranks":
-        """All processes of torch's default group, which has been initialised; called by each of them."""
+        """All processes of torch's default group, which has been initialised; called by each of
+        them.
+        """
         control = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
         return cls(torch.distributed.get_rank(), torch.distributed.get_world_size(), control)
 
@@ -61,14 +64,24 @@ class Ranks:
         """The model, whose gradients will be means over the ranks after each backward pass."""
         if self.count == 1:
             return model
-        return nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+        return nn.parallel.DistributedDataParallel(
+            model, device_ids=[device] if device.type == "cuda" else None
+        )
 
     def apart(self, parallel: nn.Module) -> AbstractContextManager[None]:
-        """Within it gradients add up on each rank alone; the next backward pass outside of it averages all that has added up."""
-        return parallel.no_sync() if isinstance(parallel, nn.parallel.DistributedDataParallel) else nullcontext()
+        """Within it gradients add up on each rank alone; the next backward pass outside of it
+        averages all that has added up.
+        """
+        return (
+            parallel.no_sync()
+            if isinstance(parallel, nn.parallel.DistributedDataParallel)
+            else nullcontext()
+        )
 
     def share_buffers(self, model: nn.Module) -> None:
-        """Gives every rank the buffers of rank 0: running statistics are taken from each rank's own images."""
+        """Gives every rank the buffers of rank 0: running statistics are taken from each rank's own
+        images.
+        """
         if self.count > 1:
             for buffer in _unique(model.buffers()):
                 torch.distributed.broadcast(buffer, src=0)

@@ -1,4 +1,6 @@
-"""What trials share: data sets and teachers are opened once per process, however many trials it runs."""
+"""What trials share: data sets and teachers are opened once per process, however many trials it
+runs.
+"""
 
 import json
 import logging
@@ -30,11 +32,13 @@ STATISTICS_BATCH_SIZE = 8
 
 @dataclass
 class SharedParts:
-    """Data sets and teachers that are open, by their identity. One per process; trials leave no trace in it.
+    """Data sets and teachers that are open, by their identity. One per process; trials leave no
+    trace in it.
 
     Args:
         storage: where generated data, trained teachers and their statistics lie.
-        lasting: whether statistics are measured in full and kept; if not, over a few images, for this process alone.
+        lasting: whether statistics are measured in full and kept; if not, over a few images, for
+            this process alone.
     """
 
     storage: Storage
@@ -54,7 +58,8 @@ class SharedParts:
         """The frozen teacher of a trial: in evaluation mode, without gradients.
 
         Raises:
-            WeightsError: if its weights are missing, do not fit, or its categories do not agree with the data's; or if a method
+            WeightsError: if its weights are missing, do not fit, or its categories do not agree
+                with the data's; or if a method
             needs its class logits and they would be those of initial weights.
         """
         assert trial.teacher_id is not None
@@ -63,25 +68,32 @@ class SharedParts:
         teacher = self._teachers[trial.teacher_id]
         if teacher.unloaded_head and "teacher_logits" in trial.config.distill.needs():
             raise WeightsError(
-                "trial.teacher.weights: a method that learns from class logits needs the teacher's whole head, got a file that "
-                f"left {len(teacher.unloaded_head)} of its keys unfilled, such as {min(teacher.unloaded_head)}. Choose a method "
-                "of features, or weights that name their classes"
+                "trial.teacher.weights: a method that learns from class logits needs the "
+                f"teacher's whole head, got a file that left {len(teacher.unloaded_head)} of its "
+                f"keys unfilled, such as {min(teacher.unloaded_head)}. Choose a method of "
+                "features, or weights that name their classes"
             )
         return teacher.to(device)
 
     def teacher_lines(self, trial: Trial) -> list[str]:
-        """What was loaded into the teacher of a trial, which has been opened: a line for each source."""
+        """What was loaded into the teacher of a trial, which has been opened: a line for each
+        source.
+        """
         return self._teacher_lines[trial.teacher_id or ""]
 
     def teacher_level_std(self, trial: Trial, device: torch.device) -> list[float]:
-        """Standard deviation of each of the teacher's feature levels, measured once per teacher and data set."""
+        """Standard deviation of each of the teacher's feature levels, measured once per teacher and
+        data set.
+        """
         data = trial.config.data
         resize = "" if data.resize is None else data.resize.model_dump_json()
         name = f"level-std-{trial.data_id}-{address(0, resize, str(data.search_split)):x}.json"
         path = self.storage.teacher(trial.teacher_id or "") / name
         if not path.exists():
             num_batches = STATISTICS_BATCHES if self.lasting else 1
-            values = _measured_level_std(self.teacher(trial, device), self.splits(data), data, device, num_batches)
+            values = _measured_level_std(
+                self.teacher(trial, device), self.splits(data), data, device, num_batches
+            )
             if not self.lasting:
                 return values
             with written_aside(path) as aside:
@@ -96,7 +108,10 @@ class SharedParts:
         if trial.trained_teacher_key is not None:
             path = self.storage.trial(trial.trained_teacher_key) / "student.pt"
             if not path.exists():
-                raise WeightsError(f"trial.teacher: its training has left no weights at {path}. Run the study again to train it")
+                raise WeightsError(
+                    f"trial.teacher: its training has left no weights at {path}. Run the study "
+                    "again to train it"
+                )
             with fetched(path, "student.json") as local:
                 teacher = open_student(local)
             lines = [f"all keys of its training's student.pt, trial {trial.trained_teacher_key}"]
@@ -112,10 +127,18 @@ class SharedParts:
 
 @torch.no_grad()
 def _measured_level_std(
-    teacher: Detector, splits: Splits, data: ShapesData | CocoData, device: torch.device, num_batches: int
+    teacher: Detector,
+    splits: Splits,
+    data: ShapesData | CocoData,
+    device: torch.device,
+    num_batches: int,
 ) -> list[float]:
     statistics = LevelStd()
-    for batch in first_batches(splits.train, data, count=num_batches, batch_size=STATISTICS_BATCH_SIZE):
+    for batch in first_batches(
+        splits.train, data, count=num_batches, batch_size=STATISTICS_BATCH_SIZE
+    ):
         pixels = teacher.pixels(batch.to(device).images, batch.image_sizes)
-        statistics.update(teacher.features(pixels), batch.image_sizes, (pixels.shape[-2], pixels.shape[-1]))
+        statistics.update(
+            teacher.features(pixels), batch.image_sizes, (pixels.shape[-2], pixels.shape[-1])
+        )
     return statistics.result()

@@ -1,4 +1,6 @@
-"""A trial made ready to train: student, teacher, methods, optimiser, schedule and batches, built from its settings."""
+"""A trial made ready to train: student, teacher, methods, optimiser, schedule and batches, built
+from its settings.
+"""
 
 import logging
 import math
@@ -27,7 +29,9 @@ _log = logging.getLogger(__name__)
 
 
 class Pass(NamedTuple):
-    """Images that go through the networks together: a rank's share of a batch, or every P-th of its images."""
+    """Images that go through the networks together: a rank's share of a batch, or every P-th of its
+    images.
+    """
 
     batch: Batch
     number: int = 0
@@ -35,7 +39,8 @@ class Pass(NamedTuple):
     num_passes: int = 1
     """P: passes of this step."""
     weight: float = 1.0
-    """Their number, divided by that of the rank's share: with it means over a pass's images add up to the mean over all."""
+    """Their number, divided by that of the rank's share: with it means over a pass's images add up
+    to the mean over all."""
 
     @property
     def is_last(self) -> bool:
@@ -49,7 +54,8 @@ class TrainingState:
 
     model: DistilledStudent
     parallel: nn.Module
-    """The model as it is called in training: with several ranks, the wrapper that averages gradients."""
+    """The model as it is called in training: with several ranks, the wrapper that averages
+    gradients."""
     ranks: Ranks
     teacher: FrozenTeacher | None
     """None where no method is on."""
@@ -63,9 +69,11 @@ class TrainingState:
     """Of autocast; float32 runs without."""
     memory_format: torch.memory_format
     loaded: dict[str, float]
-    """Shares of keys that weights filled in the student, by `loaded.part` and `inherited.part`; empty without weights."""
+    """Shares of keys that weights filled in the student, by `loaded.part` and `inherited.part`;
+    empty without weights."""
     micro_batch: int | None = None
-    """Most images of a pass; None where it is not set, and a rank's share of a batch is one pass."""
+    """Most images of a pass; None where it is not set, and a rank's share of a batch is one
+    pass."""
 
     def close(self) -> None:
         """Ends the processes that load images."""
@@ -73,13 +81,17 @@ class TrainingState:
         self.evaluation.close()
 
     def passes(self, batch: Batch) -> list[Pass]:
-        """The passes of a batch, of as equal sizes as can be: they have images as ranks have, in turn."""
+        """The passes of a batch, of as equal sizes as can be: they have images as ranks have, in
+        turn.
+        """
         count = 1 if self.micro_batch is None else math.ceil(len(batch) / self.micro_batch)
         if count == 1:
             return [Pass(batch)]
         on_device = batch.to(self.device)  # at once: every P-th image lies apart in pinned memory
         parts = [on_device.every(count, number) for number in range(count)]
-        return [Pass(part, number, count, len(part) / len(batch)) for number, part in enumerate(parts)]
+        return [
+            Pass(part, number, count, len(part) / len(batch)) for number, part in enumerate(parts)
+        ]
 
     def losses(self, one: Pass, step: int, *, model: nn.Module | None = None) -> StepLosses:
         """The loss terms of a pass.
@@ -91,10 +103,18 @@ class TrainingState:
         """
         batch = one.batch
         on_device = batch.to(self.device)
-        # rank r of R has the images r, r + R, ... of a batch, and of these its pass p of P every P-th
-        share = (self.ranks.rank + self.ranks.count * one.number, self.ranks.count * one.num_passes)
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            pixels = self.model.student.pixels(on_device.images, batch.image_sizes).contiguous(memory_format=self.memory_format)
+        # rank r of R has the images r, r + R, ... of a batch, and of these its pass p of P every
+        # P-th
+        share = (
+            self.ranks.rank + self.ranks.count * one.number,
+            self.ranks.count * one.num_passes,
+        )
+        with torch.autocast(
+            self.device.type, self.precision, enabled=self.precision != torch.float32
+        ):
+            pixels = self.model.student.pixels(on_device.images, batch.image_sizes).contiguous(
+                memory_format=self.memory_format
+            )
             teacher = None if self.teacher is None else self.teacher.outputs(on_device, pixels)
             found: StepLosses = (model or self.parallel)(
                 pixels, batch.image_sizes, on_device.boxes, on_device.labels, teacher, step, share
@@ -102,11 +122,15 @@ class TrainingState:
         return found
 
     def numbers(self) -> dict[str, float]:
-        """Further numbers for the log: of the methods by `method.name`, such as the residual scale of each of KDR's review
-        links; which shares of the student's keys were loaded; how many `parameters` the student has; and, where it is set,
-        the `micro_batch` that was used.
+        """Further numbers for the log: of the methods by `method.name`, such as the residual scale
+        of each of KDR's review links; which shares of the student's keys were loaded; how many
+        `parameters` the student has; and, where it is set, the `micro_batch` that was used.
         """
-        numbers = {"parameters": float(sum(parameter.numel() for parameter in self.model.student.parameters()))}
+        numbers = {
+            "parameters": float(
+                sum(parameter.numel() for parameter in self.model.student.parameters())
+            )
+        }
         if self.micro_batch is not None:
             numbers["micro_batch"] = float(self.micro_batch)
         return numbers | self.loaded | self.model.methods.logged_numbers()
@@ -131,12 +155,16 @@ def prepare(
     ranks: Ranks = ALONE,
     micro_batch: int | None = None,
 ) -> TrainingState:
-    """Builds everything that one trial needs, at its beginning; a checkpoint is restored into `parts()`."""
+    """Builds everything that one trial needs, at its beginning; a checkpoint is restored into
+    `parts()`.
+    """
     config = trial.config
     splits = shared.splits(config.data)
     loading = {"num_workers": loader_workers, "rank": ranks.rank, "num_ranks": ranks.count}
     batch_size = config.training.batch_size
-    training = TrainingBatches(splits.train, config.data, seed=config.seed, batch_size=batch_size, **loading)
+    training = TrainingBatches(
+        splits.train, config.data, seed=config.seed, batch_size=batch_size, **loading
+    )
     at_a_time = micro_batch or batch_size // ranks.count
     evaluation = EvaluationBatches(splits.evaluation, config.data, batch_size=at_a_time, **loading)
     teacher = shared.teacher(trial, device) if config.needs_teacher else None
@@ -144,15 +172,23 @@ def prepare(
     total_steps = config.training.epochs * len(training)
     methods = Methods({}, {})
     if teacher is not None:
-        methods = _build_methods(trial, student, teacher, shared, device, ranks, total_steps=total_steps)
-    memory_format = torch.channels_last if config.training.channels_last else torch.contiguous_format
+        methods = _build_methods(
+            trial, student, teacher, shared, device, ranks, total_steps=total_steps
+        )
+    memory_format = (
+        torch.channels_last if config.training.channels_last else torch.contiguous_format
+    )
     model = DistilledStudent(student, methods).to(device, memory_format=memory_format)  # type: ignore[call-overload]
     optimizer = make_optimizer(config.training, model.student, model.methods)
     return TrainingState(
         model=model,
         parallel=ranks.parallel(model, device),
         ranks=ranks,
-        teacher=_frozen(teacher, student, config, splits.categories, device) if teacher is not None and len(methods) else None,
+        teacher=(
+            _frozen(teacher, student, config, splits.categories, device)
+            if teacher is not None and len(methods)
+            else None
+        ),
         optimizer=optimizer,
         schedule=make_schedule(config.training, optimizer, len(training)),
         scaler=torch.amp.GradScaler(device.type, enabled=config.training.precision == "fp16"),
@@ -169,7 +205,9 @@ def prepare(
 def build_student(
     config: TrialConfig, categories: tuple[str, ...], teacher: Detector | None
 ) -> tuple[Detector, dict[str, float]]:
-    """The student before its first step, and what was loaded: initial weights from the seed, then files, then the teacher's."""
+    """The student before its first step, and what was loaded: initial weights from the seed, then
+    files, then the teacher's.
+    """
     student = build_detector(config.student, categories, seed=config.seed, new_classes=True)
     reports = [("loaded", report) for report in load_configured_weights(student)]
     if config.student.inherit and teacher is not None:
@@ -177,18 +215,29 @@ def build_student(
     for _, report in reports:
         _log.info("student: %s", report.line())
     parts = {"loaded": ("backbone", "neck", "head"), "inherited": ("neck", "head")}
-    return student, {f"{way}.{part}": getattr(report, part) for way, report in reports for part in parts[way]}
+    return student, {
+        f"{way}.{part}": getattr(report, part) for way, report in reports for part in parts[way]
+    }
 
 
 def _frozen(
-    teacher: Detector, student: Detector, config: TrialConfig, categories: tuple[str, ...], device: torch.device
+    teacher: Detector,
+    student: Detector,
+    config: TrialConfig,
+    categories: tuple[str, ...],
+    device: torch.device,
 ) -> FrozenTeacher:
     """The teacher, with what the methods ask of it."""
     assert config.teacher is not None
     classes = None
     if "teacher_logits" in config.distill.needs():
-        classes = torch.tensor(match_labels(teacher.categories, categories, config.teacher.labels), device=device)
-    alike = all(torch.equal(mine.cpu(), its.cpu()) for mine, its in ((student.mean, teacher.mean), (student.std, teacher.std)))
+        classes = torch.tensor(
+            match_labels(teacher.categories, categories, config.teacher.labels), device=device
+        )
+    alike = all(
+        torch.equal(mine.cpu(), its.cpu())
+        for mine, its in ((student.mean, teacher.mean), (student.std, teacher.std))
+    )
     return FrozenTeacher(teacher, alike, classes)
 
 

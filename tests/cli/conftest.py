@@ -21,12 +21,15 @@ ROOT = Path(kdr.__file__).parents[1]
 
 @pytest.fixture(scope="session")
 def invoke() -> Callable[..., Result]:
-    """Runs one command's function with command-line arguments; its errors come through as they are."""
+    """Runs one command's function with command-line arguments; its errors come through as they
+    are."""
 
     def run(command: Callable[..., Any], *arguments: object) -> Result:
         app = typer.Typer()
         app.command()(command)
-        return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+        return CliRunner().invoke(
+            app, [str(argument) for argument in arguments], catch_exceptions=False
+        )
 
     return run
 
@@ -35,9 +38,16 @@ def invoke() -> Callable[..., Result]:
 def orchestrate() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs `orchestrate.py` in a process of its own."""
 
-    def run(*arguments: object, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: object, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, ROOT / "orchestrate.py", *arguments]
-        return subprocess.run(list(map(str, command)), capture_output=True, text=True, env={**os.environ, **(env or {})})
+        return subprocess.run(
+            list(map(str, command)),
+            capture_output=True,
+            text=True,
+            env={**os.environ, **(env or {})},
+        )
 
     return run
 
@@ -83,7 +93,8 @@ def trained(invoke: Callable[..., Result], tmp_path_factory: pytest.TempPathFact
 
 
 def _save_eager_detector(path: Path, settings: dict[str, Any]) -> None:
-    """Weights that have learnt nothing but find something everywhere: training would take minutes to get there."""
+    """Weights that have learnt nothing but find something everywhere: training would take minutes
+    to get there."""
     import torch
 
     from kdr.config.data import SHAPE_CLASSES

@@ -9,14 +9,19 @@ from kdr.errors import ConfigError, StorageError
 def ask(invoke, example_log):
     example_log.trial("abcdef-1", parameters={"distill.kdr.weight": 1.0}, AP=0.1)
     example_log.trial("abcxyz-2", parameters={"distill.kdr.weight": 5.0}, AP=0.4)
-    return lambda *arguments: invoke(ablate_from.command, *arguments, "--storage", example_log.storage.root)
+    return lambda *arguments: invoke(
+        ablate_from.command, *arguments, "--storage", example_log.storage.root
+    )
 
 
 def test_the_study_is_printed_or_written(ask, tmp_path):
     path = tmp_path / "ablation.yaml"
     path.write_text(ask("abcxyz", "--seeds", "3").stdout)
     printed = read_study(path)
-    assert f"Look at it with: python orchestrate.py plan {path}" in ask("abcxyz", "--seeds", "3", "--export", path).stdout
+    assert (
+        f"Look at it with: python orchestrate.py plan {path}"
+        in ask("abcxyz", "--seeds", "3", "--export", path).stdout
+    )
     assert read_study(path) == printed
     assert printed.ablation is not None
     assert printed.ablation.factors["weight"] == {"default": {"distill.kdr.weight": 3.0}}
@@ -37,5 +42,7 @@ def test_what_cannot_be_found_or_written_is_named(ask, tmp_path):
     with pytest.raises(ConfigError, match=r"missing\.yaml: cannot be read"):
         ask(tmp_path / "missing.yaml")
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"--export: needs a file that can be written, got .*file/a.yaml"):
+    with pytest.raises(
+        StorageError, match=r"--export: needs a file that can be written, got .*file/a.yaml"
+    ):
         ask("abcxyz", "--export", tmp_path / "file" / "a.yaml")

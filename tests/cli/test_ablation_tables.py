@@ -21,25 +21,56 @@ BETTER = [0.321, 0.330, 0.324, 0.342, 0.313]
 def ask(invoke, ablation_log):
     ablation_log.arm("baseline", BASE)
     ablation_log.arm("better", BETTER)
-    return lambda *arguments, of=command: invoke(of, *arguments, "--storage", ablation_log.storage.root)
+    return lambda *arguments, of=command: invoke(
+        of, *arguments, "--storage", ablation_log.storage.root
+    )
 
 
 def test_an_ablation_is_shown_as_its_arms(ask):
     lines = ask("ablate").stdout.splitlines()
     assert lines[0] == "ablate: AP (%) by arm, and the difference to baseline"
-    assert lines[1].split() == ["arm", "n", "AP", "(%)", "difference", "95", "%", "interval", "p", "sign-flip", "p", "result"]
-    assert lines[3].split() == ["better", "5/5", "32.6", "±", "1.1", "+2.00", "[1.80,", "2.20]", "<0.001", "0.062", "helps"]
+    assert lines[1].split() == [
+        "arm",
+        "n",
+        "AP",
+        "(%)",
+        "difference",
+        "95",
+        "%",
+        "interval",
+        "p",
+        "sign-flip",
+        "p",
+        "result",
+    ]
+    assert lines[3].split() == [
+        "better",
+        "5/5",
+        "32.6",
+        "±",
+        "1.1",
+        "+2.00",
+        "[1.80,",
+        "2.20]",
+        "<0.001",
+        "0.062",
+        "helps",
+    ]
     assert lines[4].startswith("AP in percent, as papers print it")
 
 
 def test_run_ends_with_the_same_table(ask, ablation_log):
     console = Console(file=io.StringIO(), width=300)
-    print_ranking(console, ablation_log.storage, study_from(ablation_log.content(), folder=Path("/")), "AP")
+    print_ranking(
+        console, ablation_log.storage, study_from(ablation_log.content(), folder=Path("/")), "AP"
+    )
     assert console.file.getvalue().split() == ask("ablate").stdout.split()
 
 
 def test_metrics_are_columns(ask):
-    head = ask("ablate", "--metric", "AP", "--metric", "AP50", "--metric", "s/epoch").stdout.splitlines()[1]
+    head = ask(
+        "ablate", "--metric", "AP", "--metric", "AP50", "--metric", "s/epoch"
+    ).stdout.splitlines()[1]
     assert head.split()[-5:] == ["AP50", "(%)", "AP50", "difference", "s/epoch"]
 
 
@@ -48,7 +79,10 @@ def test_a_written_table_is_verified_and_a_change_by_hand_is_found(ask, tmp_path
     path = tmp_path / f"table.{ending}"
     assert f"verify {path}" in ask("ablate", "--output", path).stdout
     ended = ask(path, of=verify.command)
-    assert (ended.exit_code, ended.stdout.rstrip().endswith("recomputed from the log of ablate, no differences")) == (0, True)
+    assert (
+        ended.exit_code,
+        ended.stdout.rstrip().endswith("recomputed from the log of ablate, no differences"),
+    ) == (0, True)
     path.write_text(path.read_text().replace("32.6", "33.6", 1))
     ended = ask(path, of=verify.command)
     assert ended.exit_code == 1
@@ -64,7 +98,9 @@ def test_verify_tells_programs_too(ask, tmp_path):
     path.write_text(path.read_text().replace("+2.00", "+4.00"))
     content = json.loads(ask(path, "--json", of=verify.command).stdout)
     assert content["study"] == "ablate"
-    assert content["differences"] == [{"row": "better", "column": "difference", "written": "+4.00", "recomputed": "+2.00"}]
+    assert content["differences"] == [
+        {"row": "better", "column": "difference", "written": "+4.00", "recomputed": "+2.00"}
+    ]
 
 
 @pytest.mark.parametrize("format", ["md", "latex", "csv", "json", "html"])
@@ -87,12 +123,20 @@ def test_two_studies_are_compared(ask, ablation_log):
     other = dataclasses.replace(ablation_log, study="older", prefix="older-")
     other.arm("baseline", BASE[::-1])
     lines = ask("ablate", "--compare", "older").stdout.splitlines()
-    assert lines[0] == "ablate against older: AP (%) by arm, and the difference to the same arm of older"
-    assert [line.split()[:2] for line in lines[2:4]] == [["older:", "baseline"], ["ablate:", "baseline"]]
+    assert (
+        lines[0]
+        == "ablate against older: AP (%) by arm, and the difference to the same arm of older"
+    )
+    assert [line.split()[:2] for line in lines[2:4]] == [
+        ["older:", "baseline"],
+        ["ablate:", "baseline"],
+    ]
 
 
 def test_a_pivot_and_settings_in_a_paper(ask):
-    lines = ask("ablate", "--pivot", "distill.kdr.weight", "seed", "--format", "md").stdout.splitlines()
+    lines = ask(
+        "ablate", "--pivot", "distill.kdr.weight", "seed", "--format", "md"
+    ).stdout.splitlines()
     [row] = [line for line in lines if line.startswith("| 3")]
     assert row.startswith("| 3 | 31.1 ± 1.5 (n=2) | 32.0 ± 1.4 (n=2) |")
     assert r"\begin{tabular}" in ask("ablate", "--by", "seed", "--format", "latex").stdout
@@ -101,11 +145,23 @@ def test_a_pivot_and_settings_in_a_paper(ask):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--by", "seed", "--cell", "better", "AP"), "table: needs at most one of --by, --pivot, .* got --by and --cell"),
+        (
+            ("--by", "seed", "--cell", "better", "AP"),
+            "table: needs at most one of --by, --pivot, .* got --by and --cell",
+        ),
         (("--by", "seed", "--allow-unequal"), "--allow-unequal: is for the arms of an ablation"),
-        (("--output", "table.docx"), r"--output: must end in .md, .tex, .csv, .json, .html, got table.docx"),
-        (("--cell", "best", "AP"), "ablate: must have the arm, got 'best'. Arms: baseline, better"),
-        (("--cell", "better", "AP", "--format", "md"), "--format: must be table, csv or json here, got md"),
+        (
+            ("--output", "table.docx"),
+            r"--output: must end in .md, .tex, .csv, .json, .html, got table.docx",
+        ),
+        (
+            ("--cell", "best", "AP"),
+            "ablate: must have the arm, got 'best'. Arms: baseline, better",
+        ),
+        (
+            ("--cell", "better", "AP", "--format", "md"),
+            "--format: must be table, csv or json here, got md",
+        ),
         (("--compare", "unheard"), "unheard: must be a study in the log"),
     ],
 )
@@ -115,7 +171,9 @@ def test_what_cannot_be_shown_is_refused(ask, arguments, message):
 
 
 def test_a_file_that_cannot_be_read_or_is_no_table_is_refused(ask, tmp_path):
-    with pytest.raises(StorageError, match=r"TABLE: must be a file that can be read, got .*none.tex"):
+    with pytest.raises(
+        StorageError, match=r"TABLE: must be a file that can be read, got .*none.tex"
+    ):
         ask(tmp_path / "none.tex", of=verify.command)
     (tmp_path / "paper.tex").write_text(r"\documentclass{article}")
     with pytest.raises(ConfigError, match="TABLE: must be a table that `table --format"):

@@ -1,4 +1,5 @@
-"""The command line as a whole: versions, help, exit codes, and errors in words instead of tracebacks."""
+"""The command line as a whole: versions, help, exit codes, and errors in words instead of
+tracebacks."""
 
 import json
 import re
@@ -30,7 +31,10 @@ def test_help_shows_an_example_of_the_command(name):
 
 @pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"schema", "doctor"}))  # which need none
 def test_a_command_without_arguments_shows_its_help(name):
-    assert CliRunner().invoke(app, [name]).output.strip() == CliRunner().invoke(app, [name, "--help"]).output.strip()
+    assert (
+        CliRunner().invoke(app, [name]).output.strip()
+        == CliRunner().invoke(app, [name, "--help"]).output.strip()
+    )
 
 
 def test_help_lists_every_command_and_imports_nothing_heavy():
@@ -38,13 +42,15 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
         "import sys\n"
         "from typer.testing import CliRunner\n"
         "from kdr.cli.app import COMMANDS, app\n"
-        "for name in COMMANDS:\n"
-        "    CliRunner().invoke(app, [name, '--help'])\n"
+        "for name in COMMANDS:\n    "
+        "CliRunner().invoke(app, [name, '--help'])\n"
         "print(CliRunner().invoke(app, ['--help']).stdout)\n"
         "heavy = ('torch', 'ray', 'optuna', 'pyarrow', 'duckdb', 'numpy', 'PIL')\n"
         "print([name for name in heavy if name in sys.modules])\n"
     )
-    lines = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     assert lines[-1] == "[]"
     for name in COMMANDS:
         assert any(re.match(rf"\W*{name}\b", line) for line in lines), name
@@ -57,7 +63,10 @@ def test_a_mistake_of_the_user_is_one_line_and_exit_code_2(orchestrate, tmp_path
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("arguments", [("plan", "--no-such-option"), ("nothing",), ("evaluate", "KEY", "--num-shown", "0")])
+@pytest.mark.parametrize(
+    "arguments",
+    [("plan", "--no-such-option"), ("nothing",), ("evaluate", "KEY", "--num-shown", "0")],
+)
 def test_a_wrong_option_is_exit_code_2(orchestrate, arguments):
     result = orchestrate(*arguments)
     assert (result.returncode, result.stdout) == (2, "")
@@ -67,9 +76,13 @@ def test_a_wrong_option_is_exit_code_2(orchestrate, arguments):
 @pytest.mark.parametrize("kind", ["RuntimeError", "ImportError"])
 def test_a_torch_that_does_not_go_with_torchvision_is_told_in_words(orchestrate, tmp_path, kind):
     (tmp_path / "torch.py").write_text(f"raise {kind}({NO_PAIR!r})\n")
-    result = orchestrate("evaluate", "KEY", "--storage", tmp_path, env={"PYTHONPATH": str(tmp_path)})
+    result = orchestrate(
+        "evaluate", "KEY", "--storage", tmp_path, env={"PYTHONPATH": str(tmp_path)}
+    )
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("torch, torchvision: must be a matching pair from one package index, got ")
+    assert result.stderr.startswith(
+        "torch, torchvision: must be a matching pair from one package index, got "
+    )
     assert "pip install torch torchvision" in result.stderr
     assert "Traceback" not in result.stderr
 
@@ -77,7 +90,9 @@ def test_a_torch_that_does_not_go_with_torchvision_is_told_in_words(orchestrate,
 @pytest.mark.parametrize("kind", ["RuntimeError", "ImportError"])
 def test_our_own_mistakes_keep_their_traceback(orchestrate, tmp_path, kind):
     (tmp_path / "torch.py").write_text(f"raise {kind}('something else')\n")
-    result = orchestrate("evaluate", "KEY", "--storage", tmp_path, env={"PYTHONPATH": str(tmp_path)})
+    result = orchestrate(
+        "evaluate", "KEY", "--storage", tmp_path, env={"PYTHONPATH": str(tmp_path)}
+    )
     assert result.returncode == 1
     assert result.stderr.startswith("Traceback")
     assert result.stderr.endswith(f"{kind}: something else\n")
@@ -110,7 +125,9 @@ main()
 
 def test_ctrl_c_while_libraries_clean_up_prints_nothing():
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", ENDS_SLOWLY], cwd=Path(kdr.__file__).parents[1], **pipes) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", ENDS_SLOWLY], cwd=Path(kdr.__file__).parents[1], **pipes
+    ) as process:
         assert "cleaning up\n" in iter(process.stdout.readline, "")
         process.send_signal(signal.SIGINT)
         assert process.stderr.read() == ""

@@ -10,7 +10,13 @@ from kdr.errors import ConfigError, StorageError
 @pytest.fixture
 def ask(invoke, example_log):
     example_log.trial("a", parameters={"distill.kdr.weight": 1.0}, AP=0.1, AP50=0.9)
-    example_log.trial("b", parameters={"distill.kdr.weight": 5.0}, AP=0.4, AP50=0.5, weights="trials/b/student.pt")
+    example_log.trial(
+        "b",
+        parameters={"distill.kdr.weight": 5.0},
+        AP=0.4,
+        AP50=0.5,
+        weights="trials/b/student.pt",
+    )
     return lambda *arguments: invoke(command, *arguments, "--storage", example_log.storage.root)
 
 
@@ -23,7 +29,11 @@ def test_the_best_trial_is_shown_with_its_settings(ask):
 
 def test_another_metric_may_choose_another_trial(ask):
     found = json.loads(ask("example", "--metric", "AP50", "--json").stdout)
-    assert (found["key"], found["AP50"], found["parameters"]) == ("a", 0.9, {"distill.kdr.weight": 1.0})
+    assert (found["key"], found["AP50"], found["parameters"]) == (
+        "a",
+        0.9,
+        {"distill.kdr.weight": 1.0},
+    )
 
 
 def test_weights_are_named_only_while_they_are_kept(ask, example_log):
@@ -38,7 +48,12 @@ def test_the_exported_study_is_read_again(ask, tmp_path):
     path = tmp_path / "best.yaml"
     assert f"orchestrate.py train {path}" in ask("example", "--export", path).stdout
     study = read_study(path)
-    assert (study.study, study.search, study.base.distill.kdr.weight, study.base.data.search_split) == (
+    assert (
+        study.study,
+        study.search,
+        study.base.distill.kdr.weight,
+        study.base.data.search_split,
+    ) == (
         "example-best",
         None,
         5.0,
@@ -49,13 +64,19 @@ def test_the_exported_study_is_read_again(ask, tmp_path):
 
 def test_an_export_that_cannot_be_written_is_named(ask, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"--export: needs a file that can be written, got .*file/best.yaml"):
+    with pytest.raises(
+        StorageError, match=r"--export: needs a file that can be written, got .*file/best.yaml"
+    ):
         ask("example", "--export", tmp_path / "file" / "best.yaml")
 
 
 def test_a_study_without_a_completed_trial_says_so(invoke, example_log):
     example_log.trial("a", event="failed")
     with pytest.raises(
-        ConfigError, match=r"example: needs a completed trial with a value of AP, got 1 failed. Run the study first"
+        ConfigError,
+        match=(
+            r"example: needs a completed trial with a value of AP, got 1 failed. Run the study"
+            r" first"
+        ),
     ):
         invoke(command, "example", "--storage", example_log.storage.root)

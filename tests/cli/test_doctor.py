@@ -1,4 +1,5 @@
-"""`doctor`: what is in order is told, and what is not, with the way out. Every failure here is a real one."""
+"""`doctor`: what is in order is told, and what is not, with the way out. Every failure here is a
+real one."""
 
 import importlib.util
 import json
@@ -38,7 +39,11 @@ CONTENT: dict[str, Any] = {
     "study": "small",
     "trial": {
         "data": {"dataset": "shapes", "image_size_px": 64, "num_train": 8, "num_val": 2},
-        "teacher": {"backbone": "mobilenet_v3_small", "fpn_channels": 32, "training": {"epochs": 1}},
+        "teacher": {
+            "backbone": "mobilenet_v3_small",
+            "fpn_channels": 32,
+            "training": {"epochs": 1},
+        },
         "student": {"backbone": "mobilenet_v3_small", "fpn_channels": 32},
         "distill": {"kdr": {}},
     },
@@ -96,7 +101,9 @@ def test_a_damaged_file_of_the_log_is_named(example_log: Any) -> None:
     assert found[1].fix == "python orchestrate.py log check --quarantine"
 
 
-def test_where_rays_token_comes_from_is_told_and_the_token_never(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_where_rays_token_comes_from_is_told_and_the_token_never(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
@@ -112,7 +119,9 @@ def test_where_rays_token_comes_from_is_told_and_the_token_never(monkeypatch: py
 
 
 def test_a_logger_whose_package_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    [found] = run_checks({"loggers": lambda: study_loggers(study_with({"loggers": ["tensorboard"]}))})
+    [found] = run_checks(
+        {"loggers": lambda: study_loggers(study_with({"loggers": ["tensorboard"]}))}
+    )
     assert (found.state, found.text) == ("ok", "tensorboard")
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     [found] = run_checks({"loggers": lambda: study_loggers(study_with({"loggers": ["mlflow"]}))})
@@ -121,7 +130,10 @@ def test_a_logger_whose_package_is_missing_is_named(monkeypatch: pytest.MonkeyPa
 
 
 def test_missing_data_is_named(storage: Storage) -> None:
-    paths = {name: f"/nowhere/{name}" for name in ("train_images", "train_annotations", "val_images", "val_annotations")}
+    paths = {
+        name: f"/nowhere/{name}"
+        for name in ("train_images", "train_annotations", "val_images", "val_annotations")
+    }
     study = study_with({"trial.data": {"dataset": "coco", **paths}})
     [found] = run_checks({"data": lambda: study_data(study, storage)})
     assert found.state == "failed"
@@ -130,44 +142,92 @@ def test_missing_data_is_named(storage: Storage) -> None:
 
 @pytest.mark.slow
 def test_levels_weights_and_labels_of_a_study_are_told(storage: Storage, tmp_path: Path) -> None:
-    found = {finding.name: finding for finding in study_detectors(study_with({"trial.teacher.detector": "faster_rcnn"}), storage)}
+    found = {
+        finding.name: finding
+        for finding in study_detectors(
+            study_with({"trial.teacher.detector": "faster_rcnn"}), storage
+        )
+    }
     assert found["teacher"].text == "is trained by the study"
     assert found["levels"].state == "warning"
-    assert found["levels"].text == "P3 from P3, P4 from P4, P5 from P5, P6 from P6; without a partner: P7"
+    assert (
+        found["levels"].text
+        == "P3 from P3, P4 from P4, P5 from P5, P6 from P6; without a partner: P7"
+    )
     torch.save({"nothing": torch.zeros(1)}, tmp_path / "weights.pt")
-    other = study_with({"trial.teacher": {"backbone": "mobilenet_v3_small", "weights": str(tmp_path / "weights.pt")}})
+    other = study_with(
+        {
+            "trial.teacher": {
+                "backbone": "mobilenet_v3_small",
+                "weights": str(tmp_path / "weights.pt"),
+            }
+        }
+    )
     [failed] = run_checks({"detectors": lambda: study_detectors(other, storage)})
     assert failed.state == "failed"
     assert "must fill at least 90% of the backbone's keys, got 0%" in failed.text
 
 
 @pytest.mark.slow
-def test_what_is_used_of_another_librarys_file_is_told(storage: Storage, mmdetection_file: Callable[..., str]) -> None:
+def test_what_is_used_of_another_librarys_file_is_told(
+    storage: Storage, mmdetection_file: Callable[..., str]
+) -> None:
     teacher = {"backbone": "resnet18", "fpn_channels": 32, "weights": mmdetection_file(None)}
-    [failed] = run_checks({"detectors": lambda: study_detectors(study_with({"trial.teacher": teacher}), storage)})
+    [failed] = run_checks(
+        {"detectors": lambda: study_detectors(study_with({"trial.teacher": teacher}), storage)}
+    )
     assert failed.text.endswith("got mmdetection. Set weights_layout: mmdetection")
     study = study_with({"trial.teacher": {**teacher, "weights_layout": "mmdetection"}})
-    loaded, used = (finding.text for finding in study_detectors(study, storage) if finding.name == "teacher")
-    assert "teacher.pth: loaded 100% of the backbone, 100% of the neck, 90% of the head; 2 of other shape or classes: " in loaded
+    loaded, used = (
+        finding.text for finding in study_detectors(study, storage) if finding.name == "teacher"
+    )
+    assert (
+        "teacher.pth: loaded 100% of the backbone, 100% of the neck, 90% of the head; 2 of other "
+        "shape or classes: " in loaded
+    )
     assert used.endswith("its head is not loaded in full: features only")
 
 
 def test_the_pre_flight_waits_for_a_teacher_that_the_study_trains(storage: Storage) -> None:
     [found] = study_preflight(study_with(), storage)
-    assert (found.state, found.text) == ("ok", "waits for the teacher, which the study trains: `run` does it then")
+    assert (found.state, found.text) == (
+        "ok",
+        "waits for the teacher, which the study trains: `run` does it then",
+    )
 
 
 @pytest.mark.slow
-def test_the_pre_flight_measures_once_and_judges_each_time(storage: Storage, tmp_path: Path) -> None:
+def test_the_pre_flight_measures_once_and_judges_each_time(
+    storage: Storage, tmp_path: Path
+) -> None:
     config = DetectorConfig(backbone="mobilenet_v3_small", fpn_channels=32)
-    save_student(tmp_path / "teacher.pt", build_detector(config, SHAPE_CLASSES[:6], seed=0), extra={})
-    teacher = {"backbone": "mobilenet_v3_small", "fpn_channels": 32, "weights": str(tmp_path / "teacher.pt")}
-    states = {finding.name: finding.state for finding in study_preflight(study_with({"trial.teacher": teacher}), storage)}
-    assert set(states) == {"teacher's AP", "loaded", "features", "masks", "losses", "gradients", "teacher frozen"}
+    save_student(
+        tmp_path / "teacher.pt", build_detector(config, SHAPE_CLASSES[:6], seed=0), extra={}
+    )
+    teacher = {
+        "backbone": "mobilenet_v3_small",
+        "fpn_channels": 32,
+        "weights": str(tmp_path / "teacher.pt"),
+    }
+    states = {
+        finding.name: finding.state
+        for finding in study_preflight(study_with({"trial.teacher": teacher}), storage)
+    }
+    assert set(states) == {
+        "teacher's AP",
+        "loaded",
+        "features",
+        "masks",
+        "losses",
+        "gradients",
+        "teacher frozen",
+    }
     assert states["teacher frozen"] == "ok"
     begin = time.monotonic()
     stated = study_with({"trial.teacher": {**teacher, "stated_ap": 0.9}})
-    assert {finding.name for finding in study_preflight(stated, storage) if finding.state == "failed"} == {"teacher's AP"}
+    assert {
+        finding.name for finding in study_preflight(stated, storage) if finding.state == "failed"
+    } == {"teacher's AP"}
     assert time.monotonic() - begin < 1
 
 
@@ -176,7 +236,9 @@ def test_a_problem_that_several_checks_meet_is_told_once() -> None:
         raise DataError("x.json: must be there")
         yield
 
-    assert [finding.name for finding in run_checks({"data": breaks, "detectors": breaks})] == ["data"]
+    assert [finding.name for finding in run_checks({"data": breaks, "detectors": breaks})] == [
+        "data"
+    ]
 
 
 @pytest.mark.ray
@@ -187,18 +249,26 @@ def test_a_study_in_order_passes_and_json_holds_the_findings(tmp_path: Path) -> 
     content = json.loads(result.stdout)
     assert result.exit_code == 0, result.stdout
     assert content["failed"] == 0
-    assert {"packages", "Ray", "resources", "training data", "levels"} <= {finding["name"] for finding in content["findings"]}
+    assert {"packages", "Ray", "resources", "training data", "levels"} <= {
+        finding["name"] for finding in content["findings"]
+    }
 
 
 @pytest.mark.ray
 def test_a_study_that_cannot_run_here_fails_with_the_way_out(tmp_path: Path) -> None:
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**CONTENT, "resources": {"cpus_per_worker": 1000}}))
-    result = CliRunner().invoke(app, ["doctor", str(tmp_path / "study.yaml"), "--storage", str(tmp_path / "runs")])
+    (tmp_path / "study.yaml").write_text(
+        yaml.safe_dump({**CONTENT, "resources": {"cpus_per_worker": 1000}})
+    )
+    result = CliRunner().invoke(
+        app, ["doctor", str(tmp_path / "study.yaml"), "--storage", str(tmp_path / "runs")]
+    )
     assert result.exit_code == 2
     assert "one trial needs 1000 CPUs" in result.stdout
     assert "1 failed" in result.stdout
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({**CONTENT, "serach": {}}))
-    result = CliRunner().invoke(app, ["doctor", str(tmp_path / "study.yaml"), "--storage", str(tmp_path / "runs")])
+    result = CliRunner().invoke(
+        app, ["doctor", str(tmp_path / "study.yaml"), "--storage", str(tmp_path / "runs")]
+    )
     assert result.exit_code == 2
     assert "serach: no such setting. Did you mean 'search'?" in result.stdout
 
@@ -209,5 +279,8 @@ def test_a_cluster_that_is_not_there_is_told(tmp_path: Path) -> None:
     checks = all_checks(Storage.at(tmp_path), address="127.0.0.1:1", study=None)
     [found] = run_checks({"Ray": checks["Ray"]})
     assert found.state == "failed"
-    assert "--address: needs a running Ray cluster of which this machine is a node, got 127.0.0.1:1" in found.text
+    assert (
+        "--address: needs a running Ray cluster of which this machine is a node, got 127.0.0.1:1"
+        in found.text
+    )
     assert time.monotonic() - begin < 60

@@ -28,7 +28,9 @@ def clock(monkeypatch):
 
 
 def progress(number, state="running", epoch=1, **columns):
-    return TrialUpdate(name=str(number), key=f"key-{number}", state=state, epoch=epoch, epochs=4, **columns)
+    return TrialUpdate(
+        name=str(number), key=f"key-{number}", state=state, epoch=epoch, epochs=4, **columns
+    )
 
 
 def lines_of(view, console):
@@ -85,7 +87,13 @@ def test_a_terminal_shows_a_table_that_draws_over_itself(terminal):
 
 def test_each_trial_has_a_row_with_a_bar_as_long_as_its_progress(view, terminal):
     for number, epoch in ((1, 0), (2, 2), (3, 4)):
-        view.update(progress(number, epoch=epoch, parameters={"distill.kdr.weight": 3.25, "distill.kdr.review_links": []}))
+        view.update(
+            progress(
+                number,
+                epoch=epoch,
+                parameters={"distill.kdr.weight": 3.25, "distill.kdr.review_links": []},
+            )
+        )
     rows = [line for line in lines_of(view, terminal) if "/4" in line]
     assert [line.count("━") for line in rows] == [0, 8, 16]
     assert all(line.rstrip().endswith("weight=3.25  review_links=none") for line in rows)

@@ -11,7 +11,9 @@ from kdr.results.reader import read_log
 
 @pytest.fixture
 def ask(invoke, example_log):
-    return lambda module, *arguments: invoke(module.command, *arguments, "--storage", example_log.storage.root)
+    return lambda module, *arguments: invoke(
+        module.command, *arguments, "--storage", example_log.storage.root
+    )
 
 
 def test_check_ends_with_0_for_a_sound_log_and_1_for_a_damaged_one(ask, example_log):
@@ -27,7 +29,9 @@ def test_check_ends_with_0_for_a_sound_log_and_1_for_a_damaged_one(ask, example_
     result = ask(log_check, "--json")
     [gap] = json.loads(result.stdout)["findings"]
     assert (result.exit_code, gap["kind"], gap["where"]) == (0, "incomplete", "a")
-    assert gap["what"].startswith("was completed at epoch 4, of which the log has 0: its result counts, its curve has gaps. ")
+    assert gap["what"].startswith(
+        "was completed at epoch 4, of which the log has 0: its result counts, its curve has gaps. "
+    )
 
 
 def test_compact_says_how_many_files_became_how_many(ask, example_log):
@@ -38,7 +42,9 @@ def test_compact_says_how_many_files_became_how_many(ask, example_log):
     assert ask(log_compact).stdout == f"example: {before} files became 3\n"
     assert ask(log_compact, "example").stdout == "example: 3 files became 3\n"
     assert read_log(example_log.storage).trials.num_rows == num_rows
-    with pytest.raises(ConfigError, match=r"nothing: must be a study in the log .* Studies there: example"):
+    with pytest.raises(
+        ConfigError, match=r"nothing: must be a study in the log .* Studies there: example"
+    ):
         ask(log_compact, "nothing")
 
 
@@ -61,11 +67,16 @@ def test_exclude_needs_a_reason_or_undo(ask, example_log, options):
 
 def test_cancel_asks_a_running_trial_to_end(ask, example_log):
     example_log.trial("abcdef123", event="started", epoch=2)
-    assert "is asked to end after its present epoch; it is past epoch 2" in ask(log_cancel, "abcdef", "--reason", "slow").stdout
+    assert (
+        "is asked to end after its present epoch; it is past epoch 2"
+        in ask(log_cancel, "abcdef", "--reason", "slow").stdout
+    )
     assert example_log.storage.cancellation("abcdef123").read_text() == "slow"
 
 
 def test_cancel_says_that_a_trial_is_not_running(ask, example_log):
     example_log.trial("abcdef123")
-    with pytest.raises(ConfigError, match="KEY: must be a running trial, got abcdef123, which is completed"):
+    with pytest.raises(
+        ConfigError, match="KEY: must be a running trial, got abcdef123, which is completed"
+    ):
         ask(log_cancel, "abcdef123")

@@ -43,18 +43,36 @@ def test_json_has_no_nan_and_times_as_text():
         "t": datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
         "d": decimal.Decimal(3),
     }
-    assert json.loads(json_text(value)) == {"a": None, "b": [None, 1.5], "t": "2026-01-01T00:00:00+00:00", "d": 3}
+    assert json.loads(json_text(value)) == {
+        "a": None,
+        "b": [None, 1.5],
+        "t": "2026-01-01T00:00:00+00:00",
+        "d": 3,
+    }
 
 
-@given(st.lists(st.tuples(st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc"])), st.integers(), st.floats(0, 1))))
+@given(
+    st.lists(
+        st.tuples(
+            st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc"])),
+            st.integers(),
+            st.floats(0, 1),
+        )
+    )
+)
 def test_csv_reads_back(rows):
     found = list(csv.reader(io.StringIO(csv_text(["a", "b", "c"], rows))))
-    assert found == [["a", "b", "c"], *([text, str(number), str(share)] for text, number, share in rows)]
+    assert found == [
+        ["a", "b", "c"],
+        *([text, str(number), str(share)] for text, number, share in rows),
+    ]
 
 
 def test_values_on_a_terminal_are_never_markup():
     console = Console(file=io.StringIO(), force_terminal=True, width=60, color_system=None)
-    print_table(["links"], [["[bold]P4[/bold]"]], title="[red]title", notes=["[note]"], console=console)
+    print_table(
+        ["links"], [["[bold]P4[/bold]"]], title="[red]title", notes=["[note]"], console=console
+    )
     text = console.file.getvalue()
     assert "[bold]P4[/bold]" in text
     assert "[red]title" in text

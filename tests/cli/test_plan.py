@@ -21,7 +21,13 @@ HEAVY = ("torch", "torchvision", "ray", "optuna", "duckdb", "scipy", "numpy")
 SMALL: dict[str, Any] = {
     "study": "small",
     "trial": {
-        "data": {"dataset": "shapes", "image_size_px": 64, "num_train": 12, "num_val": 4, "search_split": 4},
+        "data": {
+            "dataset": "shapes",
+            "image_size_px": 64,
+            "num_train": 12,
+            "num_val": 4,
+            "search_split": 4,
+        },
         "teacher": {"backbone": "resnet18", "training": {"epochs": 2}},
         "student": {"backbone": "mobilenet_v3_small"},
         "distill": {"kdr": {}},
@@ -32,7 +38,10 @@ SMALL: dict[str, Any] = {
         "parameters": {
             "distill.kdr.weight": {"float": [0.1, 50], "log": True},
             "distill.kdr.review_links": {"subset": ["P4->P3", "P5->P4"], "at_least": 1},
-            "distill.kdr.attention": {"choice": ["none", "both"], "when": {"distill.kdr.review_links": "not empty"}},
+            "distill.kdr.attention": {
+                "choice": ["none", "both"],
+                "when": {"distill.kdr.review_links": "not empty"},
+            },
         },
         "enqueue": [{"distill.kdr.review_links": ["P4->P3"]}],
     },
@@ -53,7 +62,9 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
     def to_disk(**trial: Any) -> Path:
         path = tmp_path / "study.yaml"
-        path.write_text(yaml.safe_dump({**SMALL, "trial": {**SMALL["trial"], **trial}}, sort_keys=False))
+        path.write_text(
+            yaml.safe_dump({**SMALL, "trial": {**SMALL["trial"], **trial}}, sort_keys=False)
+        )
         return path
 
     return to_disk
@@ -67,19 +78,19 @@ def facts(text: str) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
-def test_every_study_that_comes_along_can_be_planned_without_heavy_packages(study: Path, tmp_path: Path) -> None:
+def test_every_study_that_comes_along_can_be_planned_without_heavy_packages(
+    study: Path, tmp_path: Path
+) -> None:
     code = (
-        "import sys\n"
-        "from kdr.cli.app import main\n"
-        "try:\n"
-        "    main()\n"
-        "except SystemExit as end:\n"
+        "import sys\nfrom kdr.cli.app import main\ntry:\n    main()\nexcept SystemExit as end:\n"
         f"    print([name for name in {HEAVY} if name in sys.modules], end.code, file=sys.stderr)\n"
     )
     command = [sys.executable, "-c", code, "plan", str(study), "--storage", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     # the smallest effect that an ablation can decide needs the noncentral t distribution
-    assert result.stderr == ("['scipy', 'numpy'] 0\n" if "ablation" in yaml.safe_load(study.read_text()) else "[] 0\n")
+    assert result.stderr == (
+        "['scipy', 'numpy'] 0\n" if "ablation" in yaml.safe_load(study.read_text()) else "[] 0\n"
+    )
     assert facts(result.stdout)["study"] == yaml.safe_load(study.read_text())["study"]
     assert "warning" not in result.stdout
     assert not list(tmp_path.iterdir())
@@ -89,7 +100,9 @@ def test_trials_teacher_and_search_are_told(invoke, write, tmp_path):
     text = invoke(plan.command, write(), "--storage", tmp_path / "runs").stdout
     assert facts(text) == {
         "study": "small",
-        "data": "shapes: 12 training and 4 validation images, evaluated on 4 of the training images",
+        "data": (
+            "shapes: 12 training and 4 validation images, evaluated on 4 of the training images"
+        ),
         "student": "retinanet mobilenet_v3_small, 3 epochs",
         "methods": "kdr",
         "teacher": "retinanet resnet18, trained first",
@@ -117,18 +130,31 @@ def write_ablation(tmp_path: Path) -> Callable[..., Path]:
     def to_disk(**ablation: Any) -> Path:
         path = tmp_path / "ablation.yaml"
         trial = {**SMALL["trial"], "data": {**SMALL["trial"]["data"], "search_split": 0}}
-        path.write_text(yaml.safe_dump({"study": "parts", "trial": trial, "ablation": {**ABLATION, **ablation}}, sort_keys=False))
+        path.write_text(
+            yaml.safe_dump(
+                {"study": "parts", "trial": trial, "ablation": {**ABLATION, **ablation}},
+                sort_keys=False,
+            )
+        )
         return path
 
     return to_disk
 
 
 def test_the_arms_of_an_ablation_are_told(invoke, write_ablation, tmp_path):
-    text = invoke(plan.command, write_ablation(design="factorial"), "--storage", tmp_path / "runs").stdout
+    text = invoke(
+        plan.command, write_ablation(design="factorial"), "--storage", tmp_path / "runs"
+    ).stdout
     found = facts(text)
-    assert (found["compares"], found["seeds"]) == ("AP of 4 arms (factorial) with 'baseline'", "3: 5, 6, 7")
+    assert (found["compares"], found["seeds"]) == (
+        "AP of 4 arms (factorial) with 'baseline'",
+        "3: 5, 6, 7",
+    )
     assert (found["trials"], found["known already"]) == ("9", "0 of 9")
-    lines = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in text.split("\n\n")[1].splitlines()]
+    lines = [
+        [cell.strip() for cell in line.split("  ") if cell.strip()]
+        for line in text.split("\n\n")[1].splitlines()
+    ]
     assert lines == [
         ["arm", "known", "changes"],
         ["baseline", "0", "nothing"],
@@ -137,18 +163,25 @@ def test_the_arms_of_an_ablation_are_told(invoke, write_ablation, tmp_path):
         [
             "review=off, attention=off",
             "0",
-            "distill.kdr.review_links = [], distill.kdr.attention = none (the same trial as 'review=off')",
+            (
+                "distill.kdr.review_links = [], distill.kdr.attention = none (the same trial as "
+                "'review=off')"
+            ),
         ],
     ]
 
 
 def test_arms_that_are_left_out_are_named(invoke, write_ablation):
     leave_out = [{"review": "off", "attention": "off"}]
-    found = facts(invoke(plan.command, write_ablation(design="factorial", leave_out=leave_out)).stdout)
+    found = facts(
+        invoke(plan.command, write_ablation(design="factorial", leave_out=leave_out)).stdout
+    )
     assert (found["left out"], found["trials"]) == ("review=off, attention=off", "9")
 
 
-def log_values(path: Path, storage: Any, values: dict[str, tuple[float, ...]], **columns: Any) -> None:
+def log_values(
+    path: Path, storage: Any, values: dict[str, tuple[float, ...]], **columns: Any
+) -> None:
     """Writes an ablation's trials as completed: the AP of each arm by seed, for the first seeds."""
     from kdr.config.study import read_study
     from kdr.plan.designs import arm_points
@@ -167,8 +200,20 @@ def log_values(path: Path, storage: Any, values: dict[str, tuple[float, ...]], *
         for arm, trial in trials:
             index = study.ablation.all_seeds.index(trial.config.seed)
             if index < len(values[arm.name]):
-                done = {"event": "completed", "config": trial.config.model_dump_json(), "seed": trial.config.seed}
-                log.event(TrialEvent(study=study.study, key=trial.key, AP=values[arm.name][index], **done, **columns))
+                done = {
+                    "event": "completed",
+                    "config": trial.config.model_dump_json(),
+                    "seed": trial.config.seed,
+                }
+                log.event(
+                    TrialEvent(
+                        study=study.study,
+                        key=trial.key,
+                        AP=values[arm.name][index],
+                        **done,
+                        **columns,
+                    )
+                )
 
 
 def test_what_the_log_knows_gives_cost_and_smallest_effect(invoke, write_ablation, tmp_path):
@@ -176,21 +221,37 @@ def test_what_the_log_knows_gives_cost_and_smallest_effect(invoke, write_ablatio
 
     storage, path = Storage.at(tmp_path / "runs"), write_ablation()
     before = facts(invoke(plan.command, path, "--storage", storage.root).stdout)
-    assert before["cost"].startswith("unknown: the log has no completed trial of this shape. --probe trains a few steps")
-    assert before["can decide"] == (
-        "a difference of 4.6 sd of the paired differences (80% power, 3 seeds, 2 comparisons): 0.023 AP if sd is 0.005"
+    assert before["cost"].startswith(
+        "unknown: the log has no completed trial of this shape. --probe trains a few steps"
+    )
+    assert (
+        before["can decide"]
+        == "a difference of 4.6 sd of the paired differences (80% power, 3 seeds, 2 comparisons): "
+        "0.023 AP if sd is 0.005"
     )
     values = {"baseline": (0.20, 0.21), "review=off": (0.18, 0.21), "attention=off": (0.19, 0.20)}
     log_values(path, storage, values, seconds=90.0, num_gpus=4.0, device="GPU")
     after = facts(invoke(plan.command, path, "--storage", storage.root).stdout)
     assert after["known already"] == "6 of 9"
-    assert after["cost"] == (
-        "4 min for 3 trials one after the other, 0.3 GPU-hours: the mean of 6 logged trials of this shape on GPU"
+    assert (
+        after["cost"]
+        == "4 min for 3 trials one after the other, 0.3 GPU-hours: the mean of 6 logged trials of "
+        "this shape on GPU"
     )
     # the differences are -0.02, 0 and -0.01, -0.01: pooled sd sqrt(0.0002 / 2) = 0.01
-    assert after["can decide"] == "a difference of 0.046 AP (80% power, 3 seeds, 2 comparisons, sd of differences 0.01 so far)"
-    rows = json.loads(invoke(plan.command, path, "--storage", storage.root, "--json").stdout)["arms"]
-    assert [(row["name"], row["num_known"]) for row in rows] == [("baseline", 2), ("review=off", 2), ("attention=off", 2)]
+    assert (
+        after["can decide"]
+        == "a difference of 0.046 AP (80% power, 3 seeds, 2 comparisons, sd of differences 0.01 so "
+        "far)"
+    )
+    rows = json.loads(invoke(plan.command, path, "--storage", storage.root, "--json").stdout)[
+        "arms"
+    ]
+    assert [(row["name"], row["num_known"]) for row in rows] == [
+        ("baseline", 2),
+        ("review=off", 2),
+        ("attention=off", 2),
+    ]
 
 
 def test_a_contrast_is_not_adjusted_for(invoke, write_ablation):
@@ -211,11 +272,23 @@ def test_seeds_with_which_a_search_has_chosen_are_warned_of(invoke, write_ablati
     trial = trial_maker(search, storage)(search.trial_with({"seed": 6}))
     with LogWriter(storage, "small") as log:
         note_arm(log, search, trial, parameters={})
-        completed = TrialEvent(study="small", key=trial.key, event="completed", config=trial.config.model_dump_json(), seed=6)
+        completed = TrialEvent(
+            study="small",
+            key=trial.key,
+            event="completed",
+            config=trial.config.model_dump_json(),
+            seed=6,
+        )
         log.event(completed)
     text = invoke(plan.command, write_ablation(), "--storage", storage.root).stdout
-    assert "warning: ablation.seeds: the search small has chosen with 6 among settings like the baseline's" in text
-    assert "warning" not in invoke(plan.command, write_ablation(seeds=[7, 8]), "--storage", storage.root).stdout
+    assert (
+        "warning: ablation.seeds: the search small has chosen with 6 among settings like the "
+        "baseline's" in text
+    )
+    assert (
+        "warning"
+        not in invoke(plan.command, write_ablation(seeds=[7, 8]), "--storage", storage.root).stdout
+    )
 
 
 @pytest.mark.slow
@@ -231,7 +304,10 @@ def test_a_probe_tells_the_cost_of_teacher_and_trials(invoke, write_ablation, tm
 def test_the_parameters_are_a_table(invoke, write):
     lines = invoke(plan.command, write()).stdout.splitlines()
     begin = next(index for index, line in enumerate(lines) if line.startswith("parameter "))
-    rows = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines[begin : begin + 4]]
+    rows = [
+        [cell.strip() for cell in line.split("  ") if cell.strip()]
+        for line in lines[begin : begin + 4]
+    ]
     assert rows == [
         ["parameter", "kind", "values", "drawn when"],
         ["distill.kdr.weight", "float log", "0.1 to 50"],
@@ -248,7 +324,14 @@ def test_json_holds_the_same_for_scripts(invoke, write, tmp_path):
 
 
 def test_settings_can_be_overridden(invoke, write):
-    overrides = ["--set", "search.trials=40", "--set", "training.epochs=7", "--set", "trial.student.detector=fcos"]
+    overrides = [
+        "--set",
+        "search.trials=40",
+        "--set",
+        "training.epochs=7",
+        "--set",
+        "trial.student.detector=fcos",
+    ]
     found = facts(invoke(plan.command, write(), *overrides).stdout)
     assert (found["trials"], found["student"]) == ("40", "fcos mobilenet_v3_small, 7 epochs")
 
@@ -257,11 +340,17 @@ def test_what_looks_wrong_is_warned_of(invoke, write):
     lines = invoke(plan.command, write(), "--set", "training.batch_size=64").stdout.splitlines()
     warnings = [line for line in lines if line.startswith("warning: ")]
     assert len(warnings) == 1
-    assert warnings[0].startswith("warning: trial.training.batch_size: 64 is more than the 8 training images")
+    assert warnings[0].startswith(
+        "warning: trial.training.batch_size: 64 is more than the 8 training images"
+    )
 
 
 def test_a_teacher_of_another_library_is_told_and_its_settings_are_checked(invoke, write, tmp_path):
-    teacher = {"backbone": "resnet101", "weights": str(tmp_path / "model.pkl"), "weights_layout": "detectron2"}
+    teacher = {
+        "backbone": "resnet101",
+        "weights": str(tmp_path / "model.pkl"),
+        "weights_layout": "detectron2",
+    }
     text = invoke(plan.command, write(teacher=teacher), "--storage", tmp_path / "runs").stdout
     assert facts(text)["teacher"] == "retinanet resnet101, weights of detectron2"
     assert "cannot be counted here" in facts(text)["known already"]
@@ -281,16 +370,30 @@ def test_known_trials_and_teachers_are_counted(invoke, write, tmp_path):
     assert teacher is not None
     with LogWriter(storage, "another") as log:
         for config in (study.trial_with(SMALL["search"]["enqueue"][0]), teacher):
-            log.event(TrialEvent(study="another", key=make(config).key, event="completed", config=config.model_dump_json()))
+            log.event(
+                TrialEvent(
+                    study="another",
+                    key=make(config).key,
+                    event="completed",
+                    config=config.model_dump_json(),
+                )
+            )
     found = facts(invoke(plan.command, path, "--storage", storage.root).stdout)
-    assert (found["known already"], found["teacher"]) == ("1 of 1", "retinanet resnet18, trained already")
+    assert (found["known already"], found["teacher"]) == (
+        "1 of 1",
+        "retinanet resnet18, trained already",
+    )
 
 
 def test_a_full_check_of_the_data_generates_and_decodes_it(invoke, write, tmp_path):
-    text = invoke(plan.command, write(), "--storage", tmp_path / "runs", "--check-data", "full").stdout
+    text = invoke(
+        plan.command, write(), "--storage", tmp_path / "runs", "--check-data", "full"
+    ).stdout
     assert "\ntraining: train.json: 8 images, " in text
     assert "\nevaluation: train.json: 4 images, " in text
-    [image, *others] = sorted((tmp_path / "runs" / "data").rglob("train*/*.png")) or sorted((tmp_path / "runs").rglob("*.jpg"))
+    [image, *others] = sorted((tmp_path / "runs" / "data").rglob("train*/*.png")) or sorted(
+        (tmp_path / "runs").rglob("*.jpg")
+    )
     assert others
     image.write_bytes(image.read_bytes()[:60])
     with pytest.raises(DataError, match=image.name):
@@ -302,10 +405,14 @@ def test_data_that_is_not_here_is_no_obstacle_to_a_plan(orchestrate, write, tmp_
     result = orchestrate("plan", path, "--storage", tmp_path / "runs")
     assert (result.returncode, result.stderr) == (0, "")
     known = facts(result.stdout)["known already"]
-    assert known.startswith(f"cannot be counted here: {tmp_path}/nowhere/train.json: needs an annotation file")
+    assert known.startswith(
+        f"cannot be counted here: {tmp_path}/nowhere/train.json: needs an annotation file"
+    )
     checked = orchestrate("plan", path, "--storage", tmp_path / "runs", "--check-data", "headers")
     assert checked.returncode == 2
-    assert checked.stderr.startswith(f"{tmp_path}/nowhere/train.json: needs an annotation file in COCO format, got none")
+    assert checked.stderr.startswith(
+        f"{tmp_path}/nowhere/train.json: needs an annotation file in COCO format, got none"
+    )
     assert "Traceback" not in checked.stderr
 
 
@@ -318,7 +425,12 @@ def test_every_problem_of_a_file_is_printed_at_once(orchestrate, write):
     result = orchestrate("plan", path)
     assert (result.returncode, result.stdout) == (2, "")
     lines = result.stderr.splitlines()
-    for setting in ("training.epochs", "training.learning_rate", "student.backbone", "distill.kdr.weight"):
+    for setting in (
+        "training.epochs",
+        "training.learning_rate",
+        "student.backbone",
+        "distill.kdr.weight",
+    ):
         assert len([line for line in lines if line.startswith(f"trial.{setting}: ")]) == 1, setting
     assert len(lines) == 4
     assert "Traceback" not in result.stderr

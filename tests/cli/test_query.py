@@ -17,11 +17,17 @@ def ask(invoke, example_log):
 
 
 def test_an_answer_is_printed_as_lines(ask):
-    assert ask(SQL).stdout.splitlines() == ["key    AP  weight", "b     0.5       5", "a    0.25       1"]
+    assert ask(SQL).stdout.splitlines() == [
+        "key    AP  weight",
+        "b     0.5       5",
+        "a    0.25       1",
+    ]
 
 
 def test_an_answer_is_printed_as_csv_and_json(ask):
-    assert ask(SQL, "--format", "csv").stdout == "key,AP,distill.kdr.weight\nb,0.5,5.0\na,0.25,1.0\n"
+    assert (
+        ask(SQL, "--format", "csv").stdout == "key,AP,distill.kdr.weight\nb,0.5,5.0\na,0.25,1.0\n"
+    )
     assert json.loads(ask(SQL, "--format", "json").stdout) == [
         {"key": "b", "AP": 0.5, "distill.kdr.weight": 5.0},
         {"key": "a", "AP": 0.25, "distill.kdr.weight": 1.0},
@@ -29,7 +35,9 @@ def test_an_answer_is_printed_as_csv_and_json(ask):
 
 
 def test_sums_of_whole_numbers_are_numbers(ask):
-    assert json.loads(ask("SELECT sum(epoch) AS n FROM epochs", "--format", "json").stdout) == [{"n": 20}]
+    assert json.loads(ask("SELECT sum(epoch) AS n FROM epochs", "--format", "json").stdout) == [
+        {"n": 20}
+    ]
 
 
 def test_an_empty_answer_shows_its_columns(ask):
@@ -54,13 +62,17 @@ def test_the_format_that_is_named_wins_over_the_ending(ask, tmp_path):
 
 
 def test_parquet_needs_a_file(ask):
-    with pytest.raises(ConfigError, match=r"--format: parquet needs a file, got none. Add --output FILE"):
+    with pytest.raises(
+        ConfigError, match=r"--format: parquet needs a file, got none. Add --output FILE"
+    ):
         ask(SQL, "--format", "parquet")
 
 
 def test_a_file_that_cannot_be_written_is_named(ask, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"--output: needs a file that can be written, got .*file/x.csv"):
+    with pytest.raises(
+        StorageError, match=r"--output: needs a file that can be written, got .*file/x.csv"
+    ):
         ask(SQL, "--output", tmp_path / "file" / "x.csv")
 
 

@@ -10,7 +10,9 @@ from kdr.errors import ConfigError, StorageError
 @pytest.fixture
 def ask(invoke, example_log):
     example_log.trial("a", AP=0.3)
-    return lambda *arguments: invoke(report.command, *arguments, "--storage", example_log.storage.root)
+    return lambda *arguments: invoke(
+        report.command, *arguments, "--storage", example_log.storage.root
+    )
 
 
 def test_the_page_of_a_study_is_one_file(ask, tmp_path):
@@ -43,11 +45,15 @@ def test_an_unknown_study_and_metric_are_refused(ask, tmp_path):
 
 def test_a_file_that_cannot_be_written_is_named(ask, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"--output: needs a file that can be written, got .*out.html"):
+    with pytest.raises(
+        StorageError, match=r"--output: needs a file that can be written, got .*out.html"
+    ):
         ask("example", "-o", tmp_path / "file" / "out.html")
 
 
-def test_watch_writes_the_page_again_until_the_study_is_over(ask, example_log, tmp_path, monkeypatch):
+def test_watch_writes_the_page_again_until_the_study_is_over(
+    ask, example_log, tmp_path, monkeypatch
+):
     monkeypatch.setattr(report, "WATCH_EVERY_S", 0.2)
     path, pages = tmp_path / "out.html", []
 

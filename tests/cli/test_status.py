@@ -13,7 +13,9 @@ from kdr.errors import ConfigError
 @pytest.fixture
 def ask(invoke, example_log):
     example_log.time = datetime.now(UTC) - timedelta(seconds=40)
-    return lambda *arguments: invoke(status.command, *arguments, "--storage", example_log.storage.root)
+    return lambda *arguments: invoke(
+        status.command, *arguments, "--storage", example_log.storage.root
+    )
 
 
 def test_states_progress_and_time_left_are_shown(ask, example_log):
@@ -40,11 +42,24 @@ def test_gpu_hours_are_told_beside_their_budget(ask, example_log):
 def test_the_arms_of_an_ablation_are_shown_with_how_many_seeds_are_done(ask, example_log):
     del example_log.content["search"]
     example_log.content["trial"]["distill"] = {}
-    example_log.content["ablation"] = {"factors": {"lr": {"low": {"training.lr": 0.001}}}, "seeds": [5, 6], "metric": "AP"}
+    example_log.content["ablation"] = {
+        "factors": {"lr": {"low": {"training.lr": 0.001}}},
+        "seeds": [5, 6],
+        "metric": "AP",
+    }
     for seed in (5, 6):
-        for arm, event in (("baseline", "completed"), ("lr=low", "failed" if seed == 6 else "completed")):
+        for arm, event in (
+            ("baseline", "completed"),
+            ("lr=low", "failed" if seed == 6 else "completed"),
+        ):
             changes = {"seed": seed, "training.lr": 0.01 if arm == "baseline" else 0.001}
-            example_log.trial(f"{arm}-{seed}", arm=arm, parameters=changes, event=event, levels={"lr": arm.rpartition("=")[2]})
+            example_log.trial(
+                f"{arm}-{seed}",
+                arm=arm,
+                parameters=changes,
+                event=event,
+                levels={"lr": arm.rpartition("=")[2]},
+            )
     lines = ask("example").stdout.splitlines()
     assert lines[0].startswith("example: 4 of 4 trials (3 completed, 1 failed)")
     assert [line.split() for line in lines[1:4]] == [
@@ -59,7 +74,11 @@ def test_json_is_for_scripts(ask, example_log):
     example_log.trial("a", AP=0.25)
     found = json.loads(ask("example", "--json").stdout)
     assert (found["counts"], found["total"], found["is_over"]) == ({"completed": 1}, 8, False)
-    assert (found["trials"][0]["key"], found["trials"][0]["epoch"], found["trials"][0]["value"]) == ("a", 4, 0.25)
+    assert (
+        found["trials"][0]["key"],
+        found["trials"][0]["epoch"],
+        found["trials"][0]["value"],
+    ) == ("a", 4, 0.25)
     assert found["seconds_left"] == pytest.approx(7 * 4 * 11)
 
 
@@ -77,16 +96,20 @@ def test_watching_ends_with_the_study_and_prints_only_news(ask, example_log, mon
 
 
 def test_a_study_that_is_not_there_is_named(ask):
-    with pytest.raises(ConfigError, match=r"nothing: must be a study in the log .* Studies there: none yet"):
+    with pytest.raises(
+        ConfigError, match=r"nothing: must be a study in the log .* Studies there: none yet"
+    ):
         ask("nothing")
 
 
 def test_help_needs_no_heavy_package():
     code = (
-        "import sys, kdr.cli.query, kdr.cli.table, kdr.cli.status, kdr.cli.best\n"
-        "print([name for name in ('pyarrow', 'duckdb', 'torch', 'ray', 'pydantic') if name in sys.modules])"
+        "import sys, kdr.cli.query, kdr.cli.table, kdr.cli.status, kdr.cli.best\nprint([name for "
+        "name in ('pyarrow', 'duckdb', 'torch', 'ray', 'pydantic') if name in sys.modules])"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "[]"
 
 
@@ -96,5 +119,7 @@ def test_reading_a_study_needs_neither_torch_nor_ray():
         "import kdr.report.followup.best_study, kdr.report.progress, kdr.report.settings_table\n"
         "print([name for name in ('torch', 'ray') if name in sys.modules])"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "[]"

@@ -35,7 +35,14 @@ def test_a_metric_by_a_setting(ask):
 
 def test_json_has_rows_and_notes(ask):
     found = json.loads(ask("example", "--by", WEIGHT, "--format", "json").stdout)
-    assert found["rows"][0] == {WEIGHT: 5.0, "n": 1, "mean AP": 0.4, "sd": None, "min": 0.4, "max": 0.4}
+    assert found["rows"][0] == {
+        WEIGHT: 5.0,
+        "n": 1,
+        "mean AP": 0.4,
+        "sd": None,
+        "min": 0.4,
+        "max": 0.4,
+    }
     assert found["notes"][0] == "Not in the table: 1 stopped early."
 
 
@@ -58,18 +65,26 @@ def test_a_study_file_names_its_study(ask, example_log, tmp_path):
 
 def test_a_study_that_is_not_there_is_named_with_those_that_are(ask, tmp_path):
     with pytest.raises(
-        ConfigError, match=r"exmple: must be a study in the log of .*runs, got 'exmple'. Studies there: example\. "
+        ConfigError,
+        match=(
+            r"exmple: must be a study in the log of .*runs, got 'exmple'. Studies there:"
+            r" example\. "
+        ),
     ):
         ask("exmple")
     with pytest.raises(ConfigError, match=r"no.yaml: cannot be read"):
         ask(tmp_path / "no.yaml")
     nameless = tmp_path / "nameless.yaml"
     nameless.write_text("trial: {}")
-    with pytest.raises(ConfigError, match=r"nameless.yaml: study: must be the name of the study, got None"):
+    with pytest.raises(
+        ConfigError, match=r"nameless.yaml: study: must be the name of the study, got None"
+    ):
         ask(nameless)
 
 
 def test_run_prints_the_same_ranking(ask, example_log):
     console = Console(file=io.StringIO(), width=200)
-    print_ranking(console, example_log.storage, study_from(example_log.content, folder=Path("/")), "AP")
+    print_ranking(
+        console, example_log.storage, study_from(example_log.content, folder=Path("/")), "AP"
+    )
     assert console.file.getvalue() == ask("example").stdout

@@ -44,32 +44,58 @@ def test_a_known_trial_is_not_trained_again(trained, invoke) -> None:
     assert text.splitlines()[-1].startswith("Known already: AP ")
     assert f"trial {trained.key}. Train it again with --rerun" in text
     after = read_log(trained.storage)
-    assert (after.trials.num_rows, after.arms.num_rows) == (before.trials.num_rows, before.arms.num_rows)
+    assert (after.trials.num_rows, after.arms.num_rows) == (
+        before.trials.num_rows,
+        before.arms.num_rows,
+    )
 
 
 def test_a_rerun_trains_again_to_the_same_numbers(trained, invoke) -> None:
     before = read_log(trained.storage).epochs_of(trained.key).to_pylist()
-    result: Result = invoke(train_one.command, trained.study, "--storage", trained.storage.root, "--rerun", "--device", "cpu")
+    result: Result = invoke(
+        train_one.command,
+        trained.study,
+        "--storage",
+        trained.storage.root,
+        "--rerun",
+        "--device",
+        "cpu",
+    )
     assert result.stdout.count("epoch ") == 2
     log = read_log(trained.storage)
     assert log.states()[trained.key].attempt == before[0]["attempt"] + 1
     after = log.epochs_of(trained.key).to_pylist()
-    assert [(row["losses"], row["AP"]) for row in after] == [(row["losses"], row["AP"]) for row in before]
+    assert [(row["losses"], row["AP"]) for row in after] == [
+        (row["losses"], row["AP"]) for row in before
+    ]
 
 
 def test_another_study_of_the_same_trial_uses_its_result(trained, invoke) -> None:
     content = json.loads(trained.study.read_text()) | {"study": "twin"}
     twin = trained.study.with_name("twin.yaml")
     twin.write_text(json.dumps(content))
-    assert "Known already" in invoke(train_one.command, twin, "--storage", trained.storage.root).stdout
+    assert (
+        "Known already" in invoke(train_one.command, twin, "--storage", trained.storage.root).stdout
+    )
     assert [trial.key for trial in ranking(read_log(trained.storage), "twin")] == [trained.key]
 
 
-def test_a_trial_that_runs_out_of_memory_says_so_and_goes_on(trained, invoke, tmp_path, room_for_two, caplog) -> None:
-    changes = ("--set", "training.micro_batch=auto", "--set", "distill={}", "--set", "teacher=null")
+def test_a_trial_that_runs_out_of_memory_says_so_and_goes_on(
+    trained, invoke, tmp_path, room_for_two, caplog
+) -> None:
+    changes = (
+        "--set",
+        "training.micro_batch=auto",
+        "--set",
+        "distill={}",
+        "--set",
+        "teacher=null",
+    )
     text = invoke(train_one.command, trained.study, "--storage", tmp_path / "runs", *changes).stdout
     assert [line.split("  ")[0] for line in text.splitlines()[2:-1]] == ["epoch 1/2", "epoch 2/2"]
-    assert [record.message.partition(": ")[2] for record in caplog.records if "memory" in record.message] == [
+    assert [
+        record.message.partition(": ")[2] for record in caplog.records if "memory" in record.message
+    ] == [
         "out of memory with 8 images at a time; goes on with 4",
         "out of memory with 4 images at a time; goes on with 2",
     ]
@@ -80,7 +106,10 @@ def test_what_another_process_trains_is_not_trained_beside_it(trained, invoke) -
     again = (train_one.command, trained.study, "--storage", trained.storage.root, "--rerun")
     with (
         sole_driver(trained.storage, "tiny", on_waiting=pytest.fail),
-        pytest.raises(BusyError, match=r"study: must have one driver at a time, got a second one for tiny: process "),
+        pytest.raises(
+            BusyError,
+            match=r"study: must have one driver at a time, got a second one for tiny: process ",
+        ),
     ):
         invoke(*again)
     refusal = r"must be trained by one process at a time, got one .*: study other \(process "
@@ -94,7 +123,14 @@ def test_what_another_process_trains_is_not_trained_beside_it(trained, invoke) -
 
 def test_problems_are_told_before_anything_is_written(trained, invoke, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"trial\.training\.epochs: .* got 0"):
-        invoke(train_one.command, trained.study, "--storage", tmp_path / "runs", "--set", "training.epochs=0")
+        invoke(
+            train_one.command,
+            trained.study,
+            "--storage",
+            tmp_path / "runs",
+            "--set",
+            "training.epochs=0",
+        )
     assert not (tmp_path / "runs").exists()
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=r"--storage: needs a folder that can be written"):

@@ -29,13 +29,20 @@ CONTENT: dict[str, Any] = {
 
 
 def study_with(changes: dict[str, Any], folder: Path = Path("/")) -> Study:
-    return study_from(changed(CONTENT, {f"ablation.{path}": value for path, value in changes.items()}), folder=folder)
+    return study_from(
+        changed(CONTENT, {f"ablation.{path}": value for path, value in changes.items()}),
+        folder=folder,
+    )
 
 
 def test_an_ablation_is_read_and_written_as_it_was() -> None:
     study = study_with({})
     assert study.ablation is not None
-    assert (study.ablation.design, study.metric, study.ablation.all_seeds) == ("leave_one_out", "AP", (10, 11, 12))
+    assert (study.ablation.design, study.metric, study.ablation.all_seeds) == (
+        "leave_one_out",
+        "AP",
+        (10, 11, 12),
+    )
     assert study_from(study_yaml(study), folder=Path("/")) == study
 
 
@@ -54,19 +61,43 @@ def test_the_metric_of_a_study_is_that_of_its_ablation() -> None:
     [
         ({"seeds": [1, 2, 1]}, "ablation.seeds: each seed once, got [1, 2, 1]"),
         ({"seeds": []}, "ablation.seeds: needs at least 1 value"),
-        ({"stop_early": "asha"}, "ablation.stop_early: no such setting. Settings: arms, baseline, contrast, "),
+        (
+            {"stop_early": "asha"},
+            "ablation.stop_early: no such setting. Settings: arms, baseline, contrast, ",
+        ),
         ({"design": "leave-one-out"}, "ablation.design: must be 'leave_one_out', 'add_one_in', "),
-        ({"factors": {}, "leave_out": []}, "ablation.factors: the design leave_one_out needs at least 1, got none"),
+        (
+            {"factors": {}, "leave_out": []},
+            "ablation.factors: the design leave_one_out needs at least 1, got none",
+        ),
         ({"factors.review": {}}, "ablation.factors.review: needs at least 1 value, got {}"),
-        ({"factors.review.off": {}}, "ablation.factors.review.off: needs at least 1 value, got {}"),
-        ({"factors.re view": {"off": {"seed": 1}}}, "ablation.factors.re view: must begin with a letter or digit and go on with"),
-        ({"factors.review.baseline": {"training.lr": 1}}, "ablation.factors.review.baseline: this name is the unchanged one's"),
+        (
+            {"factors.review.off": {}},
+            "ablation.factors.review.off: needs at least 1 value, got {}",
+        ),
+        (
+            {"factors.re view": {"off": {"seed": 1}}},
+            "ablation.factors.re view: must begin with a letter or digit and go on with",
+        ),
+        (
+            {"factors.review.baseline": {"training.lr": 1}},
+            "ablation.factors.review.baseline: this name is the unchanged one's",
+        ),
         (
             {"factors.review.off": {"seed": 3}},
             "ablation.factors.review.off.seed: all arms have the seeds of ablation.seeds, got 3",
         ),
-        ({"baseline": {"seed": 3}}, "ablation.baseline.seed: all arms have the seeds of ablation.seeds, got 3. Leave it out"),
-        ({"arms": {"off": {"distill": {}}}}, "ablation.arms: not for the design leave_one_out, got off. Leave them out"),
+        (
+            {"baseline": {"seed": 3}},
+            (
+                "ablation.baseline.seed: all arms have the seeds of ablation.seeds, got 3. Leave "
+                "it out"
+            ),
+        ),
+        (
+            {"arms": {"off": {"distill": {}}}},
+            "ablation.arms: not for the design leave_one_out, got off. Leave them out",
+        ),
         (
             {"design": "arms", "factors": {}, "leave_out": []},
             "ablation.arms: the design arms needs at least 1, got none",
@@ -81,18 +112,25 @@ def test_the_metric_of_a_study_is_that_of_its_ablation() -> None:
         ),
         (
             {"leave_out": [{"reveiw": "off"}]},
-            "ablation.leave_out.0.reveiw: no such factor. Did you mean 'review'? There are: review, weight",
+            (
+                "ablation.leave_out.0.reveiw: no such factor. Did you mean 'review'? There are: "
+                "review, weight"
+            ),
         ),
         (
             {"leave_out": [{"weight": "hihg"}]},
-            "ablation.leave_out.0.weight: must be a level of this factor, got 'hihg'. Did you mean 'high'? "
-            "There are: baseline, low, high",
+            (
+                "ablation.leave_out.0.weight: must be a level of this factor, got 'hihg'. Did you "
+                "mean 'high'? There are: baseline, low, high"
+            ),
         ),
         ({"margin": 0}, "ablation.margin: must be greater than 0, got 0"),
     ],
     ids=lambda value: value.split(":")[0] if isinstance(value, str) else "",
 )
-def test_a_mistake_is_told_with_path_rule_and_value_and_once(changes: dict[str, Any], problem: str) -> None:
+def test_a_mistake_is_told_with_path_rule_and_value_and_once(
+    changes: dict[str, Any], problem: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         study_with(changes)
     [found] = caught.value.problems
@@ -101,13 +139,21 @@ def test_a_mistake_is_told_with_path_rule_and_value_and_once(changes: dict[str, 
 
 def test_a_study_asks_one_question() -> None:
     search = {"trials": 3, "parameters": {"distill.kdr.weight": {"float": [1, 2]}}}
-    with pytest.raises(ConfigError, match=r"ablation: a study is a search or an ablation, got both\. Make two studies"):
+    with pytest.raises(
+        ConfigError,
+        match=r"ablation: a study is a search or an ablation, got both\. Make two studies",
+    ):
         study_from({**CONTENT, "search": search}, folder=Path("/"))
 
 
 def test_problems_of_the_trial_and_of_the_ablation_are_told_together() -> None:
     with pytest.raises(ConfigError) as caught:
-        study_from(changed(CONTENT, {"trial.seed": "x", "ablation.leave_out": [{"a": "b"}, {"weight": "c"}]}), folder=Path("/"))
+        study_from(
+            changed(
+                CONTENT, {"trial.seed": "x", "ablation.leave_out": [{"a": "b"}, {"weight": "c"}]}
+            ),
+            folder=Path("/"),
+        )
     assert sorted(problem.split(": ")[0] for problem in caught.value.problems) == [
         "ablation.leave_out.0.a",
         "ablation.leave_out.1.weight",

@@ -1,4 +1,5 @@
-"""The settings of the methods that KDR is compared with: their defaults for each detector, their levels, what they refuse."""
+"""The settings of the methods that KDR is compared with: their defaults for each detector, their
+levels, what they refuse."""
 
 import json
 from typing import Any
@@ -17,10 +18,20 @@ TRIAL: dict[str, Any] = {
     "teacher": {"backbone": "resnet18", "training": {"epochs": 2}},
     "distill": {},
 }
-WITH_LEVELS = [name for name in DistillConfig.model_fields if name in ("fitnet", "defeat", "fgd", "mgd", "pkd", "cwd", "frs")]
+WITH_LEVELS = [
+    name
+    for name in DistillConfig.model_fields
+    if name in ("fitnet", "defeat", "fgd", "mgd", "pkd", "cwd", "frs")
+]
 
 
-def resolved(method: str, changes: dict[str, Any] | None = None, *, student: str = "retinanet", **others: Any) -> Any:
+def resolved(
+    method: str,
+    changes: dict[str, Any] | None = None,
+    *,
+    student: str = "retinanet",
+    **others: Any,
+) -> Any:
     """The settings of a method in a trial with a student of some kind."""
     changes = {"student.detector": student, f"distill.{method}": changes or {}, **others}
     return getattr(validated(TrialConfig, changed(TRIAL, changes)).distill, method)
@@ -32,12 +43,28 @@ def resolved(method: str, changes: dict[str, Any] | None = None, *, student: str
         ("fitnet", "retinanet", {"weight": 1.0, "align": "conv1x1"}),
         ("reviewkd", "retinanet", {"weight": 1.0}),
         ("reviewkd", "faster_rcnn", {"weight": 1.0}),
-        ("defeat", "faster_rcnn", {"weight": 1.0, "foreground_weight": 4.0, "background_weight": 16.0}),
-        ("fgd", "retinanet", {"foreground_weight": 1e-3, "background_weight": 5e-4, "attention_weight": 5e-4}),
+        (
+            "defeat",
+            "faster_rcnn",
+            {"weight": 1.0, "foreground_weight": 4.0, "background_weight": 16.0},
+        ),
+        (
+            "fgd",
+            "retinanet",
+            {"foreground_weight": 1e-3, "background_weight": 5e-4, "attention_weight": 5e-4},
+        ),
         ("fgd", "retinanet", {"relation_weight": 5e-6, "temperature": 0.5, "weight": 1.0}),
-        ("fgd", "fcos", {"foreground_weight": 1.6e-3, "background_weight": 8e-4, "attention_weight": 8e-4}),
+        (
+            "fgd",
+            "fcos",
+            {"foreground_weight": 1.6e-3, "background_weight": 8e-4, "attention_weight": 8e-4},
+        ),
         ("fgd", "fcos", {"relation_weight": 8e-6, "temperature": 0.8}),
-        ("fgd", "faster_rcnn", {"foreground_weight": 5e-5, "background_weight": 2.5e-5, "attention_weight": 5e-5}),
+        (
+            "fgd",
+            "faster_rcnn",
+            {"foreground_weight": 5e-5, "background_weight": 2.5e-5, "attention_weight": 5e-5},
+        ),
         ("fgd", "faster_rcnn", {"relation_weight": 5e-7, "temperature": 0.5}),
         ("mgd", "retinanet", {"weight": 2e-5, "masked_share": 0.65}),
         ("mgd", "fcos", {"weight": 2e-5, "masked_share": 0.65}),
@@ -46,17 +73,29 @@ def resolved(method: str, changes: dict[str, Any] | None = None, *, student: str
         ("pkd", "fcos", {"weight": 10.0}),
         ("pkd", "faster_rcnn", {"weight": 6.0}),
         ("cwd", "faster_rcnn", {"weight": 10.0, "temperature": 1.0}),
-        ("frs", "retinanet", {"weight": 1.0, "feature_weight": 0.005, "score_weight": 0.02, "ramp": "auto"}),
+        (
+            "frs",
+            "retinanet",
+            {"weight": 1.0, "feature_weight": 0.005, "score_weight": 0.02, "ramp": "auto"},
+        ),
     ],
 )
-def test_defaults_are_those_of_the_originals_for_that_student(method: str, student: str, expected: dict[str, Any]) -> None:
+def test_defaults_are_those_of_the_originals_for_that_student(
+    method: str, student: str, expected: dict[str, Any]
+) -> None:
     settings = resolved(method, student=student)
     assert {name: getattr(settings, name) for name in expected} == expected
 
 
 def test_what_the_user_sets_stays_as_it_is_set() -> None:
-    settings = resolved("fgd", {"foreground_weight": 0.1, "levels": ["P5", "P3"]}, student="faster_rcnn")
-    assert (settings.foreground_weight, settings.background_weight, settings.levels) == (0.1, 2.5e-5, ("P3", "P5"))
+    settings = resolved(
+        "fgd", {"foreground_weight": 0.1, "levels": ["P5", "P3"]}, student="faster_rcnn"
+    )
+    assert (settings.foreground_weight, settings.background_weight, settings.levels) == (
+        0.1,
+        2.5e-5,
+        ("P3", "P5"),
+    )
 
 
 @pytest.mark.parametrize("student", ["retinanet", "faster_rcnn"])
@@ -77,7 +116,10 @@ def test_equal_levels_are_one_setting_however_they_are_written(method: str) -> N
 
 @pytest.mark.parametrize("method", WITH_LEVELS)
 def test_a_level_that_the_student_has_not_is_refused(method: str) -> None:
-    with pytest.raises(ConfigError, match=rf"distill\.{method}\.levels: retinanet has the levels P3, .*, P7, got P2, P8"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"distill\.{method}\.levels: retinanet has the levels P3, .*, P7, got P2, P8",
+    ):
         resolved(method, {"levels": ["P2", "P3", "P8"]})
     with pytest.raises(ConfigError, match=rf"distill\.{method}\.levels: needs at least 1 value"):
         resolved(method, {"levels": []})
@@ -86,7 +128,14 @@ def test_a_level_that_the_student_has_not_is_refused(method: str) -> None:
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     [
-        ("pkd", {}, r"distill\.pkd: needs equal FPN channels .* got 64 and 256\. Set student\.fpn_channels .* such as cwd"),
+        (
+            "pkd",
+            {},
+            (
+                r"distill\.pkd: needs equal FPN channels .* got 64 and 256\. Set"
+                r" student\.fpn_channels .* such as cwd"
+            ),
+        ),
         (
             "fitnet",
             {"align": "identity"},
@@ -94,7 +143,9 @@ def test_a_level_that_the_student_has_not_is_refused(method: str) -> None:
         ),
     ],
 )
-def test_unequal_channels_are_refused_where_there_is_no_adapter(method: str, settings: dict[str, Any], message: str) -> None:
+def test_unequal_channels_are_refused_where_there_is_no_adapter(
+    method: str, settings: dict[str, Any], message: str
+) -> None:
     assert resolved(method, settings)
     with pytest.raises(ConfigError, match=message):
         resolved(method, settings, **{"student.fpn_channels": 64})
@@ -106,17 +157,29 @@ def test_unequal_channels_are_refused_where_there_is_no_adapter(method: str, set
         (
             "faster_rcnn",
             "retinanet",
-            r"distill\.frs: needs class logits in every cell of the student, .* got faster_rcnn\. Choose",
+            (
+                r"distill\.frs: needs class logits in every cell of the student, .* got"
+                r" faster_rcnn\. Choose"
+            ),
         ),
         (
             "retinanet",
             "faster_rcnn",
-            r"distill\.frs: needs class logits in every cell of the teacher, .* got faster_rcnn\. Choose",
+            (
+                r"distill\.frs: needs class logits in every cell of the teacher, .* got"
+                r" faster_rcnn\. Choose"
+            ),
         ),
-        ("fcos", "retinanet", r"distill\.frs: needs as many boxes .* got 1 \(fcos\) and 9 \(retinanet\)\. Choose"),
+        (
+            "fcos",
+            "retinanet",
+            r"distill\.frs: needs as many boxes .* got 1 \(fcos\) and 9 \(retinanet\)\. Choose",
+        ),
     ],
 )
-def test_a_method_of_class_scores_refuses_detectors_that_do_not_have_them_alike(student: str, teacher: str, message: str) -> None:
+def test_a_method_of_class_scores_refuses_detectors_that_do_not_have_them_alike(
+    student: str, teacher: str, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         resolved("frs", student=student, **{"teacher.detector": teacher})
     assert resolved("frs", student="fcos", **{"teacher.detector": "fcos"})

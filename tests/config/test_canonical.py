@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 from kdr.config.canonical import canonical_json
 
 plain_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
@@ -23,7 +27,9 @@ def test_values_are_kept(content: Any) -> None:
 
 @given(st.dictionaries(st.text(), st.integers(-(2**53), 2**53)), st.randoms())
 def test_order_and_spelling_make_no_difference(content: dict[str, int], chance: Any) -> None:
-    respelled = {name: float(content[name]) for name in chance.sample(sorted(content), len(content))}
+    respelled = {
+        name: float(content[name]) for name in chance.sample(sorted(content), len(content))
+    }
     assert canonical_json(respelled) == canonical_json(content)
 
 

@@ -46,16 +46,27 @@ def filled_in(**settings: Any) -> dict[str, Any]:
             {"channel_order": "BGR", "pixel_mean": BGR_MEAN, "pixel_std": (1, 1, 1)},
         ),
         (
-            {"weights_layout": "detectron2", "detector": "faster_rcnn", "backbone": "resnext101_32x8d"},
+            {
+                "weights_layout": "detectron2",
+                "detector": "faster_rcnn",
+                "backbone": "resnext101_32x8d",
+            },
             {"channel_order": "BGR", "pixel_mean": BGR_MEAN, "pixel_std": BGR_STD},
         ),
         (
-            {"weights_layout": "detectron2", "channel_order": "RGB", "bottleneck_stride": "3x3", "p6_from": "P5"},
+            {
+                "weights_layout": "detectron2",
+                "channel_order": "RGB",
+                "bottleneck_stride": "3x3",
+                "p6_from": "P5",
+            },
             {"channel_order": "RGB", "bottleneck_stride": "3x3", "p6_from": "P5"},
         ),
     ],
 )
-def test_a_layout_fills_in_what_its_library_computes_differently(settings: dict[str, Any], expected: dict[str, Any]) -> None:
+def test_a_layout_fills_in_what_its_library_computes_differently(
+    settings: dict[str, Any], expected: dict[str, Any]
+) -> None:
     assert filled_in(**settings) == expected
 
 
@@ -72,30 +83,51 @@ def test_without_a_layout_nothing_is_filled_in() -> None:
 @pytest.mark.parametrize(
     ("settings", "error"),
     [
-        ({"weights": None, "weights_layout": "detectron2"}, "weights_layout: needs a file in weights, got none. Name the file"),
+        (
+            {"weights": None, "weights_layout": "detectron2"},
+            "weights_layout: needs a file in weights, got none. Name the file",
+        ),
         (
             {"weights": "ResNet50_Weights.IMAGENET1K_V1", "weights_layout": "detectron2"},
             "weights_layout: needs a file in weights, got ResNet50_Weights.IMAGENET1K_V1.",
         ),
         (
             {"backbone": "mobilenet_v3_small", "weights_layout": "mmdetection"},
-            "weights_layout: mmdetection files are read for resnets and resnexts, got mobilenet_v3_small. Leave it out",
+            (
+                "weights_layout: mmdetection files are read for resnets and resnexts, got "
+                "mobilenet_v3_small. Leave it out"
+            ),
         ),
         (
             {"backbone": "resnet18", "bottleneck_stride": "1x1"},
-            "bottleneck_stride: resnet18 has no bottlenecks of three convolutions, got 1x1. Leave it out",
+            (
+                "bottleneck_stride: resnet18 has no bottlenecks of three convolutions, got 1x1. "
+                "Leave it out"
+            ),
         ),
         (
             {"channel_order": "RGB"},
-            "channel_order: is that of a file of another library and needs weights_layout, got RGB alone.",
+            (
+                "channel_order: is that of a file of another library and needs weights_layout, got "
+                "RGB alone."
+            ),
         ),
         (
             {"weights_layout": "mmdetection", "channel_order": "BGR", "pixel_mean": [1, 2, 3]},
-            "channel_order: BGR needs pixel_mean and pixel_std in the same order, got only the order. Take both",
+            (
+                "channel_order: BGR needs pixel_mean and pixel_std in the same order, got only the "
+                "order. Take both"
+            ),
         ),
         ({"pixel_std": [0, 1, 1]}, "pixel_std.0: must be greater than 0, got 0"),
-        ({"detector": "faster_rcnn", "p7_relu": True}, "p7_relu: faster_rcnn has no such setting, got True. Leave it out"),
-        ({"weights_layout": "mmdet"}, "weights_layout: must be 'mmdetection' or 'detectron2', got 'mmdet'"),
+        (
+            {"detector": "faster_rcnn", "p7_relu": True},
+            "p7_relu: faster_rcnn has no such setting, got True. Leave it out",
+        ),
+        (
+            {"weights_layout": "mmdet"},
+            "weights_layout: must be 'mmdetection' or 'detectron2', got 'mmdet'",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(settings: dict[str, Any], error: str) -> None:
@@ -105,26 +137,53 @@ def test_what_cannot_be_is_refused(settings: dict[str, Any], error: str) -> None
 
 def test_every_example_in_the_docs_is_a_teacher() -> None:
     text = (Path(__file__).parents[2] / "docs" / "teachers.md").read_text()
-    examples = [yaml.safe_load(block)["teacher"] for block in re.findall(r"```yaml\n(.+?)```", text, re.DOTALL)]
-    assert [example["weights_layout"] for example in examples] == ["mmdetection", "mmdetection", "detectron2"]
+    examples = [
+        yaml.safe_load(block)["teacher"]
+        for block in re.findall(r"```yaml\n(.+?)```", text, re.DOTALL)
+    ]
+    assert [example["weights_layout"] for example in examples] == [
+        "mmdetection",
+        "mmdetection",
+        "detectron2",
+    ]
     told = re.findall(r"weights_layout: (\w+) +# fills in (.+)", text)
     for example in examples:
         teacher = validated(TeacherConfig, example)
-        for name in [name for layout, names in told if layout == example["weights_layout"] for name in names.split(", ")]:
+        for name in [
+            name
+            for layout, names in told
+            if layout == example["weights_layout"]
+            for name in names.split(", ")
+        ]:
             assert teacher.detector == "fcos" or getattr(teacher, name.split(":")[0]) is not None
 
 
 def with_logits(monkeypatch: pytest.MonkeyPatch, **teacher: Any) -> TrialConfig:
-    monkeypatch.setattr("kdr.config.distill.KdrConfig.needs", lambda _: frozenset({"teacher_logits"}))
-    content = {"data": {"dataset": "shapes"}, "teacher": {"weights": "teacher.pth", **teacher}, "distill": {"kdr": {}}}
+    monkeypatch.setattr(
+        "kdr.config.distill.KdrConfig.needs", lambda _: frozenset({"teacher_logits"})
+    )
+    content = {
+        "data": {"dataset": "shapes"},
+        "teacher": {"weights": "teacher.pth", **teacher},
+        "distill": {"kdr": {}},
+    }
     return validated(TrialConfig, content)
 
 
-@pytest.mark.parametrize(("layout", "kind"), [("detectron2", "retinanet"), ("detectron2", "fcos"), ("mmdetection", "fcos")])
+@pytest.mark.parametrize(
+    ("layout", "kind"),
+    [("detectron2", "retinanet"), ("detectron2", "fcos"), ("mmdetection", "fcos")],
+)
 def test_a_method_of_class_logits_needs_a_teacher_whose_class_layer_is_loaded(
     monkeypatch: pytest.MonkeyPatch, layout: str, kind: str
 ) -> None:
-    error = rf"distill\.kdr: needs the teacher's class logits, got {layout}'s {kind}, whose class layer is not loaded\. Choose"
+    error = (
+        rf"distill\.kdr: needs the teacher's class logits, got {layout}'s {kind}, whose class"
+        r" layer is not loaded\. Choose"
+    )
     with pytest.raises(ConfigError, match=error):
         with_logits(monkeypatch, weights_layout=layout, detector=kind)
-    assert with_logits(monkeypatch, weights_layout="mmdetection", detector="retinanet").teacher is not None
+    assert (
+        with_logits(monkeypatch, weights_layout="mmdetection", detector="retinanet").teacher
+        is not None
+    )

@@ -10,7 +10,10 @@ from kdr.config.overrides import changed, parse_override, value_at
 from kdr.errors import ConfigError
 
 names = st.text("abc", min_size=1, max_size=2)
-groups = st.recursive(st.dictionaries(names, st.integers(), max_size=3), lambda inner: st.dictionaries(names, inner, max_size=3))
+groups = st.recursive(
+    st.dictionaries(names, st.integers(), max_size=3),
+    lambda inner: st.dictionaries(names, inner, max_size=3),
+)
 
 
 @pytest.mark.parametrize(
@@ -18,7 +21,11 @@ groups = st.recursive(st.dictionaries(names, st.integers(), max_size=3), lambda 
     [
         ("training.epochs=24", "training.epochs", 24),
         (" training.lr = 1e-4 ", "training.lr", 1e-4),
-        ("distill.kdr.review_links=[P4->P3, P5->P4]", "distill.kdr.review_links", ["P4->P3", "P5->P4"]),
+        (
+            "distill.kdr.review_links=[P4->P3, P5->P4]",
+            "distill.kdr.review_links",
+            ["P4->P3", "P5->P4"],
+        ),
         ("data.resize={square_px: 96}", "data.resize", {"square_px": 96}),
         ("teacher.weights=a=b.pt", "teacher.weights", "a=b.pt"),
         ("distill.kdr=", "distill.kdr", None),
@@ -31,7 +38,10 @@ def test_an_override_is_a_path_and_a_yaml_value(text: str, path: str, value: Any
 
 @pytest.mark.parametrize("text", ["training.epochs", "=3", "training..epochs=3", ".a=3", ""])
 def test_an_override_without_path_or_value_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"^--set: needs path=value, got '.*'\. For example --set training\.epochs=24$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^--set: needs path=value, got '.*'\. For example --set training\.epochs=24$",
+    ):
         parse_override(text)
 
 
@@ -41,7 +51,9 @@ def test_an_override_whose_value_is_no_yaml_is_named() -> None:
 
 
 @given(groups, st.lists(names, min_size=1, max_size=3), st.integers())
-def test_a_change_is_read_back_and_leaves_the_original_alone(settings: dict[str, Any], parts: list[str], value: int) -> None:
+def test_a_change_is_read_back_and_leaves_the_original_alone(
+    settings: dict[str, Any], parts: list[str], value: int
+) -> None:
     path, before = ".".join(parts), repr(settings)
     try:
         result = changed(settings, {path: value})
@@ -55,11 +67,15 @@ def test_a_change_is_read_back_and_leaves_the_original_alone(settings: dict[str,
 
 
 def test_groups_on_the_way_are_made() -> None:
-    assert changed({"distill": None}, {"distill.kdr.weight": 5}) == {"distill": {"kdr": {"weight": 5}}}
+    assert changed({"distill": None}, {"distill.kdr.weight": 5}) == {
+        "distill": {"kdr": {"weight": 5}}
+    }
 
 
 def test_a_path_into_a_value_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^training\.lr\.peak: 'lr' must be a group of settings, got 0\.1$"):
+    with pytest.raises(
+        ConfigError, match=r"^training\.lr\.peak: 'lr' must be a group of settings, got 0\.1$"
+    ):
         changed({"training": {"lr": 0.1}}, {"training.lr.peak": 1})
 
 
@@ -69,6 +85,9 @@ def test_names_with_dots_are_found_where_they_are() -> None:
     assert changed(search, {"parameters.distill.kdr.weight.float": [1, 9]}) == expected
 
 
-@pytest.mark.parametrize(("path", "value"), [("a.b", 1), ("a", {"b": 1}), ("a.c", "none"), ("a.b.c", "none"), ("x", "none")])
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("a.b", 1), ("a", {"b": 1}), ("a.c", "none"), ("a.b.c", "none"), ("x", "none")],
+)
 def test_a_value_is_found_at_its_path(path: str, value: Any) -> None:
     assert value_at({"a": {"b": 1}}, path, "none") == value

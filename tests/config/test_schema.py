@@ -14,11 +14,16 @@ from kdr.config.strict_yaml import read_yaml
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "search_spaces").glob("*.yaml"))
-QUICKSTART: dict[str, Any] = yaml.safe_load((ROOT / "search_spaces" / "quickstart.yaml").read_text())
+QUICKSTART: dict[str, Any] = yaml.safe_load(
+    (ROOT / "search_spaces" / "quickstart.yaml").read_text()
+)
 
 
 def problems(content: Any) -> list[str]:
-    return [error.message for error in jsonschema.Draft202012Validator(study_schema()).iter_errors(content)]
+    return [
+        error.message
+        for error in jsonschema.Draft202012Validator(study_schema()).iter_errors(content)
+    ]
 
 
 def test_the_schema_on_disk_is_up_to_date() -> None:
@@ -84,6 +89,8 @@ def test_every_setting_is_explained() -> None:
     assert schema["properties"]["search"].get("description")
     for name, definition in schema["$defs"].items():
         unexplained = [
-            field for field, told in definition.get("properties", {}).items() if not {"description", "$ref"} & told.keys()
+            field
+            for field, told in definition.get("properties", {}).items()
+            if not {"description", "$ref"} & told.keys()
         ]
         assert unexplained == [], name

@@ -73,10 +73,16 @@ MERGE_BOMB = "a: &a {x: 1, y: 2}\n" + "\n".join(
         ("[a]: 2", "a setting's name must be text, got a list or a group"),
         ("a: b: c", "^study.yaml, line 1, column 5: mapping values are not allowed here$"),
         ("a: [1, 2", "^study.yaml, line 1, column 9: "),
-        ("a:\n\t- 1", "^study.yaml, line 2, column 1: found character '\\\\t' that cannot start any token"),
+        (
+            "a:\n\t- 1",
+            "^study.yaml, line 2, column 1: found character '\\\\t' that cannot start any token",
+        ),
         ("--- a\n--- b", "^study.yaml, line 2, column 1: but found another document"),
         ("a: *b", "^study.yaml, line 1, column 4: found undefined alias 'b'"),
-        ("a: !!python/object:os.system x", "^study.yaml, line 1, column 4: could not determine a constructor"),
+        (
+            "a: !!python/object:os.system x",
+            "^study.yaml, line 1, column 4: could not determine a constructor",
+        ),
         ("a: !!timestamp 2020-01-01", "could not determine a constructor for the tag .*timestamp"),
         ("a: !!binary aGVsbG8=", "could not determine a constructor for the tag .*binary"),
         ("a: !!set {b, c}", "could not determine a constructor for the tag .*set"),
@@ -85,8 +91,14 @@ MERGE_BOMB = "a: &a {x: 1, y: 2}\n" + "\n".join(
         ("a: &a [*a]", "^study.yaml: cannot be read as settings .*[Cc]ircular"),
         ("a: " + "9" * 5000, "^study.yaml: cannot be read as settings .*4300 digits"),
         ("a: \0", "^study.yaml: cannot be read as settings .*special characters are not allowed"),
-        (BOMB, "^study.yaml, line 1, column 1: aliases must not make more than 100,000 values of it$"),
-        (MERGE_BOMB, "^study.yaml, line 1, column 1: aliases must not make more than 100,000 values of it$"),
+        (
+            BOMB,
+            "^study.yaml, line 1, column 1: aliases must not make more than 100,000 values of it$",
+        ),
+        (
+            MERGE_BOMB,
+            "^study.yaml, line 1, column 1: aliases must not make more than 100,000 values of it$",
+        ),
         ("[" * 1500, "^study.yaml: cannot be read as settings .*recursion"),
     ],
 )
@@ -115,7 +127,10 @@ plain_values = st.recursive(
     | st.integers()
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(codec="ascii")),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(codec="ascii")), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(st.characters(codec="ascii")), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
@@ -131,7 +146,10 @@ def test_every_plain_value_written_by_pyyaml_reads_back(value: Any) -> None:
 
 
 def test_a_missing_file_is_named_with_a_way_out(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"study\.yaml: cannot be read \(No such file or directory\)\. Name a study file"):
+    with pytest.raises(
+        ConfigError,
+        match=r"study\.yaml: cannot be read \(No such file or directory\)\. Name a study file",
+    ):
         read_yaml(tmp_path / "study.yaml")
 
 

@@ -19,7 +19,12 @@ from kdr.config.trial import TrialConfig
 
 TRIAL: dict[str, Any] = {
     "data": {"dataset": "shapes", "search_split": 0.25},
-    "teacher": {"backbone": "resnet18", "fpn_channels": 64, "training": {"epochs": 2, "lr": 0.02}, "seed": 3},
+    "teacher": {
+        "backbone": "resnet18",
+        "fpn_channels": 64,
+        "training": {"epochs": 2, "lr": 0.02},
+        "seed": 3,
+    },
     "distill": {"kdr": {}},
 }
 LINKS = review_links("retinanet")
@@ -36,24 +41,47 @@ def kdr_of(changes: dict[str, Any]) -> KdrConfig:
 
 
 def test_levels_and_links_are_named_by_stride() -> None:
-    assert [level_name(stride) for stride in (4, 8, 16, 128, 7.8)] == ["P2", "P3", "P4", "P7", "P3"]
+    assert [level_name(stride) for stride in (4, 8, 16, 128, 7.8)] == [
+        "P2",
+        "P3",
+        "P4",
+        "P7",
+        "P3",
+    ]
     assert level_names("fcos") == ("P3", "P4", "P5", "P6", "P7")
     assert LINKS == ("P4->P3", "P5->P4", "P6->P5", "P7->P6")
 
 
 def test_the_preset_kdr_has_the_defaults_of_the_method_page() -> None:
     kdr = kdr_of({})
-    assert (kdr.weight, kdr.foreground_share, kdr.attention, kdr.fusion) == (3, pytest.approx(2 / 3), "both", "residual")
-    assert (kdr.pyramid_scales, kdr.review_links, kdr.normalisation) == (("full", 4, 2, 1), LINKS, "teacher_std")
+    assert (kdr.weight, kdr.foreground_share, kdr.attention, kdr.fusion) == (
+        3,
+        pytest.approx(2 / 3),
+        "both",
+        "residual",
+    )
+    assert (kdr.pyramid_scales, kdr.review_links, kdr.normalisation) == (
+        ("full", 4, 2, 1),
+        LINKS,
+        "teacher_std",
+    )
 
 
 def test_the_preset_kdr_paper_has_reviewkds_pieces() -> None:
     kdr = kdr_of({"preset": "kdr-paper"})
-    assert (kdr.gates, kdr.fusion, kdr.adapter_norm, kdr.init, kdr.padding) == ("sigmoid", "gated", "batch", "kaiming", "counted")
+    assert (kdr.gates, kdr.fusion, kdr.adapter_norm, kdr.init, kdr.padding) == (
+        "sigmoid",
+        "gated",
+        "batch",
+        "kaiming",
+        "counted",
+    )
     assert (kdr.normalisation, kdr.scales_below, kdr.weight) == ("none", "height", 3.0)
 
 
-@pytest.mark.parametrize(("detector", "weight"), [("retinanet", 3.0), ("fcos", 4.8), ("faster_rcnn", 1.5)])
+@pytest.mark.parametrize(
+    ("detector", "weight"), [("retinanet", 3.0), ("fcos", 4.8), ("faster_rcnn", 1.5)]
+)
 def test_the_preset_kdr_paper_has_a_weight_for_each_detector(detector: str, weight: float) -> None:
     kdr = trial({"student.detector": detector, "distill.kdr.preset": "kdr-paper"}).distill.kdr
     assert kdr is not None
@@ -62,8 +90,11 @@ def test_the_preset_kdr_paper_has_a_weight_for_each_detector(detector: str, weig
 
 @pytest.mark.parametrize("name", ["weight", "fusion", "normalisation"])
 def test_what_the_user_sets_wins_over_the_preset(name: str) -> None:
-    value = {"weight": 3.0, "fusion": "residual", "normalisation": "teacher_std"}[name]  # the other preset's default
-    kdr = trial({"student.detector": "fcos", "distill.kdr": {"preset": "kdr-paper", name: value}}).distill.kdr
+    # the other preset's default
+    value = {"weight": 3.0, "fusion": "residual", "normalisation": "teacher_std"}[name]
+    kdr = trial(
+        {"student.detector": "fcos", "distill.kdr": {"preset": "kdr-paper", name: value}}
+    ).distill.kdr
     assert getattr(kdr, name) == value
 
 
@@ -92,8 +123,11 @@ def test_scales_are_one_set_largest_first(scales: list[str | int]) -> None:
         ({"calibrate": 0.5}, {"weight"}),
     ],
 )
-def test_the_canonical_form_leaves_out_what_has_no_effect(setting: dict[str, Any], gone: set[str]) -> None:
-    everything = set(KdrConfig.model_fields) - {"preset", "calibrate"}  # calibrate is unset where it is not set here
+def test_the_canonical_form_leaves_out_what_has_no_effect(
+    setting: dict[str, Any], gone: set[str]
+) -> None:
+    # calibrate is unset where it is not set here
+    everything = set(KdrConfig.model_fields) - {"preset", "calibrate"}
     assert set(kdr_of(setting).canonical()) - {"calibrate"} == everything - gone
 
 
@@ -103,7 +137,10 @@ def test_a_preset_spelled_out_has_the_canonical_form_of_the_preset() -> None:
     assert kdr_of(spelled_out).canonical() == paper.canonical()
 
 
-@pytest.mark.parametrize("changes", [{}, {"distill.kdr.preset": "kdr-paper"}, {"student.detector": "fcos"}, {"distill": {}}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"distill.kdr.preset": "kdr-paper"}, {"student.detector": "fcos"}, {"distill": {}}],
+)
 def test_a_trial_written_out_and_read_again_is_the_same(changes: dict[str, Any]) -> None:
     config = trial(changes)
     assert TrialConfig.model_validate_json(config.model_dump_json()) == config
@@ -112,9 +149,16 @@ def test_a_trial_written_out_and_read_again_is_the_same(changes: dict[str, Any])
 
 @pytest.mark.parametrize(
     ("changes", "needed"),
-    [({}, True), ({"distill": {}}, False), ({"distill": {}, "student.inherit": True}, True), ({"distill.kdr": None}, False)],
+    [
+        ({}, True),
+        ({"distill": {}}, False),
+        ({"distill": {}, "student.inherit": True}, True),
+        ({"distill.kdr": None}, False),
+    ],
 )
-def test_a_teacher_is_needed_for_methods_and_for_inheriting(changes: dict[str, Any], needed: bool) -> None:
+def test_a_teacher_is_needed_for_methods_and_for_inheriting(
+    changes: dict[str, Any], needed: bool
+) -> None:
     assert trial(changes).needs_teacher == needed
     assert (trial(changes).teacher_trial() is not None) == needed
 
@@ -124,7 +168,11 @@ def test_the_teachers_trial_is_plain_training_on_the_same_data() -> None:
     teacher = config.teacher_trial()
     assert teacher is not None
     assert teacher.data == config.data
-    assert (teacher.student.backbone, teacher.student.fpn_channels, teacher.seed) == ("resnet18", 64, 3)
+    assert (teacher.student.backbone, teacher.student.fpn_channels, teacher.seed) == (
+        "resnet18",
+        64,
+        3,
+    )
     assert (teacher.training.epochs, teacher.training.lr) == (2, 0.02)
     assert not teacher.needs_teacher
     assert teacher.distill.methods() == {}
@@ -149,7 +197,9 @@ def groups_of_settings() -> list[type[Settings]]:
     found: list[type[Settings]] = [Settings]
     for group in found:
         found += group.__subclasses__()
-    return [group for group in found if group.__module__.startswith("kdr.") and group is not Settings]
+    return [
+        group for group in found if group.__module__.startswith("kdr.") and group is not Settings
+    ]
 
 
 @pytest.mark.parametrize("group", groups_of_settings(), ids=lambda group: group.__name__)
@@ -159,5 +209,8 @@ def test_every_setting_and_every_group_is_documented(group: type[Settings]) -> N
 
 
 def test_the_settings_need_neither_torch_nor_ray(tmp_path: Path, python_process: Any) -> None:
-    code = "import sys, kdr.config.study, kdr.plan.expand; sys.exit(any(name in sys.modules for name in ('torch', 'ray')))"
+    code = (
+        "import sys, kdr.config.study, kdr.plan.expand; sys.exit(any(name in sys.modules for name "
+        "in ('torch', 'ray')))"
+    )
     assert python_process(code).wait() == 0

@@ -81,14 +81,30 @@ def awkward(tmp_path: Path) -> CocoFolder:
     ]
     content: Content = {
         "images": [
-            {"id": i, "file_name": name, "width": 40 if i == 15 else 60, "height": 60 if i == 15 else 40}
+            {
+                "id": i,
+                "file_name": name,
+                "width": 40 if i == 15 else 60,
+                "height": 60 if i == 15 else 40,
+            }
             for i, name in names.items()
         ],
         "annotations": [
-            {"id": 100 + n, "image_id": i, "category_id": k, "bbox": box, "area": box[2] * box[3] / 2, "iscrowd": crowd}
+            {
+                "id": 100 + n,
+                "image_id": i,
+                "category_id": k,
+                "bbox": box,
+                "area": box[2] * box[3] / 2,
+                "iscrowd": crowd,
+            }
             for n, (i, k, *box, crowd) in enumerate(boxes)
         ],
-        "categories": [{"id": 90, "name": "toothbrush"}, {"id": 3, "name": "car"}, {"id": 7, "name": "train"}],
+        "categories": [
+            {"id": 90, "name": "toothbrush"},
+            {"id": 3, "name": "car"},
+            {"id": 7, "name": "train"},
+        ],
     }
     folder = CocoFolder(images, tmp_path / "instances.json", content)
     folder.rewrite(lambda _: None)

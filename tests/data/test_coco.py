@@ -33,10 +33,12 @@ def test_boxes_are_clipped_and_crowds_and_empty_boxes_are_no_targets(awkward) ->
 
 def test_every_special_case_is_counted_in_one_line(awkward) -> None:
     line = check_images(read_coco(awkward.images, awkward.annotations), full=True).summary()
-    assert line == (
-        "instances.json: 9 images, 10 boxes, 3 categories; in the whole file: 1 crowd boxes kept for evaluation only, "
-        "2 boxes clipped to their image, 2 boxes of no area dropped, 1 images without boxes, 2 greyscale files, 1 CMYK files, "
-        "1 palette files, 1 files with transparency, 1 files turned as their EXIF says"
+    assert (
+        line
+        == "instances.json: 9 images, 10 boxes, 3 categories; in the whole file: 1 crowd boxes "
+        "kept for evaluation only, 2 boxes clipped to their image, 2 boxes of no area dropped, "
+        "1 images without boxes, 2 greyscale files, 1 CMYK files, 1 palette files, 1 files "
+        "with transparency, 1 files turned as their EXIF says"
     )
 
 
@@ -45,7 +47,9 @@ def test_exif_orientation_is_applied_only_where_it_gives_the_size_of_the_file(aw
     assert [index.image_ids[i] for i in np.flatnonzero(index.orient)] == [15]
 
 
-def test_ground_truth_keeps_what_pycocotools_reads_from_the_file_but_for_boxes_of_no_area(awkward, capsys) -> None:
+def test_ground_truth_keeps_what_pycocotools_reads_from_the_file_but_for_boxes_of_no_area(
+    awkward, capsys
+) -> None:
     index = read_coco(awkward.images, awkward.annotations)
     assert capsys.readouterr().out == ""
     ours = _loaded(coco_ground_truth(index))
@@ -54,7 +58,9 @@ def test_ground_truth_keeps_what_pycocotools_reads_from_the_file_but_for_boxes_o
     assert sorted(ours.getImgIds()) == sorted(reference.getImgIds())
     assert ours.getCatIds() == sorted(reference.getCatIds())
     fields = ("image_id", "category_id", "bbox", "area", "iscrowd")
-    expected = [[a[field] for field in fields] for a in reference.anns.values() if a["id"] not in (104, 105)]
+    expected = [
+        [a[field] for field in fields] for a in reference.anns.values() if a["id"] not in (104, 105)
+    ]
     assert sorted([a[field] for field in fields] for a in ours.anns.values()) == sorted(expected)
     assert min(ours.getAnnIds()) == 1
 
@@ -63,7 +69,12 @@ def test_detections_equal_to_the_ground_truth_reach_an_ap_of_one(awkward) -> Non
     index = read_coco(awkward.images, awkward.annotations)
     truth = _loaded(coco_ground_truth(index))
     perfect = [
-        {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9}
+        {
+            "image_id": a["image_id"],
+            "category_id": a["category_id"],
+            "bbox": a["bbox"],
+            "score": 0.9,
+        }
         for a in truth.anns.values()
         if not a["iscrowd"]
     ]
@@ -89,23 +100,56 @@ def test_a_subset_holds_its_images_and_only_their_ground_truth(awkward) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c["images"].append(c["images"][0]), "ids of the images must differ, got image 11 twice"),
-        (lambda c: c["annotations"].append(c["annotations"][2]), "ids of the annotations must differ, got annotation 102 twice"),
-        (lambda c: c["categories"].append({"id": 3, "name": "bus"}), "ids of the categories must differ, got category 3 twice"),
-        (lambda c: c["categories"].append({"id": 4, "name": "car"}), "category names must differ, got 'car' 2 times"),
-        (lambda c: c["annotations"][0].update(image_id=99), "annotation 100: image_id must be one of the images .* got 99"),
+        (
+            lambda c: c["images"].append(c["images"][0]),
+            "ids of the images must differ, got image 11 twice",
+        ),
+        (
+            lambda c: c["annotations"].append(c["annotations"][2]),
+            "ids of the annotations must differ, got annotation 102 twice",
+        ),
+        (
+            lambda c: c["categories"].append({"id": 3, "name": "bus"}),
+            "ids of the categories must differ, got category 3 twice",
+        ),
+        (
+            lambda c: c["categories"].append({"id": 4, "name": "car"}),
+            "category names must differ, got 'car' 2 times",
+        ),
+        (
+            lambda c: c["annotations"][0].update(image_id=99),
+            "annotation 100: image_id must be one of the images .* got 99",
+        ),
         (
             lambda c: c["annotations"][0].update(category_id=1),
             "annotation 100: category_id must be one of the categories .* got 1",
         ),
-        (lambda c: c["annotations"][0].pop("bbox"), r"annotation 100 needs 'bbox' \(list\), got none"),
-        (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), r"annotation 100: bbox needs four finite numbers .* \[1, 2, 3\]"),
-        (lambda c: c["annotations"][0].update(bbox=[1, 2, float("nan"), 3]), "annotation 100: bbox needs four finite numbers"),
-        (lambda c: c["annotations"][0].update(area="big"), "annotation 100: area must be a finite number, got 'big'"),
-        (lambda c: c["images"][0].pop("file_name"), r"image 11 needs 'file_name' \(str\), got none"),
+        (
+            lambda c: c["annotations"][0].pop("bbox"),
+            r"annotation 100 needs 'bbox' \(list\), got none",
+        ),
+        (
+            lambda c: c["annotations"][0].update(bbox=[1, 2, 3]),
+            r"annotation 100: bbox needs four finite numbers .* \[1, 2, 3\]",
+        ),
+        (
+            lambda c: c["annotations"][0].update(bbox=[1, 2, float("nan"), 3]),
+            "annotation 100: bbox needs four finite numbers",
+        ),
+        (
+            lambda c: c["annotations"][0].update(area="big"),
+            "annotation 100: area must be a finite number, got 'big'",
+        ),
+        (
+            lambda c: c["images"][0].pop("file_name"),
+            r"image 11 needs 'file_name' \(str\), got none",
+        ),
         (lambda c: c["images"][0].update(id="11"), r"image 11 needs 'id' \(int\), got id='11'"),
         (lambda c: c["images"][0].update(width=0), "image 11 needs a size above 0, got 0 x 40"),
-        (lambda c: c.update(images=[], annotations=[]), "needs at least one image and one category"),
+        (
+            lambda c: c.update(images=[], annotations=[]),
+            "needs at least one image and one category",
+        ),
         (lambda c: c.pop("categories"), "needs a list of objects under 'categories'"),
     ],
 )
@@ -119,7 +163,9 @@ def test_a_fault_of_the_annotation_file_is_named_with_file_and_id(
 
 
 def test_many_faults_are_told_at_once_and_the_rest_is_counted(awkward) -> None:
-    wrong = [{"id": 500 + n, "image_id": 99, "category_id": 3, "bbox": [1, 1, 2, 2]} for n in range(25)]
+    wrong = [
+        {"id": 500 + n, "image_id": 99, "category_id": 3, "bbox": [1, 1, 2, 2]} for n in range(25)
+    ]
     awkward.rewrite(lambda c: c["annotations"].extend(copy.deepcopy(wrong)))
     with pytest.raises(DataError, match="and 5 more problems") as caught:
         read_coco(awkward.images, awkward.annotations)
@@ -143,7 +189,10 @@ def test_a_file_without_any_annotation_is_a_set_of_images_without_boxes(awkward)
 def test_files_that_are_missing_or_cut_off_are_named(awkward) -> None:
     with pytest.raises(DataError, match="nowhere: needs the folder of the images"):
         read_coco(awkward.images / "nowhere", awkward.annotations)
-    with pytest.raises(DataError, match=r"nothing\.json: needs an annotation file .* \(No such file or directory\)"):
+    with pytest.raises(
+        DataError,
+        match=r"nothing\.json: needs an annotation file .* \(No such file or directory\)",
+    ):
         read_coco(awkward.images, awkward.images / "nothing.json")
     awkward.annotations.write_text(awkward.annotations.read_text()[:100])
     with pytest.raises(DataError, match=r"instances\.json: must be JSON"):
@@ -154,11 +203,16 @@ def test_missing_damaged_and_wrongly_sized_images_are_all_named_with_their_ids(a
     (awkward.images / "plain.jpg").unlink()
     (awkward.images / "grey.jpg").write_bytes(b"no image")
     Image.new("RGB", (30, 40)).save(awkward.images / "bitmap.bmp")
-    with pytest.raises(DataError, match=r"plain\.jpg: image 11 of instances\.json must exist") as caught:
+    with pytest.raises(
+        DataError, match=r"plain\.jpg: image 11 of instances\.json must exist"
+    ) as caught:
         check_images(read_coco(awkward.images, awkward.annotations), full=False)
     text = str(caught.value)
     assert "grey.jpg: image 5 of instances.json must be a readable image" in text
-    assert "bitmap.bmp: image 18 of instances.json must be 60 x 40 pixels as its annotations say, got 30 x 40" in text
+    assert (
+        "bitmap.bmp: image 18 of instances.json must be 60 x 40 pixels as its annotations say, got "
+        "30 x 40" in text
+    )
 
 
 def test_only_the_full_check_finds_damage_behind_a_sound_header(awkward) -> None:
@@ -167,7 +221,11 @@ def test_only_the_full_check_finds_damage_behind_a_sound_header(awkward) -> None
     index = read_coco(awkward.images, awkward.annotations)
     check_images(index, full=False)
     with pytest.raises(
-        DataError, match=r"plain\.jpg: image 11 of instances\.json must be a readable image, got OSError: .*truncated"
+        DataError,
+        match=(
+            r"plain\.jpg: image 11 of instances\.json must be a readable image, got OSError:"
+            r" .*truncated"
+        ),
     ):
         check_images(index, full=True)
 

@@ -27,7 +27,9 @@ def rgb() -> Image.Image:
         ("RGBA", "webp"),
     ],
 )
-def test_every_kind_of_file_decodes_as_pil_does(rgb: Image.Image, tmp_path: Path, mode: str, suffix: str) -> None:
+def test_every_kind_of_file_decodes_as_pil_does(
+    rgb: Image.Image, tmp_path: Path, mode: str, suffix: str
+) -> None:
     path = tmp_path / f"image.{suffix}"
     rgb.convert(mode).save(path)
     decoded = decode_rgb(path, orient=False)
@@ -54,7 +56,9 @@ def test_sixteen_bits_are_brought_to_eight(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-def test_an_image_is_turned_as_exif_says_only_if_asked(rgb: Image.Image, tmp_path: Path, suffix: str, orientation: int) -> None:
+def test_an_image_is_turned_as_exif_says_only_if_asked(
+    rgb: Image.Image, tmp_path: Path, suffix: str, orientation: int
+) -> None:
     tags = Image.Exif()
     tags[0x0112] = orientation
     path = tmp_path / f"image.{suffix}"
@@ -70,7 +74,9 @@ def test_an_image_is_turned_as_exif_says_only_if_asked(rgb: Image.Image, tmp_pat
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp"])
 @pytest.mark.parametrize("kept", [0, 20, 0.5])
-def test_a_cut_off_file_is_an_error_and_never_half_a_picture(rgb: Image.Image, tmp_path: Path, suffix: str, kept: float) -> None:
+def test_a_cut_off_file_is_an_error_and_never_half_a_picture(
+    rgb: Image.Image, tmp_path: Path, suffix: str, kept: float
+) -> None:
     path = tmp_path / f"image.{suffix}"
     rgb.save(path)
     content = path.read_bytes()

@@ -28,10 +28,18 @@ def test_shapes_need_no_file_and_only_what_is_drawn_counts(tmp_path: Path) -> No
     storage = Storage.at(tmp_path / "nowhere")
     base = ShapesData(dataset="shapes")
     fingerprint = data_fingerprint(base, storage)
-    same = {"search_split": 0.2, "augment": Augment(flip=0), "resize": Resize(square_px=64), "aspect_ratio_grouping": True}
+    same = {
+        "search_split": 0.2,
+        "augment": Augment(flip=0),
+        "resize": Resize(square_px=64),
+        "aspect_ratio_grouping": True,
+    }
     assert data_fingerprint(base.with_changes(**same), storage) == fingerprint
     others = {"image_size_px": 64, "num_train": 511, "num_val": 64, "num_classes": 5, "seed": 1}
-    changed = {data_fingerprint(base.with_changes(**{name: value}), storage) for name, value in others.items()}
+    changed = {
+        data_fingerprint(base.with_changes(**{name: value}), storage)
+        for name, value in others.items()
+    }
     assert len(changed | {fingerprint}) == 6
     assert not (tmp_path / "nowhere").exists()
 
@@ -46,7 +54,9 @@ def test_a_moved_copy_has_the_same_fingerprint(awkward, tmp_path: Path) -> None:
     assert data_fingerprint(copied, storage) == fingerprint
 
 
-def test_other_annotations_or_another_image_change_it_also_when_it_is_cached(awkward, tmp_path: Path) -> None:
+def test_other_annotations_or_another_image_change_it_also_when_it_is_cached(
+    awkward, tmp_path: Path
+) -> None:
     storage = Storage.at(tmp_path / "storage")
     seen = [data_fingerprint(_coco(tmp_path), storage)]
     awkward.rewrite(lambda content: content["annotations"].pop())
@@ -75,21 +85,27 @@ def test_the_second_call_reads_no_annotations(awkward, tmp_path: Path) -> None:
         data_fingerprint(_coco(tmp_path), Storage.at(tmp_path / "other"))
 
 
-def test_a_storage_that_cannot_be_written_or_a_damaged_cache_only_costs_time(awkward, tmp_path: Path) -> None:
+def test_a_storage_that_cannot_be_written_or_a_damaged_cache_only_costs_time(
+    awkward, tmp_path: Path
+) -> None:
     storage = Storage.at(tmp_path / "storage")
     fingerprint = data_fingerprint(_coco(tmp_path), storage)
     for cache in (storage.data / "fingerprints").iterdir():
         cache.write_text('{"fingerprint": ')
     assert data_fingerprint(_coco(tmp_path), storage) == fingerprint
     (tmp_path / "file").write_text("in the way")
-    assert data_fingerprint(_coco(tmp_path), Storage.at(tmp_path / "file" / "storage")) == fingerprint
+    assert (
+        data_fingerprint(_coco(tmp_path), Storage.at(tmp_path / "file" / "storage")) == fingerprint
+    )
 
 
 def test_missing_files_are_named(awkward, tmp_path: Path) -> None:
     storage = Storage.at(tmp_path / "storage")
     (awkward.images / "plain.jpg").unlink()
     shutil.rmtree(awkward.images / "nested")
-    with pytest.raises(DataError, match=r"plain\.jpg: must exist, as .*instances\.json refers to it") as caught:
+    with pytest.raises(
+        DataError, match=r"plain\.jpg: must exist, as .*instances\.json refers to it"
+    ) as caught:
         data_fingerprint(_coco(tmp_path), storage)
     assert "transparent.png: must exist" in str(caught.value)
     awkward.annotations.unlink()
@@ -99,8 +115,8 @@ def test_missing_files_are_named(awkward, tmp_path: Path) -> None:
 
 def test_importing_it_loads_no_heavy_package() -> None:
     code = (
-        "import sys, kdr.data.fingerprint; "
-        "print([name for name in ('torch', 'numpy', 'PIL', 'pycocotools', 'ray', 'pydantic') if name in sys.modules])"
+        "import sys, kdr.data.fingerprint; print([name for name in ('torch', 'numpy', 'PIL', "
+        "'pycocotools', 'ray', 'pydantic') if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -32,15 +32,36 @@ def test_a_mapping_wins_over_an_equal_name() -> None:
         (
             ("person", "cars"),
             None,
-            "teacher.labels: every category of the data set needs one of the teacher, got none for 'cars'. Did you mean 'car'?",
+            (
+                "teacher.labels: every category of the data set needs one of the teacher, got none "
+                "for 'cars'. Did you mean 'car'?"
+            ),
         ),
-        (("car",), {"lorry": "car"}, "teacher.labels: must name categories of the teacher, got 'lorry'"),
-        (("car",), {"__background__": "car"}, "must name categories of the teacher, got '__background__'"),
-        (("car",), {"bicycle": "cart"}, "labels.bicycle: must be a category of the data set, got 'cart'. Did you mean 'car'?"),
-        (("vehicle",), {"car": "vehicle", "bicycle": "vehicle"}, "must be 'vehicle', got bicycle, car"),
+        (
+            ("car",),
+            {"lorry": "car"},
+            "teacher.labels: must name categories of the teacher, got 'lorry'",
+        ),
+        (
+            ("car",),
+            {"__background__": "car"},
+            "must name categories of the teacher, got '__background__'",
+        ),
+        (
+            ("car",),
+            {"bicycle": "cart"},
+            "labels.bicycle: must be a category of the data set, got 'cart'. Did you mean 'car'?",
+        ),
+        (
+            ("vehicle",),
+            {"car": "vehicle", "bicycle": "vehicle"},
+            "must be 'vehicle', got bicycle, car",
+        ),
     ],
 )
-def test_label_spaces_that_do_not_agree_are_refused(student: tuple[str], mapping: dict[str, str] | None, message: str) -> None:
+def test_label_spaces_that_do_not_agree_are_refused(
+    student: tuple[str], mapping: dict[str, str] | None, message: str
+) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         match_labels(_COCO, student, mapping)
 

@@ -23,7 +23,13 @@ from kdr.storage.layout import Storage
 def _data(**settings: object) -> ShapesData:
     return ShapesData(
         **(
-            {"dataset": "shapes", "image_size_px": 32, "num_train": 22, "num_val": 1, "augment": Augment(colour_jitter=0.2)}
+            {
+                "dataset": "shapes",
+                "image_size_px": 32,
+                "num_train": 22,
+                "num_val": 1,
+                "augment": Augment(colour_jitter=0.2),
+            }
             | settings
         )
     )
@@ -39,7 +45,9 @@ def _awkward_index(awkward) -> CocoIndex:
 
 
 def _coco_data(**settings: object) -> CocoData:
-    files = dict.fromkeys(("train_images", "train_annotations", "val_images", "val_annotations"), "unused")
+    files = dict.fromkeys(
+        ("train_images", "train_annotations", "val_images", "val_annotations"), "unused"
+    )
     return CocoData(dataset="coco", **(files | settings))
 
 
@@ -81,22 +89,38 @@ def test_loading_leaves_the_global_generator_alone(index: CocoIndex) -> None:
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
-def test_the_world_size_does_not_change_what_is_in_a_global_batch(index: CocoIndex, num_ranks: int) -> None:
+def test_the_world_size_does_not_change_what_is_in_a_global_batch(
+    index: CocoIndex, num_ranks: int
+) -> None:
     whole = list(TrainingBatches(index, _data(), seed=3, batch_size=8).epoch(1))
     ranks = [
-        list(TrainingBatches(index, _data(), seed=3, batch_size=8, rank=rank, num_ranks=num_ranks).epoch(1))
+        list(
+            TrainingBatches(
+                index, _data(), seed=3, batch_size=8, rank=rank, num_ranks=num_ranks
+            ).epoch(1)
+        )
         for rank in range(num_ranks)
     ]
     for step, batch in enumerate(whole):
         shares = [rank[step] for rank in ranks]
         assert {len(share) for share in shares} == {8 // num_ranks}
-        pixels = {image_id: image for share in shares for image_id, image in zip(share.image_ids, share.images, strict=True)}
+        pixels = {
+            image_id: image
+            for share in shares
+            for image_id, image in zip(share.image_ids, share.images, strict=True)
+        }
         assert set(pixels) == set(batch.image_ids)
-        assert all(torch.equal(pixels[i], image) for i, image in zip(batch.image_ids, batch.images, strict=True))
+        assert all(
+            torch.equal(pixels[i], image)
+            for i, image in zip(batch.image_ids, batch.images, strict=True)
+        )
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(index: CocoIndex) -> None:
-    with pytest.raises(ConfigError, match=r"training\.batch_size: a batch must be a multiple of the 3 workers .* got 8 images"):
+    with pytest.raises(
+        ConfigError,
+        match=r"training\.batch_size: a batch must be a multiple of the 3 workers .* got 8 images",
+    ):
         TrainingBatches(index, _data(), seed=0, batch_size=8, num_ranks=3)
     with pytest.raises(ConfigError, match=r"got 22 images \(batch_size 64, 22 training images\)"):
         TrainingBatches(index, _data(), seed=0, batch_size=64, num_ranks=4)
@@ -109,9 +133,13 @@ def test_a_set_smaller_than_a_batch_is_one_batch(index: CocoIndex) -> None:
     assert sorted(batch.image_ids) == index.image_ids
 
 
-def test_evaluation_goes_through_all_images_in_order_without_augmentation(index: CocoIndex) -> None:
+def test_evaluation_goes_through_all_images_in_order_without_augmentation(
+    index: CocoIndex,
+) -> None:
     for num_workers in (0, 1):
-        batches = EvaluationBatches(index, _data(augment=Augment(flip=1)), batch_size=8, num_workers=num_workers)
+        batches = EvaluationBatches(
+            index, _data(augment=Augment(flip=1)), batch_size=8, num_workers=num_workers
+        )
         loaded = list(batches)
         assert [len(batch) for batch in loaded] == [8, 8, 6]
         assert len(batches) == 3
@@ -123,14 +151,22 @@ def test_evaluation_goes_through_all_images_in_order_without_augmentation(index:
 
 
 def test_first_batches_are_the_first_images_as_evaluated(index: CocoIndex) -> None:
-    evaluated = [first_batch_hash(batch) for batch in EvaluationBatches(index, _data(), batch_size=8)]
-    assert [first_batch_hash(batch) for batch in first_batches(index, _data(), count=2, batch_size=8)] == evaluated[:2]
-    assert [first_batch_hash(batch) for batch in first_batches(index, _data(), count=50, batch_size=8)] == evaluated
+    evaluated = [
+        first_batch_hash(batch) for batch in EvaluationBatches(index, _data(), batch_size=8)
+    ]
+    assert [
+        first_batch_hash(batch) for batch in first_batches(index, _data(), count=2, batch_size=8)
+    ] == evaluated[:2]
+    assert [
+        first_batch_hash(batch) for batch in first_batches(index, _data(), count=50, batch_size=8)
+    ] == evaluated
 
 
 def test_every_kind_of_image_lies_at_the_top_left_of_a_zero_padded_batch(awkward) -> None:
     index = _awkward_index(awkward)
-    (batch,) = EvaluationBatches(index, _coco_data(resize=Resize(short_side_px=(80,), long_side_px=105)), batch_size=20)
+    (batch,) = EvaluationBatches(
+        index, _coco_data(resize=Resize(short_side_px=(80,), long_side_px=105)), batch_size=20
+    )
     assert batch.images.shape == (9, 3, 128, 128)
     assert batch.original_sizes[5] == (60, 40)
     assert batch.image_sizes == ((70, 105),) * 5 + ((105, 70),) + ((70, 105),) * 3
@@ -147,7 +183,10 @@ def test_every_kind_of_image_lies_at_the_top_left_of_a_zero_padded_batch(awkward
 @pytest.mark.parametrize(("square", "padded"), [(64, 64), (100, 128)])
 def test_a_square_is_the_size_of_every_batch(awkward, square: int, padded: int) -> None:
     data = _coco_data(resize=Resize(square_px=square))
-    shapes = {batch.images.shape[1:] for batch in EvaluationBatches(_awkward_index(awkward), data, batch_size=1)}
+    shapes = {
+        batch.images.shape[1:]
+        for batch in EvaluationBatches(_awkward_index(awkward), data, batch_size=1)
+    }
     assert shapes == {(3, padded, padded)}
 
 
@@ -161,7 +200,9 @@ def test_grouping_keeps_portraits_and_landscapes_apart(tmp_path: Path, awkward) 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("damage", ["cut off", "gone", "resized"])
-def test_an_image_that_goes_bad_later_fails_the_trial_with_its_file_and_id(awkward, num_workers: int, damage: str) -> None:
+def test_an_image_that_goes_bad_later_fails_the_trial_with_its_file_and_id(
+    awkward, num_workers: int, damage: str
+) -> None:
     index = _awkward_index(awkward)
     path = awkward.images / "plain.jpg"
     content = path.read_bytes()
@@ -172,7 +213,9 @@ def test_an_image_that_goes_bad_later_fails_the_trial_with_its_file_and_id(awkwa
         Image.new("RGB", (50, 40)).save(path)
     for batches in (
         EvaluationBatches(index, _coco_data(), batch_size=4, num_workers=num_workers),
-        TrainingBatches(index, _coco_data(), seed=0, batch_size=9, num_workers=num_workers).epoch(0),
+        TrainingBatches(index, _coco_data(), seed=0, batch_size=9, num_workers=num_workers).epoch(
+            0
+        ),
     ):
         with pytest.raises(TrialFailure, match=r"^bad_data: .*plain\.jpg: image 11 must") as caught:
             list(batches)
@@ -196,5 +239,7 @@ def test_a_batch_moves_whole_to_a_device(awkward) -> None:
     (batch,) = EvaluationBatches(_awkward_index(awkward), _coco_data(), batch_size=20)
     moved = batch.to(torch.device("cpu"))
     assert first_batch_hash(moved) == first_batch_hash(batch)
-    assert {tensor.device.type for tensor in (batch.to("meta").images, *batch.to("meta").boxes)} == {"meta"}
+    assert {
+        tensor.device.type for tensor in (batch.to("meta").images, *batch.to("meta").boxes)
+    } == {"meta"}
     assert [boxes.shape for boxes in moved.boxes] == [boxes.shape for boxes in batch.boxes]

@@ -49,8 +49,14 @@ def test_a_shape_can_be_told_from_its_surroundings(folder: Path) -> None:
         pixels = np.asarray(Image.open(folder / "train" / image["file_name"]).copy(), dtype=float)
         for a in content["annotations"]:
             x, y, w, h = a["bbox"]
-            if a["image_id"] == image["id"] and a["category_id"] in (1, 2) and a["area"] > 0.6 * w * h:
-                middle = pixels[y + h // 3 : y + 2 * h // 3 + 1, x + w // 3 : x + 2 * w // 3 + 1].mean((0, 1))
+            if (
+                a["image_id"] == image["id"]
+                and a["category_id"] in (1, 2)
+                and a["area"] > 0.6 * w * h
+            ):
+                middle = pixels[
+                    y + h // 3 : y + 2 * h // 3 + 1, x + w // 3 : x + 2 * w // 3 + 1
+                ].mean((0, 1))
                 around = pixels[max(y - 2, 0) : y + h + 2, max(x - 2, 0) : x + w + 2]
                 edge = np.concatenate([around[0], around[-1], around[:, 0], around[:, -1]]).mean(0)
                 contrasts.append(np.linalg.norm(middle - edge))
@@ -59,28 +65,46 @@ def test_a_shape_can_be_told_from_its_surroundings(folder: Path) -> None:
 
 
 def test_an_image_depends_on_seed_split_and_number_alone(folder: Path, tmp_path: Path) -> None:
-    write_shapes(ShapesData(dataset="shapes", num_train=4, num_val=2, num_classes=8), tmp_path / "short")
-    write_shapes(ShapesData(dataset="shapes", num_train=4, num_val=1, num_classes=8, seed=1), tmp_path / "other")
+    write_shapes(
+        ShapesData(dataset="shapes", num_train=4, num_val=2, num_classes=8), tmp_path / "short"
+    )
+    write_shapes(
+        ShapesData(dataset="shapes", num_train=4, num_val=1, num_classes=8, seed=1),
+        tmp_path / "other",
+    )
     for name in ("train/000001.jpg", "train/000004.jpg", "val/000002.jpg"):
         assert (tmp_path / "short" / name).read_bytes() == (folder / name).read_bytes()
-    assert (tmp_path / "other/train/000001.jpg").read_bytes() != (folder / "train/000001.jpg").read_bytes()
+    assert (tmp_path / "other/train/000001.jpg").read_bytes() != (
+        folder / "train/000001.jpg"
+    ).read_bytes()
     assert (folder / "val/000001.jpg").read_bytes() != (folder / "train/000001.jpg").read_bytes()
-    annotations = [json.loads((where / "train.json").read_text())["annotations"] for where in (tmp_path / "short", folder)]
+    annotations = [
+        json.loads((where / "train.json").read_text())["annotations"]
+        for where in (tmp_path / "short", folder)
+    ]
     assert annotations[0] == [a for a in annotations[1] if a["image_id"] <= 4]
 
 
 @pytest.mark.parametrize("side", [32, 200])
 def test_other_sizes_and_few_classes_work(tmp_path: Path, side: int) -> None:
-    write_shapes(ShapesData(dataset="shapes", num_train=20, num_val=1, num_classes=1, image_size_px=side), tmp_path / "made")
-    index = check_images(read_coco(tmp_path / "made/train", tmp_path / "made/train.json"), full=True)
+    write_shapes(
+        ShapesData(dataset="shapes", num_train=20, num_val=1, num_classes=1, image_size_px=side),
+        tmp_path / "made",
+    )
+    index = check_images(
+        read_coco(tmp_path / "made/train", tmp_path / "made/train.json"), full=True
+    )
     assert index.sizes.tolist() == [[side, side]] * 20
     assert index.categories == ("circle",)
 
 
-def test_a_killed_generation_leaves_no_folder_behind_and_the_next_one_succeeds(tmp_path: Path) -> None:
+def test_a_killed_generation_leaves_no_folder_behind_and_the_next_one_succeeds(
+    tmp_path: Path,
+) -> None:
     code = (
-        "from pathlib import Path; from kdr.config.data import ShapesData; from kdr.data.shapes import write_shapes; "
-        f"write_shapes(ShapesData(dataset='shapes', num_train=100000), Path({str(tmp_path / 'made')!r}))"
+        "from pathlib import Path; from kdr.config.data import ShapesData; from kdr.data.shapes "
+        "import write_shapes; write_shapes(ShapesData(dataset='shapes', num_train=100000), "
+        f"Path({str(tmp_path / 'made')!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 60
@@ -117,4 +141,6 @@ def test_two_that_write_the_same_folder_at_once_both_succeed(tmp_path: Path) -> 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match=r"file/made: needs a folder that can be written"):
-        write_shapes(ShapesData(dataset="shapes", num_train=1, num_val=1), tmp_path / "file" / "made")
+        write_shapes(
+            ShapesData(dataset="shapes", num_train=1, num_val=1), tmp_path / "file" / "made"
+        )

@@ -16,7 +16,12 @@ def _shapes(**settings: object) -> ShapesData:
 
 def _coco(awkward, **settings: object) -> CocoData:
     images, annotations = str(awkward.images), str(awkward.annotations)
-    files = {"train_images": images, "train_annotations": annotations, "val_images": images, "val_annotations": annotations}
+    files = {
+        "train_images": images,
+        "train_annotations": annotations,
+        "val_images": images,
+        "val_annotations": annotations,
+    }
     return CocoData(dataset="coco", **(files | settings))
 
 
@@ -32,12 +37,16 @@ def test_shapes_are_drawn_once_and_then_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("amount", "held_out"), [(0.25, 5), (0.01, 1), (3.0, 3), (19.0, 19)])
-def test_a_search_split_is_evaluated_on_instead_of_the_validation_set(tmp_path: Path, amount: float, held_out: int) -> None:
+def test_a_search_split_is_evaluated_on_instead_of_the_validation_set(
+    tmp_path: Path, amount: float, held_out: int
+) -> None:
     splits = open_splits(_shapes(search_split=amount), Storage.at(tmp_path))
     assert len(splits.evaluation) == held_out
     assert sorted(splits.train.image_ids + splits.evaluation.image_ids) == list(range(1, 21))
     assert splits.evaluation.annotations.name == "train.json"
-    assert {a["image_id"] for a in coco_ground_truth(splits.evaluation)["annotations"]} == set(splits.evaluation.image_ids)
+    assert {a["image_id"] for a in coco_ground_truth(splits.evaluation)["annotations"]} == set(
+        splits.evaluation.image_ids
+    )
 
 
 def test_a_larger_search_split_contains_the_smaller_one(tmp_path: Path) -> None:
@@ -54,7 +63,9 @@ def test_a_coco_folder_opens_with_orientation_and_counts(awkward, tmp_path: Path
 
 
 def test_a_search_split_that_leaves_nothing_is_refused(awkward, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.search_split: must leave training images, got 9 of the 9 images"):
+    with pytest.raises(
+        DataError, match=r"data\.search_split: must leave training images, got 9 of the 9 images"
+    ):
         open_splits(_coco(awkward, search_split=9), Storage.at(tmp_path / "storage"))
 
 
@@ -63,7 +74,10 @@ def test_categories_of_training_and_validation_must_agree(awkward, tmp_path: Pat
     content["categories"][0]["name"] = "brush"
     other = tmp_path / "val.json"
     other.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"val\.json: must have the categories of .*instances\.json.* brush, toothbrush"):
+    with pytest.raises(
+        DataError,
+        match=r"val\.json: must have the categories of .*instances\.json.* brush, toothbrush",
+    ):
         open_splits(_coco(awkward, val_annotations=str(other)), Storage.at(tmp_path / "storage"))
 
 

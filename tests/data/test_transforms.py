@@ -13,7 +13,11 @@ from kdr.data.transforms import EvalTransform, TrainTransform, resized_size
 @pytest.fixture
 def sample() -> tuple[Tensor, Tensor, Tensor]:
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 40, 60), dtype=np.uint8))
-    return image, torch.tensor([[0.0, 0.0, 30.0, 20.0], [10.0, 5.0, 60.0, 40.0]]), torch.tensor([2, 0])
+    return (
+        image,
+        torch.tensor([[0.0, 0.0, 30.0, 20.0], [10.0, 5.0, 60.0, 40.0]]),
+        torch.tensor([2, 0]),
+    )
 
 
 @given(
@@ -37,10 +41,16 @@ def test_the_long_side_fills_the_square(height: int, width: int, square: int) ->
     assert max(resized_size(height, width, Resize(square_px=square))) == square
 
 
-def test_pixels_are_resized_as_pil_does_and_boxes_with_them(sample: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_pixels_are_resized_as_pil_does_and_boxes_with_them(
+    sample: tuple[Tensor, Tensor, Tensor],
+) -> None:
     image, boxes, labels = sample
-    resized, resized_boxes, kept = EvalTransform(Resize(short_side_px=(400, 20)))(image, boxes, labels)
-    expected = np.asarray(Image.fromarray(image.permute(1, 2, 0).numpy()).resize((30, 20), Image.Resampling.BILINEAR))
+    resized, resized_boxes, kept = EvalTransform(Resize(short_side_px=(400, 20)))(
+        image, boxes, labels
+    )
+    expected = np.asarray(
+        Image.fromarray(image.permute(1, 2, 0).numpy()).resize((30, 20), Image.Resampling.BILINEAR)
+    )
     assert resized.dtype == torch.uint8
     assert np.abs(resized.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
     assert torch.equal(resized_boxes, boxes / 2)
@@ -62,7 +72,10 @@ def test_a_flip_mirrors_pixels_and_boxes(sample: tuple[Tensor, Tensor, Tensor]) 
 def test_draws_depend_on_seed_epoch_and_image_alone(sample: tuple[Tensor, Tensor, Tensor]) -> None:
     def flips(seed: int, epoch: int) -> list[bool]:
         transform = TrainTransform(None, Augment(), seed)
-        return [not torch.equal(transform(*sample, epoch=epoch, image_id=i)[0], sample[0]) for i in range(64)]
+        return [
+            not torch.equal(transform(*sample, epoch=epoch, image_id=i)[0], sample[0])
+            for i in range(64)
+        ]
 
     before = torch.get_rng_state()
     assert flips(0, 0) == flips(0, 0)
@@ -72,7 +85,9 @@ def test_draws_depend_on_seed_epoch_and_image_alone(sample: tuple[Tensor, Tensor
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_switching_colours_or_scales_on_moves_no_flip(sample: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_switching_colours_or_scales_on_moves_no_flip(
+    sample: tuple[Tensor, Tensor, Tensor],
+) -> None:
     plain = TrainTransform(None, Augment(), 0)
     busy = TrainTransform(Resize(short_side_px=(40, 20)), Augment(colour_jitter=0.5), 0)
     for image_id in range(16):
@@ -80,14 +95,18 @@ def test_switching_colours_or_scales_on_moves_no_flip(sample: tuple[Tensor, Tens
         assert (busy(*sample, epoch=3, image_id=image_id)[1][0, 0] > 0) == flipped
 
 
-def test_every_short_side_is_drawn_and_a_sample_keeps_its_own(sample: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_every_short_side_is_drawn_and_a_sample_keeps_its_own(
+    sample: tuple[Tensor, Tensor, Tensor],
+) -> None:
     transform = TrainTransform(Resize(short_side_px=(20, 30, 40)), Augment(), 0)
     heights = [transform(*sample, epoch=0, image_id=i)[0].shape[1] for i in range(60)]
     assert {heights.count(side) > 9 for side in (20, 30, 40)} == {True}
     assert heights == [transform(*sample, epoch=0, image_id=i)[0].shape[1] for i in range(60)]
 
 
-def test_colours_change_within_their_strength_and_boxes_do_not(sample: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_colours_change_within_their_strength_and_boxes_do_not(
+    sample: tuple[Tensor, Tensor, Tensor],
+) -> None:
     grey = torch.full((3, 8, 8), 100, dtype=torch.uint8)
     values = set()
     for image_id in range(40):
@@ -102,7 +121,9 @@ def test_colours_change_within_their_strength_and_boxes_do_not(sample: tuple[Ten
     assert len(values) > 10
 
 
-def test_a_box_without_area_after_clipping_is_dropped_with_its_label(sample: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_a_box_without_area_after_clipping_is_dropped_with_its_label(
+    sample: tuple[Tensor, Tensor, Tensor],
+) -> None:
     image, boxes, labels = sample
     outside = torch.cat([torch.tensor([[70.0, 5.0, 90.0, 9.0]]), boxes])
     _, kept, kept_labels = EvalTransform(None)(image, outside, torch.tensor([1, 2, 0]))

@@ -1,4 +1,5 @@
-"""The files of deploy/, as far as can be checked without a cluster of their kind: schemas, what must agree, a dry run."""
+"""The files of deploy/, as far as can be checked without a cluster of their kind: schemas, what
+must agree, a dry run."""
 
 import os
 import re
@@ -26,7 +27,10 @@ def read(name: str) -> dict[str, Any]:
 
 def pods() -> list[dict[str, Any]]:
     cluster = read("kuberay-rayjob.yaml")["spec"]["rayClusterSpec"]
-    return [group["template"]["spec"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
+    return [
+        group["template"]["spec"]
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
+    ]
 
 
 def test_the_ray_job_has_the_fields_of_its_kind() -> None:
@@ -44,10 +48,22 @@ def test_the_ray_job_has_the_fields_of_its_kind() -> None:
     assert set(cluster) == {"rayVersion", "headGroupSpec", "workerGroupSpecs"}
     assert set(cluster["headGroupSpec"]) == {"rayStartParams", "template"}
     for group in cluster["workerGroupSpecs"]:
-        assert set(group) == {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
+        assert set(group) == {
+            "groupName",
+            "replicas",
+            "minReplicas",
+            "maxReplicas",
+            "rayStartParams",
+            "template",
+        }
         assert group["minReplicas"] == group["replicas"] == group["maxReplicas"]
-    parameters = [cluster["headGroupSpec"]["rayStartParams"], *(group["rayStartParams"] for group in cluster["workerGroupSpecs"])]
-    assert all(isinstance(value, str) for given in parameters for value in given.values()), "KubeRay takes texts only"
+    parameters = [
+        cluster["headGroupSpec"]["rayStartParams"],
+        *(group["rayStartParams"] for group in cluster["workerGroupSpecs"]),
+    ]
+    assert all(isinstance(value, str) for given in parameters for value in given.values()), (
+        "KubeRay takes texts only"
+    )
 
 
 def test_every_pod_mounts_the_volumes_that_it_names_and_sees_the_storage() -> None:
@@ -59,7 +75,9 @@ def test_every_pod_mounts_the_volumes_that_it_names_and_sees_the_storage() -> No
         assert mounts.keys() == {volume["name"] for volume in pod["volumes"]}
         assert Path(mounts["shared"]) in storage.parents
         assert container["resources"]["requests"] == container["resources"]["limits"]
-    assert len({pod["containers"][0]["image"] for pod in pods()}) == 1, "one environment for all nodes"
+    assert len({pod["containers"][0]["image"] for pod in pods()}) == 1, (
+        "one environment for all nodes"
+    )
     grace_s = Resources().grace_s
     assert int(environment["RAY_JOB_STOP_WAIT_TIME_S"]) > grace_s
     assert all(pod.get("terminationGracePeriodSeconds", grace_s + 1) > grace_s for pod in pods())
@@ -76,7 +94,9 @@ def test_versions_are_those_of_the_constraints() -> None:
 
 
 def test_the_study_of_the_job_is_there() -> None:
-    program, command, study = read("kuberay-rayjob.yaml")["spec"]["entrypoint"].removeprefix("python ").split()
+    program, command, study = (
+        read("kuberay-rayjob.yaml")["spec"]["entrypoint"].removeprefix("python ").split()
+    )
     assert command == "run"
     assert all((ROOT / Path(path).relative_to("/kdr")).exists() for path in (program, study))
 
@@ -85,7 +105,9 @@ def test_the_cluster_file_is_one_that_ray_up_takes() -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     content = read("ray-up.yaml")
-    assert content["min_workers"] == content["max_workers"] == len(content["provider"]["worker_ips"])
+    assert (
+        content["min_workers"] == content["max_workers"] == len(content["provider"]["worker_ips"])
+    )
     validate_config(prepare_config(content))
 
 
@@ -103,14 +125,17 @@ def test_options_of_ray_start_exist(name: str) -> None:
 
     known = {option for parameter in start.params for option in parameter.opts}
     used = {
-        option for line in re.findall(r"ray start (.*)", (DEPLOY / name).read_text()) for option in re.findall(r"--[a-z-]+", line)
+        option
+        for line in re.findall(r"ray start (.*)", (DEPLOY / name).read_text())
+        for option in re.findall(r"--[a-z-]+", line)
     }
     assert used
     assert used <= known
 
 
 class Slurm:
-    """A job of two nodes whose commands only note what they are asked; the study ends well by itself, or by SIGTERM."""
+    """A job of two nodes whose commands only note what they are asked; the study ends well by
+    itself, or by SIGTERM."""
 
     def __init__(self, folder: Path, study: str) -> None:
         self.notes = folder / "notes"
@@ -118,7 +143,9 @@ class Slurm:
         commands = folder / "commands"
         commands.mkdir()
         scripts = {
-            "scontrol": 'if [ "$1" = show ]; then printf "n1\\nn2\\n"; else note "scontrol $*"; fi',
+            "scontrol": (
+                'if [ "$1" = show ]; then printf "n1\\nn2\\n"; else note "scontrol $*"; fi'
+            ),
             "srun": 'shift 3; note "${1#--nodelist=}: ${*:2}"',
             "python": f'if [ "$1" = -c ]; then exit 0; fi; note "driver: $*"; {study}',
         }
@@ -127,7 +154,11 @@ class Slurm:
             (commands / name).write_text(f"#!/bin/bash\n{note}\n{body}\n")
             (commands / name).chmod(0o755)
         (folder / ".venv" / "bin" / "activate").write_text(f"PATH={commands}:$PATH\n")
-        job = {"SLURM_JOB_ID": "12345", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_SUBMIT_DIR": str(folder)}
+        job = {
+            "SLURM_JOB_ID": "12345",
+            "SLURM_JOB_NODELIST": "n[1-2]",
+            "SLURM_SUBMIT_DIR": str(folder),
+        }
         env = {**os.environ, **job, "PATH": f"{commands}:{os.environ['PATH']}"}
         self.process = subprocess.Popen(["bash", DEPLOY / "slurm.sh", "study.yaml"], env=env)
 
@@ -147,8 +178,12 @@ def test_the_slurm_script_starts_the_head_the_others_and_the_study_on_it(tmp_pat
     ]
 
 
-def test_sigterm_reaches_the_study_which_ends_in_good_order_before_the_job_is_queued_again(tmp_path: Path) -> None:
-    job = Slurm(tmp_path, 'trap "sleep 0.3; note ended; exit 143" TERM; while true; do sleep 0.1; done')
+def test_sigterm_reaches_the_study_which_ends_in_good_order_before_the_job_is_queued_again(
+    tmp_path: Path,
+) -> None:
+    job = Slurm(
+        tmp_path, 'trap "sleep 0.3; note ended; exit 143" TERM; while true; do sleep 0.1; done'
+    )
     until = time.monotonic() + 30
     while not job.noted("driver:"):
         assert time.monotonic() < until

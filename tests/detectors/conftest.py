@@ -1,4 +1,5 @@
-"""Small batches of random images and boxes, padded as the loader pads them; networks in other libraries' names of layers."""
+"""Small batches of random images and boxes, padded as the loader pads them; networks in other
+libraries' names of layers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +20,12 @@ class RandomBatch:
 
     def as_torchvision_takes_it(self) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
         images = [
-            image[:, :height, :width].float() / 255 for image, (height, width) in zip(self.images, self.image_sizes, strict=True)
+            image[:, :height, :width].float() / 255
+            for image, (height, width) in zip(self.images, self.image_sizes, strict=True)
         ]
-        return images, [{"boxes": b, "labels": k} for b, k in zip(self.boxes, self.labels, strict=True)]
+        return images, [
+            {"boxes": b, "labels": k} for b, k in zip(self.boxes, self.labels, strict=True)
+        ]
 
 
 def set_score_threshold(model: Any, threshold: float) -> None:
@@ -36,10 +40,14 @@ def shows_scores_from() -> Callable[[Any, float], None]:
 
 @pytest.fixture
 def random_batch() -> Callable[..., RandomBatch]:
-    def build(image_sizes: Sequence[tuple[int, int]], *, num_boxes: Sequence[int], num_classes: int = 3) -> RandomBatch:
+    def build(
+        image_sizes: Sequence[tuple[int, int]], *, num_boxes: Sequence[int], num_classes: int = 3
+    ) -> RandomBatch:
         draw = torch.Generator().manual_seed(7)
         H, W = (-(-max(sides) // 32) * 32 for sides in zip(*image_sizes, strict=True))
-        images = torch.randint(0, 256, (len(image_sizes), 3, H, W), dtype=torch.uint8, generator=draw)
+        images = torch.randint(
+            0, 256, (len(image_sizes), 3, H, W), dtype=torch.uint8, generator=draw
+        )
         boxes, labels = [], []
         for (height, width), count in zip(image_sizes, num_boxes, strict=True):
             scale = torch.tensor([width, height])
@@ -89,7 +97,8 @@ DETECTRON2 = Names(
 
 @dataclass
 class ForeignNetwork:
-    """A resnet with an FPN in another library's names: random weights, and its forward in float64."""
+    """A resnet with an FPN in another library's names: random weights, and its forward in
+    float64."""
 
     names: Names
     backbone: str
@@ -112,11 +121,29 @@ class ForeignNetwork:
         for stage, count in enumerate(self.blocks, start=1):
             planes = 64 * 2 ** (stage - 1)
             for block in range(count):
-                self.block(self.names.block(stage, block), width, planes, planes * expansion, first=block == 0)
+                self.block(
+                    self.names.block(stage, block),
+                    width,
+                    planes,
+                    planes * expansion,
+                    first=block == 0,
+                )
                 width = planes * expansion
         for level in range(self.finest, 6):
-            self.conv(self.names.lateral(level, self.finest), self.fpn_channels, 64 * 2 ** (level - 2) * expansion, 1, bias=True)
-            self.conv(self.names.output(level, self.finest), self.fpn_channels, self.fpn_channels, 3, bias=True)
+            self.conv(
+                self.names.lateral(level, self.finest),
+                self.fpn_channels,
+                64 * 2 ** (level - 2) * expansion,
+                1,
+                bias=True,
+            )
+            self.conv(
+                self.names.output(level, self.finest),
+                self.fpn_channels,
+                self.fpn_channels,
+                3,
+                bias=True,
+            )
         if self.finest == 3:
             self.conv(
                 self.names.extra[0],
@@ -129,7 +156,9 @@ class ForeignNetwork:
 
     def conv(self, name: str, num_out: int, num_in: int, side: int, *, bias: bool = False) -> None:
         scale = (2 / (num_in * side**2)) ** 0.5
-        self.state[f"{name}.weight"] = torch.randn(num_out, num_in, side, side, generator=self.draw) * scale
+        self.state[f"{name}.weight"] = (
+            torch.randn(num_out, num_in, side, side, generator=self.draw) * scale
+        )
         if bias:
             self.state[f"{name}.bias"] = torch.randn(num_out, generator=self.draw) / 2
 
@@ -161,18 +190,30 @@ class ForeignNetwork:
         stages = {}
         for stage, count in enumerate(self.blocks, start=1):
             for block in range(count):
-                x = self.block_output(x, self.names.block(stage, block), 2 if stage > 1 and block == 0 else 1)
+                x = self.block_output(
+                    x, self.names.block(stage, block), 2 if stage > 1 and block == 0 else 1
+                )
             stages[stage + 1] = x
         levels, above = {}, None
         for level in reversed(range(self.finest, 6)):
             lateral = self.convolved(stages[level], self.names.lateral(level, self.finest))
-            above = lateral if above is None else lateral + F.interpolate(above, scale_factor=2, mode="nearest")
+            above = (
+                lateral
+                if above is None
+                else lateral + F.interpolate(above, scale_factor=2, mode="nearest")
+            )
             levels[level] = self.convolved(above, self.names.output(level, self.finest), 1, 1)
         found = [levels[level] for level in sorted(levels)]
         if self.finest == 2:
             return [*found, found[-1][:, :, ::2, ::2]]
-        p6 = self.convolved(stages[5] if self.p6_from == "C5" else levels[5], self.names.extra[0], 2, 1)
-        return [*found, p6, self.convolved(p6.relu() if self.p7_relu else p6, self.names.extra[1], 2, 1)]
+        p6 = self.convolved(
+            stages[5] if self.p6_from == "C5" else levels[5], self.names.extra[0], 2, 1
+        )
+        return [
+            *found,
+            p6,
+            self.convolved(p6.relu() if self.p7_relu else p6, self.names.extra[1], 2, 1),
+        ]
 
     def block_output(self, x: Tensor, name: str, stride: int) -> Tensor:
         strides, paddings, groups = (stride, 1), (1, 1), (1, 1)
@@ -180,7 +221,9 @@ class ForeignNetwork:
             strides = (stride, 1, 1) if self.first_1x1_strides else (1, stride, 1)
             paddings, groups = (0, 1, 0), (1, self.groups, 1)
         out = x
-        for number, (step, padding, num_groups) in enumerate(zip(strides, paddings, groups, strict=True), start=1):
+        for number, (step, padding, num_groups) in enumerate(
+            zip(strides, paddings, groups, strict=True), start=1
+        ):
             out = out.relu() if number > 1 else out
             out = self.convolved(out, f"{name}.conv{number}", step, padding, num_groups)
             out = self.normed(out, f"{name}.{self.names.norm(f'conv{number}')}")
@@ -189,14 +232,19 @@ class ForeignNetwork:
             x = self.normed(self.convolved(x, shortcut, stride), its_norm)
         return (out + x).relu()
 
-    def convolved(self, x: Tensor, name: str, stride: int = 1, padding: int = 0, groups: int = 1) -> Tensor:
+    def convolved(
+        self, x: Tensor, name: str, stride: int = 1, padding: int = 0, groups: int = 1
+    ) -> Tensor:
         bias = self.state.get(f"{name}.bias")
         weight = self.state[f"{name}.weight"].double()
-        return F.conv2d(x, weight, None if bias is None else bias.double(), stride, padding, groups=groups)
+        return F.conv2d(
+            x, weight, None if bias is None else bias.double(), stride, padding, groups=groups
+        )
 
     def normed(self, x: Tensor, name: str) -> Tensor:
         mean, var, weight, bias = (
-            self.state[f"{name}.{key}"].double() for key in ("running_mean", "running_var", "weight", "bias")
+            self.state[f"{name}.{key}"].double()
+            for key in ("running_mean", "running_var", "weight", "bias")
         )
         return F.batch_norm(x, mean, var, weight, bias, training=False, eps=1e-5)
 
@@ -204,6 +252,8 @@ class ForeignNetwork:
 @pytest.fixture
 def foreign_network() -> Callable[..., ForeignNetwork]:
     def build(layout: str, backbone: str = "resnet18", **settings: Any) -> ForeignNetwork:
-        return ForeignNetwork({"mmdetection": MMDETECTION, "detectron2": DETECTRON2}[layout], backbone, **settings)
+        return ForeignNetwork(
+            {"mmdetection": MMDETECTION, "detectron2": DETECTRON2}[layout], backbone, **settings
+        )
 
     return build

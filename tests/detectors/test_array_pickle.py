@@ -1,4 +1,5 @@
-"""Pickles of numpy arrays, in every form that numpy writes, are read without running what they hold."""
+"""Pickles of numpy arrays, in every form that numpy writes, are read without running what they
+hold."""
 
 import pickle
 from collections import OrderedDict
@@ -40,7 +41,9 @@ def arrays():
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 def test_arrays_of_every_kind_become_equal_tensors(tmp_path, protocol):
     path = tmp_path / "model.pkl"
-    path.write_bytes(pickle.dumps({"model": arrays(), "__author__": "zoo", "epoch": 3}, protocol=protocol))
+    path.write_bytes(
+        pickle.dumps({"model": arrays(), "__author__": "zoo", "epoch": 3}, protocol=protocol)
+    )
     content = read_array_pickle(path)
     assert (content["__author__"], content["epoch"]) == ("zoo", 3)
     for name, array in arrays().items():
@@ -69,7 +72,15 @@ def test_arrays_that_python_2_pickled_as_text_are_read(tmp_path):
 
 def test_an_ordered_dict_of_arrays_under_model_is_a_state_dict(tmp_path):
     path = tmp_path / "model_final.pkl"
-    path.write_bytes(pickle.dumps({"model": OrderedDict(a=np.ones(2, np.float32)), "__author__": "zoo", "size": np.int64(3)}))
+    path.write_bytes(
+        pickle.dumps(
+            {
+                "model": OrderedDict(a=np.ones(2, np.float32)),
+                "__author__": "zoo",
+                "size": np.int64(3),
+            }
+        )
+    )
     file = read_state_file(str(path))
     assert torch.equal(file.state["a"], torch.ones(2))
     assert file.others == ("__author__", "size")
@@ -79,10 +90,20 @@ def test_an_ordered_dict_of_arrays_under_model_is_a_state_dict(tmp_path):
     ("content", "reason"),
     [
         pytest.param(pickle.dumps({"model": Bomb()}), r"got \S*explode\.", id="code"),
-        pytest.param(pickle.dumps({"w": np.array([Bomb()], dtype=object)}), r"got \S*explode\.", id="code in an array"),
+        pytest.param(
+            pickle.dumps({"w": np.array([Bomb()], dtype=object)}),
+            r"got \S*explode\.",
+            id="code in an array",
+        ),
         pytest.param(pickle.dumps({"w": np.array(["a"])}), r"got an array of <U1", id="text"),
-        pytest.param(pickle.dumps({"w": np.ones(2, ">f4")}), r"got an array of >f4", id="big endian"),
-        pytest.param(pickle.dumps({"w": torch.ones(2)}), r"got torch\._utils\._rebuild_tensor_v2", id="tensors"),
+        pytest.param(
+            pickle.dumps({"w": np.ones(2, ">f4")}), r"got an array of >f4", id="big endian"
+        ),
+        pytest.param(
+            pickle.dumps({"w": torch.ones(2)}),
+            r"got torch\._utils\._rebuild_tensor_v2",
+            id="tensors",
+        ),
         pytest.param(pickle.dumps(arrays())[:300], "got", id="truncated"),
         pytest.param(b"", "got Ran out of input", id="empty"),
         pytest.param(b"PK\x03\x04", "got", id="a zip file"),
@@ -93,6 +114,9 @@ def test_everything_else_is_refused_with_a_way_out(tmp_path, content, reason):
     path = tmp_path / "model.pkl"
     path.write_bytes(content)
     with pytest.raises(
-        WeightsError, match=rf"model\.pkl: must be a pickle of numpy arrays and plain values, {reason}.*Convert it"
+        WeightsError,
+        match=(
+            rf"model\.pkl: must be a pickle of numpy arrays and plain values, {reason}.*Convert it"
+        ),
     ):
         read_array_pickle(path)

@@ -18,14 +18,20 @@ STRUCTURE = torch.device("meta")
 
 def trained_parts(backbone: nn.Module) -> set[str]:
     """First names of the body's trained parameters, such as `layer4` or `12`."""
-    return {name.split(".")[0] for name, parameter in backbone.body.named_parameters() if parameter.requires_grad}
+    return {
+        name.split(".")[0]
+        for name, parameter in backbone.body.named_parameters()
+        if parameter.requires_grad
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_levels_lie_at_strides_8_to_128_in_the_width_asked_for(name):
     with STRUCTURE:
-        levels = fpn_backbone(name, channels=24, norm="batch", trainable_stages=5)(torch.zeros(1, 3, 128, 128))
+        levels = fpn_backbone(name, channels=24, norm="batch", trainable_stages=5)(
+            torch.zeros(1, 3, 128, 128)
+        )
     assert {key: tuple(level.shape[1:]) for key, level in levels.items()} == {
         "0": (24, 16, 16),
         "1": (24, 8, 8),
@@ -55,7 +61,9 @@ def test_for_faster_rcnn_levels_lie_at_strides_4_to_64(name):
 def test_every_resnet_for_faster_rcnn_has_torchvisions_keys(name):
     with STRUCTURE:
         ours = fpn_backbone(name, channels=256, norm="batch", trainable_stages=3, p6_from="pool")
-        theirs = resnet_fpn_backbone(backbone_name=name, weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=3)
+        theirs = resnet_fpn_backbone(
+            backbone_name=name, weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=3
+        )
     assert trained_parts(ours) == trained_parts(theirs)
     assert {key: value.shape for key, value in ours.state_dict().items()} == {
         key: value.shape for key, value in theirs.state_dict().items()
@@ -64,19 +72,29 @@ def test_every_resnet_for_faster_rcnn_has_torchvisions_keys(name):
 
 @pytest.mark.slow
 def test_a_resnext_computes_what_torchvisions_does():
-    ours = fpn_backbone("resnext50_32x4d", channels=256, norm="batch", trainable_stages=5, p6_from="pool").eval()
+    ours = fpn_backbone(
+        "resnext50_32x4d", channels=256, norm="batch", trainable_stages=5, p6_from="pool"
+    ).eval()
     theirs = resnet_fpn_backbone(
-        backbone_name="resnext50_32x4d", weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5
+        backbone_name="resnext50_32x4d",
+        weights=None,
+        norm_layer=nn.BatchNorm2d,
+        trainable_layers=5,
     ).eval()
     theirs.load_state_dict(ours.state_dict())
     images = torch.randn(1, 3, 64, 64)
-    assert all(torch.equal(level, other) for level, other in zip(ours(images).values(), theirs(images).values(), strict=True))
+    assert all(
+        torch.equal(level, other)
+        for level, other in zip(ours(images).values(), theirs(images).values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("trainable_stages", range(6))
 def test_resnet_has_torchvisions_keys_and_frozen_stages(trainable_stages):
     with STRUCTURE:
-        ours = fpn_backbone("resnet18", channels=256, norm="batch", trainable_stages=trainable_stages)
+        ours = fpn_backbone(
+            "resnet18", channels=256, norm="batch", trainable_stages=trainable_stages
+        )
         theirs = resnet_fpn_backbone(
             backbone_name="resnet18",
             weights=None,
@@ -91,11 +109,20 @@ def test_resnet_has_torchvisions_keys_and_frozen_stages(trainable_stages):
 
 @pytest.mark.parametrize(
     ("trainable_stages", "trained"),
-    [(0, range(0)), (1, range(9, 13)), (2, range(4, 13)), (3, range(2, 13)), (4, range(1, 13)), (5, range(13))],
+    [
+        (0, range(0)),
+        (1, range(9, 13)),
+        (2, range(4, 13)),
+        (3, range(2, 13)),
+        (4, range(1, 13)),
+        (5, range(13)),
+    ],
 )
 def test_mobilenet_stages_are_counted_from_the_last(trainable_stages, trained):
     with STRUCTURE:
-        backbone = fpn_backbone("mobilenet_v3_small", channels=8, norm="batch", trainable_stages=trainable_stages)
+        backbone = fpn_backbone(
+            "mobilenet_v3_small", channels=8, norm="batch", trainable_stages=trainable_stages
+        )
     assert trained_parts(backbone) == {str(block) for block in trained}
 
 
@@ -105,7 +132,10 @@ def test_mobilenet_feeds_the_fpn_from_the_last_block_of_each_stride():
     for block in features.eval():
         x = block(x)
         sizes.append(x.shape[-1])
-    last_blocks = [max(index for index, size in enumerate(sizes) if size == 128 // stride) for stride in (8, 16, 32)]
+    last_blocks = [
+        max(index for index, size in enumerate(sizes) if size == 128 // stride)
+        for stride in (8, 16, 32)
+    ]
     backbone = fpn_backbone("mobilenet_v3_small", channels=8, norm="batch", trainable_stages=5)
     assert list(backbone.body.return_layers) == [str(block) for block in last_blocks]
 
@@ -128,7 +158,11 @@ def test_frozen_norm_computes_what_batch_norm_computes_in_evaluation(name):
 def test_p6_comes_from_p5_unless_c5_is_asked_for():
     with STRUCTURE:
         first, second = (
-            fpn_backbone("resnet18", channels=8, norm="batch", trainable_stages=5, p6_from=source) for source in ("P5", "C5")
+            fpn_backbone("resnet18", channels=8, norm="batch", trainable_stages=5, p6_from=source)
+            for source in ("P5", "C5")
         )
         assert second(torch.zeros(1, 3, 64, 64))["p6"].shape == (1, 8, 1, 1)
-    assert (first.fpn.extra_blocks.p6.in_channels, second.fpn.extra_blocks.p6.in_channels) == (8, 512)
+    assert (first.fpn.extra_blocks.p6.in_channels, second.fpn.extra_blocks.p6.in_channels) == (
+        8,
+        512,
+    )

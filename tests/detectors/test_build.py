@@ -28,7 +28,9 @@ SMALL = {"backbone": "mobilenet_v3_small", "fpn_channels": 32}
         pytest.param({"detector": "fcos"}, fcos_resnet50_fpn, id="fcos"),
         pytest.param({"detector": "faster_rcnn"}, fasterrcnn_resnet50_fpn, id="faster_rcnn"),
         pytest.param(
-            {"head_norm": "group", "weights": "RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1"}, retinanet_resnet50_fpn_v2, id="v2"
+            {"head_norm": "group", "weights": "RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1"},
+            retinanet_resnet50_fpn_v2,
+            id="v2",
         ),
     ],
 )
@@ -36,19 +38,29 @@ def test_initial_weights_are_those_of_torchvisions_builder_under_the_same_seed(s
     detector = build_detector(DetectorConfig(**settings), ("a", "b"), seed=11, new_classes=True)
     torch.manual_seed(address(11, "detector"))
     expected = theirs(
-        weights=None, weights_backbone=None, num_classes=3 if "faster_rcnn" in settings.values() else 2
+        weights=None,
+        weights_backbone=None,
+        num_classes=3 if "faster_rcnn" in settings.values() else 2,
     )  # with the background
     state = detector.model.state_dict()
     assert list(state) == list(expected.state_dict())
     assert all(torch.equal(state[name], value) for name, value in expected.state_dict().items())
-    trained = {name for name, parameter in detector.model.named_parameters() if parameter.requires_grad}
-    assert trained == {name for name, parameter in expected.named_parameters() if parameter.requires_grad}
+    trained = {
+        name for name, parameter in detector.model.named_parameters() if parameter.requires_grad
+    }
+    assert trained == {
+        name for name, parameter in expected.named_parameters() if parameter.requires_grad
+    }
     ours, its = (getattr(model, "head", None) for model in (detector.model, expected))
-    assert [getattr(getattr(head, "regression_head", None), "_loss_type", None) for head in (ours, its)].count("giou") in (0, 2)
+    assert [
+        getattr(getattr(head, "regression_head", None), "_loss_type", None) for head in (ours, its)
+    ].count("giou") in (0, 2)
 
 
 def test_another_seed_gives_other_weights():
-    first, second = (build_detector(DetectorConfig(**SMALL), ("a",), seed=seed).state_dict() for seed in (0, 1))
+    first, second = (
+        build_detector(DetectorConfig(**SMALL), ("a",), seed=seed).state_dict() for seed in (0, 1)
+    )
     drawn = [name for name, value in first.items() if name.endswith("weight") and value.ndim == 4]
     assert not any(torch.equal(first[name], second[name]) for name in drawn)
 
@@ -62,12 +74,19 @@ def test_building_leaves_the_global_generator_as_it_was():
 
 
 def test_frozen_norm_without_weights_is_refused():
-    with pytest.raises(ConfigError, match=r"^norm: frozen .* got neither weights nor backbone_weights\. Name one .* norm: batch"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"^norm: frozen .* got neither weights nor backbone_weights\. Name one .* norm: batch"
+        ),
+    ):
         validated(DetectorConfig, {**SMALL, "norm": "frozen"})
 
 
 def test_frozen_norm_is_built_where_backbone_weights_are_named():
-    config = DetectorConfig(**SMALL, norm="frozen", backbone_weights="MobileNet_V3_Small_Weights.IMAGENET1K_V1")
+    config = DetectorConfig(
+        **SMALL, norm="frozen", backbone_weights="MobileNet_V3_Small_Weights.IMAGENET1K_V1"
+    )
     assert build_detector(config, ("a",), seed=0).categories == ("a",)
 
 
@@ -88,11 +107,21 @@ def test_class_names_of_faster_rcnns_coco_weights_leave_out_the_background_that_
     assert detector.model.roi_heads.box_predictor.cls_score.out_features == 91
 
 
-@pytest.mark.parametrize(("weights", "eps"), [("FasterRCNN_ResNet50_FPN_Weights.COCO_V1", 0.0), ("student.pt", 1e-5)])
+@pytest.mark.parametrize(
+    ("weights", "eps"), [("FasterRCNN_ResNet50_FPN_Weights.COCO_V1", 0.0), ("student.pt", 1e-5)]
+)
 def test_frozen_norm_of_faster_rcnn_has_no_eps_under_its_coco_weights_alone(weights, eps):
-    config = DetectorConfig(detector="faster_rcnn", backbone="resnet18", fpn_channels=32, norm="frozen", weights=weights)
+    config = DetectorConfig(
+        detector="faster_rcnn",
+        backbone="resnet18",
+        fpn_channels=32,
+        norm="frozen",
+        weights=weights,
+    )
     model = torchvision_model(config, 2)
-    assert {module.eps for module in model.modules() if isinstance(module, FrozenBatchNorm2d)} == {eps}
+    assert {module.eps for module in model.modules() if isinstance(module, FrozenBatchNorm2d)} == {
+        eps
+    }
 
 
 def test_students_are_built_from_their_settings_too():
@@ -108,7 +137,9 @@ def test_the_momentum_of_running_statistics_is_the_networks_own_or_as_set() -> N
     def momenta(**settings: float) -> set[float | None]:
         config = DetectorConfig(backbone="mobilenet_v3_small", fpn_channels=32, **settings)
         detector = build_detector(config, ["a", "b"], seed=0)
-        return {module.momentum for module in detector.modules() if isinstance(module, nn.BatchNorm2d)}
+        return {
+            module.momentum for module in detector.modules() if isinstance(module, nn.BatchNorm2d)
+        }
 
     assert momenta() == {0.01}
     assert momenta(norm_momentum=0.25) == {0.25}

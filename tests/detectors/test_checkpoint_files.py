@@ -12,7 +12,9 @@ from kdr.detectors.sidecar import read_sidecar, weights_categories
 from kdr.errors import WeightsError
 
 CATEGORIES = ("circle", "square")
-CONFIG = StudentConfig(detector="fcos", backbone="mobilenet_v3_small", fpn_channels=32, inherit=True)
+CONFIG = StudentConfig(
+    detector="fcos", backbone="mobilenet_v3_small", fpn_channels=32, inherit=True
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,21 +31,32 @@ def path(tmp_path, detector):
 def test_a_saved_student_is_rebuilt_with_all_that_it_was(path, detector):
     for opened in (open_student(path), open_student(path.parent)):
         state = opened.model.state_dict()
-        assert all(torch.equal(state[name], value) for name, value in detector.model.state_dict().items())
+        assert all(
+            torch.equal(state[name], value) for name, value in detector.model.state_dict().items()
+        )
         assert opened.categories == CATEGORIES
-        assert opened.config == DetectorConfig(detector="fcos", backbone="mobilenet_v3_small", fpn_channels=32)
+        assert opened.config == DetectorConfig(
+            detector="fcos", backbone="mobilenet_v3_small", fpn_channels=32
+        )
     assert read_sidecar(path).extra == {"trial": "abc"}
 
 
 def test_the_file_is_a_plain_state_dict_that_loads_strictly_into_torchvisions_model(path):
-    torchvision_model(CONFIG, len(CATEGORIES)).load_state_dict(torch.load(path, weights_only=True), strict=True)
+    torchvision_model(CONFIG, len(CATEGORIES)).load_state_dict(
+        torch.load(path, weights_only=True), strict=True
+    )
 
 
 def test_equal_weights_give_equal_bytes_and_no_other_file_is_left(path, detector):
     again = path.parent / "again.pt"
     save_student(again, copy.deepcopy(detector).to(memory_format=torch.channels_last), extra={})
     assert again.read_bytes() == path.read_bytes()
-    assert sorted(file.name for file in path.parent.iterdir()) == ["again.json", "again.pt", "student.json", "student.pt"]
+    assert sorted(file.name for file in path.parent.iterdir()) == [
+        "again.json",
+        "again.pt",
+        "student.json",
+        "student.pt",
+    ]
 
 
 def test_a_student_of_frozen_norm_and_enum_weights_is_rebuilt_without_them(tmp_path):
@@ -72,7 +85,9 @@ def test_opening_leaves_the_global_generator_as_it_was(path):
 
 def test_class_names_come_from_the_sidecar(path):
     assert weights_categories(str(path)) == CATEGORIES
-    named = build_detector(CONFIG.with_changes(weights=str(path)), ("star", "cross", "ring"), seed=0)
+    named = build_detector(
+        CONFIG.with_changes(weights=str(path)), ("star", "cross", "ring"), seed=0
+    )
     assert named.categories == CATEGORIES
     path.with_suffix(".json").unlink()
     assert weights_categories(str(path)) is None
@@ -87,21 +102,46 @@ def edited(path, change):
 
 def test_missing_files_are_named(path):
     path.with_suffix(".json").unlink()
-    with pytest.raises(WeightsError, match=r"student\.json: the sidecar must lie beside the weights, got nothing there"):
+    with pytest.raises(
+        WeightsError,
+        match=r"student\.json: the sidecar must lie beside the weights, got nothing there",
+    ):
         open_student(path)
     path.unlink()
-    with pytest.raises(WeightsError, match=r"student\.pt: must be a weights file .* got nothing there"):
+    with pytest.raises(
+        WeightsError, match=r"student\.pt: must be a weights file .* got nothing there"
+    ):
         open_student(path)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        pytest.param(lambda c: c.update(format="other"), r"must be written by kdr .* got 'other'", id="format"),
-        pytest.param(lambda c: c.pop("categories"), r"must hold detector, categories.* got 'categories'", id="missing part"),
-        pytest.param(lambda c: c["detector"].update(neck=1), r"detector\.neck: no such setting", id="unknown setting"),
-        pytest.param(lambda c: c.update(weights_id="file-0"), r"student\.pt: must be the weights that .* describes", id="pair"),
-        pytest.param(lambda c: c["categories"].append("x"), r"must fit the detector that its sidecar describes", id="classes"),
+        pytest.param(
+            lambda c: c.update(format="other"),
+            r"must be written by kdr .* got 'other'",
+            id="format",
+        ),
+        pytest.param(
+            lambda c: c.pop("categories"),
+            r"must hold detector, categories.* got 'categories'",
+            id="missing part",
+        ),
+        pytest.param(
+            lambda c: c["detector"].update(neck=1),
+            r"detector\.neck: no such setting",
+            id="unknown setting",
+        ),
+        pytest.param(
+            lambda c: c.update(weights_id="file-0"),
+            r"student\.pt: must be the weights that .* describes",
+            id="pair",
+        ),
+        pytest.param(
+            lambda c: c["categories"].append("x"),
+            r"must fit the detector that its sidecar describes",
+            id="classes",
+        ),
     ],
 )
 def test_a_sidecar_that_does_not_fit_is_refused(path, change, message):
@@ -110,7 +150,10 @@ def test_a_sidecar_that_does_not_fit_is_refused(path, change, message):
         open_student(path)
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "must be readable JSON"), ("[]", "must be a JSON object, got list")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "must be readable JSON"), ("[]", "must be a JSON object, got list")],
+)
 def test_a_damaged_sidecar_is_refused(path, text, message):
     path.with_suffix(".json").write_text(text)
     with pytest.raises(WeightsError, match=message):

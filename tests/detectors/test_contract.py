@@ -24,7 +24,11 @@ CONFIGS = [
 ] + [DetectorConfig(detector="faster_rcnn", backbone="resnext50_32x4d", fpn_channels=32)]
 
 
-@pytest.fixture(scope="module", params=CONFIGS, ids=lambda config: f"{config.detector}-{config.backbone}-{config.head_norm}")
+@pytest.fixture(
+    scope="module",
+    params=CONFIGS,
+    ids=lambda config: f"{config.detector}-{config.backbone}-{config.head_norm}",
+)
 def built(request) -> Detector:
     return build_detector(request.param, CATEGORIES, seed=3)
 
@@ -37,7 +41,9 @@ def detector(built) -> Detector:
 def losses_of(detector, batch) -> dict[str, Tensor]:
     torch.manual_seed(0)  # Faster R-CNN draws samples
     pixels = detector.pixels(batch.images, batch.image_sizes)
-    return detector.losses(detector.features(pixels), pixels, batch.image_sizes, batch.boxes, batch.labels)
+    return detector.losses(
+        detector.features(pixels), pixels, batch.image_sizes, batch.boxes, batch.labels
+    )
 
 
 def detections_of(detector, batch) -> list[dict[str, Tensor]]:
@@ -48,11 +54,14 @@ def detections_of(detector, batch) -> list[dict[str, Tensor]]:
 @pytest.mark.slow
 def test_gradients_reach_every_parameter(detector, random_batch):
     batch = random_batch([(96, 96), (64, 90)], num_boxes=[4, 2])
-    # none is left out: Faster R-CNN's second stage learns here because the true boxes are among its proposals. Without any
-    # box the layers of its boxes, in either stage, have a gradient of zeros, not none: the next test looks at that
+    # none is left out: Faster R-CNN's second stage learns here because the true boxes are among its
+    # proposals. Without any box the layers of its boxes, in either stage, have a gradient of zeros,
+    # not none: the next test looks at that
     sum(losses_of(detector, batch).values()).backward()
     starved = [
-        name for name, parameter in detector.named_parameters() if parameter.grad is None or not parameter.grad.abs().sum() > 0
+        name
+        for name, parameter in detector.named_parameters()
+        if parameter.grad is None or not parameter.grad.abs().sum() > 0
     ]
     assert starved == []
 
@@ -94,13 +103,17 @@ def test_the_first_and_the_last_label_are_classes_and_not_background(detector, r
     pulls = []
     for label in (0, len(CATEGORIES) - 1):
         torch.manual_seed(0)  # Faster R-CNN draws samples
-        losses = detector.losses(features, pixels, batch.image_sizes, batch.boxes, [torch.tensor([label])])
+        losses = detector.losses(
+            features, pixels, batch.image_sizes, batch.boxes, [torch.tensor([label])]
+        )
         loss = losses.get("loss_classifier", losses.get("classification"))
         (gradient,) = torch.autograd.grad(loss, bias, retain_graph=True)
-        of_classes = gradient[1:] if second_stage in parameters else gradient  # of Faster R-CNN without the background
+        # of Faster R-CNN without the background
+        of_classes = gradient[1:] if second_stage in parameters else gradient
         pulls.append(-of_classes.view(-1, len(CATEGORIES)).sum(0))
     first, last = pulls
-    # each label pulls its own class up more than the other label does, and the class that neither names alike
+    # each label pulls its own class up more than the other label does, and the class that neither
+    # names alike
     assert first[0] > last[0]
     assert first[-1] < last[-1]
     torch.testing.assert_close(first[1], last[1])
@@ -115,30 +128,45 @@ def test_levels_are_where_the_settings_say(built):
 def test_features_have_the_size_that_their_stride_says(detector, random_batch):
     batch = random_batch([(128, 96)], num_boxes=[1])
     features = detector.features(detector.pixels(batch.images, batch.image_sizes))
-    expected = [(1, C, -(-128 // s), -(-96 // s)) for C, s in zip(detector.channels, detector.strides, strict=True)]
+    expected = [
+        (1, C, -(-128 // s), -(-96 // s))
+        for C, s in zip(detector.channels, detector.strides, strict=True)
+    ]
     assert [tuple(level.shape) for level in features] == expected
 
 
-def test_the_class_logits_behind_the_losses_are_those_of_the_convolution_cell_by_cell(detector, random_batch):
+def test_the_class_logits_behind_the_losses_are_those_of_the_convolution_cell_by_cell(
+    detector, random_batch
+):
     batch = random_batch([(64, 96)], num_boxes=[2])
     pixels = detector.pixels(batch.images, batch.image_sizes)
     features = detector.features(pixels)
-    _, logits = detector.losses_and_class_logits(features, pixels, batch.image_sizes, batch.boxes, batch.labels)
+    _, logits = detector.losses_and_class_logits(
+        features, pixels, batch.image_sizes, batch.boxes, batch.labels
+    )
     num_anchors = ANCHORS_PER_CELL.get(detector.config.detector)
     assert (logits is None) == (num_anchors is None)
     if logits is None:
         return
     head = detector.model.head.classification_head
     for level, alone, found in zip(features, detector.class_logits(features), logits, strict=True):
-        expected = head.cls_logits(head.conv(level)).view(1, num_anchors, len(CATEGORIES), *level.shape[-2:])
+        expected = head.cls_logits(head.conv(level)).view(
+            1, num_anchors, len(CATEGORIES), *level.shape[-2:]
+        )
         assert torch.equal(found, expected)
         assert torch.equal(alone, expected)
 
 
 def test_measuring_the_levels_leaves_batch_norm_untouched(built):
     buffers = dict(built.model.named_buffers())
-    assert all((value == 0).all() for name, value in buffers.items() if name.endswith(("running_mean", "num_batches_tracked")))
-    assert all((value == 1).all() for name, value in buffers.items() if name.endswith("running_var"))
+    assert all(
+        (value == 0).all()
+        for name, value in buffers.items()
+        if name.endswith(("running_mean", "num_batches_tracked"))
+    )
+    assert all(
+        (value == 1).all() for name, value in buffers.items() if name.endswith("running_var")
+    )
     assert all(module.training for module in built.modules())
 
 
@@ -157,8 +185,13 @@ def test_the_state_dict_is_torchvisions_and_loads_strictly(built):
 def test_a_deep_copy_gives_the_same_losses_and_shares_nothing(detector, random_batch):
     batch = random_batch([(64, 64)], num_boxes=[2])
     twin = copy.deepcopy(detector)
-    assert all(torch.equal(loss, losses_of(twin, batch)[name]) for name, loss in losses_of(detector, batch).items())
-    assert not {p.data_ptr() for p in detector.parameters()} & {p.data_ptr() for p in twin.parameters()}
+    assert all(
+        torch.equal(loss, losses_of(twin, batch)[name])
+        for name, loss in losses_of(detector, batch).items()
+    )
+    assert not {p.data_ptr() for p in detector.parameters()} & {
+        p.data_ptr() for p in twin.parameters()
+    }
 
 
 def test_switching_to_evaluation_and_back_changes_no_loss(detector, random_batch):
@@ -166,6 +199,10 @@ def test_switching_to_evaluation_and_back_changes_no_loss(detector, random_batch
     before = losses_of(detector, batch)
     detector.eval()
     in_between = detections_of(detector, batch)
-    assert all(torch.equal(a[key], b[key]) for a, b in zip(in_between, detections_of(detector, batch), strict=True) for key in a)
+    assert all(
+        torch.equal(a[key], b[key])
+        for a, b in zip(in_between, detections_of(detector, batch), strict=True)
+        for key in a
+    )
     detector.train()
     assert all(torch.equal(loss, before[name]) for name, loss in losses_of(detector, batch).items())

@@ -14,7 +14,9 @@ LOW_SCORE = 0.005
 @pytest.fixture(params=["retinanet", "fcos", "faster_rcnn"])
 def detector(request, shows_scores_from):
     detector = build_detector(
-        DetectorConfig(detector=request.param, backbone="mobilenet_v3_small", fpn_channels=64), CATEGORIES, seed=1
+        DetectorConfig(detector=request.param, backbone="mobilenet_v3_small", fpn_channels=64),
+        CATEGORIES,
+        seed=1,
     )
     shows_scores_from(detector.model, LOW_SCORE)
     return detector
@@ -39,19 +41,29 @@ def anchors_of(model, features, images) -> torch.Tensor:
     return dense.anchors(model, features, images)[0]
 
 
-def test_losses_gradients_and_statistics_are_torchvisions_bit_for_bit(detector, torchvisions, batch):
+def test_losses_gradients_and_statistics_are_torchvisions_bit_for_bit(
+    detector, torchvisions, batch
+):
     pixels = detector.pixels(batch.images, batch.image_sizes)
     torch.manual_seed(0)  # Faster R-CNN draws samples
-    losses = detector.losses(detector.features(pixels), pixels, batch.image_sizes, batch.boxes, batch.labels)
+    losses = detector.losses(
+        detector.features(pixels), pixels, batch.image_sizes, batch.boxes, batch.labels
+    )
     torch.manual_seed(0)
     images, targets = batch.as_torchvision_takes_it()
     first = detector.config.detector == "faster_rcnn"  # its class 0 is the background
-    expected = torchvisions(images, [{**target, "labels": target["labels"] + first} for target in targets])
-    assert {name: loss.item() for name, loss in losses.items()} == {name: loss.item() for name, loss in expected.items()}
+    expected = torchvisions(
+        images, [{**target, "labels": target["labels"] + first} for target in targets]
+    )
+    assert {name: loss.item() for name, loss in losses.items()} == {
+        name: loss.item() for name, loss in expected.items()
+    }
     sum(losses.values()).backward()
     sum(expected.values()).backward()
     ours = dict(detector.model.named_parameters())
-    assert all(torch.equal(ours[name].grad, value.grad) for name, value in torchvisions.named_parameters())
+    assert all(
+        torch.equal(ours[name].grad, value.grad) for name, value in torchvisions.named_parameters()
+    )
     buffers = dict(detector.model.named_buffers())
     assert all(torch.equal(buffers[name], value) for name, value in torchvisions.named_buffers())
 
@@ -66,7 +78,11 @@ def test_detections_are_torchvisions_bit_for_bit(detector, torchvisions, batch):
     assert all(0 < len(image["boxes"]) <= 300 for image in expected)
     if detector.config.detector == "faster_rcnn":
         expected = [{**image, "labels": image["labels"] - 1} for image in expected]
-    assert all(torch.equal(image[key], other[key]) for image, other in zip(found, expected, strict=True) for key in other)
+    assert all(
+        torch.equal(image[key], other[key])
+        for image, other in zip(found, expected, strict=True)
+        for key in other
+    )
 
 
 def test_pixels_are_normalised_and_padded_with_zeros(detector, torchvisions, batch):
@@ -81,7 +97,9 @@ def test_pixels_are_normalised_and_padded_with_zeros(detector, torchvisions, bat
 def test_pixels_keep_the_images_and_their_memory_format(detector, batch):
     images = batch.images.to(memory_format=torch.channels_last)
     before = images.clone()
-    assert detector.pixels(images, batch.image_sizes).is_contiguous(memory_format=torch.channels_last)
+    assert detector.pixels(images, batch.image_sizes).is_contiguous(
+        memory_format=torch.channels_last
+    )
     assert torch.equal(images, before)
 
 
@@ -98,10 +116,13 @@ def test_a_batch_that_torchvision_would_pad_further_is_refused(detector):
 
 def test_under_bfloat16_anchors_stay_exact_and_losses_stay_near(detector, random_batch):
     batch = random_batch([(96, 320)], num_boxes=[3])
-    detector.model.backbone.eval()  # batch statistics of three cells would drown the rounding that is measured
+    # batch statistics of three cells would drown the rounding that is measured
+    detector.model.backbone.eval()
     pixels = detector.pixels(batch.images, batch.image_sizes)
     torch.manual_seed(0)
-    exact = detector.losses(detector.features(pixels), pixels, batch.image_sizes, batch.boxes, batch.labels)
+    exact = detector.losses(
+        detector.features(pixels), pixels, batch.image_sizes, batch.boxes, batch.labels
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         features = detector.features(pixels)
         torch.manual_seed(0)
@@ -110,10 +131,13 @@ def test_under_bfloat16_anchors_stay_exact_and_losses_stay_near(detector, random
         anchors = anchors_of(detector.model, features, images)
     assert features[0].dtype == torch.bfloat16
     assert {loss.dtype for loss in rounded.values()} == {torch.float32}
-    for name in exact.keys() - {"loss_classifier", "loss_box_reg"}:  # other proposals are other samples
+    # other proposals are other samples
+    for name in exact.keys() - {"loss_classifier", "loss_box_reg"}:
         loss = exact[name]
         torch.testing.assert_close(rounded[name], loss, rtol=0.02, atol=1e-3)
-    assert torch.equal(anchors, anchors_of(detector.model, [level.float() for level in features], images))
+    assert torch.equal(
+        anchors, anchors_of(detector.model, [level.float() for level in features], images)
+    )
     centers = (anchors[:, 0] + anchors[:, 2]) / 2
     # the last cell of the finest level; bfloat16 would have the odd ones rounded
     assert centers.max() == 320 - detector.strides[0]

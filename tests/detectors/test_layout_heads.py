@@ -1,4 +1,5 @@
-"""Heads of other libraries' RetinaNets, beside scores and boxes computed from the files' own keys; and heads that stay out."""
+"""Heads of other libraries' RetinaNets, beside scores and boxes computed from the files' own keys;
+and heads that stay out."""
 
 import pytest
 import torch
@@ -15,8 +16,18 @@ CATEGORIES = ("circle", "square", "star")
 SIZES = tuple(4 * 2 ** (third / 3) for third in range(3))  # in strides
 RATIOS = (0.5, 1.0, 2.0)  # height / width
 HEADS = {
-    "mmdetection": ("bbox_head.cls_convs.{}.conv", "bbox_head.reg_convs.{}.conv", "bbox_head.retina_cls", "bbox_head.retina_reg"),
-    "detectron2": ("head.cls_subnet.{}", "head.bbox_subnet.{}", "head.cls_score", "head.bbox_pred"),
+    "mmdetection": (
+        "bbox_head.cls_convs.{}.conv",
+        "bbox_head.reg_convs.{}.conv",
+        "bbox_head.retina_cls",
+        "bbox_head.retina_reg",
+    ),
+    "detectron2": (
+        "head.cls_subnet.{}",
+        "head.bbox_subnet.{}",
+        "head.cls_score",
+        "head.bbox_pred",
+    ),
 }
 
 
@@ -26,20 +37,35 @@ def add_head(network, layout, num_classes=3) -> None:
     for number in range(4):
         for branch in (cls, reg):
             # detectron2 counts the ReLUs, too
-            network.conv(branch.format(2 * number if layout == "detectron2" else number), 32, 32, 3, bias=True)
+            network.conv(
+                branch.format(2 * number if layout == "detectron2" else number),
+                32,
+                32,
+                3,
+                bias=True,
+            )
     network.conv(logits, 9 * num_classes, 32, 3, bias=True)
     network.conv(deltas, 9 * 4, 32, 3, bias=True)
     network.state[f"{deltas}.weight"] /= 20
 
 
-def scores_and_boxes(network, layout, feature: Tensor, stride: int) -> dict[tuple[int, int, int, int], tuple[Tensor, Tensor]]:
-    """(row, column, size, ratio) -> class logits and xyxy box of the first image, as the library decodes them."""
+def scores_and_boxes(
+    network, layout, feature: Tensor, stride: int
+) -> dict[tuple[int, int, int, int], tuple[Tensor, Tensor]]:
+    """(row, column, size, ratio) -> class logits and xyxy box of the first image, as the library
+    decodes them."""
     cls, reg, logits, deltas = HEADS[layout]
     of_cls = of_reg = feature
     for number in range(4):
         step = 2 * number if layout == "detectron2" else number
-        of_cls, of_reg = (network.convolved(x, name.format(step), 1, 1).relu() for x, name in ((of_cls, cls), (of_reg, reg)))
-    of_cls, of_reg = network.convolved(of_cls, logits, 1, 1)[0], network.convolved(of_reg, deltas, 1, 1)[0]
+        of_cls, of_reg = (
+            network.convolved(x, name.format(step), 1, 1).relu()
+            for x, name in ((of_cls, cls), (of_reg, reg))
+        )
+    of_cls, of_reg = (
+        network.convolved(of_cls, logits, 1, 1)[0],
+        network.convolved(of_reg, deltas, 1, 1)[0],
+    )
     found = {}
     for size in range(3):
         for ratio in range(3):
@@ -47,27 +73,46 @@ def scores_and_boxes(network, layout, feature: Tensor, stride: int) -> dict[tupl
             height, width = (SIZES[size] * stride * RATIOS[ratio] ** power for power in (0.5, -0.5))
             for row in range(of_cls.shape[1]):
                 for column in range(of_cls.shape[2]):
-                    dx, dy, dw, dh = of_reg.view(9, 4, *of_reg.shape[1:])[number, :, row, column].tolist()
-                    center = torch.tensor([column * stride + dx * width, row * stride + dy * height])
+                    dx, dy, dw, dh = of_reg.view(9, 4, *of_reg.shape[1:])[
+                        number, :, row, column
+                    ].tolist()
+                    center = torch.tensor(
+                        [column * stride + dx * width, row * stride + dy * height]
+                    )
                     half = torch.tensor([dw, dh]).exp() * torch.tensor([width, height]) / 2
                     own = of_cls.view(9, -1, *of_cls.shape[1:])[number, :, row, column]
-                    found[row, column, size, ratio] = (own, torch.cat([center - half, center + half]))
+                    found[row, column, size, ratio] = (
+                        own,
+                        torch.cat([center - half, center + half]),
+                    )
     return found
 
 
 def teacher_of(path, network, layout, *, detector="retinanet", names=CATEGORIES, data=CATEGORIES):
-    """The teacher of a file, and the report of its loading; mmdetection's file has these names of classes."""
-    content = {"state_dict": network.state, "meta": {} if names is None else {"dataset_meta": {"classes": names}}}
+    """The teacher of a file, and the report of its loading; mmdetection's file has these names of
+    classes."""
+    content = {
+        "state_dict": network.state,
+        "meta": {} if names is None else {"dataset_meta": {"classes": names}},
+    }
     torch.save(content, path)
-    settings = {"detector": detector, "backbone": "resnet18", "fpn_channels": 32, "weights_layout": layout}
+    settings = {
+        "detector": detector,
+        "backbone": "resnet18",
+        "fpn_channels": 32,
+        "weights_layout": layout,
+    }
     teacher = build_detector(DetectorConfig(weights=str(path), **settings), data, seed=0)
     (report,) = load_configured_weights(teacher)
     return teacher.eval(), report
 
 
 @pytest.mark.parametrize("layout", ["mmdetection", "detectron2"])
-def test_a_retinanets_boxes_and_scores_are_those_of_its_own_library(tmp_path, foreign_network, monkeypatch, layout):
-    # detectron2's files name no classes; here only the order of what its class layer gives is looked at
+def test_a_retinanets_boxes_and_scores_are_those_of_its_own_library(
+    tmp_path, foreign_network, monkeypatch, layout
+):
+    # detectron2's files name no classes; here only the order of what its class layer gives is
+    # looked at
     monkeypatch.setattr("kdr.detectors.weights.categories_of", lambda *_: CATEGORIES)
     network = foreign_network(layout)
     add_head(network, layout)
@@ -78,19 +123,29 @@ def test_a_retinanets_boxes_and_scores_are_those_of_its_own_library(tmp_path, fo
     images = dense.ImageList(torch.zeros(1, 3, 64, 64), [(64, 64)])
     with torch.no_grad():
         outputs = dense.head_outputs(teacher.model, features, images)
-    first = {name: output[0, : 8 * 8 * 9].unflatten(0, (8, 8, 3, 3)) for name, output in outputs.items()}
+    first = {
+        name: output[0, : 8 * 8 * 9].unflatten(0, (8, 8, 3, 3)) for name, output in outputs.items()
+    }
     anchors = dense.anchors(teacher.model, features, images)[0][: 8 * 8 * 9]
-    boxes = teacher.model.box_coder.decode_single(first["bbox_regression"].flatten(0, 3), anchors).view(8, 8, 3, 3, 4)
-    for (row, column, size, ratio), (logits, box) in scores_and_boxes(network, layout, features[0].double(), 8).items():
+    boxes = teacher.model.box_coder.decode_single(
+        first["bbox_regression"].flatten(0, 3), anchors
+    ).view(8, 8, 3, 3, 4)
+    for (row, column, size, ratio), (logits, box) in scores_and_boxes(
+        network, layout, features[0].double(), 8
+    ).items():
         place = (row, column, ratio, size)  # torchvision has sizes within ratios
-        torch.testing.assert_close(first["cls_logits"][place].double(), logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            first["cls_logits"][place].double(), logits, rtol=1e-4, atol=1e-4
+        )
         torch.testing.assert_close(boxes[place], box.float(), rtol=1e-4, atol=1e-3)
 
 
 def test_a_retinanet_that_names_its_classes_brings_them(tmp_path, foreign_network):
     network = foreign_network("mmdetection")
     add_head(network, "mmdetection", num_classes=2)
-    teacher, report = teacher_of(tmp_path / "teacher.pth", network, "mmdetection", names=("square", "dot"))
+    teacher, report = teacher_of(
+        tmp_path / "teacher.pth", network, "mmdetection", names=("square", "dot")
+    )
     assert teacher.categories == ("square", "dot")
     assert (report.head, teacher.unloaded_head) == (1.0, frozenset())
 
@@ -101,7 +156,11 @@ def test_the_layer_of_classes_without_names_stays_out(tmp_path, foreign_network,
     add_head(network, layout)
     teacher, report = teacher_of(tmp_path / "teacher.pth", network, layout, names=None)
     names = {f"head.classification_head.cls_logits.{part}" for part in ("weight", "bias")}
-    assert (teacher.categories, set(report.mismatched), teacher.unloaded_head) == (CATEGORIES, names, names)
+    assert (teacher.categories, set(report.mismatched), teacher.unloaded_head) == (
+        CATEGORIES,
+        names,
+        names,
+    )
     assert 0.8 < report.head < 1
 
 
@@ -109,7 +168,8 @@ def test_a_head_that_does_not_fit_as_a_whole_stays_out_as_a_whole(tmp_path, fore
     network = foreign_network("mmdetection")
     add_head(network, "mmdetection")
     for branch in ("cls", "reg"):
-        del network.state[f"bbox_head.{branch}_convs.0.conv.bias"]  # as with a normalisation in its place
+        # as with a normalisation in its place
+        del network.state[f"bbox_head.{branch}_convs.0.conv.bias"]
         network.state[f"bbox_head.{branch}_convs.0.gn.weight"] = torch.ones(32)
     teacher, report = teacher_of(tmp_path / "teacher.pth", network, "mmdetection")
     assert (report.backbone, report.neck, report.head) == (1.0, 1.0, 0.0)
@@ -118,8 +178,12 @@ def test_a_head_that_does_not_fit_as_a_whole_stays_out_as_a_whole(tmp_path, fore
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("layout", "detector"), [("mmdetection", "fcos"), ("detectron2", "faster_rcnn")])
-def test_inherit_copies_the_neck_and_nothing_of_a_head_that_stayed_out(tmp_path, foreign_network, layout, detector):
+@pytest.mark.parametrize(
+    ("layout", "detector"), [("mmdetection", "fcos"), ("detectron2", "faster_rcnn")]
+)
+def test_inherit_copies_the_neck_and_nothing_of_a_head_that_stayed_out(
+    tmp_path, foreign_network, layout, detector
+):
     network = foreign_network(layout, p6_from="P5", finest=2 if detector == "faster_rcnn" else 3)
     teacher, report = teacher_of(tmp_path / "teacher.pth", network, layout, detector=detector)
     assert report.head == 0.0
@@ -130,4 +194,6 @@ def test_inherit_copies_the_neck_and_nothing_of_a_head_that_stayed_out(tmp_path,
     assert set(inherited.missing) == teacher.unloaded_head
     source, before = teacher.model.state_dict(), initial.model.state_dict()
     for key, value in student.model.state_dict().items():
-        assert torch.equal(value, source[key] if key.startswith("backbone.fpn.") else before[key]), key
+        assert torch.equal(
+            value, source[key] if key.startswith("backbone.fpn.") else before[key]
+        ), key

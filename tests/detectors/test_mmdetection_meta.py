@@ -7,14 +7,19 @@ from kdr.detectors.mmdetection_meta import categories, recorded_settings
 CAFFE_3X = """
 model = dict(
     type='FCOS',
-    data_preprocessor=dict(mean=[102.9801, 115.9465, 122.7717], std=[1.0, 1.0, 1.0], bgr_to_rgb=False, pad_size_divisor=32),
+    data_preprocessor=dict(mean=[102.9801, 115.9465, 122.7717], std=[1.0, 1.0, 1.0],
+                           bgr_to_rgb=False,
+                           pad_size_divisor=32),
     backbone=dict(type='ResNet', depth=50, style='caffe'),
-    neck=dict(type='FPN', start_level=1, add_extra_convs='on_output', num_outs=5, relu_before_extra_convs=True))
+    neck=dict(type='FPN', start_level=1, add_extra_convs='on_output', num_outs=5,
+              relu_before_extra_convs=True))
 """
 PYTORCH_2X = """
 img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
-train_pipeline = [dict(type='Normalize', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)]
-model = {'backbone': {'type': 'ResNet', 'style': 'pytorch'}, 'neck': dict(type='FPN', add_extra_convs='on_input', num_outs=5)}
+train_pipeline = [dict(type='Normalize', mean=[123.675, 116.28, 103.53],
+                       std=[58.395, 57.12, 57.375], to_rgb=True)]
+model = {'backbone': {'type': 'ResNet', 'style': 'pytorch'},
+         'neck': dict(type='FPN', add_extra_convs='on_input', num_outs=5)}
 """
 
 

@@ -34,12 +34,16 @@ def test_every_anchor_has_an_area_at_every_scale_that_can_be_set(scale):
 
 
 def test_a_scale_that_rounds_anchors_away_is_refused():
-    with pytest.raises(ConfigError, match=r"^anchor_scale: must be greater than or equal to 0\.25, got 0\.2"):
+    with pytest.raises(
+        ConfigError, match=r"^anchor_scale: must be greater than or equal to 0\.25, got 0\.2"
+    ):
         validated(DetectorConfig, {"anchor_scale": 0.2})
 
 
 def test_group_norm_has_32_groups_after_each_head_convolution():
-    model = torchvision_model(DetectorConfig(backbone="mobilenet_v3_small", fpn_channels=64, head_norm="group"), 3)
+    model = torchvision_model(
+        DetectorConfig(backbone="mobilenet_v3_small", fpn_channels=64, head_norm="group"), 3
+    )
     norms = [module for module in model.head.modules() if isinstance(module, nn.GroupNorm)]
     assert [norm.num_groups for norm in norms] == [32] * 8
     plain = torchvision_model(DetectorConfig(**SMALL, head_norm="none"), 3)
@@ -48,11 +52,17 @@ def test_group_norm_has_32_groups_after_each_head_convolution():
 
 @pytest.mark.parametrize(
     ("weights", "eps"),
-    [("RetinaNet_ResNet50_FPN_Weights.COCO_V1", 0.0), ("RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1", 1e-5), ("some.pt", 1e-5)],
+    [
+        ("RetinaNet_ResNet50_FPN_Weights.COCO_V1", 0.0),
+        ("RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1", 1e-5),
+        ("some.pt", 1e-5),
+    ],
 )
 def test_frozen_norm_has_no_eps_under_torchvisions_first_coco_weights_only(weights, eps):
     with torch.device("meta"):
-        model = torchvision_model(DetectorConfig(backbone="resnet18", fpn_channels=32, norm="frozen", weights=weights), 3)
+        model = torchvision_model(
+            DetectorConfig(backbone="resnet18", fpn_channels=32, norm="frozen", weights=weights), 3
+        )
     frozen = [module for module in model.modules() if isinstance(module, FrozenBatchNorm2d)]
     assert {module.eps for module in frozen} == {eps}
 
@@ -60,7 +70,9 @@ def test_frozen_norm_has_no_eps_under_torchvisions_first_coco_weights_only(weigh
 def test_labels_are_as_many_as_the_classes():
     model = torchvision_model(DetectorConfig(**SMALL), 7)
     assert model.head.classification_head.cls_logits.out_channels == 9 * 7
-    assert torch.allclose(model.head.classification_head.cls_logits.bias.sigmoid(), torch.tensor(0.01))
+    assert torch.allclose(
+        model.head.classification_head.cls_logits.bias.sigmoid(), torch.tensor(0.01)
+    )
 
 
 def test_p6_and_box_loss_follow_the_settings_and_else_torchvisions_version():

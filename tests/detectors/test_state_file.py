@@ -1,4 +1,5 @@
-"""Reading files of weights: everything that is refused or passed over runs nothing of what the file holds."""
+"""Reading files of weights: everything that is refused or passed over runs nothing of what the file
+holds."""
 
 import os
 import sys
@@ -30,7 +31,9 @@ def explode(mark: str) -> None:
 def library_object(monkeypatch):
     """An object of a library that is not installed where the file is read."""
     module = types.ModuleType("mmengine_like")
-    history = type("HistoryBuffer", (), {"__module__": "mmengine_like", "__qualname__": "HistoryBuffer"})
+    history = type(
+        "HistoryBuffer", (), {"__module__": "mmengine_like", "__qualname__": "HistoryBuffer"}
+    )
     module.HistoryBuffer = history
     monkeypatch.setitem(sys.modules, "mmengine_like", module)
     found = history()
@@ -40,7 +43,14 @@ def library_object(monkeypatch):
 
 def test_objects_of_other_libraries_are_passed_over(tmp_path, library_object, monkeypatch):
     path = tmp_path / "epoch_12.pth"
-    torch.save({"meta": {"epoch": 12, "hub": library_object}, "state_dict": STATE, "message_hub": [library_object]}, path)
+    torch.save(
+        {
+            "meta": {"epoch": 12, "hub": library_object},
+            "state_dict": STATE,
+            "message_hub": [library_object],
+        },
+        path,
+    )
     monkeypatch.delitem(sys.modules, "mmengine_like")
     file = read_state_file(str(path))
     assert torch.equal(file.state["a.weight"], STATE["a.weight"])
@@ -67,9 +77,14 @@ def test_code_in_a_file_is_not_run(tmp_path):
 
 def test_a_file_in_the_old_format_with_objects_is_refused_with_a_way_out(tmp_path, library_object):
     path = tmp_path / "w.pth"
-    torch.save({"state_dict": STATE, "meta": library_object}, path, _use_new_zipfile_serialization=False)
+    torch.save(
+        {"state_dict": STATE, "meta": library_object}, path, _use_new_zipfile_serialization=False
+    )
     with pytest.raises(
-        WeightsError, match=r"w\.pth: must be a state_dict that torch\.load\(weights_only=True\) reads, .* Save it"
+        WeightsError,
+        match=(
+            r"w\.pth: must be a state_dict that torch\.load\(weights_only=True\) reads, .* Save it"
+        ),
     ):
         read_state(str(path))
 
@@ -82,13 +97,22 @@ class Command:
 def test_a_file_that_names_the_operating_system_is_refused(tmp_path):
     path = tmp_path / "w.pth"
     torch.save({"state_dict": STATE, "extra": Command()}, path)
-    with pytest.raises(WeightsError, match=r"w\.pth: must be a state_dict .* module posix is blocked"):
+    with pytest.raises(
+        WeightsError, match=r"w\.pth: must be a state_dict .* module posix is blocked"
+    ):
         read_state(str(path))
 
 
 def test_what_lies_beside_the_state_dict_is_named(tmp_path):
     path = tmp_path / "w.pth"
-    torch.save({"model": {f"module.{key}": value for key, value in STATE.items()}, "optimizer": {}, "iteration": 3}, path)
+    torch.save(
+        {
+            "model": {f"module.{key}": value for key, value in STATE.items()},
+            "optimizer": {},
+            "iteration": 3,
+        },
+        path,
+    )
     file = read_state_file(str(path))
     assert set(file.state) == set(STATE)
     assert (file.others, file.meta) == (("optimizer", "iteration"), {})

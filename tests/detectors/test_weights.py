@@ -20,9 +20,12 @@ from kdr.errors import WeightsError
 CATEGORIES = ("circle", "square", "star")
 RETINANET = DetectorConfig(backbone="mobilenet_v3_small", fpn_channels=32)
 FASTER_RCNN = RETINANET.with_changes(detector="faster_rcnn")
-# scores and boxes are both per class; the first stage's own `rpn.head.cls_logits` knows objects only
+# scores and boxes are both per class; the first stage's own `rpn.head.cls_logits` knows objects
+# only
 FASTER_RCNN_CLASS_LAYER = tuple(
-    f"roi_heads.box_predictor.{layer}.{part}" for layer in ("cls_score", "bbox_pred") for part in ("weight", "bias")
+    f"roi_heads.box_predictor.{layer}.{part}"
+    for layer in ("cls_score", "bbox_pred")
+    for part in ("weight", "bias")
 )
 
 
@@ -36,7 +39,11 @@ def saved(path: Path, state) -> str:
 
 
 def equal_keys(detector, state) -> set[str]:
-    return {key for key, value in detector.model.state_dict().items() if key in state and torch.equal(value, state[key])}
+    return {
+        key
+        for key, value in detector.model.state_dict().items()
+        if key in state and torch.equal(value, state[key])
+    }
 
 
 @pytest.mark.parametrize(
@@ -45,7 +52,10 @@ def equal_keys(detector, state) -> set[str]:
         pytest.param(lambda state: state, id="plain"),
         pytest.param(lambda state: {"model": state, "epoch": 3}, id="under model"),
         pytest.param(lambda state: {"state_dict": state}, id="under state_dict"),
-        pytest.param(lambda state: {"model": {f"module.{key}": value for key, value in state.items()}}, id="wrapped by DDP"),
+        pytest.param(
+            lambda state: {"model": {f"module.{key}": value for key, value in state.items()}},
+            id="wrapped by DDP",
+        ),
     ],
 )
 def test_a_whole_state_dict_is_loaded_however_it_was_wrapped(tmp_path, wrap):
@@ -67,13 +77,22 @@ def test_the_layer_of_other_classes_is_reported_and_keeps_its_initial_weights(tm
     assert report.mismatched == names
     assert report.head == 1 - 2 / sum(key.startswith("head") for key in initial)
     assert all(torch.equal(detector.model.state_dict()[name], initial[name]) for name in names)
-    assert "; 2 of other shape or classes: head.classification_head.cls_logits.weight, " in report.line()
+    assert (
+        "; 2 of other shape or classes: head.classification_head.cls_logits.weight, "
+        in report.line()
+    )
 
 
 @pytest.mark.parametrize(
-    "others", [pytest.param(("a", "b"), id="fewer"), pytest.param(("star", "circle", "square"), id="as many")]
+    "others",
+    [
+        pytest.param(("a", "b"), id="fewer"),
+        pytest.param(("star", "circle", "square"), id="as many"),
+    ],
 )
-def test_of_faster_rcnn_with_other_classes_only_the_second_stages_last_layer_stays_out(tmp_path, others):
+def test_of_faster_rcnn_with_other_classes_only_the_second_stages_last_layer_stays_out(
+    tmp_path, others
+):
     path = tmp_path / "student.pt"
     save_student(path, built(FASTER_RCNN, others, seed=1), extra={})
     detector, initial = built(FASTER_RCNN), built(FASTER_RCNN).model.state_dict()
@@ -81,7 +100,9 @@ def test_of_faster_rcnn_with_other_classes_only_the_second_stages_last_layer_sta
     assert report.mismatched == FASTER_RCNN_CLASS_LAYER
     source = read_state(str(path))
     for key, value in detector.model.state_dict().items():
-        assert torch.equal(value, initial[key] if key in FASTER_RCNN_CLASS_LAYER else source[key]), key
+        assert torch.equal(
+            value, initial[key] if key in FASTER_RCNN_CLASS_LAYER else source[key]
+        ), key
 
 
 def test_faster_rcnns_own_classes_are_loaded_in_full(tmp_path):
@@ -102,9 +123,12 @@ def test_names_of_torchvisions_early_files_are_understood_as_torchvision_does(tm
     early = {}
     for key, value in state.items():
         key = re.sub(r"(fpn\.\w+_blocks\.\d)\.0\.", r"\1.", key)
-        early[re.sub(r"(_head\.conv)\.(\d)\.0\.", lambda m: f"{m[1]}.{2 * int(m[2])}.", key)] = value
+        early[re.sub(r"(_head\.conv)\.(\d)\.0\.", lambda m: f"{m[1]}.{2 * int(m[2])}.", key)] = (
+            value
+        )
     assert set(early) != set(state)
-    torchvision_model(RETINANET, 3).load_state_dict(dict(early), strict=True)  # the oracle: torchvision reads them too
+    # the oracle: torchvision reads them too
+    torchvision_model(RETINANET, 3).load_state_dict(dict(early), strict=True)
     detector = built()
     report = load_weights(detector, saved(tmp_path / "w.pt", early), min_share=1.0)
     assert (report.head, report.unexpected) == (1.0, ())
@@ -117,7 +141,11 @@ def test_too_small_a_share_is_refused_and_changes_nothing(tmp_path):
     before = {key: value.clone() for key, value in detector.model.state_dict().items()}
     source = saved(tmp_path / "w.pt", other)
     with pytest.raises(
-        WeightsError, match=r"w\.pt: must fill at least 90% of the backbone's keys, got 0%\. Check detector.*missing"
+        WeightsError,
+        match=(
+            r"w\.pt: must fill at least 90% of the backbone's keys, got 0%\. Check"
+            r" detector.*missing"
+        ),
     ):
         load_weights(detector, source, min_share=0.9)
     assert equal_keys(detector, before) == set(before)
@@ -125,13 +153,20 @@ def test_too_small_a_share_is_refused_and_changes_nothing(tmp_path):
 
 
 def test_a_neck_of_another_width_is_refused(tmp_path):
-    source = saved(tmp_path / "w.pt", built(RETINANET.with_changes(fpn_channels=64)).model.state_dict())
-    with pytest.raises(WeightsError, match=r"must fill at least 90% of the neck's keys, got 0%\. Check .*fpn_channels"):
+    source = saved(
+        tmp_path / "w.pt", built(RETINANET.with_changes(fpn_channels=64)).model.state_dict()
+    )
+    with pytest.raises(
+        WeightsError,
+        match=r"must fill at least 90% of the neck's keys, got 0%\. Check .*fpn_channels",
+    ):
         load_weights(built(), source, min_share=0.9)
 
 
 def test_the_layer_of_as_many_but_other_classes_is_not_loaded(tmp_path):
-    save_student(tmp_path / "student.pt", built(categories=("star", "circle", "square"), seed=1), extra={})
+    save_student(
+        tmp_path / "student.pt", built(categories=("star", "circle", "square"), seed=1), extra={}
+    )
     detector, initial = built(), built().model.state_dict()
     report = load_weights(detector, str(tmp_path / "student.pt"), min_share=1.0)
     names = tuple(f"head.classification_head.cls_logits.{part}" for part in ("weight", "bias"))
@@ -142,32 +177,52 @@ def test_the_layer_of_as_many_but_other_classes_is_not_loaded(tmp_path):
 def test_class_names_without_the_head_for_them_are_refused(tmp_path):
     config = RETINANET.with_changes(fpn_channels=64)
     save_student(tmp_path / "student.pt", built(config), extra={})
-    with pytest.raises(WeightsError, match=r"must fill at least 100% of the head's keys, got .*head_norm"):
-        load_weights(built(config.with_changes(head_norm="group")), str(tmp_path / "student.pt"), min_share=0.9)
+    with pytest.raises(
+        WeightsError, match=r"must fill at least 100% of the head's keys, got .*head_norm"
+    ):
+        load_weights(
+            built(config.with_changes(head_norm="group")),
+            str(tmp_path / "student.pt"),
+            min_share=0.9,
+        )
 
 
-@pytest.mark.parametrize(("backbone", "classifier"), [("resnet18", resnet18), ("mobilenet_v3_small", mobilenet_v3_small)])
-def test_a_classifiers_body_is_loaded_and_its_last_layers_are_passed_over(tmp_path, backbone, classifier):
+@pytest.mark.parametrize(
+    ("backbone", "classifier"),
+    [("resnet18", resnet18), ("mobilenet_v3_small", mobilenet_v3_small)],
+)
+def test_a_classifiers_body_is_loaded_and_its_last_layers_are_passed_over(
+    tmp_path, backbone, classifier
+):
     torch.manual_seed(3)
     model = classifier(weights=None).eval()
     detector = built(DetectorConfig(backbone=backbone, fpn_channels=32)).eval()
-    report = load_backbone_weights(detector, saved(tmp_path / "c.pt", model.state_dict()), min_share=1.0)
+    report = load_backbone_weights(
+        detector, saved(tmp_path / "c.pt", model.state_dict()), min_share=1.0
+    )
     assert (report.backbone, report.neck, report.head) == (1.0, 0.0, 0.0)
     assert (report.missing, report.unexpected, report.mismatched) == ((), (), ())
     image = torch.randn(1, 3, 64, 64)
-    layers = model.features if backbone.startswith("mobilenet") else torch.nn.Sequential(*list(model.children())[:-2])
+    layers = (
+        model.features
+        if backbone.startswith("mobilenet")
+        else torch.nn.Sequential(*list(model.children())[:-2])
+    )
     assert torch.equal(detector.model.backbone.body(image)["2"], layers(image))
 
 
 def test_another_backbones_weights_are_refused(tmp_path):
     source = saved(tmp_path / "c.pt", resnet18(weights=None).state_dict())
-    with pytest.raises(WeightsError, match=r"of the backbone's keys, got 0%\. Check the setting backbone"):
+    with pytest.raises(
+        WeightsError, match=r"of the backbone's keys, got 0%\. Check the setting backbone"
+    ):
         load_backbone_weights(built(), source, min_share=0.9)
 
 
 def test_settings_load_the_backbone_first_and_then_the_whole(tmp_path):
     other = built(seed=1).model.state_dict()
-    source, body = saved(tmp_path / "w.pt", other), saved(tmp_path / "c.pt", mobilenet_v3_small(weights=None).state_dict())
+    source = saved(tmp_path / "w.pt", other)
+    body = saved(tmp_path / "c.pt", mobilenet_v3_small(weights=None).state_dict())
     detector = built(RETINANET.with_changes(weights=source, backbone_weights=body))
     assert [report.source for report in load_configured_weights(detector)] == [body, source]
     assert equal_keys(detector, other) == set(other)
@@ -191,7 +246,10 @@ def test_an_enum_that_cannot_be_downloaded_is_an_error_in_words(tmp_path, monkey
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
     with pytest.raises(
-        WeightsError, match=r"^ResNet18_Weights\.IMAGENET1K_V1: must be in torch's cache or come from the network"
+        WeightsError,
+        match=(
+            r"^ResNet18_Weights\.IMAGENET1K_V1: must be in torch's cache or come from the network"
+        ),
     ):
         read_state("ResNet18_Weights.IMAGENET1K_V1")
 
@@ -208,7 +266,9 @@ class Unsafe:
         pytest.param([1, 2], "must hold a state_dict .* got list", id="no mapping"),
         pytest.param({"epoch": 3}, "must hold a state_dict .* got dict", id="no tensors"),
         pytest.param({}, "must hold a state_dict", id="nothing in it"),
-        pytest.param({"model": Unsafe()}, "must hold a state_dict .* got dict", id="pickled objects"),
+        pytest.param(
+            {"model": Unsafe()}, "must hold a state_dict .* got dict", id="pickled objects"
+        ),
     ],
 )
 def test_a_file_without_a_state_dict_is_refused(tmp_path, content, reason):
@@ -235,13 +295,17 @@ def test_inherit_copies_neck_and_head_and_leaves_the_backbone():
     assert (report.backbone, report.neck, report.head) == (0.0, 1.0, 1.0)
     assert report.missing == report.unexpected == report.mismatched == ()
     for key, value in student.model.state_dict().items():
-        assert torch.equal(value, initial[key] if key.startswith("backbone.body.") else source[key]), key
+        assert torch.equal(
+            value, initial[key] if key.startswith("backbone.body.") else source[key]
+        ), key
 
 
 def test_inherit_reports_what_does_not_fit():
     student, teacher = built(), built(DetectorConfig(backbone="resnet18", fpn_channels=32), seed=1)
     report = inherit(student, teacher)
-    assert report.mismatched == tuple(f"backbone.fpn.inner_blocks.{level}.0.weight" for level in range(3))
+    assert report.mismatched == tuple(
+        f"backbone.fpn.inner_blocks.{level}.0.weight" for level in range(3)
+    )
     assert report.head == 1.0
 
 
@@ -257,10 +321,16 @@ def test_inherit_by_faster_rcnn_takes_the_first_stage_but_no_class_layer_of_othe
     student, teacher = built(FASTER_RCNN), built(FASTER_RCNN, ("star", "circle", "square"), seed=1)
     report = inherit(student, teacher)
     assert (report.neck, report.mismatched) == (1.0, FASTER_RCNN_CLASS_LAYER)
-    assert torch.equal(student.model.rpn.head.cls_logits.weight, teacher.model.rpn.head.cls_logits.weight)
+    assert torch.equal(
+        student.model.rpn.head.cls_logits.weight, teacher.model.rpn.head.cls_logits.weight
+    )
 
 
-@pytest.mark.parametrize(("student", "teacher"), [(RETINANET, FASTER_RCNN), (FASTER_RCNN, RETINANET)], ids=["from", "to"])
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [(RETINANET, FASTER_RCNN), (FASTER_RCNN, RETINANET)],
+    ids=["from", "to"],
+)
 def test_inherit_between_pyramids_of_other_levels_leaves_the_neck(student, teacher):
     model, before = built(student), built(student).model.state_dict()
     report = inherit(model, built(teacher, seed=1))
@@ -271,4 +341,6 @@ def test_inherit_between_pyramids_of_other_levels_leaves_the_neck(student, teach
 def test_inherit_shares_no_memory_with_the_teacher():
     student, teacher = built(), built(seed=1)
     inherit(student, teacher)
-    assert not {p.data_ptr() for p in student.parameters()} & {p.data_ptr() for p in teacher.parameters()}
+    assert not {p.data_ptr() for p in student.parameters()} & {
+        p.data_ptr() for p in teacher.parameters()
+    }

@@ -1,4 +1,5 @@
-"""A small scene with padding, odd sizes and unequal channels, and KDR built from settings, in double precision."""
+"""A small scene with padding, odd sizes and unequal channels, and KDR built from settings, in
+double precision."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -67,9 +68,16 @@ def drawn_scene(
 
     def features(num_channels: int, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
         shapes = [(len(image_sizes), num_channels, *grid) for grid in sizes]
-        return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+        return [
+            torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+            for shape in shapes
+        ]
 
-    boxes = [[[10.0, 20.0, 60.0, 70.0], [50.0, 50.0, 135.0, 99.0]], [[3.0, 3.0, 3.8, 3.5]], [[41.0, 0.0, 50.0, 40.0]]]
+    boxes = [
+        [[10.0, 20.0, 60.0, 70.0], [50.0, 50.0, 135.0, 99.0]],
+        [[3.0, 3.0, 3.8, 3.5]],
+        [[41.0, 0.0, 50.0, 40.0]],
+    ]
     return Scene(
         student=features(channels[0], grids),
         teacher=features(channels[1], teacher_grids or grids),
@@ -90,7 +98,8 @@ def built_method(
     stirred: bool = False,
     **settings: Any,
 ) -> Any:
-    """A method as the settings say, at weight 1, over levels from P3 or another. Stirred: no parameter at its start."""
+    """A method as the settings say, at weight 1, over levels from P3 or another. Stirred: no
+    parameter at its start."""
     strides = tuple(2.0 ** (finest + level) for level in range(num_levels))
     of_teacher = strides[: teacher_levels or num_levels]
     setup = Setup(
@@ -114,7 +123,9 @@ def stir(module: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter += 0.3 * torch.randn(
+                parameter.shape, generator=generator, dtype=torch.float64
+            )
     return module
 
 
@@ -136,4 +147,7 @@ def make_method() -> Callable[..., Any]:
 @pytest.fixture
 def coco_grids() -> Callable[[int], list[tuple[int, int]]]:
     """The cells of five levels, from the finest on, in a batch of 800 x 1344 px."""
-    return lambda finest: [(math.ceil(800 / 2**level), math.ceil(1344 / 2**level)) for level in range(finest, finest + 5)]
+    return lambda finest: [
+        (math.ceil(800 / 2**level), math.ceil(1344 / 2**level))
+        for level in range(finest, finest + 5)
+    ]

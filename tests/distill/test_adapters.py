@@ -13,7 +13,12 @@ def test_kaiming_weights_have_the_bound_of_a_equal_1():
 def test_one_value_per_channel_is_normalised_by_the_running_statistics():
     norm = BatchNormOfAnySize(3).double()
     for seed in range(5):
-        norm(torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) + 5)
+        norm(
+            torch.randn(
+                2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+            )
+            + 5
+        )
     before = {name: value.clone() for name, value in norm.state_dict().items()}
     found = norm(torch.full((1, 3, 1, 1), 7.0, dtype=torch.float64))
     expected = (7 - before["running_mean"]) / (before["running_var"] + norm.eps).sqrt()
@@ -21,6 +26,11 @@ def test_one_value_per_channel_is_normalised_by_the_running_statistics():
     assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(256, 32), (64, 8), (8, 1), (24, 3), (20, 2), (7, 1)])
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(256, 32), (64, 8), (8, 1), (24, 3), (20, 2), (7, 1)]
+)
 def test_group_norm_has_groups_of_at_least_eight_channels(channels, groups):
-    assert Adapter(4, channels, kind="conv1x1", norm="group", init="kaiming", seed=0).norm.num_groups == groups
+    assert (
+        Adapter(4, channels, kind="conv1x1", norm="group", init="kaiming", seed=0).norm.num_groups
+        == groups
+    )

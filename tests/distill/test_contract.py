@@ -1,4 +1,5 @@
-"""What every method holds, on the levels of every detector. A new method is in here as soon as it is registered."""
+"""What every method holds, on the levels of every detector. A new method is in here as soon as it
+is registered."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -47,7 +48,11 @@ class Case:
     """Names of the student's levels that have to learn."""
 
     def scene(
-        self, *, image_sizes: Sequence[tuple[int, int]] = ((160, 129), (96, 256)), boxes: bool = True, seed: int = 0
+        self,
+        *,
+        image_sizes: Sequence[tuple[int, int]] = ((160, 129), (96, 256)),
+        boxes: bool = True,
+        seed: int = 0,
     ) -> "Scene":
         student, student_channels, teacher, teacher_channels = self.pair
         draw = torch.Generator().manual_seed(seed)
@@ -55,13 +60,18 @@ class Case:
 
         def outputs(detector: str, num_channels: int) -> Outputs:
             grids = [(-(-H // stride), -(-W // stride)) for stride in FEATURE_STRIDES[detector]]
-            features = [torch.randn(len(image_sizes), num_channels, *grid, generator=draw) for grid in grids]
+            features = [
+                torch.randn(len(image_sizes), num_channels, *grid, generator=draw) for grid in grids
+            ]
             if (num_anchors := ANCHORS_PER_CELL.get(detector)) is None:
                 return Outputs(features)
             shape = (len(image_sizes), num_anchors, NUM_CLASSES)
             return Outputs(features, [torch.randn(*shape, *grid, generator=draw) for grid in grids])
 
-        of_images = [torch.tensor([[3.0, 5.0, 40.0, 50.0], [20.0, 30.0, 60.0, 61.0], [1.0, 2.0, 1.5, 2.5]]), torch.zeros(0, 4)]
+        of_images = [
+            torch.tensor([[3.0, 5.0, 40.0, 50.0], [20.0, 30.0, 60.0, 61.0], [1.0, 2.0, 1.5, 2.5]]),
+            torch.zeros(0, 4),
+        ]
         return Scene(
             outputs(student, student_channels),
             outputs(teacher, teacher_channels),
@@ -83,7 +93,12 @@ class Scene:
 
     def terms(self, method: torch.nn.Module, step: int = 7) -> list[Term]:
         found: list[Term] = method(
-            self.student, self.teacher, boxes=self.boxes, image_sizes=self.image_sizes, batch_size=self.batch_size, step=step
+            self.student,
+            self.teacher,
+            boxes=self.boxes,
+            image_sizes=self.image_sizes,
+            batch_size=self.batch_size,
+            step=step,
         )
         return found
 
@@ -93,13 +108,17 @@ class Scene:
     def mapped(self, change: Any) -> "Scene":
         """The same scene with every tensor of student and teacher changed."""
         student, teacher = (
-            Outputs([change(x) for x in of.features], of.class_logits and [change(x) for x in of.class_logits])
+            Outputs(
+                [change(x) for x in of.features],
+                of.class_logits and [change(x) for x in of.class_logits],
+            )
             for of in (self.student, self.teacher)
         )
         return replace(self, student=student, teacher=teacher)
 
     def learning(self) -> "Scene":
-        """The same scene with tensors that ask for a gradient: the student's, and the teacher's, which must get none."""
+        """The same scene with tensors that ask for a gradient: the student's, and the teacher's,
+        which must get none."""
         return self.mapped(lambda x: x.detach().clone().requires_grad_())
 
 
@@ -110,7 +129,11 @@ def settings_of(variant: str, pair: Pair) -> DistillConfig:
     content = {
         "data": {"dataset": "shapes"},
         "student": {"detector": student, "fpn_channels": student_channels},
-        "teacher": {"detector": teacher, "fpn_channels": teacher_channels, "weights": "teacher.pt"},
+        "teacher": {
+            "detector": teacher,
+            "fpn_channels": teacher_channels,
+            "weights": "teacher.pt",
+        },
         "distill": {name: settings},
     }
     return validated(TrialConfig, content).distill
@@ -124,9 +147,13 @@ def built(variant: str, pair: Pair, *, seed: int = 0) -> Case:
         FeatureLevels(FEATURE_STRIDES[detector], (channels,) * 5)
         for detector, channels in ((student, student_channels), (teacher, teacher_channels))
     )
-    setup = Setup(of_student, of_teacher, seed=seed, total_steps=1000, teacher_std=(1.0, 1.1, 1.2, 1.3, 1.4))
+    setup = Setup(
+        of_student, of_teacher, seed=seed, total_steps=1000, teacher_std=(1.0, 1.1, 1.2, 1.3, 1.4)
+    )
     wanted = getattr(settings.methods()[name], "levels", None) or level_names(student)
-    levels = tuple(level for level in level_names(student) if level in wanted and level in level_names(teacher))
+    levels = tuple(
+        level for level in level_names(student) if level in wanted and level in level_names(teacher)
+    )
     return Case(build_methods(settings, setup)[name], pair, levels)
 
 
@@ -141,7 +168,8 @@ def of_pairs(*, accepted: bool) -> list[Any]:
         else:
             fits = True
         if fits is accepted:
-            marks = [] if name == "retinanet" else [pytest.mark.slow]  # not each is slow: all together are
+            # not each is slow: all together are
+            marks = [] if name == "retinanet" else [pytest.mark.slow]
             found.append(pytest.param(variant, pair, id=f"{variant}-{name}", marks=marks))
     return found
 
@@ -152,7 +180,9 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 on_every_pair = pytest.mark.parametrize(
-    "case", [pytest.param(p.values, id=p.id, marks=p.marks) for p in of_pairs(accepted=True)], indirect=True
+    "case",
+    [pytest.param(p.values, id=p.id, marks=p.marks) for p in of_pairs(accepted=True)],
+    indirect=True,
 )
 
 
@@ -176,7 +206,9 @@ def test_every_method_distils_a_pair_of_one_kind_with_equal_channels(variant: st
 
 
 @pytest.mark.parametrize(("variant", "pair"), of_pairs(accepted=False))
-def test_what_a_method_cannot_distil_is_refused_with_the_path_of_a_setting(variant: str, pair: Pair) -> None:
+def test_what_a_method_cannot_distil_is_refused_with_the_path_of_a_setting(
+    variant: str, pair: Pair
+) -> None:
     with pytest.raises(ConfigError, match=rf"^distill\.{VARIANTS[variant][0]}.*, got .*\. .+"):
         settings_of(variant, pair)
 
@@ -185,21 +217,36 @@ def test_what_a_method_cannot_distil_is_refused_with_the_path_of_a_setting(varia
 
 
 def check_gradients(case: Case, scene: Scene, loss: Tensor, *, everywhere: bool = True) -> None:
-    """Every parameter has a finite gradient, and so has every level that learns, not zero `everywhere`; the teacher has none."""
+    """Every parameter has a finite gradient, and so has every level that learns, not zero
+    `everywhere`; the teacher has none."""
     loss.backward()
     assert loss.isfinite()
     assert loss.dtype == torch.float32
-    assert all(x.grad is None for x in (*scene.teacher.features, *(scene.teacher.class_logits or ())))
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in case.method.parameters())
-    gradients = {name: x.grad for name, x in zip(level_names(case.pair[0]), scene.student.features, strict=True)}
-    found = {name: gradient for name, gradient in gradients.items() if gradient is not None and gradient.any()}
+    assert all(
+        x.grad is None for x in (*scene.teacher.features, *(scene.teacher.class_logits or ()))
+    )
+    assert all(
+        parameter.grad is not None and parameter.grad.isfinite().all()
+        for parameter in case.method.parameters()
+    )
+    gradients = {
+        name: x.grad
+        for name, x in zip(level_names(case.pair[0]), scene.student.features, strict=True)
+    }
+    found = {
+        name: gradient
+        for name, gradient in gradients.items()
+        if gradient is not None and gradient.any()
+    }
     assert set(found) == set(case.levels) if everywhere else set(found) <= set(case.levels)
     assert all(gradient.isfinite().all() for gradient in found.values())
 
 
 @on_every_pair
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_loss_is_finite_and_reaches_every_level_that_learns_and_never_the_teacher(case: Case, dtype: torch.dtype) -> None:
+def test_the_loss_is_finite_and_reaches_every_level_that_learns_and_never_the_teacher(
+    case: Case, dtype: torch.dtype
+) -> None:
     scene = case.scene().mapped(lambda x: x.to(dtype)).learning()
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         loss = scene.loss(case.method)
@@ -215,7 +262,9 @@ def test_the_loss_is_finite_and_reaches_every_level_that_learns_and_never_the_te
         pytest.param([(32, 32)], True, id="one image with levels of one cell"),
     ],
 )
-def test_every_batch_has_a_finite_loss(usual: Case, image_sizes: list[tuple[int, int]], boxes: bool) -> None:
+def test_every_batch_has_a_finite_loss(
+    usual: Case, image_sizes: list[tuple[int, int]], boxes: bool
+) -> None:
     scene = usual.scene(image_sizes=image_sizes, boxes=boxes).learning()
     # a softmax over one cell has no gradient, nor has a cell that MGD hides
     check_gradients(usual, scene, scene.loss(usual.method), everywhere=False)
@@ -238,23 +287,35 @@ def process_group() -> Iterator[None]:
 
 @pytest.mark.usefixtures("process_group")
 def test_data_parallel_training_finds_no_unused_parameter(usual: Case) -> None:
-    has_parameters = any(True for _ in usual.method.parameters())  # DDP refuses to wrap a module without
-    parallel = torch.nn.parallel.DistributedDataParallel(usual.method) if has_parameters else usual.method
-    for scene in (usual.scene(), usual.scene(boxes=False)):  # DDP stops at the second step if one got none in the first
+    # DDP refuses to wrap a module without
+    has_parameters = any(True for _ in usual.method.parameters())
+    parallel = (
+        torch.nn.parallel.DistributedDataParallel(usual.method) if has_parameters else usual.method
+    )
+    # DDP stops at the second step if one got none in the first
+    for scene in (usual.scene(), usual.scene(boxes=False)):
         scene.learning().loss(parallel).backward()
 
 
 # --- the log ---
 
 
-def test_terms_have_the_same_names_in_every_step_and_are_scalars_of_the_method(usual: Case, variant: str) -> None:
+def test_terms_have_the_same_names_in_every_step_and_are_scalars_of_the_method(
+    usual: Case, variant: str
+) -> None:
     scenes = (usual.scene(), usual.scene(boxes=False), usual.scene(image_sizes=[(32, 32)]))
-    of_steps = [scene.terms(usual.method, step) for scene, step in zip(scenes, (0, 7, 999), strict=True)]
+    of_steps = [
+        scene.terms(usual.method, step) for scene, step in zip(scenes, (0, 7, 999), strict=True)
+    ]
     names = [[term.name for term in terms] for terms in of_steps]
     assert names[0] == names[1] == names[2]
     assert len(set(names[0])) == len(names[0]) > 0
     assert all(name.startswith(f"{VARIANTS[variant][0]}.") for name in names[0])
-    assert all(term.value.shape == () and isinstance(term.coefficient, float) for terms in of_steps for term in terms)
+    assert all(
+        term.value.shape == () and isinstance(term.coefficient, float)
+        for terms in of_steps
+        for term in terms
+    )
 
 
 @on_every_pair
@@ -277,11 +338,15 @@ def test_building_and_calling_draw_nothing_from_torchs_own_generator(variant: st
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_seed_gives_one_loss_at_a_step_and_another_seed_other_initial_weights(variant: str) -> None:
+def test_a_seed_gives_one_loss_at_a_step_and_another_seed_other_initial_weights(
+    variant: str,
+) -> None:
     first, again, other = (built(variant, PAIRS["retinanet"], seed=seed) for seed in (0, 0, 1))
     scene = first.scene()
     assert torch.equal(scene.loss(first.method), scene.loss(again.method))
-    drawn, others = ([p for p in case.method.parameters() if p.ndim > 1 and p.any()] for case in (first, other))
+    drawn, others = (
+        [p for p in case.method.parameters() if p.ndim > 1 and p.any()] for case in (first, other)
+    )
     # `dirac` and constant initial weights are no draws
     different = [not torch.equal(one, another) for one, another in zip(drawn, others, strict=True)]
     assert any(different) or not drawn
@@ -304,19 +369,24 @@ def test_a_saved_state_goes_on_with_the_same_loss(usual: Case, variant: str) -> 
 def test_what_it_is_given_stays_as_it_was(case: Case) -> None:
     scene, untouched = case.scene(), case.scene()
     scene.loss(case.method)
-    for found, expected in zip(scene.student + scene.teacher, untouched.student + untouched.teacher, strict=True):
+    for found, expected in zip(
+        scene.student + scene.teacher, untouched.student + untouched.teacher, strict=True
+    ):
         assert (found is None) == (expected is None)
         assert all(torch.equal(*both) for both in zip(found or (), expected or (), strict=True))
 
 
-def test_what_lies_in_the_padding_counts_where_the_method_says_so_and_only_there(usual: Case) -> None:
+def test_what_lies_in_the_padding_counts_where_the_method_says_so_and_only_there(
+    usual: Case,
+) -> None:
     clean = usual.scene()
 
     def dirtied(x: Tensor) -> Tensor:
         x = x.clone()
         for image, size in enumerate(clean.image_sizes):
             rows, columns = (
-                -(-extent * cells // pixels) for extent, cells, pixels in zip(size, x.shape[-2:], clean.batch_size, strict=True)
+                -(-extent * cells // pixels)
+                for extent, cells, pixels in zip(size, x.shape[-2:], clean.batch_size, strict=True)
             )
             x[image, ..., rows:, :] += 3.0
             x[image, ..., columns:] -= 3.0

@@ -16,7 +16,10 @@ def divergence_by_loops(student, teacher, tau):
     total = 0.0
     for n in range(student.shape[0]):
         for c in range(student.shape[1]):
-            p, q = ([math.exp(value / tau) for value in features[n, c].flatten().tolist()] for features in (teacher, student))
+            p, q = (
+                [math.exp(value / tau) for value in features[n, c].flatten().tolist()]
+                for features in (teacher, student)
+            )
             p, q = [value / sum(p) for value in p], [value / sum(q) for value in q]
             total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
     return tau**2 * total / (student.shape[0] * student.shape[1])
@@ -27,13 +30,17 @@ def divergence_by_loops(student, teacher, tau):
 def test_it_is_the_divergence_of_each_channels_distribution_over_cells(shape, temperature):
     student, teacher = drawn(0, *shape), drawn(1, *shape)
     found = channel_divergence(student, teacher, temperature=temperature)
-    assert found.item() == pytest.approx(divergence_by_loops(student, teacher, temperature), rel=1e-12, abs=1e-15)
+    assert found.item() == pytest.approx(
+        divergence_by_loops(student, teacher, temperature), rel=1e-12, abs=1e-15
+    )
 
 
 def test_a_constant_on_a_channel_changes_nothing():
     student, teacher = drawn(0, 2, 4, 5, 5), drawn(1, 2, 4, 5, 5)
     before = channel_divergence(student, teacher, temperature=1.0)
-    torch.testing.assert_close(channel_divergence(student + drawn(2, 2, 4, 1, 1), teacher, temperature=1.0), before)
+    torch.testing.assert_close(
+        channel_divergence(student + drawn(2, 2, 4, 1, 1), teacher, temperature=1.0), before
+    )
 
 
 def test_a_high_temperature_leaves_half_the_mean_squared_error_of_centred_features():
@@ -41,7 +48,9 @@ def test_a_high_temperature_leaves_half_the_mean_squared_error_of_centred_featur
     student, teacher = drawn(0, 1, 2, 6, 6), drawn(1, 1, 2, 6, 6)
     difference = student - teacher
     expected = difference.var((2, 3), correction=0).mean() / 2
-    torch.testing.assert_close(channel_divergence(student, teacher, temperature=1e4), expected, rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        channel_divergence(student, teacher, temperature=1e4), expected, rtol=1e-3, atol=0
+    )
 
 
 def test_equal_features_are_at_distance_0():
@@ -50,7 +59,8 @@ def test_equal_features_are_at_distance_0():
 
 
 def test_large_logits_stay_finite():
-    student, teacher = (1e4 * drawn(0, 1, 2, 8, 8)).float().requires_grad_(), (1e4 * drawn(1, 1, 2, 8, 8)).float()
+    student = (1e4 * drawn(0, 1, 2, 8, 8)).float().requires_grad_()
+    teacher = (1e4 * drawn(1, 1, 2, 8, 8)).float()
     distance = channel_divergence(student, teacher, temperature=1.0)
     distance.backward()
     assert distance.isfinite()
@@ -59,7 +69,9 @@ def test_large_logits_stay_finite():
 
 def test_gradient_is_the_derivative_and_none_reaches_the_teacher():
     student, teacher = drawn(0, 2, 2, 3, 4).requires_grad_(), drawn(1, 2, 2, 3, 4).requires_grad_()
-    assert torch.autograd.gradcheck(lambda s: channel_divergence(s, teacher, temperature=0.7), student)
+    assert torch.autograd.gradcheck(
+        lambda s: channel_divergence(s, teacher, temperature=0.7), student
+    )
     channel_divergence(student, teacher, temperature=0.7).backward()
     assert teacher.grad is None
 

@@ -44,7 +44,8 @@ def test_gradient_is_the_derivative_and_none_reaches_the_teacher():
 
 
 def neck_loss_by_loops(defeat, scene, weights):
-    """DeFeat's loss of the neck (section A.2 of the method page) level by level, with boxes painted one by one."""
+    """DeFeat's loss of the neck (section A.2 of the method page) level by level, with boxes painted
+    one by one."""
     total, num_levels = 0.0, len(scene.student)
     H_b, W_b = scene.batch_size
     for level in range(num_levels):
@@ -57,8 +58,14 @@ def neck_loss_by_loops(defeat, scene, weights):
             for x1, y1, x2, y2 in boxes.tolist():
                 size = math.sqrt((x2 - x1) * (y2 - y1))
                 if min(max(math.floor(math.log2(size / 56)), 0), num_levels - 1) == level:
-                    rows = slice(math.floor(y1 * H / H_b), max(math.ceil(y2 * H / H_b), math.floor(y1 * H / H_b) + 1))
-                    columns = slice(math.floor(x1 * W / W_b), max(math.ceil(x2 * W / W_b), math.floor(x1 * W / W_b) + 1))
+                    rows = slice(
+                        math.floor(y1 * H / H_b),
+                        max(math.ceil(y2 * H / H_b), math.floor(y1 * H / H_b) + 1),
+                    )
+                    columns = slice(
+                        math.floor(x1 * W / W_b),
+                        max(math.ceil(x2 * W / W_b), math.floor(x1 * W / W_b) + 1),
+                    )
                     covered[rows, columns] = True
             difference = (adapted[n] - scene.teacher[level][n]).square()
             squares["foreground"] += difference[:, covered].flatten().tolist()
@@ -71,9 +78,13 @@ def neck_loss_by_loops(defeat, scene, weights):
 def test_the_method_is_the_neck_loss_of_the_original(make_scene, make_method):
     defeat = make_method("defeat", foreground_weight=3.0, background_weight=12.0, stirred=True)
     scene = make_scene()
-    scene.boxes[0] = torch.tensor([[10.0, 20.0, 60.0, 70.0], [0.0, 2.0, 130.0, 98.0]])  # one box each of two levels
+    # one box each of two levels
+    scene.boxes[0] = torch.tensor([[10.0, 20.0, 60.0, 70.0], [0.0, 2.0, 130.0, 98.0]])
     terms = scene.terms(defeat)
-    assert [(term.name, term.coefficient) for term in terms] == [("defeat.foreground", 3.0), ("defeat.background", 12.0)]
+    assert [(term.name, term.coefficient) for term in terms] == [
+        ("defeat.foreground", 3.0),
+        ("defeat.background", 12.0),
+    ]
     expected = neck_loss_by_loops(defeat, scene, {"foreground": 3.0, "background": 12.0})
     assert scene.loss(defeat).item() == pytest.approx(expected, rel=1e-12)
 
@@ -86,9 +97,13 @@ def test_it_is_kdrs_distance_with_all_images_of_the_batch_as_one(make_scene, mak
     defeat, scene = make_method("defeat", stirred=True), make_scene()
     stacked = padded_boxes(scene.boxes)
     expected = 0.0
-    for level, (_, student, teacher) in enumerate(defeat.aligned(Outputs(scene.student), Outputs(scene.teacher))):
+    for level, (_, student, teacher) in enumerate(
+        defeat.aligned(Outputs(scene.student), Outputs(scene.teacher))
+    ):
         valid = torch.ones(len(teacher), *teacher.shape[-2:], dtype=torch.bool)
-        foreground = foreground_mask(boxes_of_level(stacked, level, 5), valid, scene.batch_size, values="binary")
+        foreground = foreground_mask(
+            boxes_of_level(stacked, level, 5), valid, scene.batch_size, values="binary"
+        )
         for weight, region in ((4.0, foreground), (16.0, background_mask(foreground, valid))):
             as_one = as_one_image(student), as_one_image(teacher), as_one_image(region)
             expected = expected + weight / 2 / 5 * masked_pyramid_distance(*as_one, scales=["full"])

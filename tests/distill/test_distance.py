@@ -50,7 +50,10 @@ def distance_by_loops(student, teacher, weight, scales, below):
                     cells = [(y, x) for y in row for x in column]
                     mass = sum(weight[n, y, x].item() for y, x in cells)
                     if mass > 0:
-                        pooled = sum(weight[n, y, x] * (student[n, :, y, x] - teacher[n, :, y, x]) for y, x in cells)
+                        pooled = sum(
+                            weight[n, y, x] * (student[n, :, y, x] - teacher[n, :, y, x])
+                            for y, x in cells
+                        )
                         found.append((mass / len(cells), (pooled / mass).square().mean().item()))
             of_image = sum(mass for mass, _ in found)
             of_scale += sum(mass / of_image * square for mass, square in found) / N
@@ -60,11 +63,19 @@ def distance_by_loops(student, teacher, weight, scales, below):
 
 
 @pytest.mark.parametrize("below", ["side", "height"])
-@given(shape=st.tuples(*[st.integers(1, top) for top in (2, 2, 9, 9)]), scales=SCALE_SETS, seed=st.integers(0, 99))
+@given(
+    shape=st.tuples(*[st.integers(1, top) for top in (2, 2, 9, 9)]),
+    scales=SCALE_SETS,
+    seed=st.integers(0, 99),
+)
 def test_distance_is_the_masked_mean_of_every_bin(below, shape, scales, seed):
-    student, teacher, weight = drawn(seed, *shape), drawn(seed + 1, *shape), drawn_weights(seed, shape[0], *shape[2:])
+    student = drawn(seed, *shape)
+    teacher = drawn(seed + 1, *shape)
+    weight = drawn_weights(seed, shape[0], *shape[2:])
     found = masked_pyramid_distance(student, teacher, weight, scales=scales, scales_below=below)
-    assert found.item() == pytest.approx(distance_by_loops(student, teacher, weight, scales, below), rel=1e-10, abs=1e-14)
+    assert found.item() == pytest.approx(
+        distance_by_loops(student, teacher, weight, scales, below), rel=1e-10, abs=1e-14
+    )
 
 
 def hierarchical_context_loss(student, teacher):
@@ -74,17 +85,23 @@ def hierarchical_context_loss(student, teacher):
         if k >= student.shape[2]:
             continue
         weight /= 2
-        loss = loss + weight * F.mse_loss(F.adaptive_avg_pool2d(student, k), F.adaptive_avg_pool2d(teacher, k))
+        loss = loss + weight * F.mse_loss(
+            F.adaptive_avg_pool2d(student, k), F.adaptive_avg_pool2d(teacher, k)
+        )
         total += weight
     return loss / total
 
 
-@pytest.mark.parametrize("grid", [(25, 34), (13, 17), (7, 9), (4, 5), (2, 3), (6, 2), (5, 1), (1, 1)])
+@pytest.mark.parametrize(
+    "grid", [(25, 34), (13, 17), (7, 9), (4, 5), (2, 3), (6, 2), (5, 1), (1, 1)]
+)
 def test_with_weight_1_everywhere_it_is_reviewkds_hierarchical_context_loss(grid):
     student, teacher = drawn(0, 2, 5, *grid), drawn(1, 2, 5, *grid)
     ones = torch.ones(2, *grid, dtype=torch.float64)
     found = masked_pyramid_distance(student, teacher, ones, scales=ALL, scales_below="height")
-    torch.testing.assert_close(found, hierarchical_context_loss(student, teacher), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        found, hierarchical_context_loss(student, teacher), rtol=1e-12, atol=0
+    )
 
 
 def test_at_full_scale_it_is_the_mean_squared_error():
@@ -104,7 +121,10 @@ def test_foreground_and_background_add_up_to_the_whole_by_their_shares():
     foreground = (drawn_weights(2, 1, 8, 9) > 0).double()
     share = foreground.mean()
     of_fg, of_bg, of_all = masked_pyramid_distances(
-        student, teacher, torch.stack([foreground, 1 - foreground, torch.ones_like(foreground)]), scales=["full"]
+        student,
+        teacher,
+        torch.stack([foreground, 1 - foreground, torch.ones_like(foreground)]),
+        scales=["full"],
     )
     torch.testing.assert_close(share * of_fg + (1 - share) * of_bg, of_all)
 
@@ -112,16 +132,28 @@ def test_foreground_and_background_add_up_to_the_whole_by_their_shares():
 @settings(max_examples=20)
 @given(seed=st.integers(0, 99))
 def test_a_coarser_scale_that_divides_the_map_never_sees_more(seed):
-    student, teacher, weight = drawn(seed, 2, 3, 8, 12), drawn(seed + 1, 2, 3, 8, 12), drawn_weights(seed, 2, 8, 12)
-    full, four, two, one = (masked_pyramid_distance(student, teacher, weight, scales=[k]).item() for k in ALL)
+    student = drawn(seed, 2, 3, 8, 12)
+    teacher = drawn(seed + 1, 2, 3, 8, 12)
+    weight = drawn_weights(seed, 2, 8, 12)
+    full, four, two, one = (
+        masked_pyramid_distance(student, teacher, weight, scales=[k]).item() for k in ALL
+    )
     assert full >= four >= two >= one > 0
 
 
 SYMMETRIES = {
     "permuting the images": lambda s, t, w: (s.flip(0), t.flip(0), w.flip(0)),
-    "having every image twice": lambda s, t, w: (s.repeat(2, 1, 1, 1), t.repeat(2, 1, 1, 1), w.repeat(2, 1, 1)),
+    "having every image twice": lambda s, t, w: (
+        s.repeat(2, 1, 1, 1),
+        t.repeat(2, 1, 1, 1),
+        w.repeat(2, 1, 1),
+    ),
     "scaling the weights": lambda s, t, w: (s, t, 1e-6 * w),
-    "scaling one image's weights": lambda s, t, w: (s, t, w * torch.tensor([3.0, 0.1, 7.0]).view(3, 1, 1)),
+    "scaling one image's weights": lambda s, t, w: (
+        s,
+        t,
+        w * torch.tensor([3.0, 0.1, 7.0]).view(3, 1, 1),
+    ),
     "a constant on both": lambda s, t, w: (s + 2.5, t + 2.5, w),
     "mirroring": lambda s, t, w: (s.flip(3), t.flip(3), w.flip(2)),
     "turning upside down": lambda s, t, w: (s.flip(2), t.flip(2), w.flip(1)),
@@ -134,13 +166,17 @@ SYMMETRIES = {
 def test_nothing_changes_under(symmetry):
     parts = drawn(0, 3, 4, 8, 12), drawn(1, 3, 4, 8, 12), drawn_weights(0, 3, 8, 12)
     before = masked_pyramid_distance(*parts, scales=ALL)
-    torch.testing.assert_close(masked_pyramid_distance(*SYMMETRIES[symmetry](*parts), scales=ALL), before)
+    torch.testing.assert_close(
+        masked_pyramid_distance(*SYMMETRIES[symmetry](*parts), scales=ALL), before
+    )
 
 
 @settings(max_examples=20)
 @given(factor=st.floats(0.01, 100))
 def test_distance_is_homogeneous_of_degree_two(factor):
-    student, teacher, weight = drawn(0, 2, 3, 7, 9), drawn(1, 2, 3, 7, 9), drawn_weights(0, 2, 7, 9)
+    student = drawn(0, 2, 3, 7, 9)
+    teacher = drawn(1, 2, 3, 7, 9)
+    weight = drawn_weights(0, 2, 7, 9)
     before = masked_pyramid_distance(student, teacher, weight, scales=ALL)
     after = masked_pyramid_distance(factor * student, factor * teacher, weight, scales=ALL)
     torch.testing.assert_close(after, factor**2 * before)
@@ -149,12 +185,16 @@ def test_distance_is_homogeneous_of_degree_two(factor):
 def test_doubling_the_resolution_leaves_the_full_scale_unchanged():
     parts = drawn(0, 2, 3, 5, 6), drawn(1, 2, 3, 5, 6), drawn_weights(0, 2, 5, 6)
     doubled = [part.repeat_interleave(2, -1).repeat_interleave(2, -2) for part in parts]
-    before, after = (masked_pyramid_distance(*either, scales=["full"]) for either in (parts, doubled))
+    before, after = (
+        masked_pyramid_distance(*either, scales=["full"]) for either in (parts, doubled)
+    )
     torch.testing.assert_close(after, before)
 
 
 def test_an_image_without_weight_adds_nothing_and_gets_no_gradient():
-    student, teacher, weight = drawn(0, 2, 3, 6, 6).requires_grad_(), drawn(1, 2, 3, 6, 6), drawn_weights(0, 2, 6, 6)
+    student = drawn(0, 2, 3, 6, 6).requires_grad_()
+    teacher = drawn(1, 2, 3, 6, 6)
+    weight = drawn_weights(0, 2, 6, 6)
     weight[1] = 0
     both = masked_pyramid_distance(student, teacher, weight, scales=ALL)
     alone = masked_pyramid_distance(student[:1], teacher[:1], weight[:1], scales=ALL)
@@ -166,9 +206,13 @@ def test_an_image_without_weight_adds_nothing_and_gets_no_gradient():
 
 
 def test_regions_measured_together_are_measured_as_alone():
-    student, teacher, weights = drawn(0, 2, 3, 7, 9), drawn(1, 2, 3, 7, 9), drawn_weights(0, 3, 2, 7, 9)
+    student = drawn(0, 2, 3, 7, 9)
+    teacher = drawn(1, 2, 3, 7, 9)
+    weights = drawn_weights(0, 3, 2, 7, 9)
     together = masked_pyramid_distances(student, teacher, weights, scales=ALL)
-    alone = torch.stack([masked_pyramid_distance(student, teacher, weight, scales=ALL) for weight in weights])
+    alone = torch.stack(
+        [masked_pyramid_distance(student, teacher, weight, scales=ALL) for weight in weights]
+    )
     torch.testing.assert_close(together, alone)
 
 
@@ -176,7 +220,11 @@ def test_regions_measured_together_are_measured_as_alone():
 def test_gradient_is_the_derivative(grid):
     student, teacher = drawn(0, 2, 2, *grid).requires_grad_(), drawn(1, 2, 2, *grid)
     weights = drawn_weights(0, 2, 2, *grid)
-    assert torch.autograd.gradcheck(lambda s: masked_pyramid_distances(s, teacher, weights, scales=ALL), student, fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda s: masked_pyramid_distances(s, teacher, weights, scales=ALL),
+        student,
+        fast_mode=True,
+    )
 
 
 def test_no_gradient_reaches_the_teacher():
@@ -206,7 +254,9 @@ def test_scales_that_do_not_fit_are_left_out_and_full_remains(scales, grid, belo
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_features_are_measured_in_float32_also_under_autocast(dtype):
-    student, teacher, weight = drawn(0, 2, 8, 9, 9).to(dtype), drawn(1, 2, 8, 9, 9).to(dtype), drawn_weights(0, 2, 9, 9)
+    student = drawn(0, 2, 8, 9, 9).to(dtype)
+    teacher = drawn(1, 2, 8, 9, 9).to(dtype)
+    weight = drawn_weights(0, 2, 9, 9)
     with torch.autocast("cpu", torch.bfloat16):
         found = masked_pyramid_distance(student, teacher, weight.float(), scales=ALL)
     assert found.dtype == torch.float32
@@ -216,11 +266,17 @@ def test_half_precision_features_are_measured_in_float32_also_under_autocast(dty
 
 @pytest.mark.parametrize(
     ("student", "teacher", "weight"),
-    [((2, 3, 4, 4), (2, 3, 4, 5), (2, 4, 4)), ((2, 3, 4, 4), (2, 4, 4, 4), (2, 4, 4)), ((2, 3, 4, 4), (2, 3, 4, 4), (2, 4, 5))],
+    [
+        ((2, 3, 4, 4), (2, 3, 4, 5), (2, 4, 4)),
+        ((2, 3, 4, 4), (2, 4, 4, 4), (2, 4, 4)),
+        ((2, 3, 4, 4), (2, 3, 4, 4), (2, 4, 5)),
+    ],
 )
 def test_shapes_that_do_not_agree_are_refused(student, teacher, weight):
     with pytest.raises(ShapeMismatchError, match="must agree"):
-        masked_pyramid_distance(torch.zeros(student), torch.zeros(teacher), torch.zeros(weight), scales=ALL)
+        masked_pyramid_distance(
+            torch.zeros(student), torch.zeros(teacher), torch.zeros(weight), scales=ALL
+        )
 
 
 def test_squared_errors_are_means_over_channels_of_weighted_squares():
@@ -228,12 +284,14 @@ def test_squared_errors_are_means_over_channels_of_weighted_squares():
     squares = (student - teacher).square()
     torch.testing.assert_close(squared_errors(student, teacher), squares.mean(1))
     torch.testing.assert_close(
-        squared_errors(student, teacher, channel_weights=channels), torch.einsum("nchw,nc->nhw", squares, channels) / 3
+        squared_errors(student, teacher, channel_weights=channels),
+        torch.einsum("nchw,nc->nhw", squares, channels) / 3,
     )
 
 
 def test_squared_errors_are_taken_in_float32_under_autocast_and_give_the_teacher_no_gradient():
-    student, teacher = drawn(0, 2, 3, 4, 5).bfloat16().requires_grad_(), drawn(1, 2, 3, 4, 5).bfloat16().requires_grad_()
+    student = drawn(0, 2, 3, 4, 5).bfloat16().requires_grad_()
+    teacher = drawn(1, 2, 3, 4, 5).bfloat16().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         found = squared_errors(student, teacher)
     assert found.dtype == torch.float32

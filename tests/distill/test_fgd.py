@@ -28,18 +28,28 @@ def attentions_by_loops(features, tau):
     """Spatial (H, W) and channel attention (C,) of one image, from their formulas."""
     C, H, W = features.shape
     values = features.abs().tolist()
-    cells = [[math.exp(sum(values[c][y][x] for c in range(C)) / C / tau) for x in range(W)] for y in range(H)]
+    cells = [
+        [math.exp(sum(values[c][y][x] for c in range(C)) / C / tau) for x in range(W)]
+        for y in range(H)
+    ]
     channels = [math.exp(sum(map(sum, values[c])) / (H * W) / tau) for c in range(C)]
     total = sum(map(sum, cells))
-    return [[H * W * cell / total for cell in row] for row in cells], [C * value / sum(channels) for value in channels]
+    return [[H * W * cell / total for cell in row] for row in cells], [
+        C * value / sum(channels) for value in channels
+    ]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 0.8])
 def test_attentions_are_softmaxes_of_mean_magnitudes(temperature):
     features = 3 * drawn(0, 2, 4, 3, 5)
-    found = spatial_attention(features, temperature=temperature), channel_attention(features, temperature=temperature)
+    found = (
+        spatial_attention(features, temperature=temperature),
+        channel_attention(features, temperature=temperature),
+    )
     for n in range(2):
-        for attention, expected in zip(found, attentions_by_loops(features[n], temperature), strict=True):
+        for attention, expected in zip(
+            found, attentions_by_loops(features[n], temperature), strict=True
+        ):
             torch.testing.assert_close(attention[n], tensor(expected))
     for attention in found:
         torch.testing.assert_close(attention.flatten(1).mean(1), torch.ones(2, dtype=torch.float64))
@@ -49,7 +59,10 @@ def test_weights_of_the_foreground_stay_and_those_of_the_background_sum_to_1_in_
     foreground = torch.tensor([[[0.25, 0.0], [0.0, 0.0]], [[0.5, 0.5], [1.0, 1.0]]])
     weights = focal_weights(foreground, torch.ones(2, 2, 2, dtype=torch.bool))
     assert torch.equal(weights[0], foreground)
-    assert weights[1].tolist() == [[[0.0, pytest.approx(1 / 3)], [pytest.approx(1 / 3)] * 2], [[0.0, 0.0], [0.0, 0.0]]]
+    assert weights[1].tolist() == [
+        [[0.0, pytest.approx(1 / 3)], [pytest.approx(1 / 3)] * 2],
+        [[0.0, 0.0], [0.0, 0.0]],
+    ]
 
 
 def focal_by_loops(student, teacher, weight, tau):
@@ -74,15 +87,24 @@ def test_focal_distances_are_the_weighted_sums_of_squares():
 
 
 def test_the_focal_part_is_kdrs_distance_of_weighted_features_times_channels_and_mass():
-    # image weights m_n / N; the attention over channels is a scale of the features, that over cells a factor of the weights
+    # image weights m_n / N; the attention over channels is a scale of the features, that over cells
+    # a factor of the weights
     student, teacher = drawn(0, 3, 4, 5, 7), drawn(1, 3, 4, 5, 7)
     weights = focal_weights((drawn(2, 3, 5, 7) - 0.8).relu(), torch.ones(3, 5, 7, dtype=torch.bool))
     scale = channel_attention(teacher, temperature=0.5).sqrt()[:, :, None, None]
-    for found, weight in zip(focal_distances(student, teacher, weights, temperature=0.5), weights, strict=True):
+    for found, weight in zip(
+        focal_distances(student, teacher, weights, temperature=0.5), weights, strict=True
+    ):
         attended = weight * spatial_attention(teacher, temperature=0.5)
-        images = [(scale * student)[n : n + 1] for n in range(3)], [(scale * teacher)[n : n + 1] for n in range(3)]
+        images = (
+            [(scale * student)[n : n + 1] for n in range(3)],
+            [(scale * teacher)[n : n + 1] for n in range(3)],
+        )
         expected = sum(
-            4 * mass.sum() / 3 * masked_pyramid_distance(of_student, of_teacher, mass[None], scales=["full"])
+            4
+            * mass.sum()
+            / 3
+            * masked_pyramid_distance(of_student, of_teacher, mass[None], scales=["full"])
             for of_student, of_teacher, mass in zip(*images, attended, strict=True)
         )
         torch.testing.assert_close(found, expected)
@@ -98,10 +120,18 @@ def test_attention_distance_is_the_sum_of_absolute_differences():
     student, teacher = drawn(0, 2, 3, 4, 5), 2 * drawn(1, 2, 3, 4, 5)
     expected = 0.0
     for n in range(2):
-        of_student, of_teacher = (attentions_by_loops(features[n], 0.5) for features in (student, teacher))
-        expected += sum(abs(a - b) for s, t in zip(of_student[0], of_teacher[0], strict=True) for a, b in zip(s, t, strict=True))
+        of_student, of_teacher = (
+            attentions_by_loops(features[n], 0.5) for features in (student, teacher)
+        )
+        expected += sum(
+            abs(a - b)
+            for s, t in zip(of_student[0], of_teacher[0], strict=True)
+            for a, b in zip(s, t, strict=True)
+        )
         expected += sum(abs(a - b) for a, b in zip(of_student[1], of_teacher[1], strict=True))
-    assert attention_distance(student, teacher, temperature=0.5).item() == pytest.approx(expected / 2)
+    assert attention_distance(student, teacher, temperature=0.5).item() == pytest.approx(
+        expected / 2
+    )
 
 
 def test_equal_features_are_at_distance_0():
@@ -113,8 +143,12 @@ def test_equal_features_are_at_distance_0():
 def test_gradients_are_the_derivatives_and_none_reaches_the_teacher():
     student, teacher = drawn(0, 2, 2, 3, 4).requires_grad_(), drawn(1, 2, 2, 3, 4).requires_grad_()
     weights = drawn(2, 2, 2, 3, 4).relu()
-    assert torch.autograd.gradcheck(lambda s: focal_distances(s, teacher, weights, temperature=0.5), student)
-    assert torch.autograd.gradcheck(lambda s: attention_distance(s, teacher, temperature=0.5), student)
+    assert torch.autograd.gradcheck(
+        lambda s: focal_distances(s, teacher, weights, temperature=0.5), student
+    )
+    assert torch.autograd.gradcheck(
+        lambda s: attention_distance(s, teacher, temperature=0.5), student
+    )
     focal_distances(student, teacher, weights, temperature=0.5).sum().backward()
     attention_distance(student, teacher, temperature=0.5).backward()
     assert teacher.grad is None
@@ -140,7 +174,9 @@ def context_by_loops(context, features):
     pooled = torch.einsum("chw,hw->c", features, attention / attention.sum())
     hidden = context.squeeze.weight[:, :, 0, 0] @ pooled + context.squeeze.bias
     centred = hidden - hidden.mean()
-    normed = centred / (centred.square().mean() + 1e-5).sqrt() * context.norm.weight + context.norm.bias
+    normed = (
+        centred / (centred.square().mean() + 1e-5).sqrt() * context.norm.weight + context.norm.bias
+    )
     return context.expand.weight[:, :, 0, 0] @ normed.clamp(min=0) + context.expand.bias
 
 
@@ -157,7 +193,8 @@ def test_context_is_that_of_a_gcblock_and_starts_at_0():
 
 
 def fgd_by_loops(fgd, scene):
-    """FGD's four sums (section A.3 of the method page), level by level and box by box, with masks on the padded batch."""
+    """FGD's four sums (section A.3 of the method page), level by level and box by box, with masks
+    on the padded batch."""
     sums = dict.fromkeys(("fgd.foreground", "fgd.background", "fgd.attention", "fgd.relation"), 0.0)
     (H_b, W_b), N = scene.batch_size, len(scene.boxes)
     for level, teacher in enumerate(scene.teacher):
@@ -169,29 +206,45 @@ def fgd_by_loops(fgd, scene):
         for n, boxes in enumerate(scene.boxes):
             for x1, y1, x2, y2 in boxes.tolist():
                 top, left = math.floor(y1 * H / H_b), math.floor(x1 * W / W_b)
-                bottom, right = max(math.ceil(y2 * H / H_b), top + 1), max(math.ceil(x2 * W / W_b), left + 1)
+                bottom = max(math.ceil(y2 * H / H_b), top + 1)
+                right = max(math.ceil(x2 * W / W_b), left + 1)
                 area = (min(bottom, H) - top) * (min(right, W) - left)
-                foreground[n, top:bottom, left:right] = foreground[n, top:bottom, left:right].clamp(min=1 / area)
+                foreground[n, top:bottom, left:right] = foreground[n, top:bottom, left:right].clamp(
+                    min=1 / area
+                )
         background = (foreground == 0).double()
         background = background / background.sum((1, 2), keepdim=True).clamp(min=1)
         sums["fgd.foreground"] += focal_by_loops(student, teacher, foreground, 0.5)
         sums["fgd.background"] += focal_by_loops(student, teacher, background, 0.5)
         for n in range(N):
-            pairs = zip(attentions_by_loops(student[n], 0.5), attentions_by_loops(teacher[n], 0.5), strict=True)
+            pairs = zip(
+                attentions_by_loops(student[n], 0.5),
+                attentions_by_loops(teacher[n], 0.5),
+                strict=True,
+            )
             for of_student, of_teacher in pairs:
                 sums["fgd.attention"] += (tensor(of_student) - tensor(of_teacher)).abs().sum() / N
-            shifts = context_by_loops(fgd.of_student[name], student[n]), context_by_loops(fgd.of_teacher[name], teacher[n])
-            difference = student[n] + shifts[0][:, None, None] - teacher[n] - shifts[1][:, None, None]
+            shifts = (
+                context_by_loops(fgd.of_student[name], student[n]),
+                context_by_loops(fgd.of_teacher[name], teacher[n]),
+            )
+            difference = (
+                student[n] + shifts[0][:, None, None] - teacher[n] - shifts[1][:, None, None]
+            )
             sums["fgd.relation"] += difference.square().sum() / N
     return sums
 
 
 def test_the_method_is_fgd_by_its_formulas(make_scene, make_method):
     weights = {"foreground": 0.5, "background": 0.2, "attention": 0.1, "relation": 0.3}
-    fgd = make_method("fgd", **{f"{name}_weight": weight for name, weight in weights.items()}, stirred=True)
+    fgd = make_method(
+        "fgd", **{f"{name}_weight": weight for name, weight in weights.items()}, stirred=True
+    )
     scene = make_scene()
     terms = scene.terms(fgd)
-    assert {term.name: term.coefficient for term in terms} == {f"fgd.{name}": weight for name, weight in weights.items()}
+    assert {term.name: term.coefficient for term in terms} == {
+        f"fgd.{name}": weight for name, weight in weights.items()
+    }
     with torch.no_grad():
         expected = fgd_by_loops(fgd, scene)
     assert {term.name: term.value.item() for term in terms} == {
@@ -201,7 +254,9 @@ def test_the_method_is_fgd_by_its_formulas(make_scene, make_method):
 
 def test_at_the_start_the_relation_is_the_sum_of_squares_of_an_image(make_scene, make_method):
     fgd, scene = make_method("fgd", channels=(8, 8)), make_scene(channels=(8, 8))
-    expected = sum((s - t).square().sum() / 3 for s, t in zip(scene.student, scene.teacher, strict=True))
+    expected = sum(
+        (s - t).square().sum() / 3 for s, t in zip(scene.student, scene.teacher, strict=True)
+    )
     relation = {term.name: term.value for term in scene.terms(fgd)}["fgd.relation"]
     torch.testing.assert_close(relation, expected)
 
@@ -221,13 +276,19 @@ def test_the_contexts_of_both_sides_are_trained(make_scene, make_method):
         ("faster_rcnn", 2, 0.09, 0.006, (8.6, 2.2, 0.54, 0.13)),
     ],
 )
-def test_its_units_are_the_sums_of_the_papers_weights(make_method, coco_grids, student, finest, foreground, background, relation):
+def test_its_units_are_the_sums_of_the_papers_weights(
+    make_method, coco_grids, student, finest, foreground, background, relation
+):
     detector = DetectorConfig(detector=student)
     settings = FgdConfig().resolved(student=detector, teacher=detector).model_dump()
     fgd = make_method("fgd", channels=(256, 256), finest=finest, **settings)
     units = fgd.units(coco_grids(finest), 7.3)
     names = [f"P{finest + i}" for i in range(len(relation))]
-    assert [units[f"fgd.foreground.{name}"] for name in names] == pytest.approx([foreground] * len(names), rel=0.05)
-    assert [units[f"fgd.background.{name}"] for name in names] == pytest.approx([background] * len(names), rel=0.07)
+    assert [units[f"fgd.foreground.{name}"] for name in names] == pytest.approx(
+        [foreground] * len(names), rel=0.05
+    )
+    assert [units[f"fgd.background.{name}"] for name in names] == pytest.approx(
+        [background] * len(names), rel=0.07
+    )
     assert [units[f"fgd.relation.{name}"] for name in names] == pytest.approx(relation, rel=0.05)
     assert len(units) == 3 * len(names)

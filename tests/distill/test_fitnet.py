@@ -11,21 +11,31 @@ def test_it_is_the_mean_squared_error_of_adapted_features_on_every_level(make_sc
     (term,) = scene.terms(fitnet)
     assert (term.name, term.coefficient) == ("fitnet.feature", 1.0)
     expected = sum(
-        F.mse_loss(torch.einsum("oi,nihw->nohw", a.weight[:, :, 0, 0], s) + a.bias[:, None, None], t)
+        F.mse_loss(
+            torch.einsum("oi,nihw->nohw", a.weight[:, :, 0, 0], s) + a.bias[:, None, None], t
+        )
         for a, s, t in zip(adapters, scene.student, scene.teacher, strict=True)
     )
     torch.testing.assert_close(term.value, expected)
 
 
 def test_it_is_kdr_without_links_masks_and_pyramid(make_scene, make_method, make_kdr):
-    kdr = make_kdr(review_links=(), masks="none", padding="counted", project="identity", pyramid_scales=("full",), stirred=True)
+    kdr = make_kdr(
+        review_links=(),
+        masks="none",
+        padding="counted",
+        project="identity",
+        pyramid_scales=("full",),
+        stirred=True,
+    )
     fitnet, scene = make_method("fitnet"), make_scene()
     fitnet.aligned.adapters.load_state_dict(kdr.review.align.state_dict())
     torch.testing.assert_close(scene.loss(fitnet), scene.loss(kdr))
 
 
 def test_with_identity_adapters_equal_features_are_at_distance_0(make_scene, make_method):
-    fitnet, scene = make_method("fitnet", channels=(5, 5), align="identity"), make_scene(channels=(5, 5))
+    fitnet = make_method("fitnet", channels=(5, 5), align="identity")
+    scene = make_scene(channels=(5, 5))
     assert not list(fitnet.parameters())
     expected = sum(F.mse_loss(s, t) for s, t in zip(scene.student, scene.teacher, strict=True))
     torch.testing.assert_close(scene.loss(fitnet), expected)
@@ -39,11 +49,16 @@ def test_only_the_levels_that_are_named_learn(make_scene, make_method):
     assert [level.grad is not None for level in scene.student] == [False, True, False, True, False]
 
 
-def test_levels_that_the_teacher_lacks_are_left_out_and_none_left_is_refused(make_scene, make_method):
+def test_levels_that_the_teacher_lacks_are_left_out_and_none_left_is_refused(
+    make_scene, make_method
+):
     # the teacher has P3 to P5
     fitnet = make_method("fitnet", teacher_levels=3, levels=("P5", "P6"))
     assert fitnet.aligned.levels.names == ("P5",)
-    with pytest.raises(ConfigError, match=r"distill\.fitnet\.levels: must name a level .* got P6, P7\. They share P3, P4, P5"):
+    with pytest.raises(
+        ConfigError,
+        match=r"distill\.fitnet\.levels: must name a level .* got P6, P7\. They share P3, P4, P5",
+    ):
         make_method("fitnet", teacher_levels=3, levels=("P6", "P7"))
 
 
@@ -57,4 +72,6 @@ def test_student_features_of_another_size_are_resized_to_the_teachers(make_scene
 
 
 def test_weight_1_is_the_unit_on_every_level(make_method):
-    assert make_method("fitnet").units([(8, 8)] * 5, 7.3) == {f"fitnet.feature.P{level}": 1.0 for level in range(3, 8)}
+    assert make_method("fitnet").units([(8, 8)] * 5, 7.3) == {
+        f"fitnet.feature.P{level}": 1.0 for level in range(3, 8)
+    }

@@ -9,7 +9,12 @@ from kdr.distill.method import FeatureLevels, Outputs, Setup, weighted_sum
 from kdr.distill.methods import build_methods
 from kdr.errors import ShapeMismatchError
 
-CALL = {"boxes": [torch.zeros(0, 4)] * 2, "image_sizes": [(64, 64)] * 2, "batch_size": (64, 64), "step": 0}
+CALL = {
+    "boxes": [torch.zeros(0, 4)] * 2,
+    "image_sizes": [(64, 64)] * 2,
+    "batch_size": (64, 64),
+    "step": 0,
+}
 
 
 def drawn(seed, *shape):
@@ -19,7 +24,9 @@ def drawn(seed, *shape):
 def built(channels=(5, 5), **settings):
     strides = (8.0, 16.0)
     levels = [FeatureLevels(strides, (c, c)) for c in channels]
-    return build_methods(DistillConfig(frs=settings), Setup(*levels, seed=0, total_steps=100))["frs"].double()
+    return build_methods(DistillConfig(frs=settings), Setup(*levels, seed=0, total_steps=100))[
+        "frs"
+    ].double()
 
 
 def outputs(seed, channels=5, anchors=3, sides=(8, 4), spread=2.0):
@@ -36,7 +43,9 @@ def loss_by_loops(student, teacher, adapted, feature_weight, score_weight):
         return 1 / (1 + math.exp(-x))
 
     total = 0.0
-    for s, t, of_student, of_teacher in zip(adapted, teacher.features, student.class_logits, teacher.class_logits, strict=True):
+    for s, t, of_student, of_teacher in zip(
+        adapted, teacher.features, student.class_logits, teacher.class_logits, strict=True
+    ):
         mass = features = scores = 0.0
         for n in range(t.shape[0]):
             for y in range(t.shape[2]):
@@ -46,7 +55,10 @@ def loss_by_loops(student, teacher, adapted, feature_weight, score_weight):
                     q = max(p)
                     mass += q
                     features += q * float((s[n, :, y, x] - t[n, :, y, x]).square().sum())
-                    scores += q * sum(-a * math.log(b) - (1 - a) * math.log(1 - b) for a, b in zip(p, r, strict=True))
+                    scores += q * sum(
+                        -a * math.log(b) - (1 - a) * math.log(1 - b)
+                        for a, b in zip(p, r, strict=True)
+                    )
         total += (feature_weight * features + score_weight * scores) / mass
     return total
 
@@ -56,19 +68,33 @@ def test_it_is_the_richness_weighted_mean_of_features_and_scores(channels):
     frs = built(channels, feature_weight=0.3, score_weight=0.7)
     student, teacher = outputs(0, channels=channels[0]), outputs(100)
     terms = frs(student, teacher, **CALL)
-    adapted = [frs.aligned.adapters[name](x).detach() for name, x in zip(("P3", "P4"), student.features, strict=True)]
-    assert weighted_sum(terms).item() == pytest.approx(loss_by_loops(student, teacher, adapted, 0.3, 0.7), rel=1e-10)
-    assert [(term.name, term.coefficient) for term in terms] == [("frs.feature", 0.3), ("frs.score", 0.7)]
+    adapted = [
+        frs.aligned.adapters[name](x).detach()
+        for name, x in zip(("P3", "P4"), student.features, strict=True)
+    ]
+    assert weighted_sum(terms).item() == pytest.approx(
+        loss_by_loops(student, teacher, adapted, 0.3, 0.7), rel=1e-10
+    )
+    assert [(term.name, term.coefficient) for term in terms] == [
+        ("frs.feature", 0.3),
+        ("frs.score", 0.7),
+    ]
 
 
 def test_richness_is_the_surest_class_of_any_box_in_a_cell():
-    logits = torch.tensor([[[-3.0, 1.0], [0.0, -1.0]], [[2.0, -9.0], [-2.0, 1.5]]])[None]  # [1, A, K, W], one row of cells
-    torch.testing.assert_close(feature_richness(logits[..., None, :]), torch.tensor([[[2.0, 1.5]]]).sigmoid())
+    # [1, A, K, W], one row of cells
+    logits = torch.tensor([[[-3.0, 1.0], [0.0, -1.0]], [[2.0, -9.0], [-2.0, 1.5]]])[None]
+    torch.testing.assert_close(
+        feature_richness(logits[..., None, :]), torch.tensor([[[2.0, 1.5]]]).sigmoid()
+    )
 
 
 def test_where_the_teacher_sees_nothing_at_all_nothing_is_learned():
     assert richness_mean(drawn(0, 2, 3, 3).square(), torch.zeros(2, 3, 3)) == 0
-    none = Outputs(outputs(1).features, [torch.full((2, 3, 4, side, side), -1e4, dtype=torch.float64) for side in (8, 4)])
+    none = Outputs(
+        outputs(1).features,
+        [torch.full((2, 3, 4, side, side), -1e4, dtype=torch.float64) for side in (8, 4)],
+    )
     assert weighted_sum(built()(outputs(0), none, **CALL)) == 0
 
 
@@ -91,17 +117,23 @@ def test_extreme_logits_have_finite_losses_and_gradients():
 def test_scores_of_another_size_are_resized_to_the_teachers():
     student, teacher = outputs(0, sides=(9, 5)), outputs(100)
     grown = [
-        torch.nn.functional.interpolate(x.flatten(1, 2), size=(side, side), mode="bilinear").view(2, 3, 4, side, side)
+        torch.nn.functional.interpolate(x.flatten(1, 2), size=(side, side), mode="bilinear").view(
+            2, 3, 4, side, side
+        )
         for x, side in zip(student.class_logits, (8, 4), strict=True)
     ]
     expected = sum(
-        richness_mean(score_errors(s, t), feature_richness(t)) for s, t in zip(grown, teacher.class_logits, strict=True)
+        richness_mean(score_errors(s, t), feature_richness(t))
+        for s, t in zip(grown, teacher.class_logits, strict=True)
     )
     torch.testing.assert_close(built()(student, teacher, **CALL)[1].value, expected)
 
 
 def test_unequal_boxes_or_classes_are_refused():
-    with pytest.raises(ShapeMismatchError, match=r"distill\.frs: .* got \(2, 1, 4, 8, 8\) and \(2, 3, 4, 8, 8\)\. Choose"):
+    with pytest.raises(
+        ShapeMismatchError,
+        match=r"distill\.frs: .* got \(2, 1, 4, 8, 8\) and \(2, 3, 4, 8, 8\)\. Choose",
+    ):
         built()(outputs(0, anchors=1), outputs(100), **CALL)
 
 
@@ -109,7 +141,9 @@ def test_its_weight_is_that_of_the_published_table():
     # 0.005 per squared error, summed over 256 channels
     setup = Setup(*[FeatureLevels((8.0, 16.0), (256, 256))] * 2, seed=0, total_steps=100)
     methods = build_methods(DistillConfig(frs={}), setup)
-    assert methods.units([(100, 168), (50, 84)], 7.3) == pytest.approx({"unit.frs.feature.P3": 1.28, "unit.frs.feature.P4": 1.28})
+    assert methods.units([(100, 168), (50, 84)], 7.3) == pytest.approx(
+        {"unit.frs.feature.P3": 1.28, "unit.frs.feature.P4": 1.28}
+    )
 
 
 def test_the_unit_is_the_coefficient_of_the_mean_squared_error_of_the_region():
@@ -117,9 +151,12 @@ def test_the_unit_is_the_coefficient_of_the_mean_squared_error_of_the_region():
     frs = built(feature_weight=0.3)
     student, teacher = outputs(0), outputs(100)
     even = teacher._replace(class_logits=[torch.zeros_like(x) for x in teacher.class_logits])
-    adapted = [adapter(x) for adapter, x in zip(frs.aligned.adapters.values(), student.features, strict=True)]
+    adapted = [
+        adapter(x)
+        for adapter, x in zip(frs.aligned.adapters.values(), student.features, strict=True)
+    ]
     errors = [(a - t).square().mean() for a, t in zip(adapted, even.features, strict=True)]
     units = frs.units([(8, 8), (4, 4)], 0).values()
     expected = sum(unit * error for unit, error in zip(units, errors, strict=True))
-    (feature, _) = frs(student, even, **CALL)
+    feature, _ = frs(student, even, **CALL)
     torch.testing.assert_close(feature.coefficient * feature.value, expected)

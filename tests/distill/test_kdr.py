@@ -45,19 +45,29 @@ def test_switching_decoupling_off_does_not_change_the_total_weight(make_scene, m
 
 
 def test_regions_are_those_of_the_boxes_on_every_level(make_scene, make_kdr):
-    kdr = make_kdr(**(PLAIN | {"masks": "boxes"}), channels=(5, 5), align="identity", project="identity", mask_values="binary")
-    scene = make_scene(channels=(5, 5), image_sizes=[(100, 136)])  # boxes (10, 20, 60, 70), (50, 50, 135, 99)
+    kdr = make_kdr(
+        **(PLAIN | {"masks": "boxes"}),
+        channels=(5, 5),
+        align="identity",
+        project="identity",
+        mask_values="binary",
+    )
+    # boxes (10, 20, 60, 70), (50, 50, 135, 99)
+    scene = make_scene(channels=(5, 5), image_sizes=[(100, 136)])
     grid = scene.student[0].shape[-2:]  # (13, 17): cells of 7.69 x 8 px
     mask = torch.zeros(1, *grid, dtype=torch.float64)
     mask[0, 2:10, 1:8] = 1
     mask[0, 6:13, 6:17] = 1
     measured = [
-        masked_pyramid_distance(scene.student[0], scene.teacher[0], m, scales=("full", 4, 2, 1)) for m in (mask, 1 - mask)
+        masked_pyramid_distance(scene.student[0], scene.teacher[0], m, scales=("full", 4, 2, 1))
+        for m in (mask, 1 - mask)
     ]
     call = {"boxes": scene.boxes, "image_sizes": scene.image_sizes, "batch_size": scene.batch_size}
     distances = kdr.level_distances(scene.student, scene.teacher, **call)
     torch.testing.assert_close(distances[:, 0], torch.stack(measured))
-    torch.testing.assert_close(distances.sum(1), torch.stack([term.value for term in scene.terms(kdr)]))
+    torch.testing.assert_close(
+        distances.sum(1), torch.stack([term.value for term in scene.terms(kdr)])
+    )
 
 
 # Every setting of KDR's own with a change that must be seen, and what else has to be set for it.
@@ -82,7 +92,9 @@ EFFECTS = {
 }
 
 
-@pytest.mark.parametrize("setting", [name for name in KdrConfig.model_fields if name not in MethodConfig.model_fields])
+@pytest.mark.parametrize(
+    "setting", [name for name in KdrConfig.model_fields if name not in MethodConfig.model_fields]
+)
 def test_every_setting_has_its_effect(make_scene, make_kdr, setting):
     value, needed = EFFECTS[setting]
     build = {"channels": (6, 8), "stirred": True} | needed
@@ -100,7 +112,9 @@ def test_every_setting_has_its_effect(make_scene, make_kdr, setting):
         ("teacher_std", [math.sqrt((0.5**2 + 1.5**2 + 2.5**2 + 3.5**2 + 4.5**2) / 5)] * 5),
     ],
 )
-def test_normalisation_divides_both_features_by_the_teachers_std(make_scene, make_kdr, normalisation, stds):
+def test_normalisation_divides_both_features_by_the_teachers_std(
+    make_scene, make_kdr, normalisation, stds
+):
     same = {"channels": (5, 5), "align": "identity", "project": "identity", "review_links": ()}
     scene = make_scene(channels=(5, 5))
     found = scene.loss(make_kdr(**same, normalisation=normalisation))
@@ -127,7 +141,7 @@ ARMS = {
     "identity projection": {"project": "identity"},
     "foreground only": {"foreground_share": 1.0},
     "background only": {"foreground_share": 0.0},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -146,18 +160,27 @@ def test_every_parameter_takes_part_in_every_step_of_every_arm(make_scene, make_
     for _ in range(2):
         kdr.zero_grad()
         scene.loss(kdr).backward()
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in kdr.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.isfinite().all()
+        for parameter in kdr.parameters()
+    )
 
 
 @pytest.mark.parametrize("preset", ["kdr", "kdr-paper"])
 def test_gradient_of_the_whole_is_its_derivative(make_scene, make_kdr, preset):
     kdr = make_kdr(preset=preset, channels=(2, 3), num_levels=3, stirred=True)
-    scene = make_scene(channels=(2, 3), grids=((5, 6), (3, 3), (2, 1)), image_sizes=[(100, 136), (70, 90)]).learning()
+    scene = make_scene(
+        channels=(2, 3), grids=((5, 6), (3, 3), (2, 1)), image_sizes=[(100, 136), (70, 90)]
+    ).learning()
     parameters = list(kdr.parameters())
-    torch.autograd.gradcheck(lambda *_: scene.loss(kdr), (*scene.student, *parameters), fast_mode=True)
+    torch.autograd.gradcheck(
+        lambda *_: scene.loss(kdr), (*scene.student, *parameters), fast_mode=True
+    )
 
 
-def test_no_gradient_reaches_the_teacher_and_a_finite_one_every_level_of_the_student(make_scene, make_kdr):
+def test_no_gradient_reaches_the_teacher_and_a_finite_one_every_level_of_the_student(
+    make_scene, make_kdr
+):
     scene = make_scene().learning()
     for x in scene.teacher:
         x.requires_grad_()
@@ -179,7 +202,13 @@ def test_a_level_is_measured_on_what_its_active_links_reach(make_scene, make_kdr
         for d in distances
     ]
     T, o = True, False
-    assert reached == [[T, T, o, o, o], [o, T, o, o, o], [o, o, T, T, o], [o, o, o, T, o], [o, o, o, o, T]]
+    assert reached == [
+        [T, T, o, o, o],
+        [o, T, o, o, o],
+        [o, o, T, T, o],
+        [o, o, o, T, o],
+        [o, o, o, o, T],
+    ]
 
 
 # --- invariances ---
@@ -192,14 +221,20 @@ def test_equal_features_cost_nothing_where_adapters_are_identities(make_scene, m
     assert scene.loss(make_kdr(channels=(5, 5), init="kaiming")) > 0
 
 
-@pytest.mark.parametrize("settings", [{}, {"attention": "channel", "fusion": "gated"}, {"masks": "none", "project": "conv1x1"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"attention": "channel", "fusion": "gated"}, {"masks": "none", "project": "conv1x1"}],
+)
 def test_what_lies_in_the_padding_has_no_effect_under_preset_kdr(make_scene, make_kdr, settings):
     scene, dirty = make_scene(), make_scene()
     for x in (*dirty.student, *dirty.teacher):
         height, width = x.shape[-2:]
         x[1, :, -(-71 * height // 100) :] += 1e3
         x[2, :, :, -(-50 * width // 136) :] -= 1e3
-    for kdr in (make_kdr(stirred=True, **settings), make_kdr(stirred=True, upsample="bilinear", **settings)):
+    for kdr in (
+        make_kdr(stirred=True, **settings),
+        make_kdr(stirred=True, upsample="bilinear", **settings),
+    ):
         assert torch.equal(scene.loss(kdr), dirty.loss(kdr))
     counted = make_kdr(stirred=True, padding="counted", **settings)
     assert not torch.isclose(scene.loss(counted), dirty.loss(counted))
@@ -236,7 +271,8 @@ def test_where_boxes_fill_the_images_nothing_is_background(make_scene, make_kdr)
     foreground, background = scene.terms(make_kdr(stirred=True))
     (whole,) = scene.terms(make_kdr(stirred=True, masks="none"))
     assert background.value == 0
-    torch.testing.assert_close(foreground.value, whole.value)  # one box: the same weight in all its cells
+    # one box: the same weight in all its cells
+    torch.testing.assert_close(foreground.value, whole.value)
 
 
 @pytest.mark.parametrize("preset", ["kdr", "kdr-paper"])
@@ -249,7 +285,9 @@ def test_one_image_with_one_cell_levels_is_finite(make_scene, make_kdr, preset):
     assert all(x.grad.isfinite().all() for x in scene.student)
 
 
-def test_levels_of_another_size_are_resized_to_the_teachers_and_said_once(make_scene, make_kdr, caplog):
+def test_levels_of_another_size_are_resized_to_the_teachers_and_said_once(
+    make_scene, make_kdr, caplog
+):
     teacher_grids = ((13, 17), (7, 9), (4, 6), (2, 3), (1, 2))
     scene = make_scene(teacher_grids=teacher_grids)
     kdr = make_kdr(**PLAIN, project="conv1x1", pyramid_scales=FULL, stirred=True)
@@ -259,7 +297,9 @@ def test_levels_of_another_size_are_resized_to_the_teachers_and_said_once(make_s
     expected = 0.0
     for name, s, t in zip(kdr.review.level_names, scene.student, scene.teacher, strict=True):
         projected = kdr.review.project[name](kdr.review.align[name](s))
-        expected += F.mse_loss(F.interpolate(projected, size=t.shape[-2:], mode="bilinear", align_corners=False), t)
+        expected += F.mse_loss(
+            F.interpolate(projected, size=t.shape[-2:], mode="bilinear", align_corners=False), t
+        )
     torch.testing.assert_close(found, expected)
     assert [record.getMessage() for record in caplog.records] == [
         "kdr: P5 of the student, (4, 5) cells, is resized to the teacher's (4, 6)"
@@ -269,9 +309,11 @@ def test_levels_of_another_size_are_resized_to_the_teachers_and_said_once(make_s
 def test_levels_without_a_partner_learn_nothing_and_lose_their_links(make_scene, make_kdr, caplog):
     with caplog.at_level(logging.WARNING, logger="kdr.distill"):
         setup = Setup(
-            student=FeatureLevels((8, 16, 32, 64, 128), (6,) * 5), teacher=FeatureLevels((4, 8, 16, 32, 64), (8,) * 5),
-            seed=0, total_steps=10,
-        )  # fmt: skip
+            student=FeatureLevels((8, 16, 32, 64, 128), (6,) * 5),
+            teacher=FeatureLevels((4, 8, 16, 32, 64), (8,) * 5),
+            seed=0,
+            total_steps=10,
+        )
         kdr = build_kdr(KdrConfig(review_links=LINKS, normalisation="none"), setup).double()
     assert kdr.levels.pairs == ((0, 1), (1, 2), (2, 3), (3, 4))
     assert list(kdr.logged_numbers()) == [f"zeta.{link}" for link in LINKS[:3]]
@@ -286,7 +328,10 @@ def test_levels_without_a_partner_learn_nothing_and_lose_their_links(make_scene,
 
 @pytest.mark.parametrize("link", ["P5->P3", "P3->P4", "P9->P8"])
 def test_a_link_that_does_not_exist_is_refused_with_those_that_do(make_kdr, link):
-    with pytest.raises(ConfigError, match=rf"review_links: each must be one of P4->P3, .*, got {link}\. A link joins"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"review_links: each must be one of P4->P3, .*, got {link}\. A link joins",
+    ):
         make_kdr(review_links=("P4->P3", link))
 
 
@@ -294,17 +339,24 @@ def test_a_link_that_does_not_exist_is_refused_with_those_that_do(make_kdr, link
 def test_a_std_that_cannot_be_divided_by_is_refused(teacher_std):
     levels = FeatureLevels((8.0,), (4,))
     setup = Setup(levels, levels, seed=0, total_steps=10, teacher_std=teacher_std)
-    with pytest.raises(ConfigError, match=r"distill\.kdr\.normalisation: .*got (0\.0|nan) at P3.*use none"):
+    with pytest.raises(
+        ConfigError, match=r"distill\.kdr\.normalisation: .*got (0\.0|nan) at P3.*use none"
+    ):
         build_kdr(KdrConfig(), setup)
 
 
 def test_units_are_the_shares_of_the_regions_over_the_variance_that_divides(make_kdr):
-    assert make_kdr(masks="none", num_levels=2).units([], 0) == {"kdr.feature.P3": 1, "kdr.feature.P4": 1}
+    assert make_kdr(masks="none", num_levels=2).units([], 0) == {
+        "kdr.feature.P3": 1,
+        "kdr.feature.P4": 1,
+    }
     units = make_kdr(foreground_share=0.25, normalisation="level_std", num_levels=2).units([], 0)
     assert units == {
-        "kdr.foreground.P3": 0.25 / 0.5**2, "kdr.foreground.P4": 0.25 / 1.5**2,
-        "kdr.background.P3": 0.75 / 0.5**2, "kdr.background.P4": 0.75 / 1.5**2,
-    }  # fmt: skip
+        "kdr.foreground.P3": 0.25 / 0.5**2,
+        "kdr.foreground.P4": 0.25 / 1.5**2,
+        "kdr.background.P3": 0.75 / 0.5**2,
+        "kdr.background.P4": 0.75 / 1.5**2,
+    }
 
 
 # --- precision, devices, state ---
@@ -364,7 +416,10 @@ def test_a_saved_state_gives_the_same_loss_again(make_scene, make_kdr, preset):
 
 def test_zetas_are_read_by_link_and_are_spared_by_a_rule_of_dimensions(make_kdr):
     kdr = make_kdr(review_links=("P4->P3", "P6->P5"))
-    assert {name: zeta.item() for name, zeta in kdr.logged_numbers().items()} == {"zeta.P4->P3": 0.0, "zeta.P6->P5": 0.0}
+    assert {name: zeta.item() for name, zeta in kdr.logged_numbers().items()} == {
+        "zeta.P4->P3": 0.0,
+        "zeta.P6->P5": 0.0,
+    }
     assert [name for name, parameter in kdr.named_parameters() if parameter.ndim == 0] == [
         "review.links.P4->P3.zeta",
         "review.links.P6->P5.zeta",

@@ -13,12 +13,16 @@ def test_without_links_masks_and_pyramid_it_is_fitnet(make_scene, make_kdr):
     kdr = make_kdr(**PLAIN, project="identity", pyramid_scales=FULL, stirred=True)
     scene = make_scene()
     adapters = [kdr.review.align[name].conv for name in kdr.review.level_names]
-    expected = sum(F.mse_loss(a(s), t) for a, s, t in zip(adapters, scene.student, scene.teacher, strict=True))
+    expected = sum(
+        F.mse_loss(a(s), t) for a, s, t in zip(adapters, scene.student, scene.teacher, strict=True)
+    )
     torch.testing.assert_close(scene.loss(kdr), expected)
 
 
 def test_with_identity_adapters_too_it_is_the_mean_squared_error(make_scene, make_kdr):
-    kdr = make_kdr(**PLAIN, channels=(5, 5), align="identity", project="identity", pyramid_scales=FULL)
+    kdr = make_kdr(
+        **PLAIN, channels=(5, 5), align="identity", project="identity", pyramid_scales=FULL
+    )
     scene = make_scene(channels=(5, 5))
     expected = sum(F.mse_loss(s, t) for s, t in zip(scene.student, scene.teacher, strict=True))
     torch.testing.assert_close(scene.loss(kdr), expected)
@@ -30,12 +34,16 @@ def context_loss(student, teacher):
     for k in (4, 2, 1):
         if k < student.shape[2]:
             weights.append(weights[-1] / 2)
-            losses.append(F.mse_loss(F.adaptive_avg_pool2d(student, k), F.adaptive_avg_pool2d(teacher, k)))
+            losses.append(
+                F.mse_loss(F.adaptive_avg_pool2d(student, k), F.adaptive_avg_pool2d(teacher, k))
+            )
     return sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
 
 
 def test_pyramid_alone_is_the_same_level_context_loss(make_scene, make_kdr):
-    kdr = make_kdr(**PLAIN, channels=(5, 5), align="identity", project="identity", scales_below="height")
+    kdr = make_kdr(
+        **PLAIN, channels=(5, 5), align="identity", project="identity", scales_below="height"
+    )
     scene = make_scene(channels=(5, 5))
     expected = sum(context_loss(s, t) for s, t in zip(scene.student, scene.teacher, strict=True))
     torch.testing.assert_close(scene.loss(kdr), expected)
@@ -50,19 +58,24 @@ def test_review_alone_is_a_residual_review_under_the_mean_squared_error(make_sce
     reviewed, expected = scene.student[-1], F.mse_loss(scene.student[-1], scene.teacher[-1])
     for level in (3, 2, 1, 0):
         x = scene.student[level]
-        reviewed = x + kdr.logged_numbers()[f"zeta.{LINKS[level]}"] * 0.5 * F.interpolate(reviewed, size=x.shape[-2:])
+        reviewed = x + kdr.logged_numbers()[f"zeta.{LINKS[level]}"] * 0.5 * F.interpolate(
+            reviewed, size=x.shape[-2:]
+        )
         expected = expected + F.mse_loss(reviewed, scene.teacher[level])
     torch.testing.assert_close(scene.loss(kdr), expected)
 
 
 def reviewkd_loss(kdr, scene):
-    """ReviewKD from its formulas (section A.1 of the method page): attention-based fusion, then the context loss."""
+    """ReviewKD from its formulas (section A.1 of the method page): attention-based fusion, then the
+    context loss."""
 
     def adapted(adapter, x):
         side = adapter.conv.kernel_size[0]
         x = F.conv2d(x, adapter.conv.weight, padding=side // 2)
         mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), keepdim=True, correction=0)
-        return (x - mean) / (var + 1e-5).sqrt() * adapter.norm.weight.view(1, -1, 1, 1) + adapter.norm.bias.view(1, -1, 1, 1)
+        return (x - mean) / (var + 1e-5).sqrt() * adapter.norm.weight.view(
+            1, -1, 1, 1
+        ) + adapter.norm.bias.view(1, -1, 1, 1)
 
     total, residual = 0.0, None
     for level in (4, 3, 2, 1, 0):
@@ -85,16 +98,21 @@ def test_preset_kdr_paper_with_spatial_attention_and_no_masks_is_reviewkd(make_s
     found, expected = scene.loss(kdr), reviewkd_loss(kdr, scene)
     torch.testing.assert_close(found, expected)
     for of_kdr, of_reference in zip(
-        torch.autograd.grad(found, scene.student), torch.autograd.grad(expected, scene.student), strict=True
+        torch.autograd.grad(found, scene.student),
+        torch.autograd.grad(expected, scene.student),
+        strict=True,
     ):
         torch.testing.assert_close(of_kdr, of_reference)
 
 
 @pytest.mark.parametrize("attention", ["none", "spatial", "channel", "both"])
 @pytest.mark.parametrize("links", [("P4->P3",), LINKS])
-def test_every_residual_review_starts_at_the_loss_and_gradients_of_its_arm_without_links(make_scene, make_kdr, attention, links):
+def test_every_residual_review_starts_at_the_loss_and_gradients_of_its_arm_without_links(
+    make_scene, make_kdr, attention, links
+):
     scene = make_scene().learning()
-    with_links, without = make_kdr(review_links=links, attention=attention), make_kdr(review_links=())
+    with_links = make_kdr(review_links=links, attention=attention)
+    without = make_kdr(review_links=())
     losses = [scene.loss(kdr) for kdr in (with_links, without)]
     torch.testing.assert_close(*losses, rtol=0, atol=0)
     gradients = [torch.autograd.grad(loss, scene.student, retain_graph=True) for loss in losses]

@@ -14,7 +14,8 @@ STRIDES = st.lists(st.floats(2, 300), min_size=1, max_size=6)
     ("student", "teacher", "pairs"),
     [
         ((8, 16, 32), (8, 16, 32), [(0, 0), (1, 1), (2, 2)]),
-        ((8, 16, 32, 64, 128), (4, 8, 16, 32, 64), [(0, 1), (1, 2), (2, 3), (3, 4)]),  # RetinaNet learns from an R-CNN
+        # RetinaNet learns from an R-CNN
+        ((8, 16, 32, 64, 128), (4, 8, 16, 32, 64), [(0, 1), (1, 2), (2, 3), (3, 4)]),
         ((8, 10), (9.9,), [(1, 0)]),  # nearest first
         ((8, 8), (8,), [(0, 0)]),  # ties to the earlier level
         ((16, 16, 32), (16, 16), [(0, 0), (1, 1)]),
@@ -31,7 +32,9 @@ def test_matching_is_one_to_one_within_half_an_octave_and_leaves_no_pair_over(st
     def apart(pair):
         return abs(math.log2(student[pair[0]] / teacher[pair[1]]))
 
-    possible = [(i, j) for i in range(len(student)) for j in range(len(teacher)) if apart((i, j)) < 0.5]
+    possible = [
+        (i, j) for i in range(len(student)) for j in range(len(teacher)) if apart((i, j)) < 0.5
+    ]
     if not possible:
         with pytest.raises(ConfigError, match="share a feature level"):
             match_levels(student, teacher)
@@ -39,8 +42,11 @@ def test_matching_is_one_to_one_within_half_an_octave_and_leaves_no_pair_over(st
     pairs = match_levels(student, teacher)
     assert len({i for i, _ in pairs}) == len({j for _, j in pairs}) == len(pairs)
     assert set(pairs) <= set(possible)
-    for free in set(possible) - set(pairs):  # whatever was not taken lost to a pair at least as near
-        assert any(apart(pair) <= apart(free) for pair in pairs if pair[0] == free[0] or pair[1] == free[1])
+    # whatever was not taken lost to a pair at least as near
+    for free in set(possible) - set(pairs):
+        assert any(
+            apart(pair) <= apart(free) for pair in pairs if pair[0] == free[0] or pair[1] == free[1]
+        )
 
 
 def test_a_pyramid_without_a_common_level_is_refused_with_both_strides():

@@ -23,18 +23,27 @@ COORDINATE = st.floats(-30, 170, width=32)
 
 @st.composite
 def scenes(draw):
-    """Images narrower than their batch, with tiny, outlying and edge boxes, over a grid that does not divide the batch."""
+    """Images narrower than their batch, with tiny, outlying and edge boxes, over a grid that does
+    not divide the batch."""
     grid = draw(st.tuples(st.integers(1, 14), st.integers(1, 17)))
     sizes, boxes = [], []
     for _ in range(draw(st.integers(1, 3))):
         height, width = draw(st.integers(1, BATCH[0])), draw(st.integers(1, BATCH[1]))
         sizes.append((height, width))
         corner = st.tuples(COORDINATE, COORDINATE)
-        extent = st.one_of(st.just((0.8, 0.8)), st.tuples(st.floats(0, 90, width=32), st.floats(0, 90, width=32)))
-        free = st.tuples(corner, extent).map(lambda b: (*b[0], b[0][0] + b[1][0], b[0][1] + b[1][1]))
+        extent = st.one_of(
+            st.just((0.8, 0.8)), st.tuples(st.floats(0, 90, width=32), st.floats(0, 90, width=32))
+        )
+        free = st.tuples(corner, extent).map(
+            lambda b: (*b[0], b[0][0] + b[1][0], b[0][1] + b[1][1])
+        )
         right_edge = st.just((max(0.0, width - 5.0), 0.0, float(width), float(height)))
         boxes.append(draw(st.lists(st.one_of(free, right_edge), max_size=4)))
-    return grid, sizes, [torch.tensor(of_image, dtype=torch.float32).reshape(-1, 4) for of_image in boxes]
+    return (
+        grid,
+        sizes,
+        [torch.tensor(of_image, dtype=torch.float32).reshape(-1, 4) for of_image in boxes],
+    )
 
 
 def painted_by_loops(boxes, size, grid, values):
@@ -59,7 +68,9 @@ def test_foreground_is_what_plain_loops_paint(values, scene):
     grid, sizes, boxes = scene
     valid = valid_cells(sizes, BATCH, grid, device="cpu")
     mask = foreground_mask(padded_boxes(boxes), valid, BATCH, values=values, dtype=torch.float64)
-    expected = torch.stack([painted_by_loops(b, size, grid, values) for b, size in zip(boxes, sizes, strict=True)])
+    expected = torch.stack(
+        [painted_by_loops(b, size, grid, values) for b, size in zip(boxes, sizes, strict=True)]
+    )
     torch.testing.assert_close(mask, expected, rtol=1e-14, atol=0)
 
 
@@ -89,7 +100,9 @@ def test_foreground_and_background_partition_the_valid_cells(scene):
 )
 def test_every_box_inside_its_image_has_a_cell_on_every_level(image, grid, corner, extent):
     y, x = corner[0] * image[0], corner[1] * image[1]
-    box = torch.tensor([[x, y, min(x + extent, image[1]), min(y + extent, image[0])]], dtype=torch.float64)
+    box = torch.tensor(
+        [[x, y, min(x + extent, image[1]), min(y + extent, image[0])]], dtype=torch.float64
+    )
     valid = valid_cells([image], BATCH, grid, device="cpu")
     mask = foreground_mask(padded_boxes([box]), valid, BATCH, dtype=torch.float64)
     assert mask.sum().item() == pytest.approx(1.0)
@@ -110,7 +123,8 @@ def test_a_small_box_outweighs_the_large_box_around_it():
 
 
 def test_a_box_in_a_narrow_image_of_a_wide_batch_is_not_stretched():
-    # measured against the image (80 px) instead of the batch (160 px), the box would land in columns 16 to 19
+    # measured against the image (80 px) instead of the batch (160 px), the box would land in
+    # columns 16 to 19
     valid = valid_cells([(64, 160), (64, 80)], (64, 160), (8, 20), device="cpu")
     boxes = [torch.zeros(0, 4), torch.tensor([[64.0, 0.0, 80.0, 8.0]])]
     mask = foreground_mask(padded_boxes(boxes), valid, (64, 160), values="binary")
@@ -118,7 +132,10 @@ def test_a_box_in_a_narrow_image_of_a_wide_batch_is_not_stretched():
     assert mask[1].nonzero().tolist() == [[0, 8], [0, 9]]
 
 
-@given(size=st.tuples(st.integers(1, 96), st.integers(1, 133)), grid=st.tuples(st.integers(1, 60), st.integers(1, 60)))
+@given(
+    size=st.tuples(st.integers(1, 96), st.integers(1, 133)),
+    grid=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+)
 def test_a_cell_is_valid_exactly_where_it_meets_the_image(size, grid):
     cells = valid_cells([size, BATCH], BATCH, grid, device="cpu")
     rows = [Fraction(i * BATCH[0], grid[0]) < size[0] for i in range(grid[0])]
@@ -132,7 +149,10 @@ def test_only_a_batch_with_a_smaller_image_is_padded():
     assert is_padded([BATCH, (96, 132)], BATCH)
 
 
-@pytest.mark.parametrize("boxes", [[torch.zeros(0, 4)] * 2, [torch.zeros(0, 4), torch.tensor([[200.0, 5.0, 260.0, 9.0]])]])
+@pytest.mark.parametrize(
+    "boxes",
+    [[torch.zeros(0, 4)] * 2, [torch.zeros(0, 4), torch.tensor([[200.0, 5.0, 260.0, 9.0]])]],
+)
 def test_without_a_box_in_sight_there_is_no_foreground(boxes):
     valid = valid_cells([BATCH, BATCH], BATCH, (6, 8), device="cpu")
     mask = foreground_mask(padded_boxes(boxes), valid, BATCH)
@@ -191,9 +211,13 @@ def box(width, height):
 def test_a_box_belongs_to_the_one_level_of_its_size(sides, level):
     boxes = padded_boxes([torch.tensor([box(*sides)]), torch.tensor([box(30, 30), box(130, 130)])])
     of_levels = [boxes_of_level(boxes, i, 3) for i in range(3)]
-    assert [(of_level[0, 0] == boxes[0, 0]).all().item() for of_level in of_levels] == [i == level for i in range(3)]
+    assert [(of_level[0, 0] == boxes[0, 0]).all().item() for of_level in of_levels] == [
+        i == level for i in range(3)
+    ]
     valid = valid_cells([(1024, 1024)] * 2, (1024, 1024), (64, 64), device="cpu")
-    masks = [foreground_mask(of_level, valid, (1024, 1024), values="binary") for of_level in of_levels]
+    masks = [
+        foreground_mask(of_level, valid, (1024, 1024), values="binary") for of_level in of_levels
+    ]
     assert [mask[0].any().item() for mask in masks] == [i == level for i in range(3)]
     assert [mask[1].any().item() for mask in masks] == [True, True, False]
 

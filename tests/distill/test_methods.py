@@ -10,14 +10,20 @@ LEVELS = FeatureLevels((8.0, 16.0), (4, 4))
 
 
 def built(distill: DistillConfig, seed: int = 0, total_steps: int = 100) -> Methods:
-    return build_methods(distill, Setup(LEVELS, LEVELS, seed=seed, total_steps=total_steps, teacher_std=(1.0, 2.0)))
+    return build_methods(
+        distill, Setup(LEVELS, LEVELS, seed=seed, total_steps=total_steps, teacher_std=(1.0, 2.0))
+    )
 
 
 def called(methods: Methods, step: int) -> dict[str, list[Term]]:
     draw = torch.Generator().manual_seed(0)
-    outputs = [Outputs([torch.randn(2, 4, side, side, generator=draw) for side in (6, 3)]) for _ in "st"]
+    outputs = [
+        Outputs([torch.randn(2, 4, side, side, generator=draw) for side in (6, 3)]) for _ in "st"
+    ]
     boxes = [torch.tensor([[0.0, 0.0, 20.0, 20.0]]), torch.zeros(0, 4)]
-    return methods(*outputs, boxes=boxes, image_sizes=[(48, 48)] * 2, batch_size=(48, 48), step=step)
+    return methods(
+        *outputs, boxes=boxes, image_sizes=[(48, 48)] * 2, batch_size=(48, 48), step=step
+    )
 
 
 def test_every_method_that_can_be_set_can_be_built():
@@ -32,7 +38,8 @@ def test_without_methods_there_is_nothing_to_train_beside_the_student():
 
 
 @pytest.mark.parametrize(
-    ("normalisation", "needed"), [("teacher_std", {"teacher_std"}), ("level_std", {"teacher_std"}), ("none", set())]
+    ("normalisation", "needed"),
+    [("teacher_std", {"teacher_std"}), ("level_std", {"teacher_std"}), ("none", set())],
 )
 def test_the_teachers_spread_is_needed_where_features_are_divided_by_it(normalisation, needed):
     assert DistillConfig(kdr=KdrConfig(normalisation=normalisation)).needs() == needed
@@ -65,7 +72,10 @@ def test_the_weight_without_a_ramp_is_there_from_the_first_step():
 
 
 def test_the_loss_of_a_method_is_the_weighted_sum_of_its_terms():
-    terms = [Term("a.x", torch.tensor(2.0, requires_grad=True), 0.5), Term("a.y", torch.tensor(4.0), 3.0)]
+    terms = [
+        Term("a.x", torch.tensor(2.0, requires_grad=True), 0.5),
+        Term("a.y", torch.tensor(4.0), 3.0),
+    ]
     loss = weighted_sum(terms)
     loss.backward()
     assert loss.item() == 13.0

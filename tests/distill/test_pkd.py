@@ -29,7 +29,9 @@ def test_distance_is_one_minus_pearsons_correlation_of_each_channel(shape):
     student = drawn(0, *shape)
     teacher = drawn(1, *shape) + 0.5 * student
     num_cells = shape[0] * shape[2] * shape[3]
-    expected = sum(1 - r for r in correlations(student, teacher)) / shape[1] * (num_cells - 1) / num_cells
+    expected = (
+        sum(1 - r for r in correlations(student, teacher)) / shape[1] * (num_cells - 1) / num_cells
+    )
     # 1e-6 is added to each deviation, as in the original
     assert pearson_distance(student, teacher).item() == pytest.approx(expected, rel=1e-4)
 
@@ -38,8 +40,12 @@ def test_scale_and_offset_of_a_channel_of_either_side_do_not_matter():
     student, teacher = drawn(0, 2, 4, 6, 6), drawn(1, 2, 4, 6, 6)
     scale, offset = torch.tensor([0.5, 2.0, 30.0, 7.0]).view(1, 4, 1, 1), drawn(2, 1, 4, 1, 1)
     before = pearson_distance(student, teacher)
-    torch.testing.assert_close(pearson_distance(scale * student + offset, teacher), before, rtol=1e-5, atol=0)
-    torch.testing.assert_close(pearson_distance(student, scale * teacher + offset), before, rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        pearson_distance(scale * student + offset, teacher), before, rtol=1e-5, atol=0
+    )
+    torch.testing.assert_close(
+        pearson_distance(student, scale * teacher + offset), before, rtol=1e-5, atol=0
+    )
 
 
 def test_equal_features_are_at_distance_0_and_opposite_ones_at_2():
@@ -70,24 +76,32 @@ def test_it_is_measured_in_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         found = pearson_distance(student, teacher)
     assert found.dtype == torch.float32
-    assert found.item() == pytest.approx(pearson_distance(student.double(), teacher.double()).item(), rel=1e-4)
+    assert found.item() == pytest.approx(
+        pearson_distance(student.double(), teacher.double()).item(), rel=1e-4
+    )
 
 
 def test_standardised_channels_have_mean_0_and_deviation_1():
     found = standardised(5 + 3 * drawn(0, 2, 4, 6, 7))
     torch.testing.assert_close(found.mean((0, 2, 3)), torch.zeros(4, dtype=torch.float64))
-    torch.testing.assert_close(found.std((0, 2, 3)), torch.ones(4, dtype=torch.float64), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        found.std((0, 2, 3)), torch.ones(4, dtype=torch.float64), rtol=1e-5, atol=0
+    )
 
 
 def test_it_is_half_of_kdrs_distance_between_standardised_features():
     student, teacher = drawn(0, 3, 4, 5, 7), drawn(1, 3, 4, 5, 7)
     ones = torch.ones(3, 5, 7, dtype=torch.float64)
-    expected = masked_pyramid_distance(standardised(student), standardised(teacher), ones, scales=["full"]) / 2
+    expected = (
+        masked_pyramid_distance(standardised(student), standardised(teacher), ones, scales=["full"])
+        / 2
+    )
     torch.testing.assert_close(pearson_distance(student, teacher), expected)
 
 
 def test_the_method_adds_up_the_levels(make_scene, make_method):
-    pkd, scene = make_method("pkd", channels=(5, 5), levels=("P3", "P5")), make_scene(channels=(5, 5))
+    pkd = make_method("pkd", channels=(5, 5), levels=("P3", "P5"))
+    scene = make_scene(channels=(5, 5))
     (term,) = scene.terms(pkd)
     assert (term.name, term.coefficient) == ("pkd.feature", 1.0)
     expected = sum(pearson_distance(scene.student[level], scene.teacher[level]) for level in (0, 2))
@@ -96,5 +110,8 @@ def test_the_method_adds_up_the_levels(make_scene, make_method):
 
 
 def test_channels_that_differ_are_refused(make_method):
-    with pytest.raises(ConfigError, match=r"distill\.pkd: without adapters needs equal channels .* got 6 and 8 at P3\. .*cwd"):
+    with pytest.raises(
+        ConfigError,
+        match=r"distill\.pkd: without adapters needs equal channels .* got 6 and 8 at P3\. .*cwd",
+    ):
         make_method("pkd")

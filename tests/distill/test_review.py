@@ -22,10 +22,19 @@ def pyramid(seed=0, channels=4, images=2):
 
 def chain(*, channels=(4, 4), stirred=True, seed=0, **settings):
     defaults = {
-        "links": LINKS, "attention": "both", "fusion": "residual", "gates": "softmax", "align": "conv1x1",
-        "project": "conv3x3", "norm": "none", "init": "dirac", "upsample": "nearest",
-    }  # fmt: skip
-    review = ReviewChain(NAMES, [channels[0]] * 4, [channels[1]] * 4, seed=seed, **(defaults | settings)).double()
+        "links": LINKS,
+        "attention": "both",
+        "fusion": "residual",
+        "gates": "softmax",
+        "align": "conv1x1",
+        "project": "conv3x3",
+        "norm": "none",
+        "init": "dirac",
+        "upsample": "nearest",
+    }
+    review = ReviewChain(
+        NAMES, [channels[0]] * 4, [channels[1]] * 4, seed=seed, **(defaults | settings)
+    ).double()
     if stirred:
         stir(review)
     return review
@@ -36,7 +45,9 @@ def stir(module):
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter += 0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter += 0.5 * torch.randn(
+                parameter.shape, generator=generator, dtype=torch.float64
+            )
 
 
 def nowhere():
@@ -68,8 +79,11 @@ def fused_by_formula(link, x, coarse, valid, *, attention, gates, fusion, upsamp
         gate = (p + q).softmax(1)
     else:
         gate = {
-            "none": torch.full_like(p, 0.5), "spatial": p.sigmoid(), "channel": q.sigmoid(), "both": p.sigmoid() * q.sigmoid()
-        }[attention]  # fmt: skip
+            "none": torch.full_like(p, 0.5),
+            "spatial": p.sigmoid(),
+            "channel": q.sigmoid(),
+            "both": p.sigmoid() * q.sigmoid(),
+        }[attention]
     if fusion == "gated":
         return gate[:, 0] * x + gate[:, 1] * u
     return x + link.zeta * gate[:, 1] * u
@@ -85,7 +99,9 @@ def test_a_link_fuses_as_the_formula_says(attention, gates, fusion, upsample, pa
     link = Link(4, seed=0, **settings).double()
     stir(link)
     padding = right_half()[0] if padded else None
-    valid = torch.ones(2, 1, *GRIDS[0], dtype=torch.float64) if padding is None else (~padding).double()
+    valid = (
+        torch.ones(2, 1, *GRIDS[0], dtype=torch.float64) if padding is None else (~padding).double()
+    )
     x, coarse = drawn(0, 2, 4, *GRIDS[0]) * valid, drawn(1, 2, 4, *GRIDS[1])
     expected = fused_by_formula(link, x, coarse, valid, **settings)
     torch.testing.assert_close(link(x, coarse, padding), expected)
@@ -94,19 +110,26 @@ def test_a_link_fuses_as_the_formula_says(attention, gates, fusion, upsample, pa
 def test_softmax_gates_are_convex_whatever_they_look_at():
     x = drawn(0, 2, 4, 5, 6)
     for attention in ("none", "spatial", "channel", "both"):
-        link = Link(4, attention=attention, fusion="gated", gates="softmax", upsample="nearest", seed=0).double()
+        link = Link(
+            4, attention=attention, fusion="gated", gates="softmax", upsample="nearest", seed=0
+        ).double()
         stir(link)
         torch.testing.assert_close(link(x, x, None), x)
 
 
 def reviewkd_features(review, student):
-    """ReviewKD's attention-based fusion from its formulas (section A.1 of the method page), coarsest level first."""
+    """ReviewKD's attention-based fusion from its formulas (section A.1 of the method page),
+    coarsest level first."""
 
     def adapted(adapter, x):
         return F.batch_norm(
             F.conv2d(x, adapter.conv.weight, padding=adapter.conv.kernel_size[0] // 2),
-            None, None, adapter.norm.weight, adapter.norm.bias, training=True,
-        )  # fmt: skip
+            None,
+            None,
+            adapter.norm.weight,
+            adapter.norm.bias,
+            training=True,
+        )
 
     outputs, residual = [], None
     for level in (3, 2, 1, 0):
@@ -114,7 +137,9 @@ def reviewkd_features(review, student):
         if residual is not None:
             attention = review.links[f"{NAMES[level + 1]}->{NAMES[level]}"].spatial
             upsampled = F.interpolate(residual, size=fused.shape[-2:], mode="nearest")
-            maps = F.conv2d(torch.cat([fused, upsampled], 1), attention.weight, attention.bias).sigmoid()
+            maps = F.conv2d(
+                torch.cat([fused, upsampled], 1), attention.weight, attention.bias
+            ).sigmoid()
             fused = fused * maps[:, :1] + upsampled * maps[:, 1:]
         residual = fused
         outputs.insert(0, adapted(review.project[NAMES[level]], fused))
@@ -122,10 +147,20 @@ def reviewkd_features(review, student):
 
 
 def test_with_the_papers_pieces_and_spatial_attention_it_is_reviewkds_fusion():
-    review = chain(attention="spatial", fusion="gated", gates="sigmoid", norm="batch", init="kaiming", channels=(3, 4))
-    assert review.align["P3"].conv.bias is None  # as in ReviewKD; so the copied weights above are all there is
+    review = chain(
+        attention="spatial",
+        fusion="gated",
+        gates="sigmoid",
+        norm="batch",
+        init="kaiming",
+        channels=(3, 4),
+    )
+    # as in ReviewKD; so the copied weights above are all there is
+    assert review.align["P3"].conv.bias is None
     student = pyramid(channels=3)
-    for found, expected in zip(review(student, nowhere()), reviewkd_features(review, student), strict=True):
+    for found, expected in zip(
+        review(student, nowhere()), reviewkd_features(review, student), strict=True
+    ):
         torch.testing.assert_close(found, expected)
 
 
@@ -135,8 +170,12 @@ def test_a_level_learns_from_itself_and_coarser_ones_that_its_active_links_reach
     student = [x.requires_grad_() for x in pyramid()]
     outputs = review(student, nowhere())
     for fine, coarse in itertools.product(range(4), repeat=2):
-        (gradient,) = torch.autograd.grad(outputs[fine].square().sum(), student[coarse], retain_graph=True, allow_unused=True)
-        reached = fine <= coarse and all(f"{NAMES[l + 1]}->{NAMES[l]}" in links for l in range(fine, coarse))  # noqa: E741
+        (gradient,) = torch.autograd.grad(
+            outputs[fine].square().sum(), student[coarse], retain_graph=True, allow_unused=True
+        )
+        reached = fine <= coarse and all(
+            f"{NAMES[level + 1]}->{NAMES[level]}" in links for level in range(fine, coarse)
+        )
         assert (gradient is not None and bool((gradient != 0).any())) == reached
 
 
@@ -144,12 +183,17 @@ def test_a_level_learns_from_itself_and_coarser_ones_that_its_active_links_reach
 @pytest.mark.parametrize("attention", ["none", "spatial", "channel", "both"])
 def test_residual_chain_of_equal_channels_starts_as_the_identity(links, attention):
     student = pyramid()
-    for found, x in zip(chain(stirred=False, links=links, attention=attention)(student, nowhere()), student, strict=True):
+    for found, x in zip(
+        chain(stirred=False, links=links, attention=attention)(student, nowhere()),
+        student,
+        strict=True,
+    ):
         assert torch.equal(found, x)
 
 
 def test_a_link_switched_off_shifts_no_other_weight_and_has_none_of_its_own():
-    whole, part = chain(stirred=False, fusion="gated"), chain(stirred=False, fusion="gated", links=["P5->P4"])
+    whole = chain(stirred=False, fusion="gated")
+    part = chain(stirred=False, fusion="gated", links=["P5->P4"])
     weights = whole.state_dict()
     for name, weight in part.state_dict().items():
         assert torch.equal(weight, weights[name])
@@ -158,11 +202,19 @@ def test_a_link_switched_off_shifts_no_other_weight_and_has_none_of_its_own():
 
 
 def test_modules_of_different_names_and_seeds_draw_different_weights():
-    first, second = (chain(stirred=False, seed=seed, init="kaiming", channels=(4, 6)) for seed in (0, 1))
-    drawn_weights = [w for c in (first, second) for name, w in c.state_dict().items() if name.endswith("weight")]
-    assert all(a.shape != b.shape or not torch.equal(a, b) for a, b in itertools.combinations(drawn_weights, 2))
+    first, second = (
+        chain(stirred=False, seed=seed, init="kaiming", channels=(4, 6)) for seed in (0, 1)
+    )
+    drawn_weights = [
+        w for c in (first, second) for name, w in c.state_dict().items() if name.endswith("weight")
+    ]
+    assert all(
+        a.shape != b.shape or not torch.equal(a, b)
+        for a, b in itertools.combinations(drawn_weights, 2)
+    )
     assert torch.equal(
-        first.align["P3"].conv.weight, chain(stirred=False, init="kaiming", channels=(4, 6)).align["P3"].conv.weight
+        first.align["P3"].conv.weight,
+        chain(stirred=False, init="kaiming", channels=(4, 6)).align["P3"].conv.weight,
     )
 
 
@@ -176,7 +228,9 @@ def test_cells_that_see_only_padding_change_nothing_that_counts():
     review, padding = chain(), right_half()
     student = pyramid()
     other = [x + 1e6 * drawn(9, *x.shape) * mask for x, mask in zip(student, padding, strict=True)]
-    for found, expected, mask in zip(review(other, padding), review(student, padding), padding, strict=True):
+    for found, expected, mask in zip(
+        review(other, padding), review(student, padding), padding, strict=True
+    ):
         assert torch.equal(found, expected)
         assert (found[mask.expand_as(found)] == 0).all()
 
@@ -186,7 +240,8 @@ def test_coarse_features_arrive_through_the_scale_of_their_link():
     student = pyramid()
     with torch.no_grad():
         review.zetas()["P4->P3"].fill_(2.0)
-    fused, expected = review(student, nowhere())[0], student[0] + 2 * 0.5 * F.interpolate(student[1], size=GRIDS[0])
+    fused = review(student, nowhere())[0]
+    expected = student[0] + 2 * 0.5 * F.interpolate(student[1], size=GRIDS[0])
     for name in ("spatial", "squeeze", "excite"):
         torch.nn.init.zeros_(getattr(review.links["P4->P3"], name).weight)
     torch.testing.assert_close(review(student, nowhere())[0], expected)
@@ -196,23 +251,52 @@ def test_coarse_features_arrive_through_the_scale_of_their_link():
 @pytest.mark.parametrize("adapter", ["align", "project"])
 def test_an_identity_adapter_between_unequal_channels_is_refused(adapter):
     kinds = {"align": "conv1x1", "project": "conv1x1"} | {adapter: "identity"}
-    with pytest.raises(ConfigError, match=rf"distill\.kdr\.{adapter}: identity needs .* got \d+ and \d+ at P3\. Use conv1x1"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"distill\.kdr\.{adapter}: identity needs .* got \d+ and \d+ at P3\. Use conv1x1",
+    ):
         ReviewChain(
-            ["P3", "P4"], [8, 8], [4, 6], links=[], seed=0, attention="none", fusion="gated", gates="softmax",
-            norm="none", init="dirac", upsample="nearest", **kinds,
-        )  # fmt: skip
+            ["P3", "P4"],
+            [8, 8],
+            [4, 6],
+            links=[],
+            seed=0,
+            attention="none",
+            fusion="gated",
+            gates="softmax",
+            norm="none",
+            init="dirac",
+            upsample="nearest",
+            **kinds,
+        )
 
 
 def test_identity_adapters_have_no_parameters():
-    assert not list(chain(align="identity", project="identity", links=[], norm="batch").parameters())
+    assert not list(
+        chain(align="identity", project="identity", links=[], norm="batch").parameters()
+    )
 
 
 @pytest.mark.parametrize("norm", ["none", "batch", "group"])
 def test_one_image_with_a_level_of_one_cell_passes_under_every_norm(norm):
     review = ReviewChain(
-        ["P6", "P7"], [8, 8], [8, 8], links=["P7->P6"], seed=0, attention="both", fusion="gated", gates="sigmoid",
-        align="conv1x1", project="conv3x3", norm=norm, init="kaiming", upsample="nearest",
-    )  # fmt: skip
+        ["P6", "P7"],
+        [8, 8],
+        [8, 8],
+        links=["P7->P6"],
+        seed=0,
+        attention="both",
+        fusion="gated",
+        gates="sigmoid",
+        align="conv1x1",
+        project="conv3x3",
+        norm=norm,
+        init="kaiming",
+        upsample="nearest",
+    )
     outputs = review([torch.randn(1, 8, 2, 2), torch.randn(1, 8, 1, 1)], [None, None])
     sum(output.square().sum() for output in outputs).backward()
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in review.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.isfinite().all()
+        for parameter in review.parameters()
+    )

@@ -3,14 +3,18 @@ import torch
 GRIDS = ((25, 34), (13, 17), (7, 9), (4, 5), (2, 3))
 
 
-def test_it_is_the_preset_kdr_paper_with_spatial_attention_and_no_masks(make_scene, make_method, make_kdr):
+def test_it_is_the_preset_kdr_paper_with_spatial_attention_and_no_masks(
+    make_scene, make_method, make_kdr
+):
     # that this preset is ReviewKD by its formulas is held in test_kdr_reductions
     kdr = make_kdr(preset="kdr-paper", attention="spatial", masks="none", stirred=True)
     reviewkd, scene = make_method("reviewkd"), make_scene(grids=GRIDS).learning()
     reviewkd.review.load_state_dict(kdr.review.state_dict())
     losses = scene.loss(reviewkd), scene.loss(kdr)
     torch.testing.assert_close(*losses)
-    for one, other in zip(*(torch.autograd.grad(loss, scene.student) for loss in losses), strict=True):
+    for one, other in zip(
+        *(torch.autograd.grad(loss, scene.student) for loss in losses), strict=True
+    ):
         torch.testing.assert_close(one, other)
 
 

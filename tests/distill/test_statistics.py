@@ -3,13 +3,20 @@ import torch
 
 from kdr.distill.statistics import LevelStd
 
-BATCHES = [([(64, 64), (64, 40)], (64, 64)), ([(48, 80)], (48, 80)), ([(33, 64), (20, 30), (48, 64)], (48, 64))]
+BATCHES = [
+    ([(64, 64), (64, 40)], (64, 64)),
+    ([(48, 80)], (48, 80)),
+    ([(33, 64), (20, 30), (48, 64)], (48, 64)),
+]
 
 
 def features(seed, images, batch_size, offset=0.0):
     generator = torch.Generator().manual_seed(seed)
     grids = [(batch_size[0] // stride, batch_size[1] // stride) for stride in (8, 16)]
-    return [torch.randn(images, 3, *grid, generator=generator) * (1 + level) + offset for level, grid in enumerate(grids)]
+    return [
+        torch.randn(images, 3, *grid, generator=generator) * (1 + level) + offset
+        for level, grid in enumerate(grids)
+    ]
 
 
 @pytest.mark.parametrize("offset", [0.0, 3e4])
@@ -21,7 +28,9 @@ def test_std_is_that_of_all_valid_values_at_once(offset):
         for level, x in enumerate(batch):
             stride = 8 * 2**level
             for image, (height, width) in zip(x, sizes, strict=True):
-                values[level].append(image[:, : -(-height // stride), : -(-width // stride)].double().flatten())
+                values[level].append(
+                    image[:, : -(-height // stride), : -(-width // stride)].double().flatten()
+                )
     expected = [torch.cat(of_level).std(correction=0).item() for of_level in values]
     assert spread.result() == pytest.approx(expected, rel=1e-9)
 

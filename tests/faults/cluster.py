@@ -1,4 +1,5 @@
-"""Real Ray clusters on this machine: a head and further raylets, each in a network namespace of its own.
+"""Real Ray clusters on this machine: a head and further raylets, each in a network namespace of its
+own.
 
 Where that is not allowed, as without root, they share the machine's network, on ports of their own.
 """
@@ -50,7 +51,10 @@ class Node:
     def kill(self) -> None:
         """Kills everything that it has started, workers, too."""
         alive = [process for process in self.processes if process.is_running()]
-        for process in [*alive, *(child for one in alive for child in one.children(recursive=True))]:
+        for process in [
+            *alive,
+            *(child for one in alive for child in one.children(recursive=True)),
+        ]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 
@@ -66,7 +70,8 @@ class Cluster:
 
     network: Callable[[int], tuple[str, tuple[str, ...]]]
     env: Mapping[str, str]
-    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="kdr-", dir="/tmp")))  # short: it holds sockets
+    # short: it holds sockets
+    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="kdr-", dir="/tmp")))
     nodes: list[Node] = field(default_factory=list)
     port: int = field(default_factory=lambda: free_port())
     dashboard_port: int = field(default_factory=lambda: free_port())
@@ -86,49 +91,103 @@ class Cluster:
         """Whether each node has a network of its own, and may have mounts of its own."""
         return bool(self.network(1)[1])
 
-    def add_node(self, cpus: float = 1, *, gpus: int = 0, env: Mapping[str, str] | None = None, wrap: Sequence[str] = ()) -> Node:
-        """Starts a raylet, by a command before it if that is given; the first time with the head's services."""
+    def add_node(
+        self,
+        cpus: float = 1,
+        *,
+        gpus: int = 0,
+        env: Mapping[str, str] | None = None,
+        wrap: Sequence[str] = (),
+    ) -> Node:
+        """Starts a raylet, by a command before it if that is given; the first time with the head's
+        services."""
         address, prefix = self.network(len(self.nodes))
         if self.nodes:
             place = ["--address", self.address]
         else:
-            place = ["--head", "--port", self.port, "--dashboard-host", address, "--dashboard-port", self.dashboard_port]
-        place += ["--temp-dir", self.folder / str(len(self.nodes))]  # of its own: nodes unpack what jobs send there
+            place = [
+                "--head",
+                "--port",
+                self.port,
+                "--dashboard-host",
+                address,
+                "--dashboard-port",
+                self.dashboard_port,
+            ]
+        # of its own: nodes unpack what jobs send there
+        place += ["--temp-dir", self.folder / str(len(self.nodes))]
         size = ["--num-cpus", cpus, "--num-gpus", gpus, "--object-store-memory", 100 * 2**20]
-        command = [RAY, "start", *place, *size, "--node-ip-address", address, "--disable-usage-stats"]
+        command = [
+            RAY,
+            "start",
+            *place,
+            *size,
+            "--node-ip-address",
+            address,
+            "--disable-usage-stats",
+        ]
         env = {**_of_interface(address), **(env or {})}
         before = set(self._processes())
         done = subprocess.run(
-            [*prefix, *wrap, *map(str, command)], env=self._env(env), capture_output=True, text=True, timeout=_START_S
+            [*prefix, *wrap, *map(str, command)],
+            env=self._env(env),
+            capture_output=True,
+            text=True,
+            timeout=_START_S,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        node = Node(address, prefix, [process for process in self._processes() if process not in before])
+        node = Node(
+            address, prefix, [process for process in self._processes() if process not in before]
+        )
         self.nodes.append(node)
         return node
 
-    def orchestrate(self, *arguments: object, on: int = 0, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    def orchestrate(
+        self, *arguments: object, on: int = 0, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[str]:
         """Starts `orchestrate.py` on a node."""
         return self.start(sys.executable, ROOT / "orchestrate.py", *arguments, on=on, env=env)
 
-    def start(self, *command: object, on: int = 0, env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> Any:
-        """Starts a command in the network of a node, or of a machine that is none, with its output together in one pipe."""
+    def start(
+        self, *command: object, on: int = 0, env: Mapping[str, str] | None = None, cwd: Path = ROOT
+    ) -> Any:
+        """Starts a command in the network of a node, or of a machine that is none, with its output
+        together in one pipe."""
         prefix = self.network(on)[1] if on >= len(self.nodes) else self.nodes[on].prefix
         line = [*prefix, *map(str, command)]
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        pipes: dict[str, Any] = {
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.STDOUT,
+            "text": True,
+        }
         process = subprocess.Popen(line, env=self._env(env), cwd=cwd, **pipes)
         self.started.append(process)
         return process
 
     def python(self, code: str, *arguments: object) -> Any:
-        """Runs code on the head, joined to the cluster; what it assigns to `result` comes back, as JSON."""
+        """Runs code on the head, joined to the cluster; what it assigns to `result` comes back, as
+        JSON."""
         joined = (
-            f"import json, logging, ray, sys\nray.init(sys.argv[1], logging_level=logging.ERROR, log_to_driver=False)\n{code}"
+            "import json, logging, ray, sys\nray.init(sys.argv[1], logging_level=logging.ERROR, "
+            f"log_to_driver=False)\n{code}"
         )
-        command = [sys.executable, "-c", f"{joined}\nprint('\\nresult:', json.dumps(result))", self.address, *map(str, arguments)]
-        found = subprocess.run([*self.nodes[0].prefix, *command], env=self._env(None), capture_output=True, text=True)
+        command = [
+            sys.executable,
+            "-c",
+            f"{joined}\nprint('\\nresult:', json.dumps(result))",
+            self.address,
+            *map(str, arguments),
+        ]
+        found = subprocess.run(
+            [*self.nodes[0].prefix, *command], env=self._env(None), capture_output=True, text=True
+        )
         assert found.returncode == 0, found.stderr
         # Ray prints there, too, such as that a raylet is slow
-        return json.loads(next(line for line in found.stdout.splitlines() if line.startswith("result:")).removeprefix("result:"))
+        return json.loads(
+            next(
+                line for line in found.stdout.splitlines() if line.startswith("result:")
+            ).removeprefix("result:")
+        )
 
     def output(self, process: subprocess.Popen[str], *, within_s: float = 400) -> str:
         """What a process has printed by its end."""
@@ -156,8 +215,16 @@ class Cluster:
 
     def _env(self, more: Mapping[str, str] | None) -> dict[str, str]:
         outer = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        path = f"{Path(sys.executable).parent}:{outer['PATH']}"  # as where the environment is activated before `ray start`
-        return {**outer, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **self.env, **(more or {})}
+        # as where the environment is activated before `ray start`
+        path = f"{Path(sys.executable).parent}:{outer['PATH']}"
+        return {
+            **outer,
+            "PATH": path,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            **self.env,
+            **(more or {}),
+        }
 
     def _processes(self) -> list[psutil.Process]:
         found = []
@@ -169,10 +236,13 @@ class Cluster:
 
 
 def _of_interface(address: str) -> dict[str, str]:
-    """Lets workers of several nodes find each other, where a machine's name is not that of this network."""
+    """Lets workers of several nodes find each other, where a machine's name is not that of this
+    network."""
     if not shutil.which("ip"):
         return {}
-    found = subprocess.run(["ip", "-o", "addr", "show", "to", address], capture_output=True, text=True).stdout.split()
+    found = subprocess.run(
+        ["ip", "-o", "addr", "show", "to", address], capture_output=True, text=True
+    ).stdout.split()
     return {"GLOO_SOCKET_IFNAME": found[1] if found else "eth0"}
 
 
@@ -183,7 +253,8 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def networks() -> Iterator[Callable[[int], tuple[str, tuple[str, ...]]]]:
-    """Gives each node an address of its own; the head's is of the machine itself, so that the tests are on that node."""
+    """Gives each node an address of its own; the head's is of the machine itself, so that the tests
+    are on that node."""
     number = next(_NUMBERS)
     name = f"kdr{os.getpid() % 100000}-{number}"  # a device's name has 15 letters at most
     subnet = f"10.203.{(os.getpid() + number) % 250}"

@@ -1,8 +1,8 @@
-"""What holds of a study's log whatever was done to the study: nothing finished is lost or doubled, attempts are numbered.
+"""What holds of a study's log whatever was done to the study: nothing finished is lost or doubled,
+attempts are numbered.
 
-Every test of faults calls `check_log`, the simulated ones as those with real processes. What the checks count is the test's line
-in the table that `pytest -m faults` ends with.
-"""
+Every test of faults calls `check_log`, the simulated ones as those with real processes. What the
+checks count is the test's line in the table that `pytest -m faults` ends with."""
 
 import math
 from collections import Counter
@@ -17,23 +17,37 @@ from kdr.storage.layout import Storage
 
 ENDED = frozenset({"completed", "stopped_early", "failed", "cancelled"})
 _BEGUN = ("started", "resumed")
-_NUMBERS = ("AP", "AP50", "AP75", "step", "losses", "weighted_losses", "lr", "images_seen", "first_batch_hash")
+_NUMBERS = (
+    "AP",
+    "AP50",
+    "AP75",
+    "step",
+    "losses",
+    "weighted_losses",
+    "lr",
+    "images_seen",
+    "first_batch_hash",
+)
 """Columns of an epoch that depend on nothing but the trial."""
 
 toll = Counter[str]()
-"""What the checks of the test that runs have counted so far: "lost", "doubled" and "left behind", of so many "checks"."""
+"""What the checks of the test that runs have counted so far: "lost", "doubled" and "left behind",
+of so many "checks"."""
 
 Results = Mapping[str, tuple[Any, ...]]
-"""By key what tables are made of: (state, last epoch, metrics, numbers of every epoch), compared to the last bit."""
+"""By key what tables are made of: (state, last epoch, metrics, numbers of every epoch), compared to
+the last bit."""
 
 
 def check_log(storage: Storage, study: str, undisturbed: Results | None = None) -> Log:
-    """Asserts what holds of a study's log at any time; and of one that has run to its end, that it ran as if undisturbed.
+    """Asserts what holds of a study's log at any time; and of one that has run to its end, that it
+    ran as if undisturbed.
 
     Args:
         storage: where the study lies.
         study: its name.
-        undisturbed: `results_of` the same study without any fault; None of a study that is not at its end.
+        undisturbed: `results_of` the same study without any fault; None of a study that is not at
+            its end.
     """
     log = read_log(storage)
     toll["checks"] += 1
@@ -44,10 +58,18 @@ def check_log(storage: Storage, study: str, undisturbed: Results | None = None) 
     if undisturbed is not None:
         found = results_of(storage, study)
         none("lost", {key: undisturbed[key][:2] for key in undisturbed if key not in found})
-        none("doubled", {key: found[key][:2] for key in found if key not in undisturbed}, "more than was asked for")
+        none(
+            "doubled",
+            {key: found[key][:2] for key in found if key not in undisturbed},
+            "more than was asked for",
+        )
         for key, result in undisturbed.items():
             assert found[key] == result, key
-        none("lost", {key for key in log.keys_of(study) if key not in log.states()}, "planned and never begun")
+        none(
+            "lost",
+            {key for key in log.keys_of(study) if key not in log.states()},
+            "planned and never begun",
+        )
         check_nothing_is_left(storage, log)
     return log
 
@@ -68,16 +90,24 @@ def results_of(storage: Storage, study: str) -> Results:
             state.epoch,
             ranks.get(key),
             tuple(state.metrics.values()),
-            [_plain({name: row[name] for name in _NUMBERS}) for row in log.epochs_of(key).to_pylist()],
+            [
+                _plain({name: row[name] for name in _NUMBERS})
+                for row in log.epochs_of(key).to_pylist()
+            ],
         )
         for key, state in log.states_of(study).items()
     }
 
 
 def check_nothing_is_left(storage: Storage, log: Log) -> None:
-    """Asserts that trials have left nothing that nobody will look at again: progress of completed ones, temporary files."""
+    """Asserts that trials have left nothing that nobody will look at again: progress of completed
+    ones, temporary files."""
     completed = [key for key, state in log.states().items() if state.state == "completed"]
-    progress = [path for key in completed for path in (storage.trial(key) / "checkpoint.pt", storage.micro_batch(key))]
+    progress = [
+        path
+        for key in completed
+        for path in (storage.trial(key) / "checkpoint.pt", storage.micro_batch(key))
+    ]
     none("left behind", [path for path in progress if path.exists()])
     if isinstance(storage.root, Path):  # an object store has no temporary files
         none("left behind", list(storage.root.rglob("*.tmp")))
@@ -91,13 +121,17 @@ def _events(log: Log, key: str) -> list[tuple[int, str]]:
 def _check_attempts(key: str, events: list[tuple[int, str]]) -> None:
     begun = [attempt for attempt, event in events if event in _BEGUN]
     none("doubled", _repeated(begun), f"{key}: two attempts have one number: {events}")
-    assert {attempt for attempt, _ in events} <= set(begun), f"{key}: an attempt has ended that never began: {events}"
+    assert {attempt for attempt, _ in events} <= set(begun), (
+        f"{key}: an attempt has ended that never began: {events}"
+    )
     for end in ENDED:
         ends = [attempt for attempt, event in events if event == end]
         none("doubled", _repeated(ends), f"{key}: one attempt has ended twice: {events}")
     completed = [attempt for attempt, event in events if event == "completed"]
     none("doubled", completed[1:], f"{key}: completed more than once: {events}")
-    assert not completed or max(begun) == completed[0], f"{key}: begun again after it was completed: {events}"
+    assert not completed or max(begun) == completed[0], (
+        f"{key}: begun again after it was completed: {events}"
+    )
 
 
 def _repeated(attempts: list[int]) -> set[int]:
@@ -108,10 +142,14 @@ def _check_epochs(key: str, log: Log) -> None:
     epochs = log.epochs_of(key)["epoch"].to_pylist()
     none("lost", set(range(1, max(epochs, default=0))) - set(epochs), f"{key}: epochs {epochs}")
     none("doubled", _repeated(epochs), f"{key}: epochs {epochs}")
-    assert all(after == before + 1 for before, after in pairwise([0, *epochs])), f"{key}: epochs {epochs}"
+    assert all(after == before + 1 for before, after in pairwise([0, *epochs])), (
+        f"{key}: epochs {epochs}"
+    )
     state = log.states().get(key)
     if state is not None and state.state in ENDED - {"failed"}:
-        assert len(epochs) == state.epoch, f"{key}: {state.state} at epoch {state.epoch}, with epochs {epochs}"
+        assert len(epochs) == state.epoch, (
+            f"{key}: {state.state} at epoch {state.epoch}, with epochs {epochs}"
+        )
 
 
 def _plain(value: Any) -> Any:

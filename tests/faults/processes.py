@@ -18,18 +18,27 @@ AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
 
 
 TRIAL_TITLES = ("ray::ResourceTrainable", "ray::TrialActor")
-"""How Ray names the process of a trial: while it trains, and in between. Processes that it forks have its name, too."""
+"""How Ray names the process of a trial: while it trains, and in between. Processes that it forks
+have its name, too."""
 
 
 class Run:
-    """`orchestrate.py run` in a process, and a session, of its own; everything that it starts is in that session."""
+    """`orchestrate.py run` in a process, and a session, of its own; everything that it starts is in
+    that session."""
 
     def __init__(self, study: Path, storage: Storage, *options: str) -> None:
         self.storage = storage
         assert isinstance(storage.root, Path)
         storage.root.mkdir(parents=True, exist_ok=True)
         self._output = (storage.root / f"output-{study.stem}.txt").open("w+")
-        command = [sys.executable, Path(kdr.__file__).parents[1] / "orchestrate.py", "run", study, "--storage", storage.root]
+        command = [
+            sys.executable,
+            Path(kdr.__file__).parents[1] / "orchestrate.py",
+            "run",
+            study,
+            "--storage",
+            storage.root,
+        ]
         command += ["--no-preflight", *options]
         self.driver = subprocess.Popen(
             command,
@@ -61,16 +70,23 @@ class Run:
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                state, _parent, _group, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+                state, _parent, _group, session = (
+                    (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+                )
                 if int(session) == self.driver.pid and state != "Z":
-                    found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ").strip()
+                    found[int(folder.name)] = (
+                        (folder / "cmdline").read_text().replace("\0", " ").strip()
+                    )
             except (OSError, ValueError):
                 continue  # it has just ended
         return found
 
     def trial_process(self) -> int | None:
         """The process that trains."""
-        return next((pid for pid, command in self.processes().items() if command.startswith(TRIAL_TITLES)), None)
+        return next(
+            (pid for pid, command in self.processes().items() if command.startswith(TRIAL_TITLES)),
+            None,
+        )
 
     def close(self) -> None:
         """Ends what is left, each process by its id."""

@@ -1,10 +1,12 @@
-"""A machine on which a study runs without Ray, without training and without waiting, and on which anything may die at any moment.
+"""A machine on which a study runs without Ray, without training and without waiting, and on which
+anything may die at any moment.
 
-Real are the planner, the searcher with its journal, the early stopping, the driver's callbacks, the trial actor, `fit()` with its
-checkpoints, the log's writer, its compaction and its reader. Simulated are Ray Tune's loop, the epochs of a trial, and time.
+Real are the planner, the searcher with its journal, the early stopping, the driver's callbacks, the
+trial actor, `fit()` with its checkpoints, the log's writer, its compaction and its reader.
+Simulated are Ray Tune's loop, the epochs of a trial, and time.
 
-Every change of the disk is a moment at which a process may be killed: fsync, rename and removal ask first. From then on nothing
-that the dead process still does, such as a `finally`, reaches the disk.
+Every change of the disk is a moment at which a process may be killed: fsync, rename and removal ask
+first. From then on nothing that the dead process still does, such as a `finally`, reaches the disk.
 """
 
 import contextlib
@@ -32,7 +34,8 @@ from kdr.training.metrics import EpochMetrics, Evaluation
 
 
 class DriverKilledError(BaseException):
-    """The driver has been killed, and the trials with it. Nothing catches it but whoever stands for the operating system."""
+    """The driver has been killed, and the trials with it. Nothing catches it but whoever stands for
+    the operating system."""
 
 
 class TrialKilledError(BaseException):
@@ -110,7 +113,8 @@ class Machine:
 
     @contextlib.contextmanager
     def _alone(self, storage: Storage, study: str, **_: Any) -> Iterator[str]:
-        """There is no other machine: a driver that has died is followed at once, and what it has claimed counts no more."""
+        """There is no other machine: a driver that has died is followed at once, and what it has
+        claimed counts no more."""
         remove_orphans(storage.drivers(study))
         yield f"driver-{self.num_deaths}"
 
@@ -140,15 +144,20 @@ class Machine:
                 "kdr.run.study_run.open_splits": lambda *_: None,
                 "kdr.run.study_run._check_fits_here": lambda _: None,
                 "kdr.run.sweep.remove_leftover_groups": lambda: None,
-                "kdr.run.sweep.tune.Tuner": lambda *given, **settings: SimulatedTuner(self, *given, **settings),
-                "kdr.run.attempt.logged_fit.release_memory": lambda: None,  # nothing is held, and collecting garbage takes longest
+                "kdr.run.sweep.tune.Tuner": lambda *given, **settings: SimulatedTuner(
+                    self, *given, **settings
+                ),
+                # nothing is held, and collecting garbage takes longest
+                "kdr.run.attempt.logged_fit.release_memory": lambda: None,
                 "kdr.training.fit.prepare": lambda *given: Untrained(micro_batch=given[-1]),
                 "kdr.training.fit.calibrate": lambda *_: None,
                 "kdr.training.fit._run_epoch": simulated_epoch,
                 "kdr.training.fit.save_student": save_simulated_student,
                 "kdr.results.reader.ThreadPoolExecutor": OneThread,
                 "kdr.results.schema.datetime": SimpleNamespace(now=lambda _zone: self.clock()),
-                "kdr.results.writer.time": SimpleNamespace(monotonic=lambda: self.clock().timestamp()),
+                "kdr.results.writer.time": SimpleNamespace(
+                    monotonic=lambda: self.clock().timestamp()
+                ),
             }.items():
                 stack.enter_context(patch(target, stand_in))
             yield
@@ -168,7 +177,8 @@ class Unobserved:
 
 
 class OneThread(contextlib.AbstractContextManager["OneThread"]):
-    """A pool of threads without threads: starting some would take longer than reading so small a log."""
+    """A pool of threads without threads: starting some would take longer than reading so small a
+    log."""
 
     map = staticmethod(map)
 
@@ -188,9 +198,18 @@ class SimulatedTrial:
 
 
 class SimulatedTuner:
-    """Ray Tune's loop as kdr uses it, in the order in which `TuneController` of Ray 2.60 tells its parts of a trial."""
+    """Ray Tune's loop as kdr uses it, in the order in which `TuneController` of Ray 2.60 tells its
+    parts of a trial."""
 
-    def __init__(self, machine: Machine, trainable: Any, *, param_space: Any, tune_config: Any, run_config: Any) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        trainable: Any,
+        *,
+        param_space: Any,
+        tune_config: Any,
+        run_config: Any,
+    ) -> None:
         self.machine, self.trainable = machine, trainable
         self.searcher, self.scheduler = tune_config.search_alg, tune_config.scheduler
         self.num_concurrent = tune_config.max_concurrent_trials
@@ -204,7 +223,8 @@ class SimulatedTuner:
         self.finished = False
 
     def fit(self) -> None:
-        before = signal.signal(signal.SIGINT, lambda *_: None)  # Tune takes SIGINT for itself, and keeps it
+        # Tune takes SIGINT for itself, and keeps it
+        before = signal.signal(signal.SIGINT, lambda *_: None)
         while (trial := self._next_report()) is not None:
             if self.machine.interrupt_at is not None:
                 self.machine.interrupt_at -= 1
@@ -270,7 +290,8 @@ class SimulatedTuner:
 
     @contextlib.contextmanager
     def _process_of(self, trial: SimulatedTrial) -> Iterator[None]:
-        """What runs in a trial's process; if that is killed, the trial waits to go on, or has failed."""
+        """What runs in a trial's process; if that is killed, the trial waits to go on, or has
+        failed."""
         self.machine.in_trial = True
         try:
             yield
@@ -314,8 +335,11 @@ class Untrained:
     def close(self) -> None: ...
 
 
-def simulated_epoch(config: TrialConfig, state: Any, progress: Progress, *_: Any) -> tuple[EpochMetrics, Progress]:
-    """An epoch whose numbers depend on the trial and the epoch alone; in the second one some trials fail, or have no memory."""
+def simulated_epoch(
+    config: TrialConfig, state: Any, progress: Progress, *_: Any
+) -> tuple[EpochMetrics, Progress]:
+    """An epoch whose numbers depend on the trial and the epoch alone; in the second one some trials
+    fail, or have no memory."""
     epoch, name = progress.epoch + 1, config.model_dump_json()
     draw = Random(address(0, name, epoch))
     if fails(config) and epoch == 2:

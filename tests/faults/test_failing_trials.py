@@ -1,4 +1,5 @@
-"""Trials that fail, hang or lose their process on a real Ray: by class, with node and traceback in the log; the study goes on."""
+"""Trials that fail, hang or lose their process on a real Ray: by class, with node and traceback in
+the log; the study goes on."""
 
 import contextlib
 import json
@@ -28,7 +29,13 @@ CONTENT: dict[str, Any] = {
     "trial": {
         "data": {"dataset": "shapes", "image_size_px": 64, "num_train": 24, "num_val": 8},
         "student": {"backbone": "mobilenet_v3_small", "fpn_channels": 32},
-        "training": {"epochs": EPOCHS, "batch_size": 8, "optimizer": "adamw", "lr": 1e-3, "schedule": "constant"},
+        "training": {
+            "epochs": EPOCHS,
+            "batch_size": 8,
+            "optimizer": "adamw",
+            "lr": 1e-3,
+            "schedule": "constant",
+        },
     },
     "resources": {"max_concurrent": 1},
 }
@@ -41,7 +48,8 @@ def _ray_here() -> Iterator[None]:
 
 
 class Saboteur:
-    """Does something to the process of the study's first trial whenever it has ended a further epoch.
+    """Does something to the process of the study's first trial whenever it has ended a further
+    epoch.
 
     Args:
         act: is given the process.
@@ -61,7 +69,12 @@ class Saboteur:
     def update(self, progress: TrialUpdate) -> None:
         self.updates.append(progress)
         self.first = self.first or progress.key
-        if progress.state == "running" and progress.key == self.first and progress.epoch > self.epoch and self.times:
+        if (
+            progress.state == "running"
+            and progress.key == self.first
+            and progress.epoch > self.epoch
+            and self.times
+        ):
             self.epoch, self.times = progress.epoch, self.times - 1
             self.act(trial_process())
 
@@ -69,7 +82,13 @@ class Saboteur:
 def trial_process() -> psutil.Process:
     """The process that trains: the newest one, and none that it has forked."""
     end = time.monotonic() + 10
-    while not (found := [one for one in psutil.Process().children(recursive=True) if trains(one) and not trains(one.parent())]):
+    while not (
+        found := [
+            one
+            for one in psutil.Process().children(recursive=True)
+            if trains(one) and not trains(one.parent())
+        ]
+    ):
         assert time.monotonic() < end, "no process trains"
         time.sleep(0.05)
     return max(found, key=lambda process: process.create_time())
@@ -84,7 +103,9 @@ def trains(process: psutil.Process | None) -> bool:
 
 def study_with(seeds: tuple[int, ...] = (0,), **changes: Any) -> Study:
     ablation = {"design": "arms", "arms": {"slow": {"training.lr": 1e-4}}, "seeds": list(seeds)}
-    return study_from({**json.loads(json.dumps(CONTENT)), "ablation": ablation, **changes}, folder=Path())
+    return study_from(
+        {**json.loads(json.dumps(CONTENT)), "ablation": ablation, **changes}, folder=Path()
+    )
 
 
 def events(storage: Storage, key: str) -> list[tuple[str, str | None]]:
@@ -101,7 +122,11 @@ def test_a_process_killed_once_too_often_fails_its_trial_by_name_and_the_study_g
     assert (outcome.num_run, outcome.num_failed, outcome.abort_reason) == (2, 1, "")
     log = check_log(storage, "failing")
     first, second = log.states_of("failing").values()
-    assert events(storage, first.key) == [("started", None), ("resumed", None), ("failed", "crash")]
+    assert events(storage, first.key) == [
+        ("started", None),
+        ("resumed", None),
+        ("failed", "crash"),
+    ]
     assert (first.last.host, second.state) == (second.last.host, "completed")
     assert (first.last.reason or "").startswith("its process died 2 times, the last time with: ")
     assert "died" in (first.last.traceback or "")
@@ -120,7 +145,9 @@ def test_a_trial_that_hangs_is_ended_and_goes_on_and_the_log_says_what_it_was_do
             stopped.append(loader)
 
     storage, saboteur = Storage.at(tmp_path), Saboteur(stop_the_loaders, times=1)
-    study = study_with(faults={"silence_s": 15}, resources={"max_concurrent": 1, "loader_workers": 1})
+    study = study_with(
+        faults={"silence_s": 15}, resources={"max_concurrent": 1, "loader_workers": 1}
+    )
     try:
         outcome = run_study(study, storage=storage, observer=saboteur)
     finally:
@@ -130,7 +157,11 @@ def test_a_trial_that_hangs_is_ended_and_goes_on_and_the_log_says_what_it_was_do
     assert stopped
     assert (outcome.num_run, outcome.num_failed) == (2, 0)
     assert saboteur.first is not None
-    begun, ended = [("started", None), ("interrupted", "hang")], [("resumed", None), ("completed", None)]
+    begun = [("started", None), ("interrupted", "hang")]
+    ended = [
+        ("resumed", None),
+        ("completed", None),
+    ]
     assert events(storage, saboteur.first) == begun + ended
     log = check_log(storage, "failing")
     hung = next(row for row in log.trials.to_pylist() if row["failure_kind"] == "hang")
@@ -145,12 +176,23 @@ def test_a_loss_that_is_no_number_fails_its_trial_by_class_and_the_study_goes_on
     optimizer: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     record_property("fault", f"a loss that is NaN or infinite ({optimizer})")
-    wild = {"design": "arms", "arms": {"wild": {"training.lr": 1e30, "training.optimizer": optimizer}}, "seeds": [0]}
-    outcome = run_study(study_with(ablation=wild), storage=Storage.at(tmp_path), observer=Saboteur(lambda _: None, times=0))
+    wild = {
+        "design": "arms",
+        "arms": {"wild": {"training.lr": 1e30, "training.optimizer": optimizer}},
+        "seeds": [0],
+    }
+    outcome = run_study(
+        study_with(ablation=wild),
+        storage=Storage.at(tmp_path),
+        observer=Saboteur(lambda _: None, times=0),
+    )
     assert (outcome.num_run, outcome.num_failed, outcome.abort_reason) == (2, 1, "")
     log = check_log(Storage.at(tmp_path), "failing")
     [failed] = [state for state in log.states_of("failing").values() if state.state == "failed"]
-    assert events(Storage.at(tmp_path), failed.key) == [("started", None), ("failed", "non_finite_loss")]
+    assert events(Storage.at(tmp_path), failed.key) == [
+        ("started", None),
+        ("failed", "non_finite_loss"),
+    ]
     assert "NaN or infinite in epoch" in (failed.last.reason or "")
     assert failed.last.host
     assert "TrialFailure" in (failed.last.traceback or "")
@@ -162,11 +204,18 @@ def test_a_corrupt_image_fails_every_trial_alike_and_the_study_stops_and_says_wh
     record_property("fault", "a corrupt image: all trials fail alike")
     study, storage = study_with(seeds=(0, 1, 2)), Storage.at(tmp_path)
     path = Path(open_splits(study.base.data, storage).train.paths[7])
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])  # what is looked at before the start is its head
+    # what is looked at before the start is its head
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     outcome = run_study(study, storage=storage, observer=Saboteur(lambda _: None, times=0))
     assert (outcome.num_run, outcome.num_failed, outcome.interrupted) == (3, 3, False)
-    assert outcome.abort_reason.startswith(f"the first 3 trials all failed alike, the last one by bad_data: {path}: image ")
+    assert outcome.abort_reason.startswith(
+        f"the first 3 trials all failed alike, the last one by bad_data: {path}: image "
+    )
     states = read_log(storage).states_of("failing").values()
-    assert {(state.state, state.last.failure_kind, state.epoch) for state in states} == {("failed", "bad_data", 0)}
-    assert all("TrialFailure" in (state.last.traceback or "") and state.last.host for state in states)
+    assert {(state.state, state.last.failure_kind, state.epoch) for state in states} == {
+        ("failed", "bad_data", 0)
+    }
+    assert all(
+        "TrialFailure" in (state.last.traceback or "") and state.last.host for state in states
+    )
     check_log(storage, "failing")

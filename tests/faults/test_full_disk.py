@@ -1,4 +1,5 @@
-"""A study whose disk is full or has become read-only: it ends and says why, and the same command goes on once that is mended."""
+"""A study whose disk is full or has become read-only: it ends and says why, and the same command
+goes on once that is mended."""
 
 import json
 import subprocess
@@ -28,9 +29,19 @@ STUDY: dict[str, Any] = {
     "trial": {
         "data": {"dataset": "shapes", "image_size_px": 64, "num_train": 32, "num_val": 8},
         "student": MOBILENET,
-        "training": {"epochs": 4, "batch_size": 8, "optimizer": "adamw", "lr": 1e-3, "schedule": "constant"},
+        "training": {
+            "epochs": 4,
+            "batch_size": 8,
+            "optimizer": "adamw",
+            "lr": 1e-3,
+            "schedule": "constant",
+        },
     },
-    "ablation": {"design": "arms", "arms": {"slow": {"training.lr": 1e-4}}, "seeds": {"count": SEEDS}},
+    "ablation": {
+        "design": "arms",
+        "arms": {"slow": {"training.lr": 1e-4}},
+        "seeds": {"count": SEEDS},
+    },
     "resources": {"max_concurrent": 1},
 }
 
@@ -54,7 +65,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 
 def command(study: Path, storage: Storage) -> list[str]:
-    parts = (sys.executable, ORCHESTRATE, "run", study, "--storage", storage.root, "--no-preflight")
+    parts = (
+        sys.executable,
+        ORCHESTRATE,
+        "run",
+        study,
+        "--storage",
+        storage.root,
+        "--no-preflight",
+    )
     return [str(part) for part in parts]
 
 

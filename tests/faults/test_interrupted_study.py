@@ -1,4 +1,5 @@
-"""A study that is cut off, in every way that happens: Ctrl-C, SIGTERM, a killed driver or trial. The same command goes on."""
+"""A study that is cut off, in every way that happens: Ctrl-C, SIGTERM, a killed driver or trial.
+The same command goes on."""
 
 import contextlib
 import json
@@ -38,20 +39,30 @@ MOBILENET = {"backbone": "mobilenet_v3_small", "fpn_channels": 32}
 STUDY: dict[str, Any] = {
     "study": "cut-off",
     "trial": {
-        "data": {"dataset": "shapes", "image_size_px": 64, "num_train": 56, "num_val": 8, "search_split": 8},
+        "data": {
+            "dataset": "shapes",
+            "image_size_px": 64,
+            "num_train": 56,
+            "num_val": 8,
+            "search_split": 8,
+        },
         "teacher": {**MOBILENET, "training": {**TRAINING, "epochs": 1}},
         "student": MOBILENET,
         "distill": {"kdr": {}},
         "training": {**TRAINING, "epochs": EPOCHS},
     },
-    "search": {"trials": TRIALS, "parameters": {"distill.kdr.weight": {"float": [0.1, 50], "log": True}}},
+    "search": {
+        "trials": TRIALS,
+        "parameters": {"distill.kdr.weight": {"float": [0.1, 50], "log": True}},
+    },
     "resources": {"max_concurrent": 1},
 }
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Storage]:
-    """The study, and a storage with its data and its trained teacher: what is interrupted here are the students."""
+    """The study, and a storage with its data and its trained teacher: what is interrupted here are
+    the students."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("prepared")
     path, storage = folder / "study.yaml", Storage.at(folder / "runs")
@@ -64,7 +75,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Storage]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(prepared: tuple[Path, Storage], tmp_path_factory: pytest.TempPathFactory) -> Results:
+def undisturbed(
+    prepared: tuple[Path, Storage], tmp_path_factory: pytest.TempPathFactory
+) -> Results:
     """What the study finds when nothing happens to it."""
     path, storage = prepared
     own = Storage.at(tmp_path_factory.mktemp("undisturbed") / "runs")
@@ -82,7 +95,8 @@ def undisturbed(prepared: tuple[Path, Storage], tmp_path_factory: pytest.TempPat
 
 @pytest.fixture
 def begin(prepared: tuple[Path, Storage], tmp_path: Path) -> Iterator[Callable[..., Run]]:
-    """Begins the study, or goes on with it, in a storage of the test's own; nothing that it starts outlives the test."""
+    """Begins the study, or goes on with it, in a storage of the test's own; nothing that it starts
+    outlives the test."""
     path, storage = prepared
     shutil.copytree(storage.root, tmp_path / "runs")
     runs: list[Run] = []
@@ -106,7 +120,8 @@ def events(log: Log, key: str) -> list[tuple[int, str]]:
 
 
 def trial_is_under_way(number: int, storage: Storage) -> Callable[[], str | None]:
-    """Its key, once the trial before it is completed and it has a checkpoint of at least two epochs."""
+    """Its key, once the trial before it is completed and it has a checkpoint of at least two
+    epochs."""
 
     def key() -> str | None:
         states = students(read_log(storage))
@@ -150,12 +165,20 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
     assert [state.state for state in students(log)] == ["completed", "interrupted"]
 
     log = goes_on(begin, undisturbed)
-    assert events(log, cut_off) == [(1, "started"), (1, "interrupted"), (2, "resumed"), (2, "completed")]
+    assert events(log, cut_off) == [
+        (1, "started"),
+        (1, "interrupted"),
+        (2, "resumed"),
+        (2, "completed"),
+    ]
 
 
 @pytest.mark.parametrize("pause_s", [0.0, 0.3, 2.0])
 def test_ctrl_c_twice_ends_at_once_and_the_same_command_goes_on(
-    pause_s: float, begin: Callable[..., Run], undisturbed: Results, record_property: Callable[[str, object], None]
+    pause_s: float,
+    begin: Callable[..., Run],
+    undisturbed: Results,
+    record_property: Callable[[str, object], None],
 ) -> None:
     record_property("fault", f"Ctrl-C twice, {pause_s} s apart")
     first = begin()
@@ -186,7 +209,9 @@ def test_sigterm_lets_the_epoch_end_and_starts_nothing_new(
     log = check_log(first.storage, "cut-off")
     assert events(log, cut_off) == [(1, "started"), (1, "interrupted")]
     assert [state.state for state in students(log)] == ["completed", "interrupted"]
-    reached = torch.load(first.storage.trial(cut_off) / "checkpoint.pt", weights_only=True)["progress"]["epoch"]
+    reached = torch.load(first.storage.trial(cut_off) / "checkpoint.pt", weights_only=True)[
+        "progress"
+    ]["epoch"]
     assert reached >= log.states()[cut_off].epoch >= 2
     goes_on(begin, undisturbed)
 
@@ -201,7 +226,10 @@ def test_sigterm_to_ray_as_well_ends_at_once_and_nothing_finished_is_lost(
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGTERM)
     assert run.ended(timeout_s=30) == 143, run.text()
-    assert "Terminated, and Ray with it. What was finished is in the log; the same command continues." in run.text()
+    assert (
+        "Terminated, and Ray with it. What was finished is in the log; the same command continues."
+        in run.text()
+    )
     assert "Traceback" not in run.text()
     check_no_process_is_left(run, within_s=20, but_for=AGENTS)
     log = check_log(run.storage, "cut-off")
@@ -233,12 +261,22 @@ def test_damaged_files_are_moved_aside_and_their_trials_run_again(
     log = first.storage.root / "log" / "v1"
     checkpoint = first.storage.trial(cut_off) / "checkpoint.pt"
     fragment = next(
-        path for path in log.glob("trials/*/part-*.parquet") if "completed" in pq.read_table(path)["event"].to_pylist()
+        path
+        for path in log.glob("trials/*/part-*.parquet")
+        if "completed" in pq.read_table(path)["event"].to_pylist()
     )
     for path in (checkpoint, fragment):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     (fragment.parent / "notes.parquet").write_text("not of this log")
-    check = [sys.executable, ORCHESTRATE, "log", "check", "--quarantine", "--storage", first.storage.root]
+    check = [
+        sys.executable,
+        ORCHESTRATE,
+        "log",
+        "check",
+        "--quarantine",
+        "--storage",
+        first.storage.root,
+    ]
     found = subprocess.run(check, capture_output=True, text=True)
     assert found.returncode == 1
     for path in (checkpoint, fragment):
@@ -251,7 +289,10 @@ def test_damaged_files_are_moved_aside_and_their_trials_run_again(
 def test_whether_the_driver_is_killed_or_a_trial_no_trial_is_lost_or_doubled(
     begin: Callable[..., Run], undisturbed: Results, record_property: Callable[[str, object], None]
 ) -> None:
-    record_property("fault", "kill -9 of the driver, the same command at once, and kill -9 of a trial's process")
+    record_property(
+        "fault",
+        "kill -9 of the driver, the same command at once, and kill -9 of a trial's process",
+    )
     first = begin()
     second_trial = first.wait_for("the second trial", trial_is_under_way(2, first.storage))
     first.driver.kill()
@@ -262,7 +303,10 @@ def test_whether_the_driver_is_killed_or_a_trial_no_trial_is_lost_or_doubled(
     assert process is not None
     os.kill(process, signal.SIGKILL)
     assert second.ended() == 0, second.text()
-    assert re.search(r"3  epoch \d/5  running  AP \S+  its process died; it goes on from its checkpoint\n", second.text())
+    assert re.search(
+        r"3  epoch \d/5  running  AP \S+  its process died; it goes on from its checkpoint\n",
+        second.text(),
+    )
     assert "Traceback" not in second.text()
     assert f"{TRIALS - 1} trials run in" in second.text()
     log = check_log(first.storage, "cut-off", undisturbed)
@@ -270,7 +314,9 @@ def test_whether_the_driver_is_killed_or_a_trial_no_trial_is_lost_or_doubled(
         assert events(log, killed) == [(1, "started"), (2, "resumed"), (2, "completed")]
 
 
-def test_a_cancelled_trial_ends_alone_and_an_excluded_one_runs_again(begin: Callable[..., Run]) -> None:
+def test_a_cancelled_trial_ends_alone_and_an_excluded_one_runs_again(
+    begin: Callable[..., Run],
+) -> None:
     run = begin()
     cancelled = run.wait_for("the second trial", trial_is_under_way(2, run.storage))
     ask_to_end(run.storage, cancelled, "it is slow")
@@ -291,12 +337,25 @@ def test_a_cancelled_trial_ends_alone_and_an_excluded_one_runs_again(begin: Call
     assert log.epochs_of(excluded.key)["attempt"].to_pylist() == [2] * EPOCHS
 
 
-def test_train_ends_after_its_epoch_at_sigterm(prepared: tuple[Path, Storage], tmp_path: Path) -> None:
+def test_train_ends_after_its_epoch_at_sigterm(
+    prepared: tuple[Path, Storage], tmp_path: Path
+) -> None:
     path, storage = prepared
     shutil.copytree(storage.root, tmp_path / "runs")
     own = Storage.at(tmp_path / "runs")
-    command = [sys.executable, ORCHESTRATE, "train", path, "--storage", own.root, "--set", "training.epochs=100"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    command = [
+        sys.executable,
+        ORCHESTRATE,
+        "train",
+        path,
+        "--storage",
+        own.root,
+        "--set",
+        "training.epochs=100",
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         assert process.stdout is not None
         assert any(line.startswith("epoch 1/100") for line in process.stdout)
         process.terminate()
@@ -308,4 +367,7 @@ def test_train_ends_after_its_epoch_at_sigterm(prepared: tuple[Path, Storage], t
     assert (state.state, state.last.reason) == ("interrupted", "the command was interrupted")
     # one epoch where the signal came before the second had begun
     assert state.epoch == log.epochs_of(state.key).num_rows >= 1
-    assert torch.load(own.trial(state.key) / "checkpoint.pt", weights_only=True)["progress"]["epoch"] == state.epoch
+    assert (
+        torch.load(own.trial(state.key) / "checkpoint.pt", weights_only=True)["progress"]["epoch"]
+        == state.epoch
+    )

@@ -40,7 +40,9 @@ def one_without_an_epoch(log: ExampleLog) -> None:
     log.trial("a")
     log.trial("b", epoch=2, event="started")
     with LogWriter(log.storage, log.study) as writer:
-        writer.epoch(EpochRow(study=log.study, key="b", attempt=1, epoch=4, step=40, time=log.tick()))
+        writer.epoch(
+            EpochRow(study=log.study, key="b", attempt=1, epoch=4, step=40, time=log.tick())
+        )
 
 
 def a_checkpoint(log: ExampleLog) -> None:
@@ -79,7 +81,9 @@ def test_what_is_lost_doubled_or_left_behind_is_seen_and_counted(
     assert +toll == {"checks": 1, kind: 1}
 
 
-def test_of_a_study_like_an_undisturbed_one_nothing_is_counted(example_log: ExampleLog, tmp_path: Path) -> None:
+def test_of_a_study_like_an_undisturbed_one_nothing_is_counted(
+    example_log: ExampleLog, tmp_path: Path
+) -> None:
     undisturbed = ExampleLog(Storage.at(tmp_path / "undisturbed"))
     for log in (undisturbed, example_log):
         two_trials(log)

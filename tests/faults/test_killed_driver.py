@@ -1,4 +1,5 @@
-"""A driver that is killed at many moments of its study, at a Ray that goes on: the same command, again and again, ends it."""
+"""A driver that is killed at many moments of its study, at a Ray that goes on: the same command,
+again and again, ends it."""
 
 import json
 import shutil
@@ -30,7 +31,11 @@ STUDY: dict[str, Any] = {
         "distill": {"kdr": {}},
         "training": TRAINING,
     },
-    "ablation": {"design": "arms", "arms": {"light": {"distill.kdr.weight": 0.5}}, "seeds": {"count": 5}},
+    "ablation": {
+        "design": "arms",
+        "arms": {"light": {"distill.kdr.weight": 0.5}},
+        "seeds": {"count": 5},
+    },
     "resources": {"max_concurrent": 2},
 }
 
@@ -43,12 +48,17 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def kill(run: Run, random: Random) -> str:
-    """Kills the driver at a random moment, and says when: some seconds after its start, or after so many files of the log."""
+    """Kills the driver at a random moment, and says when: some seconds after its start, or after so
+    many files of the log."""
     before, begin = num_files(run.storage), time.monotonic()
     num_new, seconds = random.randrange(1, 8), random.uniform(0.0, 15.0)
     by_files = random.random() < 0.7
     while run.driver.poll() is None and time.monotonic() - begin < 90:
-        if num_files(run.storage) >= before + num_new if by_files else time.monotonic() - begin >= seconds:
+        if (
+            num_files(run.storage) >= before + num_new
+            if by_files
+            else time.monotonic() - begin >= seconds
+        ):
             break
         time.sleep(0.002)
     if by_files:

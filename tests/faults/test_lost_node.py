@@ -1,4 +1,5 @@
-"""A node of a cluster dies in the middle of a study: its trial goes on from its checkpoint on another one."""
+"""A node of a cluster dies in the middle of a study: its trial goes on from its checkpoint on
+another one."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,23 +15,37 @@ from tests.faults.invariants import check_log, results_of
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
 
-EPOCHS = 16  # the log tells of epochs some seconds later, and a process may outlive its raylet by some, too
+# the log tells of epochs some seconds later, and a process may outlive its raylet by some, too
+EPOCHS = 16
 STUDY: dict[str, Any] = {
     "study": "lost",
     "trial": {
         "data": {"dataset": "shapes", "image_size_px": 64, "num_train": 96, "num_val": 8},
         "student": {"backbone": "mobilenet_v3_small", "fpn_channels": 32},
         "distill": {},
-        "training": {"epochs": EPOCHS, "batch_size": 8, "optimizer": "adamw", "lr": 1e-3, "schedule": "constant"},
+        "training": {
+            "epochs": EPOCHS,
+            "batch_size": 8,
+            "optimizer": "adamw",
+            "lr": 1e-3,
+            "schedule": "constant",
+        },
     },
-    "ablation": {"design": "arms", "arms": {"slow": {"training.lr": 1e-4}}, "seeds": {"count": 1, "first": 0}, "margin": 0.01},
+    "ablation": {
+        "design": "arms",
+        "arms": {"slow": {"training.lr": 1e-4}},
+        "seeds": {"count": 1, "first": 0},
+        "margin": 0.01,
+    },
 }
 LEFT = """
 from ray.util.placement_group import placement_group_table
 from ray.util.state import list_actors
+groups = placement_group_table().values()
+actors = list_actors(filters=[("state", "!=", "DEAD")], address=sys.argv[2])
 result = {
-    "groups": [group["state"] for group in placement_group_table().values() if group["state"] != "REMOVED"],
-    "actors": [actor.class_name for actor in list_actors(filters=[("state", "!=", "DEAD")], address=sys.argv[2])],
+    "groups": [group["state"] for group in groups if group["state"] != "REMOVED"],
+    "actors": [actor.class_name for actor in actors],
     "cpus": ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0),
 }
 """
@@ -44,10 +59,14 @@ def study(tmp_path: Path) -> Path:
 
 
 def run(cluster: Cluster, study: Path, storage: Storage) -> Any:
-    return cluster.orchestrate("run", study, "--storage", storage.root, "--address", cluster.address, "--no-preflight")
+    return cluster.orchestrate(
+        "run", study, "--storage", storage.root, "--address", cluster.address, "--no-preflight"
+    )
 
 
-@pytest.mark.parametrize("unplugged", [False, True], ids=["its raylet is killed", "it is unplugged"])
+@pytest.mark.parametrize(
+    "unplugged", [False, True], ids=["its raylet is killed", "it is unplugged"]
+)
 def test_a_trial_goes_on_from_its_checkpoint_when_its_node_dies(
     study: Path, tmp_path: Path, unplugged: bool, record_property: Callable[[str, object], None]
 ) -> None:
@@ -69,6 +88,11 @@ def test_a_trial_goes_on_from_its_checkpoint_when_its_node_dies(
         text = cluster.output(disturbed)
         assert disturbed.returncode == 0, text
         log = check_log(storage, "lost", results_of(quiet, "lost"))
-        events = [[row["event"] for row in log.trials.to_pylist() if row["key"] == key] for key in log.keys_of("lost")]
+        events = [
+            [row["event"] for row in log.trials.to_pylist() if row["key"] == key]
+            for key in log.keys_of("lost")
+        ]
         assert sorted(events) == [["started", "completed"], ["started", "resumed", "completed"]]
-        cluster.wait_for(lambda: not any(cluster.python(LEFT, cluster.dashboard).values()), within_s=10)
+        cluster.wait_for(
+            lambda: not any(cluster.python(LEFT, cluster.dashboard).values()), within_s=10
+        )

@@ -1,4 +1,5 @@
-"""Two studies of several workers per trial on one cluster of unlike nodes: where workers are placed, and who waits for whom."""
+"""Two studies of several workers per trial on one cluster of unlike nodes: where workers are
+placed, and who waits for whom."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,13 @@ TRIAL: dict[str, Any] = {
     "data": {"dataset": "shapes", "image_size_px": 64, "num_train": 48, "num_val": 6},
     "student": {"backbone": "mobilenet_v3_small", "fpn_channels": 32},
     "distill": {},
-    "training": {"epochs": 8, "batch_size": 6, "optimizer": "adamw", "lr": 1e-3, "schedule": "constant"},
+    "training": {
+        "epochs": 8,
+        "batch_size": 6,
+        "optimizer": "adamw",
+        "lr": 1e-3,
+        "schedule": "constant",
+    },
 }
 BUNDLES = """
 from ray.util.placement_group import placement_group_table
@@ -32,8 +39,12 @@ result = sorted(
 
 def start(cluster: Cluster, folder: Path, name: str, *, workers: int) -> Any:
     path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({"study": name, "trial": TRIAL, "resources": {"workers": workers}}))
-    return cluster.orchestrate("run", path, "--storage", folder / "runs", "--address", cluster.address, "--no-preflight")
+    path.write_text(
+        yaml.safe_dump({"study": name, "trial": TRIAL, "resources": {"workers": workers}})
+    )
+    return cluster.orchestrate(
+        "run", path, "--storage", folder / "runs", "--address", cluster.address, "--no-preflight"
+    )
 
 
 def test_workers_are_packed_where_they_fit_spread_where_not_and_a_study_without_room_waits(
@@ -46,10 +57,15 @@ def test_workers_are_packed_where_they_fit_spread_where_not_and_a_study_without_
         assert cluster.wait_for(lambda: cluster.python(BUNDLES)) == [large.address] * 2
         second = start(cluster, tmp_path, "second", workers=3)
         cluster.wait_for(lambda: first.poll() is not None)
-        assert cluster.wait_for(lambda: cluster.python(BUNDLES)) == sorted([small.address, large.address, large.address])
+        assert cluster.wait_for(lambda: cluster.python(BUNDLES)) == sorted(
+            [small.address, large.address, large.address]
+        )
         text = cluster.output(second)
         assert (first.returncode, second.returncode) == (0, 0), text + cluster.output(first)
-        assert "Waiting for room: one trial needs 3 workers with 1 CPUs and 0 GPUs each; free are 1 CPUs and 0 GPUs." in text
+        assert (
+            "Waiting for room: one trial needs 3 workers with 1 CPUs and 0 GPUs each; free are 1 "
+            "CPUs and 0 GPUs." in text
+        )
         assert "first.yaml" in text[text.index("Held by: ") :]
         for study in ("first", "second"):
             [trial] = check_log(Storage.at(tmp_path / "runs"), study).states_of(study).values()

@@ -1,4 +1,5 @@
-"""Studies of one cluster that ask for the same teacher and the same trials at the same time: each is trained once."""
+"""Studies of one cluster that ask for the same teacher and the same trials at the same time: each
+is trained once."""
 
 import json
 import signal
@@ -30,23 +31,37 @@ TRIAL: dict[str, Any] = {
     "training": TRAINING,
 }
 STUDIES: dict[str, dict[str, Any]] = {
-    "ablation": {"ablation": {"design": "arms", "arms": {"light": {"distill.kdr.weight": 0.5}}, "seeds": [0, 1]}},
-    "grid": {"search": {"parameters": {"distill.kdr.weight": {"choice": [3.0, 0.5, 2.0]}}, "sampler": "grid"}},
+    "ablation": {
+        "ablation": {
+            "design": "arms",
+            "arms": {"light": {"distill.kdr.weight": 0.5}},
+            "seeds": [0, 1],
+        }
+    },
+    "grid": {
+        "search": {
+            "parameters": {"distill.kdr.weight": {"choice": [3.0, 0.5, 2.0]}},
+            "sampler": "grid",
+        }
+    },
     "one": {},
 }
-"""Of the first one's four trials the second has two, and one more; the third has one. All have one teacher."""
+"""Of the first one's four trials the second has two, and one more; the third has one. All have one
+teacher."""
 
 
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("studies")
     for name, content in STUDIES.items():
-        (folder / f"{name}.yaml").write_text(json.dumps({"study": name, "trial": TRIAL, **content}))  # JSON is YAML
+        # JSON is YAML
+        (folder / f"{name}.yaml").write_text(json.dumps({"study": name, "trial": TRIAL, **content}))
     return {name: folder / f"{name}.yaml" for name in STUDIES}
 
 
 def students_of(storage: Storage, study: str) -> dict[str, Any]:
-    """What a study has found: of each student all but its rank, which of two equal ones depends on who was first."""
+    """What a study has found: of each student all but its rank, which of two equal ones depends on
+    who was first."""
     log = check_log(storage, study)
     check_nothing_is_left(storage, log)
     teachers = {key for key, state in log.states().items() if state.role == "teacher"}
@@ -58,7 +73,10 @@ def students_of(storage: Storage, study: str) -> dict[str, Any]:
 
 
 def test_studies_that_begin_at_once_train_each_common_trial_once(
-    studies: dict[str, Path], address: str, tmp_path: Path, record_property: Callable[[str, object], None]
+    studies: dict[str, Path],
+    address: str,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     record_property("fault", "three studies with a teacher and trials in common, begun at once")
     quiet, storage = Storage.at(tmp_path / "quiet"), Storage.at(tmp_path / "at-once")
@@ -68,20 +86,35 @@ def test_studies_that_begin_at_once_train_each_common_trial_once(
     for name in studies:
         assert students_of(storage, name) == students_of(quiet, name)
     rows = read_log(storage).trials.to_pylist()
-    events = {key: [(row["attempt"], row["event"]) for row in rows if row["key"] == key] for key in {row["key"] for row in rows}}
+    events = {
+        key: [(row["attempt"], row["event"]) for row in rows if row["key"] == key]
+        for key in {row["key"] for row in rows}
+    }
     assert len(events) == 6
-    assert all(events_of_one == [(1, "started"), (1, "completed")] for events_of_one in events.values()), events
+    assert all(
+        events_of_one == [(1, "started"), (1, "completed")] for events_of_one in events.values()
+    ), events
     waited = [text for text in texts if "Waiting for a trial that is trained by study " in text]
     assert waited  # for the teacher
     assert all("Going on" in text for text in waited)
 
 
 def test_a_study_that_waits_for_anothers_trial_goes_on_with_it_once_that_driver_is_killed(
-    studies: dict[str, Path], address: str, tmp_path: Path, record_property: Callable[[str, object], None]
+    studies: dict[str, Path],
+    address: str,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     record_property("fault", "kill -9 of a driver whose trial another study waits for")
     quiet, storage = Storage.at(tmp_path / "quiet"), Storage.at(tmp_path / "killed")
-    options = ("--address", address, "--set", "training.epochs=100", "--set", "resources.max_concurrent=1")
+    options = (
+        "--address",
+        address,
+        "--set",
+        "training.epochs=100",
+        "--set",
+        "resources.max_concurrent=1",
+    )
     finished(Run(studies["one"], quiet, *options))
     first = Run(studies["ablation"], storage, *options)
     try:
@@ -115,11 +148,17 @@ def test_a_study_that_waits_ends_in_good_order_when_it_is_interrupted(
     storage, study = Storage.at(tmp_path), read_study(studies["one"])
     teacher = teacher_of(trial_maker(study, storage)(study.base))
     assert teacher is not None
-    with sole_driver(storage, "other", on_waiting=pytest.fail) as driver, TrialClaims(storage, "other", driver) as claims:
+    with (
+        sole_driver(storage, "other", on_waiting=pytest.fail) as driver,
+        TrialClaims(storage, "other", driver) as claims,
+    ):
         claims.take([teacher.key])
         run = Run(studies["one"], storage, "--address", address)
         try:
-            run.wait_for("the teacher", lambda: "Waiting for a trial that is trained by study other" in run.text())
+            run.wait_for(
+                "the teacher",
+                lambda: "Waiting for a trial that is trained by study other" in run.text(),
+            )
             run.driver.send_signal(number)
             assert run.ended() == code
             assert "what was finished is kept. The same command continues." in run.text()

@@ -1,4 +1,5 @@
-"""Studies whose driver and trials are killed at any change of the disk: each ends as if nothing had happened."""
+"""Studies whose driver and trials are killed at any change of the disk: each ends as if nothing had
+happened."""
 
 import functools
 import os
@@ -31,30 +32,47 @@ CHOICES = {"distill.kdr.weight": {"choice": [0.5, 1.0, 2.0, 4.0]}}
 ASHA = {"asha": {"grace_epochs": 1, "reduction": 2}}
 STUDIES: dict[str, dict[str, Any]] = {
     "an ablation": {"ablation": ARMS, "resources": {"max_concurrent": 2}},
-    "passes that are found": {"trial": {**TRIAL, "training": {"epochs": 2, "micro_batch": "auto"}}, "ablation": ARMS},
-    "a grid": {"search": {"parameters": CHOICES, "sampler": "grid"}, "resources": {"max_concurrent": 2}},
-    "random draws": {"search": {"parameters": WEIGHTS, "trials": 4, "sampler": "random"}, "resources": {"max_concurrent": 2}},
+    "passes that are found": {
+        "trial": {**TRIAL, "training": {"epochs": 2, "micro_batch": "auto"}},
+        "ablation": ARMS,
+    },
+    "a grid": {
+        "search": {"parameters": CHOICES, "sampler": "grid"},
+        "resources": {"max_concurrent": 2},
+    },
+    "random draws": {
+        "search": {"parameters": WEIGHTS, "trials": 4, "sampler": "random"},
+        "resources": {"max_concurrent": 2},
+    },
     "tpe with asha": {
         "search": {"parameters": WEIGHTS, "trials": 4, "sampler": "tpe", "stop_early": ASHA},
         "resources": {"max_concurrent": 1},
     },
 }
-"""Where trials run side by side, a sampler that learns and a rule that compares depend on who is first: those run one by one."""
+"""Where trials run side by side, a sampler that learns and a rule that compares depend on who is
+first: those run one by one."""
 
 NUM_SCHEDULES = int(os.environ.get("KDR_SCHEDULES", "400"))
 
 Fault = tuple[str, int]
-FAULTS = st.tuples(st.sampled_from(["kill_driver_at", "kill_trial_at", "interrupt_at", "clock_back_at"]), st.integers(0, 200))
+FAULTS = st.tuples(
+    st.sampled_from(["kill_driver_at", "kill_trial_at", "interrupt_at", "clock_back_at"]),
+    st.integers(0, 200),
+)
 SCHEDULES, SEEDS = st.lists(FAULTS, min_size=1, max_size=4), st.integers(0, 9)
 
 
 def study_named(name: str) -> Study:
-    return study_from({"study": "simulated", "trial": TRIAL, "keep_weights": 2, **STUDIES[name]}, folder=Path("/"))
+    return study_from(
+        {"study": "simulated", "trial": TRIAL, "keep_weights": 2, **STUDIES[name]},
+        folder=Path("/"),
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _in_memory() -> Iterator[None]:
-    """Storages are folders in memory where the machine has such: what is real here is the order of writes, not the disk."""
+    """Storages are folders in memory where the machine has such: what is real here is the order of
+    writes, not the disk."""
     before, tempfile.tempdir = tempfile.tempdir, "/dev/shm" if Path("/dev/shm").is_dir() else None
     yield
     tempfile.tempdir = before
@@ -81,7 +99,9 @@ def check_schedule(name: str, faults: list[Fault], seed: int) -> None:
         for what, when in faults:
             setattr(machine, what, when if what != "interrupt_at" else when % 20)
             machine.run()
-            machine.kill_driver_at = machine.kill_trial_at = machine.interrupt_at = machine.clock_back_at = None
+            machine.kill_driver_at = machine.kill_trial_at = machine.interrupt_at = (
+                machine.clock_back_at
+            ) = None
             check_log(machine.storage, "simulated")
         outcome = machine.run()
         assert outcome is not None
@@ -89,7 +109,9 @@ def check_schedule(name: str, faults: list[Fault], seed: int) -> None:
         check_log(machine.storage, "simulated", expected)
 
 
-def test_a_trial_without_memory_goes_on_with_half_as_many_images_as_its_next_attempt(tmp_path: Path) -> None:
+def test_a_trial_without_memory_goes_on_with_half_as_many_images_as_its_next_attempt(
+    tmp_path: Path,
+) -> None:
     machine = Machine(Storage.at(tmp_path), study_named("passes that are found"), Random(0))
     machine.run()
     log = check_log(machine.storage, "simulated")
@@ -97,9 +119,19 @@ def test_a_trial_without_memory_goes_on_with_half_as_many_images_as_its_next_att
     rows = [row for row in log.trials.to_pylist() if row["key"] == found["completed"]]
     assert [(row["attempt"], row["event"], row["failure_kind"], row["reason"]) for row in rows] == [
         (1, "started", None, None),
-        (1, "interrupted", "out_of_memory", "out of memory with 16 images at a time; goes on with 8"),
+        (
+            1,
+            "interrupted",
+            "out_of_memory",
+            "out of memory with 16 images at a time; goes on with 8",
+        ),
         (2, "resumed", None, None),
-        (2, "interrupted", "out_of_memory", "out of memory with 8 images at a time; goes on with 4"),
+        (
+            2,
+            "interrupted",
+            "out_of_memory",
+            "out of memory with 8 images at a time; goes on with 4",
+        ),
         (3, "resumed", None, None),
         (3, "completed", None, None),
     ]
@@ -119,24 +151,31 @@ def test_a_trial_that_another_study_is_at_comes_last_and_the_study_ends_like_one
     claims = TrialClaims(machine.storage, "other", driver.own.name)
     claims.take([key])
     waited = list[float]()
-    monkeypatch.setattr("kdr.run.sweep.time.sleep", lambda seconds: (waited.append(seconds), claims.give_back(key)))
+    monkeypatch.setattr(
+        "kdr.run.sweep.time.sleep", lambda seconds: (waited.append(seconds), claims.give_back(key))
+    )
     machine.run()
     assert len(waited) == 1
     check_log(machine.storage, "simulated", expected)
-    assert len(list(tmp_path.glob("trials/*/student.pt"))) == 1 + 2  # the teacher's, and the best two
+    # the teacher's, and the best two
+    assert len(list(tmp_path.glob("trials/*/student.pt"))) == 1 + 2
 
 
 @pytest.mark.parametrize("name", STUDIES)
 @settings(max_examples=10)
 @given(faults=SCHEDULES, seed=SEEDS)
-def test_a_study_that_is_disturbed_ends_like_one_that_is_not(name: str, faults: list[Fault], seed: int) -> None:
+def test_a_study_that_is_disturbed_ends_like_one_that_is_not(
+    name: str, faults: list[Fault], seed: int
+) -> None:
     check_schedule(name, faults, seed)
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("name", STUDIES)
 def test_many_more_schedules(name: str, record_property: Callable[[str, object], None]) -> None:
-    record_property("fault", f"simulated: kills, Ctrl-C and clocks set back, in random order, of {name}")
+    record_property(
+        "fault", f"simulated: kills, Ctrl-C and clocks set back, in random order, of {name}"
+    )
     record_property("times", NUM_SCHEDULES)
 
     @settings(max_examples=NUM_SCHEDULES, phases=[Phase.explicit, Phase.generate])

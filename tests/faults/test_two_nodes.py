@@ -24,9 +24,20 @@ STUDY: dict[str, Any] = {
         "data": {"dataset": "shapes", "image_size_px": 64, "num_train": 32, "num_val": 8},
         "student": {"backbone": "mobilenet_v3_small", "fpn_channels": 32},
         "distill": {},
-        "training": {"epochs": 3, "batch_size": 8, "optimizer": "adamw", "lr": 1e-3, "schedule": "constant"},
+        "training": {
+            "epochs": 3,
+            "batch_size": 8,
+            "optimizer": "adamw",
+            "lr": 1e-3,
+            "schedule": "constant",
+        },
     },
-    "ablation": {"design": "arms", "arms": {"slow": {"training.lr": 1e-4}}, "seeds": {"count": 2, "first": 0}, "margin": 0.01},
+    "ablation": {
+        "design": "arms",
+        "arms": {"slow": {"training.lr": 1e-4}},
+        "seeds": {"count": 2, "first": 0},
+        "margin": 0.01,
+    },
 }
 
 
@@ -49,10 +60,15 @@ def findings(cluster: Cluster, *arguments: object, **env: str) -> dict[str, dict
     """What `doctor` says, by name of the check; the last where it says several things."""
     text = cluster.output(cluster.orchestrate("doctor", *arguments, "--json", env=env))
     assert TOKEN not in text
-    return {finding["name"]: finding for finding in json.loads(text[text.index('{"findings"') :])["findings"]}
+    return {
+        finding["name"]: finding
+        for finding in json.loads(text[text.index('{"findings"') :])["findings"]
+    }
 
 
-def test_a_study_runs_on_both_nodes_and_every_trial_once(cluster: Cluster, study: Path, tmp_path: Path) -> None:
+def test_a_study_runs_on_both_nodes_and_every_trial_once(
+    cluster: Cluster, study: Path, tmp_path: Path
+) -> None:
     asked = [study, "--storage", tmp_path / "runs", "--address", cluster.address]
     found = findings(cluster, *asked)
     assert {name for name, finding in found.items() if finding["state"] != "ok"} == set()
@@ -69,37 +85,71 @@ def test_a_study_runs_on_both_nodes_and_every_trial_once(cluster: Cluster, study
     assert sorted(row["event"] for row in rows) == ["completed"] * 4 + ["started"] * 4
     assert [path.name for path in (tmp_path / "runs").glob("check-*")] == []
     again = cluster.output(
-        cluster.orchestrate("run", study, "--storage", tmp_path / "runs", env={"RAY_ADDRESS": cluster.address})
+        cluster.orchestrate(
+            "run", study, "--storage", tmp_path / "runs", env={"RAY_ADDRESS": cluster.address}
+        )
     )
     assert "0 trials run" in again
 
 
 def submitted(cluster: Cluster, *options: object, study: Path) -> str:
-    """What a job prints that was submitted from a machine outside the cluster; Ray refuses it until its agent is up."""
+    """What a job prints that was submitted from a machine outside the cluster; Ray refuses it until
+    its agent is up."""
 
     def text() -> str | None:
-        submit = ["ray", "job", "submit", "--working-dir", ROOT, *options, "--", "python", "orchestrate.py", "run", study]
-        found = cluster.output(cluster.start(*submit, on=2, env={"RAY_API_SERVER_ADDRESS": cluster.dashboard}))
+        submit = [
+            "ray",
+            "job",
+            "submit",
+            "--working-dir",
+            ROOT,
+            *options,
+            "--",
+            "python",
+            "orchestrate.py",
+            "run",
+            study,
+        ]
+        found = cluster.output(
+            cluster.start(*submit, on=2, env={"RAY_API_SERVER_ADDRESS": cluster.dashboard})
+        )
         return None if "No available agent to submit job" in found else found
 
     return str(cluster.wait_for(text))
 
 
-def test_a_job_is_submitted_from_elsewhere_and_watched_from_there(cluster: Cluster, study: Path, tmp_path: Path) -> None:
+def test_a_job_is_submitted_from_elsewhere_and_watched_from_there(
+    cluster: Cluster, study: Path, tmp_path: Path
+) -> None:
     elsewhere = {"on": 2, "env": {"RAY_API_SERVER_ADDRESS": cluster.dashboard}}
     environment = json.dumps({"env_vars": {"KDR_STORAGE": str(tmp_path / "runs")}})
     options = ["--no-wait", "--submission-id", "nodes", "--runtime-env-json", environment]
     assert "submitted successfully" in submitted(cluster, *options, study=study)
-    status = [sys.executable, ROOT / "orchestrate.py", "status", "nodes", "--storage", tmp_path / "runs", "--json"]
+    status = [
+        sys.executable,
+        ROOT / "orchestrate.py",
+        "status",
+        "nodes",
+        "--storage",
+        tmp_path / "runs",
+        "--json",
+    ]
 
     def seen() -> Any:
         text = cluster.output(cluster.start(*status, **elsewhere))
         return json.loads(text) if text.startswith("{") else {}
 
-    running = cluster.wait_for(lambda: (progress := seen()) and progress["counts"].get("running") and progress)
+    running = cluster.wait_for(
+        lambda: (progress := seen()) and progress["counts"].get("running") and progress
+    )
     assert running["total"] == 4
     cluster.wait_for(lambda: seen()["is_over"])
-    cluster.wait_for(lambda: "succeeded" in cluster.output(cluster.start("ray", "job", "status", "nodes", **elsewhere)))
+    cluster.wait_for(
+        lambda: (
+            "succeeded"
+            in cluster.output(cluster.start("ray", "job", "status", "nodes", **elsewhere))
+        )
+    )
     log = cluster.output(cluster.start("ray", "job", "logs", "nodes", **elsewhere))
     assert "4 trials run" in log
     assert "Looking at the nodes" in log
@@ -109,7 +159,9 @@ def test_a_job_must_not_store_where_ray_removes_it(cluster: Cluster, study: Path
     assert "--storage: needs a folder that outlives the job, got" in submitted(cluster, study=study)
 
 
-def test_without_the_token_the_cluster_is_closed_and_the_way_in_is_told(cluster: Cluster, tmp_path: Path) -> None:
+def test_without_the_token_the_cluster_is_closed_and_the_way_in_is_told(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     env = {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": ""}
     found = findings(cluster, "--storage", tmp_path, "--address", cluster.address, **env)
     assert found["Ray"]["state"] == "failed"

@@ -26,7 +26,10 @@ def server() -> Iterator[BucketServer]:
 
 
 def test_a_study_runs_in_a_bucket_that_is_away_for_a_minute_and_again_does_nothing(
-    server: BucketServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
+    server: BucketServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
 ) -> None:
     record_property("fault", "an object store that is away for a minute")
     monkeypatch.setenv("KDR_LOCAL", str(tmp_path / "local"))
@@ -35,18 +38,37 @@ def test_a_study_runs_in_a_bucket_that_is_away_for_a_minute_and_again_does_nothi
     training = {"batch_size": 8, "optimizer": "adamw", "lr": 1e-3, "schedule": "constant"}
     mobilenet = {"backbone": "mobilenet_v3_small", "fpn_channels": 32}
     trial = {
-        "data": {"dataset": "shapes", "image_size_px": 64, "num_train": 24, "num_val": 8, "search_split": 8},
+        "data": {
+            "dataset": "shapes",
+            "image_size_px": 64,
+            "num_train": 24,
+            "num_val": 8,
+            "search_split": 8,
+        },
         "teacher": {**mobilenet, "training": {**training, "epochs": 1}},
         "student": mobilenet,
         "distill": {"kdr": {}},
         "training": {**training, "epochs": 2},
     }
     search = {"trials": 2, "parameters": {"distill.kdr.weight": {"float": [0.1, 50], "log": True}}}
-    study.write_text(json.dumps({"study": "s", "trial": trial, "search": search, "resources": {"max_concurrent": 1}}))
+    study.write_text(
+        json.dumps(
+            {"study": "s", "trial": trial, "search": search, "resources": {"max_concurrent": 1}}
+        )
+    )
 
     def run(place: Storage, meanwhile: Callable[[], None] = lambda: None) -> str:
-        command = [sys.executable, Path(kdr.__file__).parents[1] / "orchestrate.py", "run", study, "--storage", place.root]
-        with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=tmp_path) as process:
+        command = [
+            sys.executable,
+            Path(kdr.__file__).parents[1] / "orchestrate.py",
+            "run",
+            study,
+            "--storage",
+            place.root,
+        ]
+        with subprocess.Popen(
+            list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=tmp_path
+        ) as process:
             meanwhile()
             text = process.communicate()[0].decode()
         assert process.returncode == 0, text
@@ -69,7 +91,14 @@ def test_a_study_runs_in_a_bucket_that_is_away_for_a_minute_and_again_does_nothi
     assert read_log(storage).states() == states
     assert listed(storage.drivers("s")) == []
     assert len(listed(storage.preflight("s"), "*.png")) > 0
-    assert {path.name for path in listed(storage.root)} == {"log", "trials", "teachers", "preflight", "drivers", "writable"}
+    assert {path.name for path in listed(storage.root)} == {
+        "log",
+        "trials",
+        "teachers",
+        "preflight",
+        "drivers",
+        "writable",
+    }
     assert not (tmp_path / "runs").exists()
 
     undisturbed = Storage.at(tmp_path / "undisturbed")

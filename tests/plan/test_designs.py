@@ -1,4 +1,5 @@
-"""The arms of each design: which there are, what they change, and in which order they are trained."""
+"""The arms of each design: which there are, what they change, and in which order they are
+trained."""
 
 import math
 from collections.abc import Mapping
@@ -18,7 +19,10 @@ FACTORS: dict[str, Any] = {
     "review": {"off": {"distill.kdr.review_links": [], "distill.kdr.attention": "none"}},
     "weight": {"low": {"distill.kdr.weight": 1.0}, "high": {"distill.kdr.weight": 10.0}},
 }
-SWITCHES: dict[str, Any] = {name: {"off": {f"distill.kdr.{name}": "none"}} for name in ("attention", "masks", "normalisation")}
+SWITCHES: dict[str, Any] = {
+    name: {"off": {f"distill.kdr.{name}": "none"}}
+    for name in ("attention", "masks", "normalisation")
+}
 
 
 def ablation_with(**settings: Any) -> Ablation:
@@ -31,7 +35,12 @@ def names(ablation: Ablation) -> list[str]:
 
 @pytest.mark.parametrize("design", ["leave_one_out", "one_at_a_time"])
 def test_each_level_of_each_factor_is_changed_alone(design: str) -> None:
-    assert names(ablation_with(design=design)) == [BASELINE, "review=off", "weight=low", "weight=high"]
+    assert names(ablation_with(design=design)) == [
+        BASELINE,
+        "review=off",
+        "weight=low",
+        "weight=high",
+    ]
 
 
 def test_a_factorial_has_every_combination() -> None:
@@ -47,7 +56,13 @@ def test_a_factorial_has_every_combination() -> None:
 
 def test_factors_are_put_back_one_by_one_into_nothing() -> None:
     arms = arms_of(ablation_with(design="add_one_in", factors=SWITCHES))
-    assert [arm.name for arm in arms] == ["nothing", "+attention", "+masks", "+normalisation", BASELINE]
+    assert [arm.name for arm in arms] == [
+        "nothing",
+        "+attention",
+        "+masks",
+        "+normalisation",
+        BASELINE,
+    ]
     assert [arm.is_reference for arm in arms] == [True, False, False, False, False]
     assert arms[0].changed_levels == dict.fromkeys(SWITCHES, "off")
     assert arms[1].levels == {"attention": BASELINE, "masks": "off", "normalisation": "off"}
@@ -55,7 +70,13 @@ def test_factors_are_put_back_one_by_one_into_nothing() -> None:
 
 
 def test_arms_can_be_listed() -> None:
-    arms = arms_of(ablation_with(design="arms", factors={}, arms={"plain": {"distill": {}}, "paper": {"training.lr": 0.1}}))
+    arms = arms_of(
+        ablation_with(
+            design="arms",
+            factors={},
+            arms={"plain": {"distill": {}}, "paper": {"training.lr": 0.1}},
+        )
+    )
     assert [(arm.name, arm.levels, arm.changes) for arm in arms] == [
         (BASELINE, {}, {}),
         ("plain", {}, {"distill": {}}),
@@ -80,14 +101,21 @@ def test_an_arm_has_the_changes_of_the_baseline_and_its_own_over_them() -> None:
         (({"ab": 1}, {"a": 2}), {"ab": 1, "a": 2}),
     ],
 )
-def test_a_changed_group_drops_what_was_changed_inside_it_before(groups: Any, expected: Mapping[str, Any]) -> None:
+def test_a_changed_group_drops_what_was_changed_inside_it_before(
+    groups: Any, expected: Mapping[str, Any]
+) -> None:
     assert combined(*groups) == expected
 
 
 def test_named_cells_are_left_out_with_all_that_have_them() -> None:
     factors = FACTORS | {"masks": SWITCHES["masks"]}
-    ablation = ablation_with(design="factorial", factors=factors, leave_out=[{"review": "off", "weight": "low"}])
-    assert [arm.name for arm in left_out_arms(ablation)] == ["review=off, weight=low", "review=off, weight=low, masks=off"]
+    ablation = ablation_with(
+        design="factorial", factors=factors, leave_out=[{"review": "off", "weight": "low"}]
+    )
+    assert [arm.name for arm in left_out_arms(ablation)] == [
+        "review=off, weight=low",
+        "review=off, weight=low, masks=off",
+    ]
     assert len(arms_of(ablation)) == 2 * 3 * 2 - 2
 
 
@@ -98,7 +126,11 @@ def test_the_baseline_can_be_named_as_a_level() -> None:
 
 def test_all_arms_of_a_seed_come_before_the_next_seed() -> None:
     points = [(arm.name, point["seed"]) for arm, point in arm_points(ablation_with(seeds=[7, 3]))]
-    assert points == [(name, seed) for seed in (7, 3) for name in (BASELINE, "review=off", "weight=low", "weight=high")]
+    assert points == [
+        (name, seed)
+        for seed in (7, 3)
+        for name in (BASELINE, "review=off", "weight=low", "weight=high")
+    ]
 
 
 levels_of_factors = st.lists(st.integers(1, 3), min_size=1, max_size=4)
@@ -117,19 +149,29 @@ def with_factors(num_levels: list[int], **settings: Any) -> Ablation:
 def test_the_number_of_arms_follows_from_the_levels(num_levels: list[int]) -> None:
     for design in ("leave_one_out", "one_at_a_time"):
         assert len(arms_of(with_factors(num_levels, design=design))) == 1 + sum(num_levels)
-    assert len(arms_of(with_factors(num_levels, design="factorial"))) == math.prod(1 + number for number in num_levels)
+    assert len(arms_of(with_factors(num_levels, design="factorial"))) == math.prod(
+        1 + number for number in num_levels
+    )
     switches = [1] * len(num_levels)
     assert len(arms_of(with_factors(switches, design="add_one_in"))) == 2 + len(switches)
 
 
-@given(levels_of_factors, st.sampled_from(["leave_one_out", "one_at_a_time", "factorial", "add_one_in"]))
-def test_every_arm_differs_from_the_baseline_in_exactly_its_factors(num_levels: list[int], design: str) -> None:
+@given(
+    levels_of_factors,
+    st.sampled_from(["leave_one_out", "one_at_a_time", "factorial", "add_one_in"]),
+)
+def test_every_arm_differs_from_the_baseline_in_exactly_its_factors(
+    num_levels: list[int], design: str
+) -> None:
     num_levels = [1] * len(num_levels) if design == "add_one_in" else num_levels
     ablation = with_factors(num_levels, design=design)
     arms = arms_of(ablation)
     assert [arm.name for arm in arms].count(BASELINE) == 1
     assert [arm for arm in arms if arm.is_reference] == [arms[0]]
-    assert len({tuple(arm.levels.items()) for arm in arms}) == len(arms) or (design, len(num_levels)) == ("add_one_in", 1)
+    assert len({tuple(arm.levels.items()) for arm in arms}) == len(arms) or (
+        design,
+        len(num_levels),
+    ) == ("add_one_in", 1)
     for arm in arms:
         assert arm.levels.keys() == ablation.factors.keys()
         own = [ablation.factors[factor][level] for factor, level in arm.changed_levels.items()]
@@ -137,21 +179,34 @@ def test_every_arm_differs_from_the_baseline_in_exactly_its_factors(num_levels: 
 
 
 @given(levels_of_factors, st.data())
-def test_leaving_out_removes_exactly_the_cells_that_have_the_named_levels(num_levels: list[int], data: st.DataObject) -> None:
+def test_leaving_out_removes_exactly_the_cells_that_have_the_named_levels(
+    num_levels: list[int], data: st.DataObject
+) -> None:
     factors = with_factors(num_levels).factors
     named = data.draw(st.sets(st.sampled_from(sorted(factors)), min_size=1))
-    cell = {factor: data.draw(st.sampled_from([BASELINE, *factors[factor]])) for factor in sorted(named)}
+    cell = {
+        factor: data.draw(st.sampled_from([BASELINE, *factors[factor]])) for factor in sorted(named)
+    }
     ablation = with_factors(num_levels, design="factorial", leave_out=[cell])
-    all_arms, kept = {arm.name for arm in designed_arms(ablation)}, {arm.name for arm in arms_of(ablation)}
+    all_arms = {arm.name for arm in designed_arms(ablation)}
+    kept = {arm.name for arm in arms_of(ablation)}
     gone = {arm.name for arm in left_out_arms(ablation)}
     assert kept | gone == all_arms
     assert not kept & gone
-    assert len(gone) == math.prod(1 + number for factor, number in zip(factors, num_levels, strict=True) if factor not in cell)
+    assert len(gone) == math.prod(
+        1 + number for factor, number in zip(factors, num_levels, strict=True) if factor not in cell
+    )
 
 
 def test_settings_without_effect_do_not_tell_trials_apart() -> None:
-    trial = {"data": {"dataset": "shapes"}, "teacher": {"training": {"epochs": 2}}, "distill": {"kdr": {"review_links": []}}}
+    trial = {
+        "data": {"dataset": "shapes"},
+        "teacher": {"training": {"epochs": 2}},
+        "distill": {"kdr": {"review_links": []}},
+    }
     study = study_from({"study": "s", "trial": trial}, folder=Path("/"))
-    one, other = (study.trial_with({"distill.kdr.attention": attention}) for attention in ("none", "both"))
+    one, other = (
+        study.trial_with({"distill.kdr.attention": attention}) for attention in ("none", "both")
+    )
     assert identity(one) == identity(other)
     assert identity(one) != identity(study.trial_with({"distill.kdr.weight": 9}))

@@ -54,7 +54,9 @@ def test_known_trials_and_teachers_are_counted() -> None:
     study = study_with({})
     teacher = study.base.teacher_trial()
     assert teacher is not None
-    plan = expand_study(study, make_trial=make, known=keys_of(study, {}) | {make(teacher).key, "another"})
+    plan = expand_study(
+        study, make_trial=make, known=keys_of(study, {}) | {make(teacher).key, "another"}
+    )
     assert (plan.num_known, plan.teacher_known) == (1, True)
 
 
@@ -64,25 +66,38 @@ def test_without_the_data_at_hand_nothing_is_said_about_known_trials() -> None:
 
 
 def test_a_grid_is_counted_cell_by_cell() -> None:
-    study = study_with({"search": {"sampler": "grid", "parameters": CHOICE | {"seed": {"int": [0, 2]}}}})
+    study = study_with(
+        {"search": {"sampler": "grid", "parameters": CHOICE | {"seed": {"int": [0, 2]}}}}
+    )
     known = keys_of(study, {"seed": 1, "distill.kdr.attention": "none"}, {"seed": 9})
     plan = expand_study(study, make_trial=make, known=known)
     assert (plan.num_trials, plan.num_cells, plan.num_certain, plan.num_known) == (6, 6, 6, 1)
 
 
 def test_a_search_is_sure_of_its_enqueued_trials_alone() -> None:
-    study = study_with(search(CHOICE | {"distill.kdr.weight": {"float": [1, 9]}}, enqueue=[{"distill.kdr.weight": 5}]))
+    study = study_with(
+        search(
+            CHOICE | {"distill.kdr.weight": {"float": [1, 9]}}, enqueue=[{"distill.kdr.weight": 5}]
+        )
+    )
     plan = expand_study(study, make_trial=make, known=keys_of(study, {"distill.kdr.weight": 5.0}))
     assert (plan.num_trials, plan.num_cells, plan.num_certain, plan.num_known) == (8, None, 1, 1)
 
 
-@pytest.mark.parametrize(("settings", "expected"), [({"trials": 8}, 2), ({"trials": 1}, 1), ({"trials": None, "hours": 1}, 2)])
-def test_a_search_never_has_more_trials_than_its_space_has_points(settings: dict[str, Any], expected: int) -> None:
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({"trials": 8}, 2), ({"trials": 1}, 1), ({"trials": None, "hours": 1}, 2)],
+)
+def test_a_search_never_has_more_trials_than_its_space_has_points(
+    settings: dict[str, Any], expected: int
+) -> None:
     assert expand_study(study_with(search(CHOICE, **settings))).num_trials == expected
 
 
 def test_only_hours_leave_the_number_of_trials_open() -> None:
-    study = study_with({"search": {"hours": 2, "parameters": {"distill.kdr.weight": {"float": [1, 9]}}}})
+    study = study_with(
+        {"search": {"hours": 2, "parameters": {"distill.kdr.weight": {"float": [1, 9]}}}}
+    )
     assert expand_study(study).num_trials is None
 
 
@@ -94,7 +109,10 @@ def test_parameters_are_told_with_range_and_condition() -> None:
         "training.clip_norm": {"choice": [None, 35]},
         "distill.kdr.attention": {
             "choice": ["none", "both"],
-            "when": {"distill.kdr.review_links": "not empty", "distill.kdr.fusion": ["gated", "residual"]},
+            "when": {
+                "distill.kdr.review_links": "not empty",
+                "distill.kdr.fusion": ["gated", "residual"],
+            },
         },
     }
     assert expand_study(study_with(search(parameters))).parameters == (
@@ -118,7 +136,10 @@ def test_parameters_are_told_with_range_and_condition() -> None:
             search(CHOICE) | {"trial.data.search_split": 0},
             "trial.data.search_split: is 0, so that the search selects on the validation",
         ),
-        (search({"seed": {"int": [0, 99]}}), "search.parameters.seed: a search over seeds selects luck"),
+        (
+            search({"seed": {"int": [0, 99]}}),
+            "search.parameters.seed: a search over seeds selects luck",
+        ),
         (
             search({"seed": {"int": [0, 9]}, **CHOICE}, trials=99),
             "search.trials: 99 is more than the 20 points of the space",
@@ -128,10 +149,17 @@ def test_parameters_are_told_with_range_and_condition() -> None:
             "search.stop_early.asha.grace_epochs: 12 is not below the 12 epochs of a trial",
         ),
         (
-            search({"training.epochs": {"int": [2, 4]}}, trials=2, stop_early={"median": {"grace_epochs": 4}}),
+            search(
+                {"training.epochs": {"int": [2, 4]}},
+                trials=2,
+                stop_early={"median": {"grace_epochs": 4}},
+            ),
             "search.stop_early.median.grace_epochs: 4 is not below the 4 epochs of a trial",
         ),
-        ({"trial.training.batch_size": 81}, "trial.training.batch_size: 81 is more than the 80 training images"),
+        (
+            {"trial.training.batch_size": 81},
+            "trial.training.batch_size: 81 is more than the 80 training images",
+        ),
         (
             {"trial.student.backbone": "resnet34"},
             "trial.teacher.backbone: resnet18 is smaller than the student's resnet34",
@@ -158,13 +186,21 @@ def test_what_is_in_order_is_not_warned_of(changes: dict[str, Any]) -> None:
 
 
 def ablation(**settings: Any) -> dict[str, Any]:
-    factors = {"weight": {"low": {"distill.kdr.weight": 1}}, "attention": {"off": {"distill.kdr.attention": "none"}}}
-    return {"trial.data.search_split": 0, "ablation": {"factors": factors, "seeds": [5, 6], **settings}}
+    factors = {
+        "weight": {"low": {"distill.kdr.weight": 1}},
+        "attention": {"off": {"distill.kdr.attention": "none"}},
+    }
+    return {
+        "trial.data.search_split": 0,
+        "ablation": {"factors": factors, "seeds": [5, 6], **settings},
+    }
 
 
 def test_an_ablation_is_arms_by_seeds_of_which_known_ones_are_counted() -> None:
     study = study_with(ablation())
-    known = keys_of(study, {"seed": 5}, {"seed": 5, "distill.kdr.weight": 1}, {"seed": 6}, {"seed": 7})
+    known = keys_of(
+        study, {"seed": 5}, {"seed": 5, "distill.kdr.weight": 1}, {"seed": 6}, {"seed": 7}
+    )
     plan = expand_study(study, make_trial=make, known=known)
     assert (plan.num_trials, plan.num_certain, plan.num_known, plan.warnings) == (6, 6, 3, ())
     assert [(arm.name, arm.num_known, arm.is_reference) for arm in plan.arms] == [
@@ -178,7 +214,10 @@ def test_an_ablation_is_arms_by_seeds_of_which_known_ones_are_counted() -> None:
 def test_arms_that_are_the_same_trial_are_counted_once_and_named() -> None:
     factors = {
         "review": {"off": {"distill.kdr.review_links": []}},
-        "attention": {"spatial": {"distill.kdr.attention": "spatial"}, "off": {"distill.kdr.attention": "none"}},
+        "attention": {
+            "spatial": {"distill.kdr.attention": "spatial"},
+            "off": {"distill.kdr.attention": "none"},
+        },
     }
     plan = expand_study(study_with(ablation(factors=factors, design="factorial")), make_trial=make)
     assert {arm.name: arm.same_as for arm in plan.arms if arm.same_as} == {
@@ -191,17 +230,26 @@ def test_arms_that_are_the_same_trial_are_counted_once_and_named() -> None:
 def test_left_out_arms_are_named() -> None:
     cell = {"weight": "low", "attention": "off"}
     plan = expand_study(study_with(ablation(design="factorial", leave_out=[cell])))
-    assert (plan.left_out, len(plan.arms), plan.warnings) == (("weight=low, attention=off",), 3, ())
+    assert (plan.left_out, len(plan.arms), plan.warnings) == (
+        ("weight=low, attention=off",),
+        3,
+        (),
+    )
 
 
 def test_the_plan_of_an_ablation_shows_its_baseline_and_the_teachers_of_all_arms() -> None:
-    study = study_with(ablation(baseline={"distill": {}}, factors={"kdr": {"on": {"distill": {"kdr": {}}}}}))
+    study = study_with(
+        ablation(baseline={"distill": {}}, factors={"kdr": {"on": {"distill": {"kdr": {}}}}})
+    )
     plan = expand_study(study, make_trial=make)
     assert plan.base.distill.methods() == {}
     assert plan.teacher == study.base.teacher_trial()
     factors = {"teacher": {"long": {"teacher.training.epochs": 9}}}
     study = study_with(ablation(factors=factors))
-    teachers = [study.trial_with(changes).teacher_trial() for changes in ({}, {"teacher.training.epochs": 9})]
+    teachers = [
+        study.trial_with(changes).teacher_trial()
+        for changes in ({}, {"teacher.training.epochs": 9})
+    ]
     short, long = (make(teacher).key for teacher in teachers if teacher is not None)
     assert expand_study(study, make_trial=make, known={short}).teacher_known is False
     assert expand_study(study, make_trial=make, known={short, long}).teacher_known is True
@@ -210,8 +258,17 @@ def test_the_plan_of_an_ablation_shows_its_baseline_and_the_teachers_of_all_arms
 @pytest.mark.parametrize(
     ("changes", "warning"),
     [
-        (ablation(seeds=[1]), "ablation.seeds: is one seed, which leaves differences without intervals. Name at least 2"),
-        (ablation() | {"trial.data.search_split": 10}, "trial.data.search_split: is 10, so that the arms are compared on images"),
+        (
+            ablation(seeds=[1]),
+            (
+                "ablation.seeds: is one seed, which leaves differences without intervals. Name at "
+                "least 2"
+            ),
+        ),
+        (
+            ablation() | {"trial.data.search_split": 10},
+            "trial.data.search_split: is 10, so that the arms are compared on images",
+        ),
         (
             ablation(leave_out=[{"weight": "low", "attention": "off"}]),
             "ablation.leave_out.0: leaves nothing out of the design leave_one_out",
@@ -224,12 +281,17 @@ def test_what_looks_wrong_in_an_ablation_is_told(changes: dict[str, Any], warnin
 
 
 def test_an_arm_that_cannot_run_has_no_plan() -> None:
-    with pytest.raises(ConfigError, match=r"ablation\.factors\.weight\.low\.distill\.kdr\.weight: must be .*, got -1"):
+    with pytest.raises(
+        ConfigError,
+        match=r"ablation\.factors\.weight\.low\.distill\.kdr\.weight: must be .*, got -1",
+    ):
         expand_study(study_with(ablation(factors={"weight": {"low": {"distill.kdr.weight": -1}}})))
 
 
 def test_a_space_that_cannot_run_has_no_plan() -> None:
-    with pytest.raises(ConfigError, match=r"search\.parameters\.training\.lr: must be greater than 0, got 0"):
+    with pytest.raises(
+        ConfigError, match=r"search\.parameters\.training\.lr: must be greater than 0, got 0"
+    ):
         expand_study(study_with(search({"training.lr": {"float": [0, 1]}})))
 
 

@@ -17,7 +17,10 @@ PARAMETERS = {
     "training.epochs": {"int": [2, 4]},
     "distill.kdr.review_links": {"subset": ["P4->P3", "P5->P4"]},
     "distill.kdr.pyramid_scales": {"choice": [["full"], ["full", 4]]},
-    "distill.kdr.attention": {"choice": ["none", "both"], "when": {"distill.kdr.review_links": "not empty"}},
+    "distill.kdr.attention": {
+        "choice": ["none", "both"],
+        "when": {"distill.kdr.review_links": "not empty"},
+    },
 }
 POINT: Point = {
     "distill.kdr.weight": 2.5,
@@ -49,8 +52,13 @@ def test_every_point_of_the_space_is_given_back_as_it_is(point: Point) -> None:
 
 
 def test_values_come_back_in_the_types_and_the_order_of_a_draw() -> None:
-    point = point_of(SPACE, POINT | {"distill.kdr.weight": 2, "distill.kdr.review_links": ("P5->P4", "P4->P3")})
-    assert point == POINT | {"distill.kdr.weight": 2.0, "distill.kdr.review_links": ["P4->P3", "P5->P4"]}
+    point = point_of(
+        SPACE, POINT | {"distill.kdr.weight": 2, "distill.kdr.review_links": ("P5->P4", "P4->P3")}
+    )
+    assert point == POINT | {
+        "distill.kdr.weight": 2.0,
+        "distill.kdr.review_links": ["P4->P3", "P5->P4"],
+    }
     assert isinstance(point["distill.kdr.weight"], float)
 
 
@@ -62,15 +70,27 @@ def test_values_come_back_in_the_types_and_the_order_of_a_draw() -> None:
         ({"distill.kdr.weight": True}, r"weight: must lie in \[1.0, 5.0\], got True"),
         ({"distill.kdr.weight": "2"}, r"weight: must lie in \[1.0, 5.0\], got '2'"),
         ({"training.epochs": 2.5}, r"training\.epochs: must be a whole number, got 2.5"),
-        ({"distill.kdr.pyramid_scales": ["full", 2]}, r"pyramid_scales: must be one of \[\['full'\], \['full', 4\]\], got"),
+        (
+            {"distill.kdr.pyramid_scales": ["full", 2]},
+            r"pyramid_scales: must be one of \[\['full'\], \['full', 4\]\], got",
+        ),
         (
             {"distill.kdr.review_links": "all"},
             r"review_links: must be a list of members of \['P4->P3', 'P5->P4'\], each once, got",
         ),
-        ({"distill.kdr.review_links": ["P7->P6"]}, r"review_links: must be a list of members of .*, got \['P7->P6'\]"),
+        (
+            {"distill.kdr.review_links": ["P7->P6"]},
+            r"review_links: must be a list of members of .*, got \['P7->P6'\]",
+        ),
         ({"distill.kdr.review_links": ["P4->P3"] * 2}, r"review_links: .* each once, got"),
-        ({"distill.kdr.review_links": []}, r"attention: must be left out where its `when` does not hold, got 'both'"),
-        ({"seed": 1}, r"^seed: must be one of the searched parameters distill\.kdr\.weight, .*, got 1$"),
+        (
+            {"distill.kdr.review_links": []},
+            r"attention: must be left out where its `when` does not hold, got 'both'",
+        ),
+        (
+            {"seed": 1},
+            r"^seed: must be one of the searched parameters distill\.kdr\.weight, .*, got 1$",
+        ),
     ],
 )
 def test_a_value_outside_the_space_is_refused_with_its_range(change: Point, message: str) -> None:
@@ -85,28 +105,47 @@ def test_a_missing_value_is_refused() -> None:
 
 def test_too_small_a_subset_is_refused_rather_than_mended() -> None:
     parameters = {"distill.kdr.pyramid_scales": {"subset": ["full", 4, 2], "at_least": 2}}
-    content = {"study": "s", "trial": {"data": {"dataset": "shapes"}}, "search": {"trials": 1, "parameters": parameters}}
+    content = {
+        "study": "s",
+        "trial": {"data": {"dataset": "shapes"}},
+        "search": {"trials": 1, "parameters": parameters},
+    }
     with pytest.raises(OutsideSpaceError, match="each once and 2 or more of them, got"):
-        point_of(space_of(study_from(content, folder=Path("/"))), {"distill.kdr.pyramid_scales": [4]})
+        point_of(
+            space_of(study_from(content, folder=Path("/"))), {"distill.kdr.pyramid_scales": [4]}
+        )
 
 
 def test_parameters_that_an_enqueued_entry_leaves_out_take_the_trials_values() -> None:
     study = study_with([{"distill.kdr.weight": 4}, {"distill.kdr.review_links": []}])
     first, second = enqueued_points(study, space_of(study))
     assert first == POINT | {"distill.kdr.weight": 4.0}
-    assert second == {name: value for name, value in POINT.items() if name != "distill.kdr.attention"} | {
+    assert second == {
+        name: value for name, value in POINT.items() if name != "distill.kdr.attention"
+    } | {
         "distill.kdr.review_links": [],
         "distill.kdr.weight": 3.0,
     }
 
 
 def test_an_enqueued_entry_takes_its_defaults_from_its_own_preset() -> None:
-    parameters = {"distill.kdr.preset": {"choice": ["kdr", "kdr-paper"]}, "distill.kdr.fusion": {"choice": ["residual", "gated"]}}
+    parameters = {
+        "distill.kdr.preset": {"choice": ["kdr", "kdr-paper"]},
+        "distill.kdr.fusion": {"choice": ["residual", "gated"]},
+    }
     study = study_from(
         {
             "study": "s",
-            "trial": {"data": {"dataset": "shapes"}, "teacher": {"training": {}}, "distill": {"kdr": {}}},
-            "search": {"trials": 1, "parameters": parameters, "enqueue": [{"distill.kdr.preset": "kdr-paper"}]},
+            "trial": {
+                "data": {"dataset": "shapes"},
+                "teacher": {"training": {}},
+                "distill": {"kdr": {}},
+            },
+            "search": {
+                "trials": 1,
+                "parameters": parameters,
+                "enqueue": [{"distill.kdr.preset": "kdr-paper"}],
+            },
         },
         folder=Path("/"),
     )
@@ -115,11 +154,16 @@ def test_an_enqueued_entry_takes_its_defaults_from_its_own_preset() -> None:
 
 
 def test_every_enqueued_entry_outside_the_space_is_named() -> None:
-    study = study_with([{"distill.kdr.weight": 9}, {"distill.kdr.wieght": 2}, {"training.epochs": "many"}, {}], weight=0.5)
+    study = study_with(
+        [{"distill.kdr.weight": 9}, {"distill.kdr.wieght": 2}, {"training.epochs": "many"}, {}],
+        weight=0.5,
+    )
     with pytest.raises(ConfigError) as caught:
         enqueued_points(study, space_of(study))
     problems = caught.value.problems
     assert problems[0] == "search.enqueue.0.distill.kdr.weight: must lie in [1.0, 5.0], got 9"
-    assert problems[1].startswith("search.enqueue.1.distill.kdr.wieght: must be one of the searched parameters")
+    assert problems[1].startswith(
+        "search.enqueue.1.distill.kdr.wieght: must be one of the searched parameters"
+    )
     assert problems[2] == "search.enqueue.2.training.epochs: must be a whole number, got 'many'"
     assert problems[3] == "search.enqueue.3.distill.kdr.weight: must lie in [1.0, 5.0], got 0.5"

@@ -16,7 +16,10 @@ STUDY: dict[str, Any] = {
         "distill": {"kdr": {}},
     },
     "ablation": {
-        "factors": {"images": {"few": {"data.num_train": 64}}, "start": {"own": {"student.backbone_weights": "mine.pt"}}},
+        "factors": {
+            "images": {"few": {"data.num_train": 64}},
+            "start": {"own": {"student.backbone_weights": "mine.pt"}},
+        },
         "design": "leave_one_out",
         "seeds": [0, 1],
     },

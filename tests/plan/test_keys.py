@@ -60,17 +60,28 @@ CHANGES_THAT_MATTER: list[tuple[str, Any]] = [
 ]
 
 
-def key(content: dict[str, Any], *, data_id: str = "data", workers: int = 1, weights_id: Any = "id of {}".format) -> str:
+def key(
+    content: dict[str, Any],
+    *,
+    data_id: str = "data",
+    workers: int = 1,
+    weights_id: Any = "id of {}".format,
+) -> str:
     config = validated(TrialConfig, content)
     return make_trial(config, data_id=data_id, weights_id=weights_id, workers=workers).key
 
 
 def shuffled(value: Any, chance: random.Random) -> Any:
-    """The same settings, written in another order, whole numbers with a decimal point or without."""
+    """The same settings, written in another order, whole numbers with a decimal point or
+    without."""
     if isinstance(value, dict):
         names = chance.sample(sorted(value), len(value))
         return {name: shuffled(value[name], chance) for name in names}
-    return int(value) if isinstance(value, float) and value.is_integer() and chance.random() < 0.5 else value
+    return (
+        int(value)
+        if isinstance(value, float) and value.is_integer() and chance.random() < 0.5
+        else value
+    )
 
 
 def test_a_key_is_20_hexadecimal_characters() -> None:
@@ -83,7 +94,9 @@ def test_a_key_is_the_same_in_every_process_and_version() -> None:
 
 
 @given(st.lists(st.sampled_from(CHANGES_THAT_MATTER), max_size=4), st.randoms())
-def test_order_and_spelling_do_not_change_a_key(changes: list[tuple[str, Any]], chance: random.Random) -> None:
+def test_order_and_spelling_do_not_change_a_key(
+    changes: list[tuple[str, Any]], chance: random.Random
+) -> None:
     content = changed(TRIAL, dict(changes))
     assert key(shuffled(content, chance)) == key(content)
 
@@ -92,7 +105,9 @@ def test_whole_and_real_numbers_of_one_value_give_one_key() -> None:
     assert key(changed(TRIAL, {"training.lr": 1})) == key(changed(TRIAL, {"training.lr": 1.0}))
 
 
-@pytest.mark.parametrize(("path", "value"), CHANGES_THAT_MATTER, ids=[path for path, _ in CHANGES_THAT_MATTER])
+@pytest.mark.parametrize(
+    ("path", "value"), CHANGES_THAT_MATTER, ids=[path for path, _ in CHANGES_THAT_MATTER]
+)
 def test_every_setting_that_changes_numbers_changes_the_key(path: str, value: Any) -> None:
     assert key(changed(TRIAL, {path: value})) != key(TRIAL)
 
@@ -108,7 +123,9 @@ def test_data_and_number_of_workers_are_in_the_key() -> None:
 
 def test_workers_train_the_teacher_too() -> None:
     config = validated(TrialConfig, TRIAL)
-    one, two = (make_trial(config, data_id="data", weights_id=str, workers=workers) for workers in (1, 2))
+    one, two = (
+        make_trial(config, data_id="data", weights_id=str, workers=workers) for workers in (1, 2)
+    )
     assert one.teacher_id != two.teacher_id
 
 
@@ -131,7 +148,9 @@ def test_what_does_not_change_numbers_does_not_change_the_key(path: str, value: 
 
 
 def test_settings_of_training_that_came_later_are_left_out_where_they_are_unset() -> None:
-    assert {"bias_lr_factor", "bias_weight_decay", "micro_batch"}.isdisjoint(TrainingConfig().canonical())
+    assert {"bias_lr_factor", "bias_weight_decay", "micro_batch"}.isdisjoint(
+        TrainingConfig().canonical()
+    )
     assert TrainingConfig().canonical()["step_epochs"] is None
 
 
@@ -155,15 +174,22 @@ def test_a_trial_written_out_and_read_again_keeps_its_key() -> None:
         ({"distill.kdr.masks": "none"}, {"distill.kdr.mask_values": "binary"}),
     ],
 )
-def test_settings_without_effect_beside_others_are_not_in_the_key(off: dict[str, Any], without_effect: dict[str, Any]) -> None:
+def test_settings_without_effect_beside_others_are_not_in_the_key(
+    off: dict[str, Any], without_effect: dict[str, Any]
+) -> None:
     assert key(changed(TRIAL, off | without_effect)) == key(changed(TRIAL, off))
     assert key(changed(TRIAL, without_effect)) != key(TRIAL)
 
 
-@pytest.mark.parametrize("teacher", [None, {"backbone": "resnet152", "weights": "w.pt"}, {"training": {"epochs": 1}, "seed": 5}])
+@pytest.mark.parametrize(
+    "teacher",
+    [None, {"backbone": "resnet152", "weights": "w.pt"}, {"training": {"epochs": 1}, "seed": 5}],
+)
 def test_without_distillation_the_teacher_is_not_in_the_key(teacher: Any) -> None:
     trial = make_trial(
-        validated(TrialConfig, changed(TRIAL, {"distill": {}, "teacher": teacher})), data_id="data", weights_id=str
+        validated(TrialConfig, changed(TRIAL, {"distill": {}, "teacher": teacher})),
+        data_id="data",
+        weights_id=str,
     )
     assert trial.key == key(changed(TRIAL, {"distill": {}}))
     assert trial.teacher_id is None
@@ -178,17 +204,29 @@ def test_a_trained_teacher_is_known_by_the_key_of_its_own_trial() -> None:
 
 
 def test_students_of_every_kind_share_one_trained_teacher() -> None:
-    changes = [{"seed": 3}, {"student.backbone": "resnet18"}, {"distill.kdr.weight": 9}, {"training.epochs": 2}]
-    trials = [make_trial(validated(TrialConfig, changed(TRIAL, change)), data_id="d", weights_id=str) for change in changes]
+    changes = [
+        {"seed": 3},
+        {"student.backbone": "resnet18"},
+        {"distill.kdr.weight": 9},
+        {"training.epochs": 2},
+    ]
+    trials = [
+        make_trial(validated(TrialConfig, changed(TRIAL, change)), data_id="d", weights_id=str)
+        for change in changes
+    ]
     assert len({trial.teacher_id for trial in trials}) == 1
     assert len({trial.key for trial in trials}) == 4
 
 
 def test_weights_count_by_their_content_and_not_by_their_place() -> None:
-    elsewhere = changed(WITH_WEIGHTS, {"teacher.weights": "copy/of/teacher.pt", "student.weights": None})
+    elsewhere = changed(
+        WITH_WEIGHTS, {"teacher.weights": "copy/of/teacher.pt", "student.weights": None}
+    )
     same_content = lambda _: "hash"  # noqa: E731
     assert key(elsewhere, weights_id=same_content) == key(WITH_WEIGHTS, weights_id=same_content)
-    assert key(WITH_WEIGHTS, weights_id=lambda _: "another") != key(WITH_WEIGHTS, weights_id=same_content)
+    assert key(WITH_WEIGHTS, weights_id=lambda _: "another") != key(
+        WITH_WEIGHTS, weights_id=same_content
+    )
 
 
 def test_how_far_a_frozen_teacher_would_be_trained_does_not_count() -> None:
@@ -209,7 +247,9 @@ def test_the_ap_that_a_frozen_teacher_is_said_to_have_does_not_count() -> None:
 def test_paths_of_the_data_are_not_in_the_key() -> None:
     def coco(root: str) -> dict[str, Any]:
         names = ("train_images", "train_annotations", "val_images", "val_annotations")
-        return changed(TRIAL, {"data": {"dataset": "coco", **{name: f"{root}/{name}" for name in names}}})
+        return changed(
+            TRIAL, {"data": {"dataset": "coco", **{name: f"{root}/{name}" for name in names}}}
+        )
 
     assert key(coco("/here")) == key(coco("/there"))
 

@@ -34,7 +34,12 @@ def study_with(parameters: dict[str, Any], **search: Any) -> Study:
         "distill": {"kdr": {}},
     }
     return study_from(
-        {"study": "s", "trial": trial, "search": {"trials": 8, "parameters": parameters, **search}}, folder=Path("/")
+        {
+            "study": "s",
+            "trial": trial,
+            "search": {"trials": 8, "parameters": parameters, **search},
+        },
+        folder=Path("/"),
     )
 
 
@@ -48,7 +53,9 @@ def answers(chance: st.DataObject) -> Any:
             return chance.draw(st.integers(*parameter.int_), label=path)
         if parameter.choice is not None:
             return chance.draw(st.sampled_from(parameter.choice), label=path)
-        return chance.draw(st.lists(st.sampled_from(parameter.subset or ()), unique=True), label=path)
+        return chance.draw(
+            st.lists(st.sampled_from(parameter.subset or ()), unique=True), label=path
+        )
 
     return suggest
 
@@ -56,12 +63,22 @@ def answers(chance: st.DataObject) -> Any:
 CONDITIONAL = study_with(
     {
         # written child first: the order of drawing is not the order of writing
-        "distill.kdr.attention": {"choice": ["none", "both"], "when": {"distill.kdr.review_links": "not empty"}},
-        "distill.kdr.fusion": {"choice": ["gated", "residual"], "when": {"distill.kdr.attention": ["both", "channel"]}},
+        "distill.kdr.attention": {
+            "choice": ["none", "both"],
+            "when": {"distill.kdr.review_links": "not empty"},
+        },
+        "distill.kdr.fusion": {
+            "choice": ["gated", "residual"],
+            "when": {"distill.kdr.attention": ["both", "channel"]},
+        },
         "distill.kdr.review_links": {"subset": LINKS[:2]},
         "distill.kdr.weight": {"float": [0.1, 50], "log": True, "points": 3},
         "distill.kdr.pyramid_scales": {"subset": SCALES, "at_least": 2},
-        "training.step_factor": {"float": [0.1, 0.5], "points": 2, "when": {"training.schedule": "cosine"}},
+        "training.step_factor": {
+            "float": [0.1, 0.5],
+            "points": 2,
+            "when": {"training.schedule": "cosine"},
+        },
     }
 )
 
@@ -72,7 +89,9 @@ def test_every_draw_honours_conditions_ranges_and_at_least(data: st.DataObject) 
     point = draw(space, answers(data))
     assert ("distill.kdr.attention" in point) == bool(point["distill.kdr.review_links"])
     base_attention = "both"
-    assert ("distill.kdr.fusion" in point) == (point.get("distill.kdr.attention", base_attention) == "both")
+    assert ("distill.kdr.fusion" in point) == (
+        point.get("distill.kdr.attention", base_attention) == "both"
+    )
     assert "training.step_factor" not in point
     assert len(point["distill.kdr.pyramid_scales"]) >= 2
     assert CONDITIONAL.trial_with(point).distill.kdr is not None
@@ -82,22 +101,31 @@ def test_a_parameter_is_drawn_after_those_that_its_conditions_name() -> None:
     space = space_of(CONDITIONAL)
     order = list(space.parameters)
     assert all(
-        order.index(other) < order.index(path) for path in order for other in space.parameters[path].when if other in order
+        order.index(other) < order.index(path)
+        for path in order
+        for other in space.parameters[path].when
+        if other in order
     )
 
 
 def test_a_parameter_that_is_not_drawn_counts_with_the_value_of_the_trial() -> None:
-    point = next(point for point in grid(space_of(CONDITIONAL)) if not point["distill.kdr.review_links"])
+    point = next(
+        point for point in grid(space_of(CONDITIONAL)) if not point["distill.kdr.review_links"]
+    )
     assert "distill.kdr.attention" not in point
     assert "distill.kdr.fusion" in point  # the trial's attention is `both`
 
 
 @given(
     st.lists(st.sampled_from("abcdef"), unique=True, min_size=1).flatmap(
-        lambda members: st.tuples(st.just(members), st.integers(0, len(members)), st.sets(st.sampled_from(members)))
+        lambda members: st.tuples(
+            st.just(members), st.integers(0, len(members)), st.sets(st.sampled_from(members))
+        )
     )
 )
-def test_a_mended_subset_keeps_what_was_drawn_and_adds_the_first_missing_members(case: tuple[list[str], int, set[str]]) -> None:
+def test_a_mended_subset_keeps_what_was_drawn_and_adds_the_first_missing_members(
+    case: tuple[list[str], int, set[str]],
+) -> None:
     members, at_least, drawn = case
     result = repaired(Parameter(subset=members, at_least=at_least), sorted(drawn))
     added = [member for member in members if member not in drawn][: max(0, at_least - len(drawn))]
@@ -125,7 +153,10 @@ def test_a_grid_leaves_out_what_is_not_drawn_and_has_no_duplicates() -> None:
     study = study_with(
         {
             "distill.kdr.review_links": {"subset": LINKS[:2]},
-            "distill.kdr.attention": {"choice": ["none", "spatial", "both"], "when": {"distill.kdr.review_links": "not empty"}},
+            "distill.kdr.attention": {
+                "choice": ["none", "spatial", "both"],
+                "when": {"distill.kdr.review_links": "not empty"},
+            },
         }
     )
     cells = list(grid(space_of(study)))
@@ -134,8 +165,12 @@ def test_a_grid_leaves_out_what_is_not_drawn_and_has_no_duplicates() -> None:
 
 
 @given(st.floats(1e-6, 1e3), st.floats(1.01, 1e6), st.integers(2, 9), st.booleans())
-def test_a_grid_of_reals_meets_both_ends_and_rises_inside(low: float, factor: float, points: int, log: bool) -> None:
-    study = study_with({"distill.kdr.weight": {"float": [low, low * factor], "points": points, "log": log}})
+def test_a_grid_of_reals_meets_both_ends_and_rises_inside(
+    low: float, factor: float, points: int, log: bool
+) -> None:
+    study = study_with(
+        {"distill.kdr.weight": {"float": [low, low * factor], "points": points, "log": log}}
+    )
     values = [cell["distill.kdr.weight"] for cell in grid(space_of(study))]
     assert (values[0], values[-1], len(values)) == (low, low * factor, points)
     assert all(one < other for one, other in itertools.pairwise(values))
@@ -156,13 +191,21 @@ def test_an_endless_space_has_no_number_of_cells() -> None:
         (Parameter(subset=("a", "b", "c"), at_least=2), [["a", "b"], ["a", "c"], ["a", "b", "c"]]),
     ],
 )
-def test_extremes_are_ends_members_and_smallest_and_largest_subsets(parameter: Parameter, expected: list[Any]) -> None:
+def test_extremes_are_ends_members_and_smallest_and_largest_subsets(
+    parameter: Parameter, expected: list[Any]
+) -> None:
     assert extremes(parameter) == expected
 
 
 def test_corners_are_all_combinations_of_extremes() -> None:
-    study = study_with({"distill.kdr.weight": {"float": [1, 2]}, "training.epochs": {"int": [1, 9]}})
-    expected: list[Point] = [{"distill.kdr.weight": weight, "training.epochs": epochs} for weight in (1, 2) for epochs in (1, 9)]
+    study = study_with(
+        {"distill.kdr.weight": {"float": [1, 2]}, "training.epochs": {"int": [1, 9]}}
+    )
+    expected: list[Point] = [
+        {"distill.kdr.weight": weight, "training.epochs": epochs}
+        for weight in (1, 2)
+        for epochs in (1, 9)
+    ]
     assert list(corners(space_of(study))) == expected
 
 

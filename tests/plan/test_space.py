@@ -14,7 +14,9 @@ from kdr.plan.space import check_space, points_to_try
 LINKS = {"subset": ["P4->P3", "P5->P4"]}
 
 
-def study_with(parameters: dict[str, Any], trial: dict[str, Any] | None = None, **search: Any) -> Study:
+def study_with(
+    parameters: dict[str, Any], trial: dict[str, Any] | None = None, **search: Any
+) -> Study:
     trial = {
         "data": {"dataset": "shapes"},
         "teacher": {"backbone": "resnet18", "training": {"epochs": 2}},
@@ -22,7 +24,12 @@ def study_with(parameters: dict[str, Any], trial: dict[str, Any] | None = None, 
         **(trial or {}),
     }
     return study_from(
-        {"study": "s", "trial": trial, "search": {"trials": 8, "parameters": parameters, **search}}, folder=Path("/")
+        {
+            "study": "s",
+            "trial": trial,
+            "search": {"trials": 8, "parameters": parameters, **search},
+        },
+        folder=Path("/"),
     )
 
 
@@ -40,7 +47,10 @@ def test_a_good_space_has_no_problems() -> None:
                 "distill.kdr.foreground_share": {"float": [0.05, 0.95]},
                 "distill.kdr.pyramid_scales": {"subset": ["full", 4, 2, 1], "at_least": 1},
                 "distill.kdr.review_links": {"subset": ["P4->P3", "P5->P4", "P6->P5", "P7->P6"]},
-                "distill.kdr.attention": {"choice": ["none", "both"], "when": {"distill.kdr.review_links": "not empty"}},
+                "distill.kdr.attention": {
+                    "choice": ["none", "both"],
+                    "when": {"distill.kdr.review_links": "not empty"},
+                },
             },
             enqueue=[{}, {"distill.kdr.weight": 5}],
         )
@@ -50,16 +60,23 @@ def test_a_good_space_has_no_problems() -> None:
 @pytest.mark.parametrize("method", DistillConfig.model_fields)
 def test_a_search_reaches_into_every_method(method: str) -> None:
     for trial in ({"distill": {}}, {"distill": {method: {}}}):
-        parameters = {f"distill.{method}.weight": {"float": [0.1, 50], "log": True}, f"distill.{method}.ramp": {"int": [0, 9]}}
+        parameters = {
+            f"distill.{method}.weight": {"float": [0.1, 50], "log": True},
+            f"distill.{method}.ramp": {"int": [0, 9]},
+        }
         check_space(study_with(parameters, trial))
     parameters = {f"distill.{method}.calibrate": {"float": [0.1, 2], "log": True}}
     check_space(study_with(parameters))
     (problem,) = problems_of(study_with({f"distill.{method}.wieght": {"float": [0.1, 50]}}))
-    assert problem.startswith(f"search.parameters.distill.{method}.wieght: no such setting. Did you mean 'weight'?")
+    assert problem.startswith(
+        f"search.parameters.distill.{method}.wieght: no such setting. Did you mean 'weight'?"
+    )
 
 
 def test_a_study_without_a_search_has_no_problems() -> None:
-    check_space(study_from({"study": "s", "trial": {"data": {"dataset": "shapes"}}}, folder=Path("/")))
+    check_space(
+        study_from({"study": "s", "trial": {"data": {"dataset": "shapes"}}}, folder=Path("/"))
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,18 +84,33 @@ def test_a_study_without_a_search_has_no_problems() -> None:
     [
         (
             {"distill.kdr.wieght": {"float": [1, 2]}},
-            "search.parameters.distill.kdr.wieght: no such setting. Did you mean 'weight'? Settings: ",
+            (
+                "search.parameters.distill.kdr.wieght: no such setting. Did you mean 'weight'? "
+                "Settings: "
+            ),
         ),
-        ({"distil.kdr.weight": {"float": [1, 2]}}, "search.parameters.distil: no such setting. Did you mean 'distill'?"),
+        (
+            {"distil.kdr.weight": {"float": [1, 2]}},
+            "search.parameters.distil: no such setting. Did you mean 'distill'?",
+        ),
         (
             {"distill.kdr.weight": {"float": [-1, 2]}},
             "search.parameters.distill.kdr.weight: must be greater than or equal to 0, got -1",
         ),
-        ({"training.epochs": {"float": [1.5, 2]}}, "search.parameters.training.epochs: must be a whole number, got 1.5"),
-        ({"training.epochs": {"int": [0, 2]}}, "search.parameters.training.epochs: must be greater than or equal to 1, got 0"),
+        (
+            {"training.epochs": {"float": [1.5, 2]}},
+            "search.parameters.training.epochs: must be a whole number, got 1.5",
+        ),
+        (
+            {"training.epochs": {"int": [0, 2]}},
+            "search.parameters.training.epochs: must be greater than or equal to 1, got 0",
+        ),
         (
             {"student.backbone": {"choice": ["resnet18", "resnet19"]}},
-            "search.parameters.student.backbone: must be 'resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', 'resnext",
+            (
+                "search.parameters.student.backbone: must be 'resnet18', 'resnet34', 'resnet50', "
+                "'resnet101', 'resnet152', 'resnext"
+            ),
         ),
         (
             {"distill.kdr.pyramid_scales": {"subset": ["full", 4]}},
@@ -86,21 +118,33 @@ def test_a_study_without_a_search_has_no_problems() -> None:
         ),
         (
             {"distill.kdr.review_links": {"subset": ["P4->P3", "P9->P8"]}},
-            "search.parameters.distill.kdr.review_links: retinanet has the links P4->P3, P5->P4, P6->P5, P7->P6, got P9->P8",
+            (
+                "search.parameters.distill.kdr.review_links: retinanet has the links P4->P3, "
+                "P5->P4, P6->P5, P7->P6, got P9->P8"
+            ),
         ),
         (
             {"training.schedule": {"choice": ["step", "cosine"]}},
-            "search.parameters: every point must be a trial, got training.schedule='cosine' with "
-            "trial.training.step_epochs: only for schedule: step, got schedule cosine",
+            (
+                "search.parameters: every point must be a trial, got training.schedule='cosine' "
+                "with trial.training.step_epochs: only for schedule: step, got schedule cosine"
+            ),
         ),
         (
             {"distill.kdr": {"choice": [None, {}]}, "distill.kdr.weight": {"float": [1, 2]}},
-            "search.parameters.distill.kdr.weight: no parameter may lie inside another, got it inside distill.kdr. Search one",
+            (
+                "search.parameters.distill.kdr.weight: no parameter may lie inside another, got it "
+                "inside distill.kdr. Search one"
+            ),
         ),
     ],
 )
-def test_a_point_that_is_no_trial_is_named_by_its_parameter(parameters: dict[str, Any], problem: str) -> None:
-    [found] = problems_of(study_with(parameters, trial={"training": {"epochs": 3, "step_epochs": [2]}}))
+def test_a_point_that_is_no_trial_is_named_by_its_parameter(
+    parameters: dict[str, Any], problem: str
+) -> None:
+    [found] = problems_of(
+        study_with(parameters, trial={"training": {"epochs": 3, "step_epochs": [2]}})
+    )
     assert found.startswith(problem)
 
 
@@ -111,22 +155,47 @@ def test_a_problem_that_is_hidden_in_one_corner_is_found() -> None:
         **{f"data.augment.{name}": {"float": [0, 1]} for name in ("flip", "colour_jitter")},
     }
     [found] = problems_of(study_with(parameters))
-    assert found == ("search.parameters.data.search_split: must leave training images, got 500 of num_train=100")
+    assert (
+        found == "search.parameters.data.search_split: must leave training images, got 500 of "
+        "num_train=100"
+    )
 
 
 def test_a_problem_between_two_extremes_is_found_among_very_many_corners() -> None:
-    many = {f"training.{name}": {"float": [0.1, 0.9]} for name in ("lr", "momentum", "step_factor", "warmup_factor", "clip_norm")}
+    many = {
+        f"training.{name}": {"float": [0.1, 0.9]}
+        for name in ("lr", "momentum", "step_factor", "warmup_factor", "clip_norm")
+    }
     more = {f"data.augment.{name}": {"float": [0, 1]} for name in ("flip", "colour_jitter")}
-    space = many | more | {"data.num_train": {"int": [100, 1000]}, "data.search_split": {"int": [50, 500]}}
+    space = (
+        many
+        | more
+        | {
+            "data.num_train": {"int": [100, 1000]},
+            "data.search_split": {"int": [50, 500]},
+        }
+    )
     [found] = problems_of(study_with(space))
     assert found.startswith("search.parameters.data.search_split: must leave training images, got ")
 
 
 def test_every_extreme_is_tried_among_very_many_corners_and_each_try_is_in_the_space() -> None:
-    many = {f"training.{name}": {"float": [0.1, 0.9]} for name in ("lr", "momentum", "step_factor", "warmup_factor", "clip_norm")}
-    rare = {"choice": ["none", "both"], "when": {"distill.kdr.review_links": "empty", "distill.kdr.init": "dirac"}}
-    rest = {"distill.kdr.review_links": LINKS, "distill.kdr.init": {"choice": ["dirac", "kaiming"]}, "distill.kdr.masks": rare}
-    study = study_with(many | rest | {"distill.kdr.masks": {"choice": ["none", "boxes"], "when": rare["when"]}})
+    many = {
+        f"training.{name}": {"float": [0.1, 0.9]}
+        for name in ("lr", "momentum", "step_factor", "warmup_factor", "clip_norm")
+    }
+    rare = {
+        "choice": ["none", "both"],
+        "when": {"distill.kdr.review_links": "empty", "distill.kdr.init": "dirac"},
+    }
+    rest = {
+        "distill.kdr.review_links": LINKS,
+        "distill.kdr.init": {"choice": ["dirac", "kaiming"]},
+        "distill.kdr.masks": rare,
+    }
+    study = study_with(
+        many | rest | {"distill.kdr.masks": {"choice": ["none", "boxes"], "when": rare["when"]}}
+    )
     space = space_of(study)
     points = list(points_to_try(space))
     for path, parameter in space.parameters.items():
@@ -140,19 +209,36 @@ def test_every_extreme_is_tried_among_very_many_corners_and_each_try_is_in_the_s
     [
         (
             {"distill.kdr.review_link": "empty"},
-            "must be a searched parameter or a setting that the trial gives, got neither. "
-            "Did you mean 'distill.kdr.review_links'?",
+            (
+                "must be a searched parameter or a setting that the trial gives, got neither. "
+                "Did you mean 'distill.kdr.review_links'?"
+            ),
         ),
-        ({"distill.kdr.review_links": []}, "must be a value, a list of values, `empty` or `not empty`, got []"),
+        (
+            {"distill.kdr.review_links": []},
+            "must be a value, a list of values, `empty` or `not empty`, got []",
+        ),
         (
             {"distill.kdr.masks": {"is": "boxes"}},
             "must be a value, a list of values, `empty` or `not empty`, got {'is': 'boxes'}",
         ),
-        ({"distill.kdr.review_links": "P4->P3"}, "needs `empty` or `not empty` for a subset, got 'P4->P3'"),
-        ({"distill.kdr.weight": 2}, "a float range cannot be a condition, got 2. Use choice or int"),
-        ({"distill.kdr.fusion": ["gated", "mixed"]}, "can never hold, got ['mixed']. Values: ['gated', 'residual']"),
+        (
+            {"distill.kdr.review_links": "P4->P3"},
+            "needs `empty` or `not empty` for a subset, got 'P4->P3'",
+        ),
+        (
+            {"distill.kdr.weight": 2},
+            "a float range cannot be a condition, got 2. Use choice or int",
+        ),
+        (
+            {"distill.kdr.fusion": ["gated", "mixed"]},
+            "can never hold, got ['mixed']. Values: ['gated', 'residual']",
+        ),
         ({"training.epochs": 9}, "can never hold, got [9]. Values: [2, 4]"),
-        ({"distill.kdr.fusion": "empty"}, "can never hold, got ['empty']. Values: ['gated', 'residual']"),
+        (
+            {"distill.kdr.fusion": "empty"},
+            "can never hold, got ['empty']. Values: ['gated', 'residual']",
+        ),
     ],
 )
 def test_a_condition_that_makes_no_sense_is_named(when: dict[str, Any], problem: str) -> None:
@@ -163,51 +249,79 @@ def test_a_condition_that_makes_no_sense_is_named(when: dict[str, Any], problem:
         "training.epochs": {"int": [2, 4]},
         "distill.kdr.attention": {"choice": ["none", "both"], "when": when},
     }
-    assert problems_of(study_with(parameters)) == (f"search.parameters.distill.kdr.attention.when.{next(iter(when))}: {problem}",)
+    assert problems_of(study_with(parameters)) == (
+        f"search.parameters.distill.kdr.attention.when.{next(iter(when))}: {problem}",
+    )
 
 
 @pytest.mark.parametrize("wanted", [3, [2, 4], "not empty"])
 def test_conditions_on_whole_numbers_and_fixed_settings_are_fine(wanted: Any) -> None:
     other = "distill.kdr.review_links" if wanted == "not empty" else "training.epochs"
-    parameters = {"training.epochs": {"int": [2, 4]}, "distill.kdr.attention": {"choice": ["none"], "when": {other: wanted}}}
+    parameters = {
+        "training.epochs": {"int": [2, 4]},
+        "distill.kdr.attention": {"choice": ["none"], "when": {other: wanted}},
+    }
     check_space(study_with(parameters))
 
 
 def test_conditions_in_a_circle_are_named() -> None:
     parameters = {
         "distill.kdr.masks": {"choice": ["none", "boxes"], "when": {"distill.kdr.init": "dirac"}},
-        "distill.kdr.init": {"choice": ["dirac", "kaiming"], "when": {"distill.kdr.masks": "none"}},
+        "distill.kdr.init": {
+            "choice": ["dirac", "kaiming"],
+            "when": {"distill.kdr.masks": "none"},
+        },
         "distill.kdr.weight": {"float": [1, 2]},
     }
     assert problems_of(study_with(parameters)) == (
-        "search.parameters.distill.kdr.masks.when: conditions must not run in a circle, "
-        "got distill.kdr.masks, distill.kdr.init waiting for each other",
+        (
+            "search.parameters.distill.kdr.masks.when: conditions must not run in a circle, "
+            "got distill.kdr.masks, distill.kdr.init waiting for each other"
+        ),
     )
 
 
 def test_a_grid_needs_points_for_reals_and_a_finite_size() -> None:
     assert problems_of(study_with({"distill.kdr.weight": {"float": [1, 2]}}, sampler="grid")) == (
-        "search.parameters.distill.kdr.weight: a grid needs `points` for a float range, got [1.0, 2.0] without. Add points: 5",
+        (
+            "search.parameters.distill.kdr.weight: a grid needs `points` for a float range, got "
+            "[1.0, 2.0] without. Add points: 5"
+        ),
     )
     assert problems_of(study_with({"seed": {"int": [0, 10_000]}}, sampler="grid")) == (
-        "search.sampler.grid: must have at most 10000 cells, got more. Use tpe or random, or narrow the ranges",
+        (
+            "search.sampler.grid: must have at most 10000 cells, got more. Use tpe or random, or "
+            "narrow the ranges"
+        ),
     )
     check_space(study_with({"seed": {"int": [1, 10_000]}}, sampler="grid"))
 
 
 def test_more_enqueued_trials_than_the_budget_are_named() -> None:
-    study = study_with({"distill.kdr.weight": {"float": [1, 9]}}, trials=1, enqueue=[{}, {"distill.kdr.weight": 2}])
+    study = study_with(
+        {"distill.kdr.weight": {"float": [1, 9]}},
+        trials=1,
+        enqueue=[{}, {"distill.kdr.weight": 2}],
+    )
     assert problems_of(study) == ("search.trials: must cover the 2 enqueued trials, got 1",)
 
 
 def test_enqueued_points_outside_the_space_are_named() -> None:
-    study = study_with({"distill.kdr.weight": {"float": [1, 9]}}, enqueue=[{"distill.kdr.weight": 10}])
-    assert problems_of(study) == ("search.enqueue.0.distill.kdr.weight: must lie in [1.0, 9.0], got 10",)
+    study = study_with(
+        {"distill.kdr.weight": {"float": [1, 9]}}, enqueue=[{"distill.kdr.weight": 10}]
+    )
+    assert problems_of(study) == (
+        "search.enqueue.0.distill.kdr.weight: must lie in [1.0, 9.0], got 10",
+    )
 
 
 def test_all_problems_are_named_at_once() -> None:
     study = study_with(
-        {"distill.kdr.wieght": {"float": [1, 2]}, "training.lr": {"float": [0, 1]}, "training.epochs": {"int": [-1, 2]}}
+        {
+            "distill.kdr.wieght": {"float": [1, 2]},
+            "training.lr": {"float": [0, 1]},
+            "training.epochs": {"int": [-1, 2]},
+        }
     )
     paths = [problem.split(":")[0] for problem in problems_of(study)]
     assert sorted(paths) == [

@@ -7,12 +7,16 @@ from kdr.results.reader import read_log
 
 
 def arms_of(log, *metrics):
-    return logged_arms(read_log(log.storage, log.study), log.study, tuple(map(measure_of, metrics or ("AP",))))
+    return logged_arms(
+        read_log(log.storage, log.study), log.study, tuple(map(measure_of, metrics or ("AP",)))
+    )
 
 
 def test_arms_come_in_the_order_of_the_study_with_their_trials_by_seed(ablation_log):
     ablation_log.arm("baseline", {3: 0.3, 1: 0.1}, levels={"mask": "baseline"})
-    ablation_log.arm("mask=on", {1: 0.2}, levels={"mask": "on"}, event="failed", failure_kind="bad_data")
+    ablation_log.arm(
+        "mask=on", {1: 0.2}, levels={"mask": "on"}, event="failed", failure_kind="bad_data"
+    )
     ablation_log.arm("mask=off", {1: None}, levels={"mask": "off"})
     found = arms_of(ablation_log)
     assert [(arm.name, list(arm.trials), arm.levels) for arm in found.arms] == [
@@ -24,7 +28,10 @@ def test_arms_come_in_the_order_of_the_study_with_their_trials_by_seed(ablation_
     assert found.arm("baseline").values("AP") == {1: 0.1, 3: 0.3}
     assert [arm.trials[1].why_not for arm in found.arms[1:]] == ["failed (bad_data)", "not begun"]
     assert found.arm("mask=on").values("AP") == {}
-    with pytest.raises(ConfigError, match=r"ablate: must have the arm, got 'mask'. Arms: baseline, mask=on, mask=off"):
+    with pytest.raises(
+        ConfigError,
+        match=r"ablate: must have the arm, got 'mask'. Arms: baseline, mask=on, mask=off",
+    ):
         found.arm("mask")
 
 
@@ -53,4 +60,7 @@ def test_a_budget_is_epochs_images_and_workers(ablation_log):
     budget = arms_of(ablation_log).arms[0].trials[0].budget
     assert budget == Budget(4, 2048, 2)
     assert not budget.differs_from(Budget(4, None, 2))
-    assert all(budget.differs_from(other) for other in (Budget(5, 2048, 2), Budget(4, 1, 2), Budget(4, 2048, 1)))
+    assert all(
+        budget.differs_from(other)
+        for other in (Budget(5, 2048, 2), Budget(4, 1, 2), Budget(4, 2048, 1))
+    )

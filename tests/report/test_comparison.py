@@ -36,19 +36,25 @@ def test_an_arm_without_a_common_seed_has_no_effect(two):
 
 def test_arms_that_are_alike_are_paired_with_equal_budgets(two):
     arm, baseline = two()
-    assert (unequal_budget(arm, baseline), not_paired(arm, baseline), list(unfinished(arm))) == (None, None, [])
+    assert (unequal_budget(arm, baseline), not_paired(arm, baseline), list(unfinished(arm))) == (
+        None,
+        None,
+        [],
+    )
 
 
 @pytest.mark.parametrize("setting", [{"data.num_train": 64}, {"training.batch_size": 8}])
 def test_settings_that_change_batches_explain_why_arms_are_no_pairs(two, setting):
     [path] = setting
-    assert not_paired(*two(changes=setting, batch="x")) == (
-        f"arm: not paired, since it differs in {path}; compared as independent trials (Welch)."
+    assert (
+        not_paired(*two(changes=setting, batch="x"))
+        == f"arm: not paired, since it differs in {path}; compared as independent trials (Welch)."
     )
 
 
 def test_another_setting_does_not_explain_it(two):
     why = not_paired(*two(changes={"distill.kdr.weight": 9.0}, batch="x"))
     assert why.startswith(
-        "arm: the pairing is broken. With seeds 0, 1 its first batch is not that of baseline, though no setting"
+        "arm: the pairing is broken. With seeds 0, 1 its first batch is not that of baseline, "
+        "though no setting"
     )

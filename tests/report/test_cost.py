@@ -13,7 +13,11 @@ def cost(example_log):
 
     def of(*changes, workers=1):
         study = study_from(example_log.content, folder=Path("/"))
-        return logged_cost(read_log(example_log.storage), [study.trial_with(change) for change in changes], workers=workers)
+        return logged_cost(
+            read_log(example_log.storage),
+            [study.trial_with(change) for change in changes],
+            workers=workers,
+        )
 
     return of
 
@@ -22,7 +26,12 @@ def test_the_cost_is_the_mean_of_logged_trials_of_the_same_shape(example_log, co
     example_log.trial("a", seconds_per_epoch=10.0)
     example_log.trial("b", parameters={"distill.kdr.weight": 5.0}, seconds_per_epoch=20.0)
     found = cost({"distill.kdr.weight": 1.0, "seed": 3}, {"training.lr": 0.5})
-    assert (found.num_trials, found.seconds, found.num_logged, found.gpu_hours) == (2, 2 * 4 * (11 + 21) / 2, 2, 0.0)
+    assert (found.num_trials, found.seconds, found.num_logged, found.gpu_hours) == (
+        2,
+        2 * 4 * (11 + 21) / 2,
+        2,
+        0.0,
+    )
 
 
 def test_gpu_hours_are_the_gpus_that_trials_hold_times_their_hours(example_log, cost):
@@ -60,7 +69,10 @@ def test_trials_of_several_workers_say_nothing_of_one(example_log, cost):
     assert cost({}, workers=2).seconds == 44
 
 
-@pytest.mark.parametrize(("event", "role"), [("failed", "student"), ("stopped_early", "student"), ("completed", "teacher")])
+@pytest.mark.parametrize(
+    ("event", "role"),
+    [("failed", "student"), ("stopped_early", "student"), ("completed", "teacher")],
+)
 def test_only_completed_students_count(example_log, cost, event, role):
     example_log.trial("a", event=event, role=role)
     assert cost({}) is None

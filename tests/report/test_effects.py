@@ -41,7 +41,8 @@ def test_paired_p_and_interval_are_scipys(pairs):
 @given(st.lists(APS, min_size=2, max_size=7), st.lists(APS, min_size=2, max_size=7))
 def test_unpaired_p_and_interval_are_welchs(arm, reference):
     assume(np.ptp(arm) > 1e-6 and np.ptp(reference) > 1e-6)
-    effect, expected = unpaired_effect(arm, reference), stats.ttest_ind(arm, reference, equal_var=False)
+    effect = unpaired_effect(arm, reference)
+    expected = stats.ttest_ind(arm, reference, equal_var=False)
     assert (effect.paired, effect.sign_flip_p) == (False, None)
     assert effect.p == pytest.approx(expected.pvalue, rel=1e-9, abs=1e-300)
     assert effect.interval == pytest.approx(tuple(expected.confidence_interval()), abs=1e-12)
@@ -52,29 +53,40 @@ def test_equivalence_is_the_larger_of_two_one_sided_tests(pairs, margin):
     arm, reference = columns(pairs)
     above = stats.ttest_1samp(arm - reference, -margin, alternative="greater").pvalue
     below = stats.ttest_1samp(arm - reference, margin, alternative="less").pvalue
-    assert paired_effect(arm, reference).tost_p(margin) == pytest.approx(max(above, below), rel=1e-9, abs=1e-300)
+    assert paired_effect(arm, reference).tost_p(margin) == pytest.approx(
+        max(above, below), rel=1e-9, abs=1e-300
+    )
 
 
 def every_flip(differences):
     """p by listing all signs."""
-    sums = [abs(float(np.dot(signs, differences))) for signs in itertools.product((-1, 1), repeat=len(differences))]
+    sums = [
+        abs(float(np.dot(signs, differences)))
+        for signs in itertools.product((-1, 1), repeat=len(differences))
+    ]
     return sum(value >= abs(sum(differences)) - 1e-9 for value in sums) / len(sums)
 
 
 @given(st.lists(APS, min_size=1, max_size=10))
 def test_sign_flip_p_is_that_of_every_sign_listed(differences):
     assert sign_flip_p(differences) == every_flip(differences)
-    assert sign_flip_p([1 - value for value in differences]) == every_flip([1 - value for value in differences])
+    assert sign_flip_p([1 - value for value in differences]) == every_flip(
+        [1 - value for value in differences]
+    )
 
 
 @given(st.lists(st.floats(-1, 1).map(lambda value: round(value, 2)), min_size=2, max_size=10))
 def test_sign_flip_p_is_scipys_permutation_test(differences):
     assume(abs(sum(differences)) > 1e-6)
-    found = stats.permutation_test((np.array(differences),), np.sum, permutation_type="samples", n_resamples=np.inf)
+    found = stats.permutation_test(
+        (np.array(differences),), np.sum, permutation_type="samples", n_resamples=np.inf
+    )
     assert sign_flip_p(differences) == pytest.approx(found.pvalue)
 
 
-@pytest.mark.parametrize(("n", "least"), [(1, 1), (3, 0.25), (5, 0.0625), (6, 0.03125), (30, 2**-29)])
+@pytest.mark.parametrize(
+    ("n", "least"), [(1, 1), (3, 0.25), (5, 0.0625), (6, 0.03125), (30, 2**-29)]
+)
 def test_the_least_sign_flip_p_is_two_of_all_signs(n, least):
     assert sign_flip_p(np.arange(1, n + 1) / 100) == least
     assert sign_flip_p(np.ones(41)) is None
@@ -105,19 +117,27 @@ def test_holm_takes_each_row_of_many_families_alone():
 def test_swapping_the_arms_swaps_the_words(pairs, margin):
     arm, reference = columns(pairs)
     [one], [other] = (
-        verdicts_on([effect], margin=margin) for effect in (paired_effect(arm, reference), paired_effect(reference, arm))
+        verdicts_on([effect], margin=margin)
+        for effect in (paired_effect(arm, reference), paired_effect(reference, arm))
     )
     assert other.word == {"helps": "hurts", "hurts": "helps"}.get(one.word, one.word)
     assert (other.p_adjusted, other.more_seeds) == (one.p_adjusted, one.more_seeds)
 
 
 @given(PAIRS, st.integers(-5, 5), st.randoms(use_true_random=False))
-def test_neither_a_constant_on_both_arms_nor_the_order_of_seeds_changes_anything(pairs, constant, random):
+def test_neither_a_constant_on_both_arms_nor_the_order_of_seeds_changes_anything(
+    pairs, constant, random
+):
     arm, reference = columns(pairs)
     effect, order = paired_effect(arm, reference), random.sample(range(len(arm)), len(arm))
-    for changed in (paired_effect(arm + constant, reference + constant), paired_effect(arm[order], reference[order])):
+    for changed in (
+        paired_effect(arm + constant, reference + constant),
+        paired_effect(arm[order], reference[order]),
+    ):
         assert changed.sign_flip_p == effect.sign_flip_p
-        assert (changed.difference, changed.se, changed.p) == pytest.approx((effect.difference, effect.se, effect.p), abs=1e-9)
+        assert (changed.difference, changed.se, changed.p) == pytest.approx(
+            (effect.difference, effect.se, effect.p), abs=1e-9
+        )
 
 
 def effect(difference, se, n=5):
@@ -158,7 +178,10 @@ def test_so_many_more_seeds_decide_and_one_fewer_does_not(difference, se, n, fam
 
     def decides(seeds):
         wider = effect(difference, se * math.sqrt(n / seeds), seeds)
-        return family * min(wider.p, float(equivalence_p(difference, wider.se, seeds - 1, margin))) < 0.05
+        return (
+            family * min(wider.p, float(equivalence_p(difference, wider.se, seeds - 1, margin)))
+            < 0.05
+        )
 
     assert decides(n + more)
     assert more == 1 or not decides(n + more - 1)
@@ -171,7 +194,14 @@ def test_what_no_number_of_seeds_decides_has_a_bound():
 @pytest.mark.parametrize("values", [[0.3], [0.3, 0.4, 0.1]], ids=["one seed", "no spread"])
 def test_without_spread_there_is_a_difference_and_nothing_else(values):
     for found in (paired_effect(np.array(values) + 0.01, values), paired_effect(values, values)):
-        assert (found.se, found.p, found.interval, found.sd, found.tost_p(0.1), found.sign_flip_p) == (None,) * 6
+        assert (
+            found.se,
+            found.p,
+            found.interval,
+            found.sd,
+            found.tost_p(0.1),
+            found.sign_flip_p,
+        ) == (None,) * 6
         assert verdicts_on([found], margin=0.1)[0].word == "undecided"
         assert verdicts_on([found], margin=0.1)[0].more_seeds is None
     assert paired_effect(np.array(values) + 0.01, values).difference == pytest.approx(0.01)
@@ -181,9 +211,14 @@ def test_without_spread_there_is_a_difference_and_nothing_else(values):
 
 def test_two_seeds_have_an_interval_of_one_degree_of_freedom():
     found = paired_effect([0.30, 0.32], [0.28, 0.29])
-    assert found.interval == pytest.approx((0.025 - 12.7062 * 0.005, 0.025 + 12.7062 * 0.005), abs=1e-5)
+    assert found.interval == pytest.approx(
+        (0.025 - 12.7062 * 0.005, 0.025 + 12.7062 * 0.005), abs=1e-5
+    )
 
 
 def test_an_effect_without_spread_takes_no_part_in_the_adjustment():
     one, none = effect(0.02, 0.002), paired_effect([0.3], [0.2])
-    assert [verdict.p_adjusted for verdict in verdicts_on([none, one], margin=None)] == [None, one.p]
+    assert [verdict.p_adjusted for verdict in verdicts_on([none, one], margin=None)] == [
+        None,
+        one.p,
+    ]

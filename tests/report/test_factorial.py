@@ -13,14 +13,19 @@ TWO = {"links": ("none", "all"), "attention": ("none", "both"), "mask": ("off", 
 def random_cells(levels, n, seed=0):
     generator = np.random.default_rng(seed)
     blocks = generator.normal(size=n)  # what a seed adds to every cell
-    return {cell: blocks + generator.normal(scale=0.3, size=n) for cell in itertools.product(*levels.values())}
+    return {
+        cell: blocks + generator.normal(scale=0.3, size=n)
+        for cell in itertools.product(*levels.values())
+    }
 
 
 def test_two_levels_are_least_squares_on_the_coding_of_minus_and_plus_one():
     n, values = 4, random_cells(TWO, 4)
     rows, y = [], []
     for cell, cell_values in values.items():
-        signs = [-1 if level == names[0] else 1 for level, names in zip(cell, TWO.values(), strict=True)]
+        signs = [
+            -1 if level == names[0] else 1 for level, names in zip(cell, TWO.values(), strict=True)
+        ]
         for index, value in enumerate(cell_values):
             products = [a * b for a, b in itertools.combinations(signs, 2)]
             rows.append([*np.eye(n)[index], *signs, *products])
@@ -38,7 +43,9 @@ def test_two_levels_are_least_squares_on_the_coding_of_minus_and_plus_one():
         "links: all - none x mask: on - off",
         "attention: both - none x mask: on - off",
     ]
-    for contrast, b, v in zip(found, beta[n:], variance * np.diag(np.linalg.inv(X.T @ X))[n:], strict=True):
+    for contrast, b, v in zip(
+        found, beta[n:], variance * np.diag(np.linalg.inv(X.T @ X))[n:], strict=True
+    ):
         effect = contrast.effect
         assert (effect.difference, effect.se, effect.df) == pytest.approx((2 * b, 2 * v**0.5, df))
         assert effect.p == pytest.approx(2 * stats.t.sf(abs(b) / v**0.5, df))
@@ -48,7 +55,10 @@ def test_one_factor_of_two_levels_is_the_paired_comparison():
     values = random_cells({"links": ("none", "all")}, 6)
     [contrast] = factorial_effects({"links": ("none", "all")}, values)
     expected = paired_effect(values[("all",)], values[("none",)])
-    assert (contrast.effect.p, contrast.effect.interval) == (pytest.approx(expected.p), pytest.approx(expected.interval))
+    assert (contrast.effect.p, contrast.effect.interval) == (
+        pytest.approx(expected.p),
+        pytest.approx(expected.interval),
+    )
     assert contrast.effect.sign_flip_p == expected.sign_flip_p
 
 
@@ -61,7 +71,9 @@ def test_a_third_level_has_a_contrast_of_its_own_against_the_first():
     expected = np.mean([mean["all", mask] - mean["none", mask] for mask in ("off", "on")])
     assert found["links: all - none"].difference == pytest.approx(expected)
     step_on, step_off = (mean["one", mask] - mean["none", mask] for mask in ("on", "off"))
-    assert found["links: one - none x mask: on - off"].difference == pytest.approx((step_on - step_off) / 2)
+    assert found["links: one - none x mask: on - off"].difference == pytest.approx(
+        (step_on - step_off) / 2
+    )
 
 
 def additive(levels, steps, n=3):
@@ -72,15 +84,21 @@ def additive(levels, steps, n=3):
 
 def test_an_effect_that_is_built_in_is_found_and_without_error_nothing_is_tested():
     found = factorial_effects(TWO, additive(TWO, {"all": 0.5, "both": -0.25, "on": 0.125}))
-    assert [contrast.effect.difference for contrast in found] == pytest.approx([0.5, -0.25, 0.125, 0, 0, 0])
+    assert [contrast.effect.difference for contrast in found] == pytest.approx(
+        [0.5, -0.25, 0.125, 0, 0, 0]
+    )
     assert [contrast.effect.p for contrast in found] == [None] * 6
 
 
 def test_what_a_seed_adds_to_every_cell_changes_nothing():
     values = random_cells(TWO, 4)
     shifted = {cell: cell_values + np.array([5, -3, 8, 0]) for cell, cell_values in values.items()}
-    for one, other in zip(factorial_effects(TWO, values), factorial_effects(TWO, shifted), strict=True):
-        assert (one.effect.difference, one.effect.se) == pytest.approx((other.effect.difference, other.effect.se))
+    for one, other in zip(
+        factorial_effects(TWO, values), factorial_effects(TWO, shifted), strict=True
+    ):
+        assert (one.effect.difference, one.effect.se) == pytest.approx(
+            (other.effect.difference, other.effect.se)
+        )
 
 
 def test_cells_left_out_leave_open_only_what_needs_them():
@@ -92,7 +110,9 @@ def test_cells_left_out_leave_open_only_what_needs_them():
     three = {"links": ("none", "one", "all"), "mask": ("off", "on")}
     values = random_cells(three, 4)
     del values["all", "on"]
-    open_ = [contrast.name for contrast in factorial_effects(three, values) if contrast.effect is None]
+    open_ = [
+        contrast.name for contrast in factorial_effects(three, values) if contrast.effect is None
+    ]
     assert open_ == ["links: all - none", "mask: on - off", "links: all - none x mask: on - off"]
 
 

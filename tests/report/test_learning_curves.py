@@ -16,14 +16,18 @@ BASE = [0.30, 0.31, 0.32]
 
 def curves_of(log, drawn=("baseline", "better")):
     found = read_log(log.storage, log.study)
-    return arm_curves(found, logged_arms(found, log.study, (measure_of("AP"),)).arms, "AP", drawn=drawn)
+    return arm_curves(
+        found, logged_arms(found, log.study, (measure_of("AP"),)).arms, "AP", drawn=drawn
+    )
 
 
 def test_every_seed_is_a_curve_and_the_band_is_numpys_mean_and_spread(ablation_log):
     ablation_log.arm("baseline", BASE)
     ablation_log.arm("better", [0.40, 0.44, 0.42])
     baseline, better = curves_of(ablation_log).groups
-    assert [(curve.name, curve.epochs) for curve in baseline.curves] == [(f"seed {seed}", (1, 2, 3, 4)) for seed in range(3)]
+    assert [(curve.name, curve.epochs) for curve in baseline.curves] == [
+        (f"seed {seed}", (1, 2, 3, 4)) for seed in range(3)
+    ]
     # the log's APs rise in proportion to the epoch
     values = np.outer([0.40, 0.44, 0.42], [0.25, 0.5, 0.75, 1.0])
     assert (better.band.epochs, better.band.num_seeds) == ((1, 2, 3, 4), 3)
@@ -64,7 +68,9 @@ def test_epochs_without_a_value_are_no_points(example_log):
     example_log.trial("a", AP=0.4)
     with LogWriter(example_log.storage, "example") as writer:
         for epoch, value in ((5, None), (6, math.nan)):
-            writer.epoch(EpochRow(study="example", key="a", attempt=1, epoch=epoch, step=1, AP=value))
+            writer.epoch(
+                EpochRow(study="example", key="a", attempt=1, epoch=epoch, step=1, AP=value)
+            )
     found = epoch_values(read_log(example_log.storage), ["a", "unknown"], "AP")
     assert found == {"a": ((1, 2, 3, 4), pytest.approx((0.1, 0.2, 0.3, 0.4)))}
 

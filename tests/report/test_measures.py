@@ -18,7 +18,16 @@ def test_every_measure_comes_from_its_own_column(ablation_log):
         "seconds": 8.0,
     }
     ablation_log.arm("baseline", [0.3], epoch_columns=columns)
-    names = ("AP", "AP50", "AP/star", "AP/a/b", "s/epoch", "memory", "parameters", "extras/kdr.scale")
+    names = (
+        "AP",
+        "AP50",
+        "AP/star",
+        "AP/a/b",
+        "s/epoch",
+        "memory",
+        "parameters",
+        "extras/kdr.scale",
+    )
     found = values(ablation_log, *names)
     assert {name: by_key["baseline-0"] for name, by_key in found.items()} == {
         "AP": 0.3,
@@ -39,7 +48,11 @@ def test_the_last_evaluation_counts_for_a_class(example_log):
     example_log.trial("a", epoch=1)
     with LogWriter(example_log.storage, "example") as writer:
         for epoch, classes in ((2, {"star": 0.2}), (3, {"star": 0.3}), (4, None)):
-            writer.epoch(EpochRow(study="example", key="a", attempt=1, epoch=epoch, step=1, ap_per_class=classes))
+            writer.epoch(
+                EpochRow(
+                    study="example", key="a", attempt=1, epoch=epoch, step=1, ap_per_class=classes
+                )
+            )
     assert values(example_log, "AP/star") == {"AP/star": {"a": 0.3}}
 
 
@@ -65,7 +78,13 @@ def test_nan_and_null_are_no_values(ablation_log):
     ("name", "message"),
     [
         ("mAP", r"--metric: must be one of AP, .* extras/<name>, got 'mAP'\. s/epoch is"),
-        ("AP/dog", r"--metric: must be a number in the log of these trials, got 'AP/dog'\. There are: AP/star"),
+        (
+            "AP/dog",
+            (
+                r"--metric: must be a number in the log of these trials, got 'AP/dog'\. There are:"
+                r" AP/star"
+            ),
+        ),
         ("extras/x", r"got 'extras/x'\. None is logged"),
     ],
 )

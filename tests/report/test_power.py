@@ -13,7 +13,9 @@ def test_the_power_is_that_of_the_noncentral_t(n, num_comparisons):
     effect = 0.7
     critical = stats.t.ppf(1 - 0.05 / num_comparisons / 2, n - 1)
     noncentral = stats.nct(n - 1, effect * math.sqrt(n))
-    assert power_of(effect, n, num_comparisons) == pytest.approx(noncentral.sf(critical) + noncentral.cdf(-critical), rel=1e-9)
+    assert power_of(effect, n, num_comparisons) == pytest.approx(
+        noncentral.sf(critical) + noncentral.cdf(-critical), rel=1e-9
+    )
 
 
 def test_without_an_effect_the_power_is_the_level_of_the_test():
@@ -32,7 +34,8 @@ def test_more_seeds_decide_smaller_effects_and_more_comparisons_larger_ones():
     assert by_seeds == sorted(by_seeds, reverse=True)
     by_comparisons = [smallest_effect(8, m) for m in range(1, 20)]
     assert by_comparisons == sorted(by_comparisons)
-    assert smallest_effect(8) == pytest.approx(1.1560, abs=1e-4)  # as tables of the paired t test have it
+    # as tables of the paired t test have it
+    assert smallest_effect(8) == pytest.approx(1.1560, abs=1e-4)
 
 
 def test_one_seed_decides_nothing():
@@ -48,5 +51,7 @@ def test_the_spread_is_pooled_over_arms_and_over_shared_seeds_alone():
     reference = {1: 0.1, 2: 0.2, 3: 0.3}
     arms = [{1: 0.2, 2: 0.4, 9: 0.9}, {1: 0.1, 2: 0.2, 3: 0.6}, {3: 0.5}]
     first, second = np.var([0.1, 0.2], ddof=1), np.var([0.0, 0.0, 0.3], ddof=1)
-    assert spread_of_differences(arms, reference) == pytest.approx(math.sqrt((first + 2 * second) / 3))
+    assert spread_of_differences(arms, reference) == pytest.approx(
+        math.sqrt((first + 2 * second) / 3)
+    )
     assert spread_of_differences([{1: 0.5}], reference) is None

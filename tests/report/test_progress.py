@@ -14,7 +14,13 @@ def progress(example_log, after_s=0.0):
 def test_a_running_trial_shows_its_epochs_and_the_age_of_its_last_row(example_log):
     example_log.trial("a", AP=0.4, event="started", epoch=2)
     [trial] = progress(example_log, after_s=7.5).trials
-    assert (trial.state, trial.epoch, trial.epochs, trial.value, trial.age_s) == ("running", 2, 4, 0.4, 7.5)
+    assert (trial.state, trial.epoch, trial.epochs, trial.value, trial.age_s) == (
+        "running",
+        2,
+        4,
+        0.4,
+        7.5,
+    )
 
 
 def test_the_time_left_follows_from_the_epochs_that_are_left(example_log):
@@ -47,7 +53,11 @@ def test_a_study_is_over_when_its_budget_is_spent(example_log):
     example_log.trial("k7", event="stopped_early")
     found = progress(example_log)
     assert found.is_over
-    assert (found.total, found.counts, found.seconds_left) == (8, {"completed": 1, "failed": 6, "stopped_early": 1}, 0)
+    assert (found.total, found.counts, found.seconds_left) == (
+        8,
+        {"completed": 1, "failed": 6, "stopped_early": 1},
+        0,
+    )
 
 
 def test_a_study_without_search_has_as_many_trials_as_arms(example_log):
@@ -68,4 +78,9 @@ def test_a_budget_in_hours_has_no_total_and_no_guess(example_log):
 
 def test_a_study_that_nobody_began_has_no_trials(example_log):
     found = progress(example_log)
-    assert (found.trials, found.total, found.seconds_left, found.is_over) == ((), None, None, False)
+    assert (found.trials, found.total, found.seconds_left, found.is_over) == (
+        (),
+        None,
+        None,
+        False,
+    )

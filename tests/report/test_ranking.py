@@ -49,7 +49,17 @@ def test_searched_settings_are_columns_and_those_not_drawn_are_empty(example_log
     example_log.trial("a", parameters={"distill.kdr.weight": 1.0, LINKS: ["P4->P3"]}, AP=0.3)
     example_log.trial("b", parameters={"distill.kdr.weight": 5.0}, AP=0.2)
     columns, rows = ranking_rows(ranking(read_log(example_log.storage), "example"), "AP")
-    assert columns == ["rank", "trial", "state", "AP", "epochs", "seconds", "distill.kdr.weight", LINKS, "key"]
+    assert columns == [
+        "rank",
+        "trial",
+        "state",
+        "AP",
+        "epochs",
+        "seconds",
+        "distill.kdr.weight",
+        LINKS,
+        "key",
+    ]
     assert rows == [
         [1, "a", "completed", 0.3, 4, 44.0, 1.0, '["P4->P3"]', "a"],
         [2, "b", "completed", 0.2, 4, 44.0, 5.0, None, "b"],
@@ -58,7 +68,9 @@ def test_searched_settings_are_columns_and_those_not_drawn_are_empty(example_log
 
 def test_a_trial_of_another_study_is_ranked_under_the_name_it_has_here(example_log):
     example_log.trial("shared", AP=0.3)
-    LogWriter(example_log.storage, "other").arms([ArmRow(study="other", key="shared", arm="baseline", parameters='{"seed": 0}')])
+    LogWriter(example_log.storage, "other").arms(
+        [ArmRow(study="other", key="shared", arm="baseline", parameters='{"seed": 0}')]
+    )
     [trial] = ranking(read_log(example_log.storage, "other"), "other")
     assert (trial.rank, trial.name, trial.parameters) == (1, "baseline", {"seed": 0})
 
@@ -77,7 +89,11 @@ def test_without_a_completed_trial_the_states_are_told(example_log):
     example_log.trial("a", event="failed")
     example_log.trial("b", event="stopped_early")
     with pytest.raises(
-        ConfigError, match=r"example: needs a completed trial .* got 1 stopped early, 1 failed. Run the study first"
+        ConfigError,
+        match=(
+            r"example: needs a completed trial .* got 1 stopped early, 1 failed. Run the study"
+            r" first"
+        ),
     ):
         best_trial(read_log(example_log.storage), "example")
     with pytest.raises(ConfigError, match="got no trials at all"):

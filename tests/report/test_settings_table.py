@@ -24,17 +24,26 @@ def test_trials_are_grouped_by_settings_with_their_keys(example_log):
     for key, weight, AP in (("a", 1.0, 0.1), ("b", 1.0, 0.3), ("c", 5.0, 0.4)):
         example_log.trial(key, parameters={WEIGHT: weight}, AP=AP)
     found = table(example_log, WEIGHT)
-    assert [(row.settings, row.keys) for row in found.rows] == [((5.0,), ("c",)), ((1.0,), ("a", "b"))]
+    assert [(row.settings, row.keys) for row in found.rows] == [
+        ((5.0,), ("c",)),
+        ((1.0,), ("a", "b")),
+    ]
     columns, cells = found.cells()
     assert columns == [WEIGHT, "n", "mean AP", "sd", "min", "max"]
-    assert cells == [[5.0, 1, 0.4, None, 0.4, 0.4], [1.0, 2, pytest.approx(0.2), pytest.approx(0.2 / 2**0.5), 0.1, 0.3]]
+    assert cells == [
+        [5.0, 1, 0.4, None, 0.4, 0.4],
+        [1.0, 2, pytest.approx(0.2), pytest.approx(0.2 / 2**0.5), 0.1, 0.3],
+    ]
 
 
 def test_a_subset_is_one_value_however_it_was_drawn(example_log):
     example_log.trial("a", parameters={LINKS: ["P4->P3", "P5->P4"]})
     example_log.trial("b", parameters={LINKS: ["P5->P4", "P4->P3"]})
     example_log.trial("c", parameters={LINKS: []})
-    assert {row.settings[0]: row.n for row in table(example_log, LINKS).rows} == {'["P4->P3", "P5->P4"]': 2, "[]": 1}
+    assert {row.settings[0]: row.n for row in table(example_log, LINKS).rows} == {
+        '["P4->P3", "P5->P4"]': 2,
+        "[]": 1,
+    }
 
 
 def test_stopped_and_failed_trials_are_counted_below_and_not_averaged_in(example_log):
@@ -52,7 +61,11 @@ def test_unequal_epochs_are_refused_unless_they_are_a_column(example_log):
     example_log.trial("a")
     example_log.trial("b", changes={"training.epochs": 8}, epoch=8)
     with pytest.raises(
-        ConfigError, match=r"equal numbers of epochs, got trials with 1 of 4, 1 of 8 epochs. Add --by training.epochs"
+        ConfigError,
+        match=(
+            r"equal numbers of epochs, got trials with 1 of 4, 1 of 8 epochs. Add --by"
+            r" training.epochs"
+        ),
     ):
         table(example_log, WEIGHT)
     assert len(table(example_log, WEIGHT, "training.epochs").rows) == 2
@@ -63,7 +76,10 @@ def test_a_samplers_draws_are_called_no_effects(example_log, sampler, warned):
     example_log.content["search"]["sampler"] = sampler
     example_log.trial("a")
     notes = table(example_log, WEIGHT).notes
-    assert any(f"draws of a search ({sampler})" in note and "no effects" in note for note in notes) == warned
+    assert (
+        any(f"draws of a search ({sampler})" in note and "no effects" in note for note in notes)
+        == warned
+    )
 
 
 def test_mixed_code_and_data_are_told(example_log):
@@ -86,5 +102,7 @@ def test_mixed_code_and_data_are_told(example_log):
 )
 def test_an_unknown_setting_is_named_with_the_nearest(example_log, path, hint):
     example_log.trial("a")
-    with pytest.raises(ConfigError, match=f"--by: must be a setting of the trials, got '{path}'. {hint}"):
+    with pytest.raises(
+        ConfigError, match=f"--by: must be a setting of the trials, got '{path}'. {hint}"
+    ):
         table(example_log, path)

@@ -34,12 +34,18 @@ def test_arms_of_one_name_are_subtracted_seed_by_seed(new, old):
     old.arm("theirs", OLD)
     found = compare(new, old)
     theirs, mine = found.rows
-    assert (theirs.name, theirs.is_reference, mine.name) == ("old: baseline", True, "ablate: baseline")
+    assert (theirs.name, theirs.is_reference, mine.name) == (
+        "old: baseline",
+        True,
+        "ablate: baseline",
+    )
     effect, expected = mine.effect_on("AP"), stats.ttest_rel(NEW, OLD)
     assert (effect.difference, effect.p) == (pytest.approx(0.02), pytest.approx(expected.pvalue))
     assert (found.family, mine.verdict.word, found.margin) == (1, "helps", 0.005)
     grid = reading_grid(found)
-    assert grid.title == "ablate against old: AP (%) by arm, and the difference to the same arm of old"
+    assert (
+        grid.title == "ablate against old: AP (%) by arm, and the difference to the same arm of old"
+    )
 
 
 def test_without_a_common_name_the_references_are_compared(new, old):
@@ -67,7 +73,11 @@ def test_unequal_workers_are_refused_or_marked(new, old):
     new.arm("baseline", NEW)
     old.arm("baseline", OLD)
     with pytest.raises(
-        ConfigError, match=r"ablate: baseline: must have .* of the arm of old, got .* 1 worker against .* 2 workers"
+        ConfigError,
+        match=(
+            r"ablate: baseline: must have .* of the arm of old, got .* 1 worker against .* 2"
+            r" workers"
+        ),
     ):
         compare(new, old)
     assert compare(new, old, allow_unequal=True).rows[1].unequal is not None
@@ -77,6 +87,10 @@ def test_a_search_has_no_arms_to_compare(new, example_log):
     new.arm("baseline", NEW)
     example_log.trial("a", arm="trial-0001")
     with pytest.raises(
-        ConfigError, match="--compare: needs studies with arms of the same names, got none, and example is no ablation"
+        ConfigError,
+        match=(
+            "--compare: needs studies with arms of the same names, got none, and example is no "
+            "ablation"
+        ),
     ):
         compare(new, example_log)

@@ -35,13 +35,23 @@ def test_a_file_without_a_comment_asks_nothing(text):
 def test_what_came_to_nothing_is_listed_with_its_reason(example_log):
     example_log.trial("good")
     example_log.trial(
-        "bad", event="failed", epoch=2, failure_kind="out_of_memory", reason="no room", traceback="x" * 9000 + "end"
+        "bad",
+        event="failed",
+        epoch=2,
+        failure_kind="out_of_memory",
+        reason="no room",
+        traceback="x" * 9000 + "end",
     )
     example_log.trial("gone", event="cancelled", epoch=1)
     listed, num_more = failures(states(example_log), {"bad": "trial-0002"}, most=1)
     assert (len(listed), num_more) == (1, 1)
     [failure] = listed
-    assert (failure.name, failure.kind, failure.epoch, failure.reason) == ("trial-0002", "out_of_memory", 2, "no room")
+    assert (failure.name, failure.kind, failure.epoch, failure.reason) == (
+        "trial-0002",
+        "out_of_memory",
+        2,
+        "no room",
+    )
     assert len(failure.traceback) == 6000
     assert failure.traceback.endswith("xend")
 
@@ -51,14 +61,29 @@ def test_the_budget_counts_trials_epochs_and_seconds(example_log):
     example_log.trial("b", event="failed", epoch=2)
     log = read_log(example_log.storage)
     used = budget(log, "example", states(example_log), log.study_content("example"))
-    assert (used.counts, used.num_epochs, used.trial_seconds) == ({"completed": 1, "failed": 1}, 6, 66.0)
-    assert (used.limits, used.images_per_s, used.peak_memory_bytes, used.gpu_hours) == ({"trials": 8}, None, None, 0)
+    assert (used.counts, used.num_epochs, used.trial_seconds) == (
+        {"completed": 1, "failed": 1},
+        6,
+        66.0,
+    )
+    assert (used.limits, used.images_per_s, used.peak_memory_bytes, used.gpu_hours) == (
+        {"trials": 8},
+        None,
+        None,
+        0,
+    )
 
 
 def test_where_results_came_from_is_counted(example_log):
     example_log.trial("a", commit="c" * 40, dirty=False, host="n1", versions={"torch": "2.1"})
-    example_log.trial("b", commit="c" * 40, dirty=True, host="n1", versions={"torch": "2.2"}, data_id="d")
+    example_log.trial(
+        "b", commit="c" * 40, dirty=True, host="n1", versions={"torch": "2.2"}, data_id="d"
+    )
     found = study_provenance(states(example_log))
     assert found.commits == {"c" * 12: 1, f"{'c' * 12} with changes": 1}
-    assert (found.hosts, found.data, found.versions) == ({"n1": 2}, {"d": 1}, {"torch": {"2.1": 1, "2.2": 1}})
+    assert (found.hosts, found.data, found.versions) == (
+        {"n1": 2},
+        {"d": 1},
+        {"torch": {"2.1": 1, "2.2": 1}},
+    )
     assert found.first.startswith("2026-01-01")

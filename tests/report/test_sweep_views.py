@@ -8,7 +8,9 @@ from kdr.results.reader import read_log
 from kdr.results.schema import EpochRow, TrialEvent
 from kdr.results.writer import LogWriter
 
-WEIGHT, LINKS, ATTENTION = "distill.kdr.weight", "distill.kdr.review_links", "distill.kdr.attention"
+WEIGHT = "distill.kdr.weight"
+LINKS = "distill.kdr.review_links"
+ATTENTION = "distill.kdr.attention"
 SEARCH = {
     "parameters": {
         WEIGHT: {"float": [0.1, 50], "log": True},
@@ -23,9 +25,16 @@ def trials(log):
 
 
 def test_each_setting_is_an_axis_of_its_kind_over_completed_and_stopped_trials(example_log):
-    example_log.trial("a", parameters={WEIGHT: 10.0, LINKS: ["P4->P3", "P5->P4"], ATTENTION: "both"}, AP=0.3)
+    example_log.trial(
+        "a", parameters={WEIGHT: 10.0, LINKS: ["P4->P3", "P5->P4"], ATTENTION: "both"}, AP=0.3
+    )
     example_log.trial("b", parameters={WEIGHT: 0.1, LINKS: []}, AP=0.2)
-    example_log.trial("early", parameters={WEIGHT: 1.0, LINKS: ["P4->P3"], ATTENTION: "none"}, event="stopped_early", epoch=1)
+    example_log.trial(
+        "early",
+        parameters={WEIGHT: 1.0, LINKS: ["P4->P3"], ATTENTION: "none"},
+        event="stopped_early",
+        epoch=1,
+    )
     example_log.trial("broken", parameters={WEIGHT: 5.0}, event="failed", AP=None, epoch=0)
     found = sweep(trials(example_log), "AP", SEARCH)
     weight, links, attention = found.axes
@@ -33,7 +42,11 @@ def test_each_setting_is_an_axis_of_its_kind_over_completed_and_stopped_trials(e
     assert (weight.kind, weight.values, weight.is_log) == ("number", (10.0, 0.1, 1.0), True)
     assert [weight.position(index) for index in range(3)] == pytest.approx([1.0, 0.0, 0.5])
     assert (links.kind, links.values) == ("members", (2.0, 0.0, 1.0))
-    assert (attention.kind, attention.names, attention.values) == ("choice", ("none", "both"), (1.0, None, 0.0))
+    assert (attention.kind, attention.names, attention.values) == (
+        "choice",
+        ("none", "both"),
+        (1.0, None, 0.0),
+    )
     assert attention.position(1) is None
 
 
@@ -60,7 +73,16 @@ def write_curves(log, values):
         with LogWriter(log.storage, log.study) as writer:
             for epoch, value in enumerate(row, start=1):
                 writer.epoch(EpochRow(**key, attempt=1, epoch=epoch, step=1, AP=float(value)))
-            writer.event(TrialEvent(**key, event="completed", config="{}", time=log.tick(), epoch=len(row), AP=float(row[-1])))
+            writer.event(
+                TrialEvent(
+                    **key,
+                    event="completed",
+                    config="{}",
+                    time=log.tick(),
+                    epoch=len(row),
+                    AP=float(row[-1]),
+                )
+            )
 
 
 def test_correlations_are_scipys_with_ties_and_none_where_all_are_equal(example_log):
@@ -69,19 +91,31 @@ def test_correlations_are_scipys_with_ties_and_none_where_all_are_equal(example_
     write_curves(example_log, values)
     log = read_log(example_log.storage)
     found = fidelity(log, ranking(log, "example"), "AP", early_epoch=1)
-    assert (found.last_epoch, found.num_trials, found.epochs, found.early_epoch) == (4, 7, (1, 2, 3), 1)
+    assert (found.last_epoch, found.num_trials, found.epochs, found.early_epoch) == (
+        4,
+        7,
+        (1, 2, 3),
+        1,
+    )
     expected = [stats.spearmanr(values[:, epoch], values[:, 3]).statistic for epoch in (0, 2)]
     assert [found.correlations[0], found.correlations[2]] == pytest.approx(expected)
     assert found.correlations[1] is None
     assert found.at_early_epoch == found.correlations[0]
-    assert sorted(found.points) == [(f"trial-{number}", values[number, 0], values[number, 3]) for number in range(7)]
+    assert sorted(found.points) == [
+        (f"trial-{number}", values[number, 0], values[number, 3]) for number in range(7)
+    ]
 
 
 def test_trials_of_another_length_are_left_out_of_the_correlation(example_log):
     write_curves(example_log, [[0.1, 0.2, 0.3], [0.2, 0.3, 0.4], [0.3, 0.4, 0.5], [0.1, 0.9]])
     log = read_log(example_log.storage)
     found = fidelity(log, ranking(log, "example"), "AP", early_epoch=99)
-    assert (found.num_trials, found.last_epoch, found.correlations, found.early_epoch) == (3, 3, (1.0, 1.0), 1)
+    assert (found.num_trials, found.last_epoch, found.correlations, found.early_epoch) == (
+        3,
+        3,
+        (1.0, 1.0),
+        1,
+    )
 
 
 @pytest.mark.parametrize("values", [[[0.1, 0.2]] * 2, [[0.1]] * 3, []])

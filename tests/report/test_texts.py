@@ -4,7 +4,11 @@ from kdr.report.texts import counted, duration, short_names
 
 
 def test_short_names_are_used_only_where_they_are_clear():
-    assert short_names(["distill.kdr.weight", "a.epochs", "epochs"]) == ["weight", "a.epochs", "epochs"]
+    assert short_names(["distill.kdr.weight", "a.epochs", "epochs"]) == [
+        "weight",
+        "a.epochs",
+        "epochs",
+    ]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(40.4, "40 s"), (600, "10 min"), (9000, "2.5 h")])

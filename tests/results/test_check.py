@@ -37,7 +37,9 @@ def test_a_sound_log_has_nothing_to_find(storage):
 
 
 def test_a_torn_file_is_named_and_moved_aside_with_the_reason(storage):
-    torn, _ = append(storage, {"key": "a", "event": "completed"}, {"key": "b", "event": "completed"})
+    torn, _ = append(
+        storage, {"key": "a", "event": "completed"}, {"key": "b", "event": "completed"}
+    )
     content = torn.read_bytes()[:100]
     torn.write_bytes(content)
     [finding] = check_log(storage)
@@ -93,13 +95,20 @@ def test_a_trial_that_has_not_ended_is_told_and_is_no_problem(storage):
 def test_what_is_no_part_of_the_log_is_named_and_moved_aside(storage):
     [path] = append(storage, {"key": "a", "event": "completed"})
     compact(storage, "s")
-    foreign = [storage.log / "notes.txt", storage.log / "trials" / "old", path.parent / "part-1.csv", path.parent / "backup"]
+    foreign = [
+        storage.log / "notes.txt",
+        storage.log / "trials" / "old",
+        path.parent / "part-1.csv",
+        path.parent / "backup",
+    ]
     for place in foreign[::2]:
         place.write_text("hello")
     for place in foreign[1::2]:
         place.mkdir()
         (place / "a").touch()
-    assert {(finding.kind, finding.where) for finding in check_log(storage)} == {("foreign", str(place)) for place in foreign}
+    assert {(finding.kind, finding.where) for finding in check_log(storage)} == {
+        ("foreign", str(place)) for place in foreign
+    }
     moved = [quarantine(storage, finding) for finding in check_log(storage)]
     assert len(moved) == 4
     assert (storage.quarantine / "v1" / "trials" / "study=s" / "backup" / "a").exists()

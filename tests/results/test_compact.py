@@ -51,13 +51,18 @@ def test_the_next_compaction_deletes_what_the_last_one_replaced(tmp_path):
     storage = Storage.at(tmp_path)
     append(storage, "a", "b")
     compact(storage, "s")
-    assert len(list(folder(storage).glob("part-*"))) == 2, "a reader may still be about to open them"
+    assert len(list(folder(storage).glob("part-*"))) == 2, (
+        "a reader may still be about to open them"
+    )
     append(storage, "c")
     compact(storage, "s")
     assert len(list(folder(storage).glob("part-*"))) == 1
     append(storage, "d")
     compact(storage, "s")
-    assert sorted(path.name[:8] for path in folder(storage).glob("c-*.parquet")) == ["c-000002", "c-000003"]
+    assert sorted(path.name[:8] for path in folder(storage).glob("c-*.parquet")) == [
+        "c-000002",
+        "c-000003",
+    ]
     assert keys(storage) == ["a", "b", "c", "d"]
 
 
@@ -73,7 +78,8 @@ def test_compacting_twice_does_nothing_the_second_time(tmp_path):
 
 @pytest.mark.parametrize("survived", range(6))
 def test_a_crash_between_any_two_steps_is_harmless(tmp_path, monkeypatch, survived):
-    """Steps: merged file aside, its rename, manifest aside, its rename, then one deletion after the other."""
+    """Steps: merged file aside, its rename, manifest aside, its rename, then one deletion after the
+    other."""
     storage = Storage.at(tmp_path)
     append(storage, "a", "b")
     compact(storage, "s")
@@ -102,7 +108,10 @@ def test_a_crash_between_any_two_steps_is_harmless(tmp_path, monkeypatch, surviv
         append(storage, key)
     compact(storage, "s")
     assert keys(storage) == list("abcdefg")
-    merged, manifests = (sorted(path.stem for path in folder(storage).glob(f"c-*.{kind}")) for kind in ("parquet", "json"))
+    merged, manifests = (
+        sorted(path.stem for path in folder(storage).glob(f"c-*.{kind}"))
+        for kind in ("parquet", "json")
+    )
     assert merged == manifests, "what a crash left behind is cleared away in the end"
     assert len(merged) == 2
 
@@ -123,7 +132,8 @@ def test_rows_that_come_during_a_compaction_are_kept(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("first_id", ["00000000", "ffffffff"])
 def test_two_compactions_at_once_lose_and_repeat_nothing(tmp_path, monkeypatch, first_id):
-    """The second runs in the middle of the first and sees a row more; the one or the other has the higher id."""
+    """The second runs in the middle of the first and sees a row more; the one or the other has the
+    higher id."""
     storage = Storage.at(tmp_path)
     append(storage, "a", "b")
     write, ids = compact_module.write_fragment, iter([first_id, "88888888"])
@@ -176,7 +186,9 @@ def test_rows_of_a_newer_version_keep_their_columns(tmp_path):
     newer = sorted(folder(storage).iterdir())[0]
     table = pq.read_table(newer, partitioning=None)
     metadata = {**table.schema.metadata, b"kdr.schema_version": b"99"}
-    pq.write_table(table.append_column("mood", pa.array(["good"])).replace_schema_metadata(metadata), newer)
+    pq.write_table(
+        table.append_column("mood", pa.array(["good"])).replace_schema_metadata(metadata), newer
+    )
     for key in ("d", "e"):
         compact(storage, "s")
         append(storage, key)
@@ -190,7 +202,10 @@ def test_a_generation_of_a_newer_version_is_left_alone(tmp_path):
     compact(storage, "s")
     [merged] = folder(storage).glob("c-*.parquet")
     table = pq.read_table(merged, partitioning=None)
-    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"kdr.schema_version": b"99"}), merged)
+    pq.write_table(
+        table.replace_schema_metadata({**table.schema.metadata, b"kdr.schema_version": b"99"}),
+        merged,
+    )
     append(storage, "c", "d")
     compact(storage, "s")
     assert keys(storage) == ["a", "b", "c", "d"]

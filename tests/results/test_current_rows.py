@@ -7,7 +7,10 @@ from kdr.results.current_rows import current_rows, last_epochs
 from kdr.results.schema import SCHEMAS, EpochRow, to_table
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-ROWS = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 3), st.integers(1, 4), st.integers(0, 3)), max_size=14)
+ROWS = st.lists(
+    st.tuples(st.sampled_from("abc"), st.integers(1, 3), st.integers(1, 4), st.integers(0, 3)),
+    max_size=14,
+)
 
 
 def table_of(rows):
@@ -27,16 +30,25 @@ def table_of(rows):
 
 
 def by_definition(rows, excluded):
-    """Epoch by epoch: the last attempt at a trial that has it and after which no other began at or before it."""
+    """Epoch by epoch: the last attempt at a trial that has it and after which no other began at or
+    before it."""
     chosen = []
     for key in sorted({row[0] for row in rows}):
-        own = [(index, *row[1:]) for index, row in enumerate(rows) if row[0] == key and row[1] > excluded.get(key, 0)]
-        begun = {attempt: min(epoch for _, at, epoch, _ in own if at == attempt) for _, attempt, _, _ in own}
+        own = [
+            (index, *row[1:])
+            for index, row in enumerate(rows)
+            if row[0] == key and row[1] > excluded.get(key, 0)
+        ]
+        begun = {
+            attempt: min(epoch for _, at, epoch, _ in own if at == attempt)
+            for _, attempt, _, _ in own
+        }
         for epoch in sorted({row[2] for row in own}):
             counts = [
                 row
                 for row in own
-                if row[2] == epoch and not any(later > row[1] and first <= epoch for later, first in begun.items())
+                if row[2] == epoch
+                and not any(later > row[1] and first <= epoch for later, first in begun.items())
             ]
             chosen += [max(counts, key=lambda row: (row[1], row[3], row[0]))[0]] if counts else []
     return chosen
@@ -53,7 +65,9 @@ def test_the_last_epoch_and_the_last_evaluation_of_each_trial_are_found(rows):
     current = epochs.take(current_rows(epochs, {}))
     found = {row["key"]: row for row in last_epochs(current).to_pylist()}
     listed = current.select(["key", "attempt", "epoch", "AP"]).to_pylist()
-    assert {key: row["epoch"] for key, row in found.items()} == {row["key"]: row["epoch"] for row in listed}
+    assert {key: row["epoch"] for key, row in found.items()} == {
+        row["key"]: row["epoch"] for row in listed
+    }
     assert {key: row["AP"] for key, row in found.items()} == {
         **dict.fromkeys(found),
         **{row["key"]: row["AP"] for row in listed if row["AP"] is not None},

@@ -35,7 +35,9 @@ def test_an_excluded_trial_is_in_no_result_and_its_reason_is_kept(judged):
     table = settings_table(log, "example", ["distill.kdr.weight"])
     assert [row.keys for row in table.rows] == [("fair",)]
     assert any("excluded" in note for note in table.notes)
-    rows = query(judged.storage, "SELECT key, state, AP, reason FROM trials WHERE key = 'good'").to_pylist()
+    rows = query(
+        judged.storage, "SELECT key, state, AP, reason FROM trials WHERE key = 'good'"
+    ).to_pylist()
     assert rows == [{"key": "good", "state": "excluded", "AP": None, "reason": "a broken disk"}]
     assert query(judged.storage, "SELECT * FROM epochs WHERE key = 'good'").num_rows == 0
 
@@ -51,9 +53,17 @@ def test_excluding_removes_no_row_and_can_be_undone(judged):
 
 
 def test_what_is_excluded_or_not_cannot_become_so_again(judged):
-    with pytest.raises(ConfigError, match="must be a trial that has begun and is not excluded, got good, which is excluded"):
+    with pytest.raises(
+        ConfigError,
+        match="must be a trial that has begun and is not excluded, got good, which is excluded",
+    ):
         exclude(judged.storage, state(judged, "good"), "again")
-    with pytest.raises(ConfigError, match="must be an excluded trial that has not been run again, got fair, which is completed"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            "must be an excluded trial that has not been run again, got fair, which is completed"
+        ),
+    ):
         include(judged.storage, state(judged, "fair"))
 
 

@@ -6,7 +6,13 @@ from kdr.results.flat_settings import canonical, flat_settings
 
 
 def test_settings_are_named_by_their_path():
-    config = json.dumps({"seed": 1, "distill": {"kdr": {"weight": 2.0, "links": ["a", "b"]}, "fgd": {}}, "teacher": None})
+    config = json.dumps(
+        {
+            "seed": 1,
+            "distill": {"kdr": {"weight": 2.0, "links": ["a", "b"]}, "fgd": {}},
+            "teacher": None,
+        }
+    )
     assert flat_settings(config) == {
         "seed": 1,
         "distill.kdr.weight": 2.0,

@@ -22,17 +22,31 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def event(name, *, key="k", study="s", at=0, **columns):
-    return TrialEvent(study=study, key=key, event=name, config="{}", time=START + timedelta(seconds=at), **columns)
+    return TrialEvent(
+        study=study,
+        key=key,
+        event=name,
+        config="{}",
+        time=START + timedelta(seconds=at),
+        **columns,
+    )
 
 
 def epoch(number, *, attempt=1, key="k", at=0, **columns):
     when = START + timedelta(seconds=at)
-    return EpochRow(study="s", key=key, attempt=attempt, epoch=number, step=number, time=when, **columns)
+    return EpochRow(
+        study="s", key=key, attempt=attempt, epoch=number, step=number, time=when, **columns
+    )
 
 
 def log_of(events=(), epochs=(), arms=()):
     rows = {"trials": events, "epochs": epochs, "arms": arms}
-    return Log(**{name: to_table(list(found)) if found else SCHEMAS[name].empty_table() for name, found in rows.items()})
+    return Log(
+        **{
+            name: to_table(list(found)) if found else SCHEMAS[name].empty_table()
+            for name, found in rows.items()
+        }
+    )
 
 
 def fragment(storage, name="trials", study="s"):
@@ -42,7 +56,12 @@ def fragment(storage, name="trials", study="s"):
 
 def test_a_log_that_does_not_exist_is_empty(tmp_path):
     log = read_log(Storage.at(tmp_path / "nowhere"))
-    assert (log.trials.num_rows, log.epochs.num_rows, log.arms.num_rows, log.damaged) == (0, 0, 0, ())
+    assert (log.trials.num_rows, log.epochs.num_rows, log.arms.num_rows, log.damaged) == (
+        0,
+        0,
+        0,
+        (),
+    )
     assert log.states() == {}
     assert known_keys(log) == frozenset()
     assert log.studies() == ()
@@ -50,13 +69,24 @@ def test_a_log_that_does_not_exist_is_empty(tmp_path):
 
 
 def test_the_last_attempt_decides_whatever_the_clocks_say():
-    log = log_of([event("completed", attempt=1, at=100, AP=0.3), event("failed", attempt=2, at=50, reason="why")])
+    log = log_of(
+        [
+            event("completed", attempt=1, at=100, AP=0.3),
+            event("failed", attempt=2, at=50, reason="why"),
+        ]
+    )
     assert log.states()["k"].state == "failed"
     assert known_keys(log) == frozenset()
 
 
 def test_a_late_plan_of_another_study_does_not_hide_a_result():
-    log = log_of([event("started", at=1), event("completed", at=2, AP=0.3), event("planned", study="other", at=3)])
+    log = log_of(
+        [
+            event("started", at=1),
+            event("completed", at=2, AP=0.3),
+            event("planned", study="other", at=3),
+        ]
+    )
     assert log.states()["k"].state == "completed"
     assert known_keys(log) == {"k"}
 
@@ -69,16 +99,27 @@ def test_events_of_one_instant_follow_the_life_of_a_trial():
 def test_the_end_of_an_attempt_decides_where_clocks_were_set_back_or_differ():
     begun = event("resumed", attempt=2, at=100)
     for end in ("completed", "stopped_early", "failed", "interrupted"):
-        assert log_of([event("started"), begun, event(end, attempt=2, at=50)]).states()["k"].state.startswith(end)
+        assert (
+            log_of([event("started"), begun, event(end, attempt=2, at=50)])
+            .states()["k"]
+            .state.startswith(end)
+        )
     ended = event("completed", attempt=2, at=50, AP=0.3)
-    assert known_keys(log_of([event("started"), begun, ended, event("interrupted", attempt=2, at=200)])) == {"k"}
+    assert known_keys(
+        log_of([event("started"), begun, ended, event("interrupted", attempt=2, at=200)])
+    ) == {"k"}
 
 
 def test_epochs_of_a_later_attempt_count_where_its_clock_was_set_back():
     rows = [epoch(number, at=100 + number, AP=0.1) for number in (1, 2, 3)]
     rows += [epoch(number, attempt=2, at=number, AP=0.2) for number in (3, 4)]
     epochs = log_of([event("started"), event("resumed", attempt=2, at=1)], rows).epochs_of("k")
-    assert list(zip(epochs["attempt"].to_pylist(), epochs["epoch"].to_pylist(), strict=True)) == [(1, 1), (1, 2), (2, 3), (2, 4)]
+    assert list(zip(epochs["attempt"].to_pylist(), epochs["epoch"].to_pylist(), strict=True)) == [
+        (1, 1),
+        (1, 2),
+        (2, 3),
+        (2, 4),
+    ]
 
 
 def test_the_time_of_rows_goes_on_where_the_clock_is_set_back(monkeypatch):
@@ -91,28 +132,47 @@ def test_the_time_of_rows_goes_on_where_the_clock_is_set_back(monkeypatch):
 
     monkeypatch.setattr(schema, "datetime", SetBack)
     assert before < schema.utc_now() < before + timedelta(minutes=1)
-    assert schema.later_than(before + timedelta(hours=2)) == before + timedelta(hours=2, microseconds=1)
+    assert schema.later_than(before + timedelta(hours=2)) == before + timedelta(
+        hours=2, microseconds=1
+    )
 
 
 def test_events_of_a_newer_version_are_passed_over():
     table = log_of([event("started", at=1), event("completed", at=2)]).trials
-    strange = table.set_column(table.schema.names.index("event"), table.schema.field("event"), pa.array(["started", "judged"]))
+    strange = table.set_column(
+        table.schema.names.index("event"),
+        table.schema.field("event"),
+        pa.array(["started", "judged"]),
+    )
     log = Log(strange, SCHEMAS["epochs"].empty_table(), SCHEMAS["arms"].empty_table())
     assert log.states()["k"].state == "running"
 
 
 def test_an_excluded_trial_is_not_known_whatever_its_attempt_goes_on_to_do():
-    events = [event("started"), event("completed", at=1, epoch=1, AP=0.5), event("excluded", at=2, reason="why")]
+    events = [
+        event("started"),
+        event("completed", at=1, epoch=1, AP=0.5),
+        event("excluded", at=2, reason="why"),
+    ]
     for later in ([], [event("completed", at=9, epoch=2, AP=0.6)]):
         log = log_of([*events, *later], [epoch(1, AP=0.5)])
         state = log.states()["k"]
-        assert (state.state, state.epoch, state.metrics["AP"], state.last.reason) == ("excluded", 0, None, "why")
+        assert (state.state, state.epoch, state.metrics["AP"], state.last.reason) == (
+            "excluded",
+            0,
+            None,
+            "why",
+        )
         assert known_keys(log) == frozenset()
         assert log.epochs_of("k").num_rows == 0
 
 
 def test_an_exclusion_is_undone_by_an_event():
-    events = [event("completed", at=1, epoch=1, AP=0.5), event("excluded", at=2), event("included", at=3)]
+    events = [
+        event("completed", at=1, epoch=1, AP=0.5),
+        event("excluded", at=2),
+        event("included", at=3),
+    ]
     log = log_of(events, [epoch(1, AP=0.5)])
     assert (log.states()["k"].state, log.states()["k"].metrics["AP"]) == ("completed", 0.5)
     assert log.epochs_of("k").num_rows == 1
@@ -121,16 +181,30 @@ def test_an_exclusion_is_undone_by_an_event():
 
 def test_an_excluded_trial_that_is_begun_again_counts_by_its_new_attempt():
     events = [event("completed", at=1, epoch=2, AP=0.5), event("excluded", at=2)]
-    again = [event("started", attempt=2, at=3), event("completed", attempt=2, at=4, epoch=2, AP=0.4)]
+    again = [
+        event("started", attempt=2, at=3),
+        event("completed", attempt=2, at=4, epoch=2, AP=0.4),
+    ]
     old, new = [epoch(1, AP=0.1), epoch(2, AP=0.5)], [epoch(1, attempt=2, at=3, AP=0.3)]
     log = log_of([*events, again[0]], [*old, *new])
-    assert (log.states()["k"].state, log.states()["k"].epoch, log.epochs_of("k")["AP"].to_pylist()) == ("running", 1, [0.3])
+    assert (
+        log.states()["k"].state,
+        log.states()["k"].epoch,
+        log.epochs_of("k")["AP"].to_pylist(),
+    ) == ("running", 1, [0.3])
     assert log_of([*events, *again]).states()["k"].metrics["AP"] == 0.4
 
 
 def test_an_exclusion_does_not_hold_for_a_later_start_of_the_same_number():
     """The count of attempts lies in the trial's folder, which someone may have removed."""
-    log = log_of([event("completed", at=1), event("excluded", at=2), event("started", at=3), event("completed", at=4, AP=0.4)])
+    log = log_of(
+        [
+            event("completed", at=1),
+            event("excluded", at=2),
+            event("started", at=3),
+            event("completed", at=4, AP=0.4),
+        ]
+    )
     assert (log.states()["k"].state, log.states()["k"].metrics["AP"]) == ("completed", 0.4)
 
 
@@ -149,12 +223,16 @@ def test_a_trial_begun_anew_does_not_show_what_came_before():
 
 
 def test_the_draw_of_a_search_outlives_a_later_run_without_one():
-    log = log_of([event("started", at=1, parameters='{"a": 1}'), event("completed", at=2, attempt=2)])
+    log = log_of(
+        [event("started", at=1, parameters='{"a": 1}'), event("completed", at=2, attempt=2)]
+    )
     assert log.states()["k"].parameters == '{"a": 1}'
 
 
 def test_a_resumed_trial_keeps_its_epochs_before_the_resume_point():
-    rows = [epoch(number, AP=0.1) for number in (1, 2, 3)] + [epoch(number, attempt=2, AP=0.2) for number in (3, 4)]
+    rows = [epoch(number, AP=0.1) for number in (1, 2, 3)] + [
+        epoch(number, attempt=2, AP=0.2) for number in (3, 4)
+    ]
     epochs = log_of([], rows).epochs_of("k")
     assert epochs["epoch"].to_pylist() == [1, 2, 3, 4]
     assert epochs["attempt"].to_pylist() == [1, 1, 2, 2]
@@ -177,7 +255,9 @@ def test_a_study_may_use_trials_that_another_one_ran(tmp_path):
         first.event(event("completed", key="own"))
         first.epoch(epoch(1, key="shared"))
         first.epoch(epoch(1, key="own"))
-    LogWriter(storage, "second").arms([ArmRow(study="second", key="shared", arm="a"), ArmRow(study="second", key="new", arm="b")])
+    LogWriter(storage, "second").arms(
+        [ArmRow(study="second", key="shared", arm="a"), ArmRow(study="second", key="new", arm="b")]
+    )
     log = read_log(storage, "second")
     assert log.keys_of("second") == ("shared", "new")
     assert list(log.states_of("second")) == ["shared"]
@@ -211,7 +291,8 @@ def test_a_changed_bit_is_damage_and_no_other_number(tmp_path):
     LogWriter(storage, "s").event(event("completed", AP=0.3))
     path = fragment(storage)
     content = path.read_bytes()
-    start, end = pq.read_metadata(path).row_group(0).column(0).data_page_offset, pq.read_metadata(path).serialized_size
+    start = pq.read_metadata(path).row_group(0).column(0).data_page_offset
+    end = pq.read_metadata(path).serialized_size
     for place in range(start, len(content) - end - 8, 97):
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         log = read_log(storage)
@@ -227,7 +308,9 @@ def test_a_file_that_the_storage_does_not_give_is_no_damage(tmp_path, monkeypatc
         raise OSError(errno.ESTALE, "Stale file handle")
 
     monkeypatch.setattr(pq, "ParquetFile", unreachable)
-    with pytest.raises(StorageError, match=r"part-.*must be a file that can be read, got .*Stale file handle"):
+    with pytest.raises(
+        StorageError, match=r"part-.*must be a file that can be read, got .*Stale file handle"
+    ):
         read_log(storage)
 
 
@@ -284,7 +367,9 @@ def test_an_older_version_without_optional_columns_is_readable(tmp_path):
     storage = Storage.at(tmp_path)
     LogWriter(storage, "s").event(event("completed", AP=0.3, device="a GPU"))
     path = fragment(storage)
-    pq.write_table(pq.read_table(path, partitioning=None).drop_columns(["device", "versions"]), path)
+    pq.write_table(
+        pq.read_table(path, partitioning=None).drop_columns(["device", "versions"]), path
+    )
     state = read_log(storage).states()["k"]
     assert (state.metrics["AP"], state.last.device, state.last.versions) == (0.3, None, None)
 
@@ -316,14 +401,30 @@ ENDED = st.builds(
     epoch=st.one_of(st.none(), st.integers(0, 3)),
     AP=AP,
 )
-EPOCH = st.builds(epoch, st.integers(1, 5), key=st.sampled_from(["a", "b", "c"]), attempt=st.integers(1, 3), AP=st.just(0.5))
+EPOCH = st.builds(
+    epoch,
+    st.integers(1, 5),
+    key=st.sampled_from(["a", "b", "c"]),
+    attempt=st.integers(1, 3),
+    AP=st.just(0.5),
+)
 
 
 def distinct(row):
-    return (row.key, row.attempt, row.time, getattr(row, "event", None), getattr(row, "epoch", None))
+    return (
+        row.key,
+        row.attempt,
+        row.time,
+        getattr(row, "event", None),
+        getattr(row, "epoch", None),
+    )
 
 
-@given(st.lists(EVENT, unique_by=distinct, min_size=1), st.lists(EPOCH, unique_by=distinct), st.randoms(use_true_random=False))
+@given(
+    st.lists(EVENT, unique_by=distinct, min_size=1),
+    st.lists(EPOCH, unique_by=distinct),
+    st.randoms(use_true_random=False),
+)
 def test_the_order_of_rows_and_fragments_does_not_matter(events, epochs, shuffler: random.Random):
     straight = log_of(events, epochs)
     mixed_events, mixed_epochs = list(events), list(epochs)
@@ -339,10 +440,14 @@ def test_the_state_is_that_of_the_last_attempt(events):
     for key, state in log_of(events).states().items():
         own = [row for row in events if row.key == key]
         assert state.attempt == max(row.attempt for row in own)
-        assert state.last in [dataclasses.replace(row) for row in own if row.attempt == state.attempt]
+        assert state.last in [
+            dataclasses.replace(row) for row in own if row.attempt == state.attempt
+        ]
 
 
-EVALUATED = st.builds(epoch, st.integers(1, 3), key=st.sampled_from(["a", "b"]), attempt=st.integers(1, 3), AP=AP)
+EVALUATED = st.builds(
+    epoch, st.integers(1, 3), key=st.sampled_from(["a", "b"]), attempt=st.integers(1, 3), AP=AP
+)
 
 
 @given(st.lists(ENDED, min_size=1), st.lists(EVALUATED, unique_by=distinct))
@@ -353,16 +458,27 @@ def test_a_state_shows_what_its_event_says_or_else_the_epochs_of_the_attempt(eve
         if state.last.event == "started" and (not rows or rows[-1]["attempt"] != state.attempt):
             rows = []  # begun anew
         evaluated = [row["AP"] for row in rows if row["AP"] is not None]
-        assert state.epoch == (state.last.epoch if state.last.epoch is not None else rows[-1]["epoch"] if rows else 0)
-        assert state.metrics["AP"] == (state.last.AP if state.last.AP is not None else evaluated[-1] if evaluated else None)
+        assert state.epoch == (
+            state.last.epoch if state.last.epoch is not None else rows[-1]["epoch"] if rows else 0
+        )
+        assert state.metrics["AP"] == (
+            state.last.AP if state.last.AP is not None else evaluated[-1] if evaluated else None
+        )
 
 
-@given(st.lists(EVENT), st.lists(st.builds(ArmRow, study=STUDY, key=st.sampled_from(["a", "b", "c"]), arm=st.just("x"))))
+@given(
+    st.lists(EVENT),
+    st.lists(
+        st.builds(ArmRow, study=STUDY, key=st.sampled_from(["a", "b", "c"]), arm=st.just("x"))
+    ),
+)
 def test_a_study_uses_the_trials_of_its_arms_and_then_those_that_it_ran(events, arms):
     log = log_of(events, arms=arms)
     assert log.studies() == tuple(sorted({row.study for row in [*arms, *events]}))
     for study in ("s", "other", "none"):
-        assert log.keys_of(study) == tuple(dict.fromkeys(row.key for row in [*arms, *events] if row.study == study))
+        assert log.keys_of(study) == tuple(
+            dict.fromkeys(row.key for row in [*arms, *events] if row.study == study)
+        )
 
 
 @given(st.lists(EPOCH, unique_by=distinct, min_size=1))
@@ -374,11 +490,15 @@ def test_epochs_rise_and_attempts_never_fall(epochs):
         assert numbers == sorted(set(numbers))
         assert attempts == sorted(attempts)
         last = max(row.attempt for row in epochs if row.key == key)
-        assert {row.epoch for row in epochs if row.key == key and row.attempt == last} <= set(numbers)
+        assert {row.epoch for row in epochs if row.key == key and row.attempt == last} <= set(
+            numbers
+        )
 
 
 def test_ten_thousand_rows_are_resolved_in_a_moment():
-    rows = [epoch(number, key=f"k{trial}", AP=0.1) for trial in range(500) for number in range(1, 21)]
+    rows = [
+        epoch(number, key=f"k{trial}", AP=0.1) for trial in range(500) for number in range(1, 21)
+    ]
     log = log_of([event("completed", key=f"k{trial}") for trial in range(500)], rows)
     begin = time.perf_counter()
     assert len(log.states()) == 500
@@ -388,12 +508,17 @@ def test_ten_thousand_rows_are_resolved_in_a_moment():
 def test_the_arms_of_an_ablation_are_those_of_its_last_file():
     def arm(name, *, config, at, levels="{}"):
         when = START + timedelta(seconds=at)
-        return ArmRow(study="s", key=f"k-{name}", arm=name, study_config=config, levels=levels, time=when)
+        return ArmRow(
+            study="s", key=f"k-{name}", arm=name, study_config=config, levels=levels, time=when
+        )
 
     first = [arm("baseline", config="one", at=0), arm("old", config="one", at=0)]
     then = [arm("baseline", config="two", at=5), arm("new", config="two", at=5)]
     by_hand = arm("trial-0001", config="two", at=9, levels=None)
-    assert [row["arm"] for row in log_of(arms=[*first, *then, by_hand]).ablation_arms_of("s")] == ["baseline", "new"]
+    assert [row["arm"] for row in log_of(arms=[*first, *then, by_hand]).ablation_arms_of("s")] == [
+        "baseline",
+        "new",
+    ]
     assert log_of(arms=[by_hand]).ablation_arms_of("s") == []
 
 
@@ -412,7 +537,8 @@ def test_one_studys_log_has_what_other_studies_logged_of_its_trials(example_log)
 
 def test_columns_that_are_left_out_are_null(example_log):
     example_log.trial("a")
-    whole, lean = read_log(example_log.storage, "example"), read_log(example_log.storage, "example", leave_out=["losses"])
+    whole = read_log(example_log.storage, "example")
+    lean = read_log(example_log.storage, "example", leave_out=["losses"])
     assert lean.epochs["losses"].null_count == len(whole.epochs) == 4
     assert lean.epochs.schema.equals(whole.epochs.schema)
     assert lean.epochs.drop_columns(["losses"]).equals(whole.epochs.drop_columns(["losses"]))

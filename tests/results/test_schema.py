@@ -9,7 +9,15 @@ from kdr.results.schema import SCHEMA_VERSION, SCHEMAS, EpochRow, TrialEvent, to
 
 def test_an_event_comes_back_as_it_was():
     event = TrialEvent(
-        study="s", key="k", event="failed", config="{}", attempt=2, AP=math.pi, versions={"torch": "2"}, dirty=False, reason="ü"
+        study="s",
+        key="k",
+        event="failed",
+        config="{}",
+        attempt=2,
+        AP=math.pi,
+        versions={"torch": "2"},
+        dirty=False,
+        reason="ü",
     )
     assert to_events(to_table([event])) == [event]
 
@@ -32,27 +40,34 @@ def test_maps_of_losses_keep_their_order_and_values():
 
 
 def test_the_format_changes_only_with_its_version():
-    """A log of today is read for years: whoever changes a column must raise SCHEMA_VERSION and this list with it."""
+    """A log of today is read for years: whoever changes a column must raise SCHEMA_VERSION and this
+    list with it."""
     text = {
-        name: " ".join(f"{column.name}:{column.type}{'' if column.nullable else '!'}" for column in schema)
+        name: " ".join(
+            f"{column.name}:{column.type}{'' if column.nullable else '!'}" for column in schema
+        )
         for name, schema in SCHEMAS.items()
     }
     metrics = "AP:double AP50:double AP75:double APs:double APm:double APl:double"
     number_map = "map<string, double>"
     assert SCHEMA_VERSION == 3
-    assert text["arms"] == (
-        "study:string! key:string! arm:string! seed:int64! parameters:string study_config:string time:timestamp[us, tz=UTC]! "
-        "levels:string is_reference:bool"
+    assert (
+        text["arms"] == "study:string! key:string! arm:string! seed:int64! parameters:string "
+        "study_config:string time:timestamp[us, tz=UTC]! levels:string is_reference:bool"
     )
-    assert text["epochs"] == (
-        f"study:string! key:string! attempt:int64! epoch:int64! step:int64! time:timestamp[us, tz=UTC]! {metrics} "
-        f"ap_per_class:{number_map} losses:{number_map} weighted_losses:{number_map} gradient_norms:{number_map} "
-        f"extras:{number_map} lr:double seconds:double eval_seconds:double images_per_s:double images_seen:int64 "
+    assert (
+        text["epochs"]
+        == "study:string! key:string! attempt:int64! epoch:int64! step:int64! time:timestamp[us, "
+        f"tz=UTC]! {metrics} ap_per_class:{number_map} losses:{number_map} "
+        f"weighted_losses:{number_map} gradient_norms:{number_map} extras:{number_map} "
+        "lr:double seconds:double eval_seconds:double images_per_s:double images_seen:int64 "
         "peak_memory_bytes:int64 first_batch_hash:string"
     )
-    assert text["trials"] == (
-        "study:string! key:string! event:string! config:string! attempt:int64! time:timestamp[us, tz=UTC]! role:string! "
-        f"seed:int64! epoch:int64 {metrics} best_epoch:int64 best_AP:double seconds:double parameters:string trials_known:int64 "
-        "data_id:string teacher_id:string failure_kind:string reason:string traceback:string weights:string commit:string "
-        "dirty:bool versions:map<string, string> host:string device:string num_gpus:double schema_version:int64!"
+    assert (
+        text["trials"] == "study:string! key:string! event:string! config:string! attempt:int64! "
+        f"time:timestamp[us, tz=UTC]! role:string! seed:int64! epoch:int64 {metrics} "
+        "best_epoch:int64 best_AP:double seconds:double parameters:string trials_known:int64 "
+        "data_id:string teacher_id:string failure_kind:string reason:string traceback:string "
+        "weights:string commit:string dirty:bool versions:map<string, string> host:string "
+        "device:string num_gpus:double schema_version:int64!"
     )

@@ -24,13 +24,24 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 STUDIES = ["one", "two"]
 OF_TRIAL = {"study": st.sampled_from(STUDIES), "key": st.sampled_from("abc")}
 TIME = st.integers(0, 6).map(lambda seconds: START + timedelta(seconds=seconds))
-VALUE = st.one_of(st.none(), st.booleans(), st.integers(-9, 9), st.text(max_size=2), st.just([1, "x"]), st.just({}))
-CONFIG = st.fixed_dictionaries({"p": VALUE, "q": st.one_of(VALUE, st.fixed_dictionaries({"r": VALUE}))}).map(json.dumps)
+VALUE = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-9, 9),
+    st.text(max_size=2),
+    st.just([1, "x"]),
+    st.just({}),
+)
+CONFIG = st.fixed_dictionaries(
+    {"p": VALUE, "q": st.one_of(VALUE, st.fixed_dictionaries({"r": VALUE}))}
+).map(json.dumps)
 EVENTS_OF_TRIALS = st.lists(
     st.builds(
         TrialEvent,
         **OF_TRIAL,
-        event=st.sampled_from(["planned", "started", "completed", "failed", "excluded", "included"]),
+        event=st.sampled_from(
+            ["planned", "started", "completed", "failed", "excluded", "included"]
+        ),
         config=CONFIG,
         attempt=st.integers(1, 2),
         time=TIME,
@@ -39,14 +50,27 @@ EVENTS_OF_TRIALS = st.lists(
     ),
     max_size=8,
 )
-ARMS = st.lists(st.builds(ArmRow, **OF_TRIAL, arm=st.sampled_from(["x", "y"]), time=TIME), max_size=6)
+ARMS = st.lists(
+    st.builds(ArmRow, **OF_TRIAL, arm=st.sampled_from(["x", "y"]), time=TIME), max_size=6
+)
 
 
 @pytest.fixture
 def filled(example_log):
-    example_log.trial("a", parameters={"distill.kdr.weight": 1.0, LINKS: ["P4->P3", "P5->P4"]}, AP=0.3)
-    example_log.trial("b", parameters={"distill.kdr.weight": 5.0, LINKS: ["P5->P4", "P4->P3"]}, AP=0.1)
-    example_log.trial("c", parameters={"distill.kdr.weight": 5.0, LINKS: []}, AP=None, event="failed", epoch=1, reason="why")
+    example_log.trial(
+        "a", parameters={"distill.kdr.weight": 1.0, LINKS: ["P4->P3", "P5->P4"]}, AP=0.3
+    )
+    example_log.trial(
+        "b", parameters={"distill.kdr.weight": 5.0, LINKS: ["P5->P4", "P4->P3"]}, AP=0.1
+    )
+    example_log.trial(
+        "c",
+        parameters={"distill.kdr.weight": 5.0, LINKS: []},
+        AP=None,
+        event="failed",
+        epoch=1,
+        reason="why",
+    )
     return example_log
 
 
@@ -56,7 +80,9 @@ def rows(log, sql):
 
 def test_a_trial_is_one_row_with_its_settings_as_columns(filled):
     [row] = rows(
-        filled, """SELECT study, arm, state, AP, epoch, "distill.kdr.weight", "training.epochs" FROM trials WHERE key='a'"""
+        filled,
+        """SELECT study, arm, state, AP, epoch, "distill.kdr.weight", "training.epochs"
+        FROM trials WHERE key='a'""",
     )
     assert row == {
         "study": "example", "arm": "a", "state": "completed", "AP": 0.3, "epoch": 4,
@@ -65,7 +91,9 @@ def test_a_trial_is_one_row_with_its_settings_as_columns(filled):
 
 
 def test_equal_subsets_fall_into_one_group(filled):
-    found = rows(filled, f'SELECT "{LINKS}" AS links, count(*) AS n FROM trials GROUP BY 1 ORDER BY 2 DESC')
+    found = rows(
+        filled, f'SELECT "{LINKS}" AS links, count(*) AS n FROM trials GROUP BY 1 ORDER BY 2 DESC'
+    )
     assert found == [{"links": '["P4->P3", "P5->P4"]', "n": 2}, {"links": "[]", "n": 1}]
 
 
@@ -79,12 +107,18 @@ def test_numbers_lists_and_words_get_the_type_that_holds_them(filled):
 
 
 def test_epochs_and_losses_can_be_asked_for(filled):
-    found = rows(filled, "SELECT epoch, losses['classification'] AS loss FROM epochs WHERE key='a' ORDER BY epoch")
+    found = rows(
+        filled,
+        "SELECT epoch, losses['classification'] AS loss FROM epochs WHERE key='a' ORDER BY epoch",
+    )
     assert found == [{"epoch": number, "loss": 1.0 / number} for number in (1, 2, 3, 4)]
 
 
 def test_events_hold_everything_and_times_are_utc(filled):
-    found = rows(filled, "SELECT event, time::VARCHAR AS time FROM events WHERE key='c' ORDER BY events.time")
+    found = rows(
+        filled,
+        "SELECT event, time::VARCHAR AS time FROM events WHERE key='c' ORDER BY events.time",
+    )
     assert [row["event"] for row in found] == ["started", "failed"]
     assert found[0]["time"].startswith("2026-01-01 00:00:")
     assert found[0]["time"].endswith("+00")
@@ -104,11 +138,19 @@ def test_a_shared_trial_is_a_row_of_each_study(filled):
 @given(EVENTS_OF_TRIALS, ARMS)
 def test_the_rows_are_the_states_of_each_studys_trials(events, arms):
     rows = {"trials": events, "epochs": [], "arms": arms}
-    log = Log(**{name: to_table(found) if found else SCHEMAS[name].empty_table() for name, found in rows.items()})
+    log = Log(
+        **{
+            name: to_table(found) if found else SCHEMAS[name].empty_table()
+            for name, found in rows.items()
+        }
+    )
     expected = [
         {
             "study": study,
-            "arm": " and ".join(row["arm"] for row in log.arms_of(study) if row["key"] == state.key) or None,
+            "arm": (
+                " and ".join(row["arm"] for row in log.arms_of(study) if row["key"] == state.key)
+                or None
+            ),
             "state": state.state,
             "attempt": state.attempt,
             "AP": state.metrics["AP"],
@@ -122,19 +164,35 @@ def test_the_rows_are_the_states_of_each_studys_trials(events, arms):
     found = trials_table(log).to_pylist()
     assert len(found) == len(expected)
     for row, wanted in zip(found, expected, strict=True):
-        assert {name: shown(row[name]) if "." in name or name in "pq" else row[name] for name in wanted} == wanted
+        assert {
+            name: shown(row[name]) if "." in name or name in "pq" else row[name] for name in wanted
+        } == wanted
 
 
 def shown(value):
     """A setting's value whatever the type of its column, which holds all values of the setting."""
-    return value if value is None else str(value).lower() if isinstance(value, bool | str) else str(canonical(value))
+    return (
+        value
+        if value is None
+        else str(value).lower()
+        if isinstance(value, bool | str)
+        else str(canonical(value))
+    )
 
 
 def test_a_setting_of_several_types_is_text(example_log):
     for key, value in {"a": 1, "b": "one", "c": True, "d": [1, 2], "e": None}.items():
-        event = TrialEvent(study="example", key=key, event="completed", config=json.dumps({"x": value}))
+        event = TrialEvent(
+            study="example", key=key, event="completed", config=json.dumps({"x": value})
+        )
         LogWriter(example_log.storage, "example").event(event)
-    assert [row["x"] for row in rows(example_log, "SELECT x FROM trials ORDER BY key")] == ["1", "one", "true", "[1, 2]", None]
+    assert [row["x"] for row in rows(example_log, "SELECT x FROM trials ORDER BY key")] == [
+        "1",
+        "one",
+        "true",
+        "[1, 2]",
+        None,
+    ]
 
 
 SETTINGS = st.recursive(
@@ -143,23 +201,35 @@ SETTINGS = st.recursive(
     | st.integers(-(2**53), 2**53)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("xyz"), inner, max_size=2),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("xyz"), inner, max_size=2)
+    ),
     max_leaves=5,
 )
 
 
-@given(configs=st.lists(st.dictionaries(st.sampled_from("abcd"), SETTINGS, max_size=3), min_size=1, max_size=6))
+@given(
+    configs=st.lists(
+        st.dictionaries(st.sampled_from("abcd"), SETTINGS, max_size=3), min_size=1, max_size=6
+    )
+)
 def test_settings_are_those_of_each_trial_whatever_sections_it_shares(configs):
     texts = [json.dumps(config, ensure_ascii=False) for config in configs]
     columns = _setting_columns(pa.chunked_array([texts]))
-    flat = [flat_settings(text) if config else {} for text, config in zip(texts, configs, strict=True)]
+    flat = [
+        flat_settings(text) if config else {} for text, config in zip(texts, configs, strict=True)
+    ]
     assert columns.keys() == {path for settings in flat for path in settings}
     for path, column in columns.items():
         values = [canonical(settings.get(path)) for settings in flat]
         kinds = {type(value) for value in values if value is not None}
         if not kinds <= {int, float}:
             as_text = {bool: lambda value: str(value).lower(), type(None): lambda _: None}
-            values = values if kinds in ({bool}, {str}) else [as_text.get(type(value), str)(value) for value in values]
+            values = (
+                values
+                if kinds in ({bool}, {str})
+                else [as_text.get(type(value), str)(value) for value in values]
+            )
         assert column.to_pylist() == values, path
 
 
@@ -176,8 +246,14 @@ FORMS = [
     "SELECT count(*) FROM epochs WHERE cardinality(losses) = 2",
     "SELECT count(losses), count(extras) FROM epochs",
     "SELECT epoch FROM epochs ORDER BY losses['classification']",
-    "SELECT AP FROM trials t WHERE EXISTS (FROM epochs e WHERE e.key = t.key AND losses['kdr'] > 1) ORDER BY key",
-    "SELECT sum(l['kdr']) FROM query('SELECT los' || 'ses AS l FROM epochs WHERE sec' || 'onds > 1')",
+    (
+        "SELECT AP FROM trials t WHERE EXISTS (FROM epochs e WHERE e.key = t.key AND losses['kdr'] "
+        "> 1) ORDER BY key"
+    ),
+    (
+        "SELECT sum(l['kdr']) FROM query('SELECT los' || 'ses AS l FROM epochs WHERE sec' || 'onds "
+        "> 1')"
+    ),
     "SELECT count(extras) FROM query_table('epochs')",
     "CREATE VIEW v AS FROM epochs; SELECT losses FROM v",
     "SUMMARIZE SELECT losses FROM epochs",
@@ -206,7 +282,9 @@ def test_a_statement_of_any_form_has_all_columns_of_the_epochs(filled, sql):
         ("SELECT * FROM epochs", [set(), {*SCHEMAS["epochs"].names}]),
     ],
 )
-def test_everything_is_read_only_where_a_statement_needs_more_of_the_epochs_than_it_names(filled, monkeypatch, sql, read):
+def test_everything_is_read_only_where_a_statement_needs_more_of_the_epochs_than_it_names(
+    filled, monkeypatch, sql, read
+):
     readings = []
 
     def noted(storage, *, leave_out=()):
@@ -220,7 +298,9 @@ def test_everything_is_read_only_where_a_statement_needs_more_of_the_epochs_than
     assert readings == [for_states | columns for columns in read]
 
 
-@pytest.mark.parametrize("sql", ["SELECT count(*) FROM trials", "SELECT * FROM epochs", "SELECT nothing FROM trials"])
+@pytest.mark.parametrize(
+    "sql", ["SELECT count(*) FROM trials", "SELECT * FROM epochs", "SELECT nothing FROM trials"]
+)
 @pytest.mark.parametrize("table", ["trials", "epochs", "arms"])
 def test_a_damaged_file_of_any_table_is_told_once_whatever_the_statement_says(filled, table, sql):
     torn = filled.storage.log / table / "study=example" / "part-torn.parquet"
@@ -280,7 +360,9 @@ ATTEMPTS = [
 @pytest.fixture(scope="module")
 def storage_with_a_trial(tmp_path_factory):
     storage = Storage.at(tmp_path_factory.mktemp("sql"))
-    LogWriter(storage, "example").event(TrialEvent(study="example", key="k", event="completed", config="{}"))
+    LogWriter(storage, "example").event(
+        TrialEvent(study="example", key="k", event="completed", config="{}")
+    )
     (storage.root / "secret.txt").write_text("secret\n1\n")
     return storage
 
@@ -291,7 +373,10 @@ def test_no_statement_reaches_a_file(storage_with_a_trial, attempt):
     fragment = next((storage_with_a_trial.log / "trials" / "study=example").glob("part-*"))
     before = snapshot(root)
     with pytest.raises(QueryError, match=r"^query: .*Error: "):
-        query(storage_with_a_trial, attempt.format(root=root, secret=root / "secret.txt", fragment=fragment))
+        query(
+            storage_with_a_trial,
+            attempt.format(root=root, secret=root / "secret.txt", fragment=fragment),
+        )
     assert snapshot(root) == before
 
 
@@ -300,7 +385,13 @@ def snapshot(root: Path):
 
 
 @pytest.mark.parametrize(
-    "sql", ["DROP TABLE trials", "UPDATE events SET AP = 1.0", "DELETE FROM epochs", "INSERT INTO arms FROM arms"]
+    "sql",
+    [
+        "DROP TABLE trials",
+        "UPDATE events SET AP = 1.0",
+        "DELETE FROM epochs",
+        "INSERT INTO arms FROM arms",
+    ],
 )
 def test_the_tables_cannot_be_changed(filled, sql):
     with pytest.raises(QueryError, match=r"query: (Catalog|Binder) Error: "):
@@ -310,7 +401,10 @@ def test_the_tables_cannot_be_changed(filled, sql):
 def test_python_variables_of_the_caller_are_no_tables(filled):
     secret = read_log(filled.storage).trials
     assert secret.num_rows
-    with connect(filled.storage) as connection, pytest.raises(duckdb.CatalogException, match="secret does not exist"):
+    with (
+        connect(filled.storage) as connection,
+        pytest.raises(duckdb.CatalogException, match="secret does not exist"),
+    ):
         connection.sql("SELECT * FROM secret")
 
 
@@ -328,11 +422,20 @@ def test_a_statement_without_an_answer_says_what_is_needed(filled, sql):
     ("sql", "message"),
     [
         ("SELEC", r"syntax error at or near \"SELEC\""),
-        ("SELECT * FROM trails", r"Table with name trails does not exist(.|\n)*Tables: trials, epochs, arms, events"),
+        (
+            "SELECT * FROM trails",
+            r"Table with name trails does not exist(.|\n)*Tables: trials, epochs, arms, events",
+        ),
         ("SELECT best_ep FROM trials", r"Columns with such names: .*best_epoch"),
         ("SELECT weight FROM trials", r'Names with dots need double quotes: "distill.kdr.weight"'),
-        ("SELECT distill.kdr.weight FROM trials", r'Names with dots need double quotes: "distill.kdr.weight"'),
-        ("SELECT distill.kdr.wieght FROM trials", r'Names with dots need double quotes:.* "distill.kdr.weight"'),
+        (
+            "SELECT distill.kdr.weight FROM trials",
+            r'Names with dots need double quotes: "distill.kdr.weight"',
+        ),
+        (
+            "SELECT distill.kdr.wieght FROM trials",
+            r'Names with dots need double quotes:.* "distill.kdr.weight"',
+        ),
         ("SELECT 'a'::INT FROM trials", r"Could not convert string 'a' to INT"),
     ],
 )

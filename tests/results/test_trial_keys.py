@@ -11,9 +11,13 @@ def test_a_key_may_be_shortened_while_it_is_clear_which_is_meant(example_log):
     log = read_log(example_log.storage)
     assert find_trial(log, "abcdef12").key == "abcdef12"
     assert find_trial(log, "fedcba").key == "fedcba00"
-    with pytest.raises(ConfigError, match=r"KEY: must be .*, got 'abcdef'\. 2 begin so: abcdef12, abcdef34"):
+    with pytest.raises(
+        ConfigError, match=r"KEY: must be .*, got 'abcdef'\. 2 begin so: abcdef12, abcdef34"
+    ):
         find_trial(log, "abcdef")
-    with pytest.raises(ConfigError, match=r"at least 6 letters .*, got 'fedcb'\. Nearest: fedcba00"):
+    with pytest.raises(
+        ConfigError, match=r"at least 6 letters .*, got 'fedcb'\. Nearest: fedcba00"
+    ):
         find_trial(log, "fedcb")
 
 

@@ -44,7 +44,10 @@ def test_epoch_rows_share_a_file_until_the_time_is_up(tmp_path):
 
 def test_leaving_the_writer_writes_what_waits(tmp_path):
     storage = Storage.at(tmp_path)
-    with contextlib.suppress(KeyboardInterrupt), LogWriter(storage, "s", flush_every_s=1000) as writer:
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        LogWriter(storage, "s", flush_every_s=1000) as writer,
+    ):
         writer.epoch(epoch(1))
         raise KeyboardInterrupt
     assert read_log(storage).epochs.num_rows == 1
@@ -64,7 +67,8 @@ from kdr.results.schema import TrialEvent
 from kdr.results.writer import LogWriter
 from kdr.storage.layout import Storage
 pathlib.Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-LogWriter(Storage.at(sys.argv[1]), "s").event(TrialEvent(study="s", key="killed", event="completed", config="{}"))
+log = LogWriter(Storage.at(sys.argv[1]), "s")
+log.event(TrialEvent(study="s", key="killed", event="completed", config="{}"))
 """
 
 
@@ -72,7 +76,9 @@ def test_a_kill_between_writing_and_renaming_leaves_no_row(tmp_path, python_proc
     storage = Storage.at(tmp_path)
     LogWriter(storage, "s").event(event("before"))
     assert python_process(KILLED_BEFORE_RENAME, tmp_path).wait(60) == -signal.SIGKILL
-    assert len(list((storage.log / "trials" / "study=s").iterdir())) == 2, "the temporary file should have been left behind"
+    assert len(list((storage.log / "trials" / "study=s").iterdir())) == 2, (
+        "the temporary file should have been left behind"
+    )
     LogWriter(storage, "s").event(event("after"))
     log = read_log(storage)
     assert sorted(log.states()) == ["after", "before"]
@@ -96,7 +102,9 @@ def test_processes_that_append_at_once_lose_nothing(tmp_path, python_process):
     assert [process.wait(60) for process in processes] == [0, 0, 0]
     log = read_log(Storage.at(tmp_path))
     assert sorted(log.states()) == ["k0", "k1", "k2"]
-    assert all(log.epochs_of(key)["epoch"].to_pylist() == list(range(1, 11)) for key in log.states())
+    assert all(
+        log.epochs_of(key)["epoch"].to_pylist() == list(range(1, 11)) for key in log.states()
+    )
 
 
 def test_a_log_that_cannot_be_written_is_a_storage_error_and_keeps_the_rows(tmp_path):
@@ -106,7 +114,9 @@ def test_a_log_that_cannot_be_written_is_a_storage_error_and_keeps_the_rows(tmp_
     blocked.write_text("a file where the folder should be")
     writer = LogWriter(storage, "s")
     writer.epoch(epoch(1))
-    with pytest.raises(StorageError, match=r"study=s: must be a folder that can be written, got .*Free space"):
+    with pytest.raises(
+        StorageError, match=r"study=s: must be a folder that can be written, got .*Free space"
+    ):
         writer.flush()
     blocked.unlink()
     writer.flush()

@@ -31,7 +31,10 @@ WHOLE = {
     "distill.kdr.foreground_share": {"float": [0.05, 0.95]},
     "distill.kdr.pyramid_scales": {"subset": ["full", 4, 2, 1], "at_least": 1},
     "distill.kdr.review_links": {"subset": LINKS},
-    "distill.kdr.attention": {"choice": ["none", "both"], "when": {"distill.kdr.review_links": "not empty"}},
+    "distill.kdr.attention": {
+        "choice": ["none", "both"],
+        "when": {"distill.kdr.review_links": "not empty"},
+    },
 }
 
 
@@ -42,7 +45,10 @@ def study_with(parameters: dict[str, Any], **search: Any) -> Study:
         "distill": {"kdr": {}},
         "training": {"epochs": EPOCHS},
     }
-    return study_from({"study": "sweep", "trial": trial, "search": {"parameters": parameters, **search}}, folder=Path("/"))
+    return study_from(
+        {"study": "sweep", "trial": trial, "search": {"parameters": parameters, **search}},
+        folder=Path("/"),
+    )
 
 
 def identified(config: TrialConfig) -> Trial:
@@ -61,13 +67,21 @@ def handed_over(trial: Trial, *, parameters: Point, trials_known: int) -> dict[s
 
 
 def searcher_of(study: Study, folder: Path, **settings: Any) -> StudySearcher:
-    return StudySearcher(study, journal=folder / "sweep.journal", config_of=handed_over, make_trial=identified, **settings)
+    return StudySearcher(
+        study,
+        journal=folder / "sweep.journal",
+        config_of=handed_over,
+        make_trial=identified,
+        **settings,
+    )
 
 
 class Session:
     """Drives a searcher as Tune does: one process that asks, reports and completes."""
 
-    def __init__(self, searcher: StudySearcher, objective: Callable[[Point], float] = lambda _: 0.5) -> None:
+    def __init__(
+        self, searcher: StudySearcher, objective: Callable[[Point], float] = lambda _: 0.5
+    ) -> None:
         self.searcher, self.objective = searcher, objective
         self.started: list[dict[str, Any]] = []
 
@@ -84,7 +98,9 @@ class Session:
         """Lets a trial run up to an epoch and end there."""
         final = self.objective(self.started[int(trial_id.split("_")[1])]["parameters"])
         for reached in range(1, epoch):
-            self.searcher.on_trial_result(trial_id, {"epoch": reached, "AP": final * reached / EPOCHS})
+            self.searcher.on_trial_result(
+                trial_id, {"epoch": reached, "AP": final * reached / EPOCHS}
+            )
         result = {"epoch": epoch, "AP": final * epoch / EPOCHS}
         self.searcher.on_trial_complete(trial_id, **{"result": result, **end})
 
@@ -114,13 +130,16 @@ def optuna_trials(folder: Path, *states: TrialState) -> list[optuna.trial.Frozen
 
 
 def peaked(point: Point) -> float:
-    """Best at weight 5, share 0.6, the two finest links and attention; a subset costs a little for each member."""
+    """Best at weight 5, share 0.6, the two finest links and attention; a subset costs a little for
+    each member."""
     links = point["distill.kdr.review_links"]
     near_weight = math.exp(-(math.log10(point["distill.kdr.weight"] / 5) ** 2) * 4)
     near_share = 1 - (point["distill.kdr.foreground_share"] - 0.6) ** 2
     right_links = fmean((link in links) == (link in LINKS[:2]) for link in LINKS)
     attention = 0.1 * (point.get("distill.kdr.attention") == "both")
-    return (near_weight * near_share * right_links + attention) * (1 - 0.05 * len(point["distill.kdr.pyramid_scales"]))
+    return (near_weight * near_share * right_links + attention) * (
+        1 - 0.05 * len(point["distill.kdr.pyramid_scales"])
+    )
 
 
 def history_of(session: Session) -> dict[str, KnownTrial]:

@@ -29,7 +29,13 @@ CONTENT: dict[str, Any] = {
         },
         "student": {"backbone": "mobilenet_v3_small", "fpn_channels": 32},
         "distill": {"kdr": {}},
-        "training": {"epochs": 1, "batch_size": 8, "optimizer": "adamw", "lr": 1e-3, "schedule": "constant"},
+        "training": {
+            "epochs": 1,
+            "batch_size": 8,
+            "optimizer": "adamw",
+            "lr": 1e-3,
+            "schedule": "constant",
+        },
     },
     "ablation": {
         "factors": {"review": {"off": {"distill.kdr.review_links": []}}},
@@ -60,7 +66,9 @@ class Recorder:
 
     def begun(self) -> list[str]:
         """Names of the trials, in the order in which they began."""
-        return list(dict.fromkeys(update.name for update in self.updates if update.state == "running"))
+        return list(
+            dict.fromkeys(update.name for update in self.updates if update.state == "running")
+        )
 
 
 def study_with(changes: dict[str, Any]) -> Study:
@@ -73,45 +81,68 @@ def run(study: Study, storage: Storage) -> tuple[Outcome, Recorder]:
 
 
 @pytest.fixture(scope="module")
-def first_run(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Storage, Outcome, Recorder]:
+def first_run(
+    ray_here: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Storage, Outcome, Recorder]:
     storage = Storage.at(tmp_path_factory.mktemp("storage"))
     return storage, *run(study_with({}), storage)
 
 
-def test_arms_are_trained_seed_by_seed_after_one_teacher(first_run: tuple[Storage, Outcome, Recorder]) -> None:
+def test_arms_are_trained_seed_by_seed_after_one_teacher(
+    first_run: tuple[Storage, Outcome, Recorder],
+) -> None:
     _, outcome, recorder = first_run
     assert (outcome.num_run, outcome.num_failed) == (4, 0)
-    assert recorder.begun() == ["teacher", "baseline, seed 10", "review=off, seed 10", "baseline, seed 11", "review=off, seed 11"]
+    assert recorder.begun() == [
+        "teacher",
+        "baseline, seed 10",
+        "review=off, seed 10",
+        "baseline, seed 11",
+        "review=off, seed 11",
+    ]
 
 
-def test_the_log_says_which_trial_is_which_arm(first_run: tuple[Storage, Outcome, Recorder]) -> None:
+def test_the_log_says_which_trial_is_which_arm(
+    first_run: tuple[Storage, Outcome, Recorder],
+) -> None:
     storage, _, _ = first_run
     log, study = read_log(storage), study_with({})
     rows = log.ablation_arms_of("parts")
-    assert [(row["arm"], row["seed"], json.loads(row["levels"]), row["is_reference"]) for row in rows] == [
+    assert [
+        (row["arm"], row["seed"], json.loads(row["levels"]), row["is_reference"]) for row in rows
+    ] == [
         ("baseline", 10, {"review": "baseline"}, True),
         ("review=off", 10, {"review": "off"}, False),
         ("baseline", 11, {"review": "baseline"}, True),
         ("review=off", 11, {"review": "off"}, False),
     ]
     make = trial_maker(study, storage)
-    assert [row["key"] for row in rows] == [make(study.trial_with(json.loads(row["parameters"]))).key for row in rows]
+    assert [row["key"] for row in rows] == [
+        make(study.trial_with(json.loads(row["parameters"]))).key for row in rows
+    ]
     assert {log.states()[row["key"]].state for row in rows} == {"completed"}
     assert rows[-1]["time"] < min(state.last.time for state in log.states().values())
-    first_batches = {row["key"]: log.epochs_of(row["key"]).to_pylist()[0]["first_batch_hash"] for row in rows}
+    first_batches = {
+        row["key"]: log.epochs_of(row["key"]).to_pylist()[0]["first_batch_hash"] for row in rows
+    }
     assert [first_batches[rows[0]["key"]], first_batches[rows[2]["key"]]] == [
         first_batches[rows[1]["key"]],
         first_batches[rows[3]["key"]],
     ]
 
 
-def test_the_same_ablation_again_runs_nothing_and_writes_nothing(first_run: tuple[Storage, Outcome, Recorder]) -> None:
+def test_the_same_ablation_again_runs_nothing_and_writes_nothing(
+    first_run: tuple[Storage, Outcome, Recorder],
+) -> None:
     storage, _, _ = first_run
     before = read_log(storage)
     outcome, recorder = run(study_with({}), storage)
     assert (outcome.num_run, recorder.updates) == (0, [])
     after = read_log(storage)
-    assert (after.trials.num_rows, after.arms.num_rows) == (before.trials.num_rows, before.arms.num_rows)
+    assert (after.trials.num_rows, after.arms.num_rows) == (
+        before.trials.num_rows,
+        before.arms.num_rows,
+    )
 
 
 def test_a_further_arm_runs_alone_and_known_trials_of_any_study_are_arms_of_this_one(
@@ -139,7 +170,13 @@ def test_a_failed_trial_stops_neither_its_arm_nor_the_study_and_arms_that_are_on
     factors = {
         "review": {"off": {"distill.kdr.review_links": []}},
         "attention": {"off": {"distill.kdr.attention": "none"}},
-        "lr": {"infinite": {"training.lr": 1e30, "training.clip_norm": None, "training.optimizer": "sgd"}},
+        "lr": {
+            "infinite": {
+                "training.lr": 1e30,
+                "training.clip_norm": None,
+                "training.optimizer": "sgd",
+            }
+        },
     }
     leave_out = [{"review": "off", "lr": "infinite"}, {"attention": "off", "lr": "infinite"}]
     ablation = {"factors": factors, "design": "factorial", "leave_out": leave_out, "seeds": [10]}

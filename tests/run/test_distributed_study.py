@@ -1,4 +1,5 @@
-"""Studies of trials with two workers each, on a local Ray: early stops, a killed worker, a cancel, what is left behind."""
+"""Studies of trials with two workers each, on a local Ray: early stops, a killed worker, a cancel,
+what is left behind."""
 
 import logging
 import time
@@ -35,10 +36,25 @@ STUDY: dict[str, Any] = {
             "num_classes": 1,
             "object_size": [0.4, 0.9],
         },
-        "teacher": {"backbone": "mobilenet_v3_small", "fpn_channels": 32, "training": {"epochs": 1, "batch_size": 8}},
-        "student": {"detector": "fcos", "backbone": "mobilenet_v3_small", "fpn_channels": 32, "norm_momentum": 0.1},
+        "teacher": {
+            "backbone": "mobilenet_v3_small",
+            "fpn_channels": 32,
+            "training": {"epochs": 1, "batch_size": 8},
+        },
+        "student": {
+            "detector": "fcos",
+            "backbone": "mobilenet_v3_small",
+            "fpn_channels": 32,
+            "norm_momentum": 0.1,
+        },
         "distill": {"kdr": {}},
-        "training": {"epochs": 6, "batch_size": 8, "optimizer": "adamw", "lr": 1e-3, "schedule": "constant"},
+        "training": {
+            "epochs": 6,
+            "batch_size": 8,
+            "optimizer": "adamw",
+            "lr": 1e-3,
+            "schedule": "constant",
+        },
     },
     "search": {
         "metric": "AP50",
@@ -58,8 +74,8 @@ class Watcher:
     """Notes who trains each trial.
 
     Args:
-        cancel_in: storage of the study; if given, a worker of the first student is killed after its first epoch, and the
-            second one is asked to end after its own.
+        cancel_in: storage of the study; if given, a worker of the first student is killed after its
+            first epoch, and the second one is asked to end after its own.
     """
 
     def __init__(self, cancel_in: Storage | None = None) -> None:
@@ -82,7 +98,11 @@ class Watcher:
         if progress.state != "running" or progress.epoch == 0 or progress.reason:
             return
         self.workers[progress.name] = {process.pid for process in workers()}
-        if self._cancel_in is not None and progress.name in ("1", "2") and progress.name not in self._done:
+        if (
+            self._cancel_in is not None
+            and progress.name in ("1", "2")
+            and progress.name not in self._done
+        ):
             self._done.add(progress.name)
             if progress.name == "1":
                 workers()[1].kill()
@@ -107,13 +127,20 @@ def processes_of(*names: str) -> list[psutil.Process]:
 
 
 def check_nothing_is_held() -> None:
-    """Asserts that a study has given back groups, processes and CPUs, ten seconds after its end at the latest."""
+    """Asserts that a study has given back groups, processes and CPUs, ten seconds after its end at
+    the latest."""
     for _ in range(20):
         left = {
-            "groups": [group["state"] for group in placement_group_table().values() if group["state"] != "REMOVED"],
+            "groups": [
+                group["state"]
+                for group in placement_group_table().values()
+                if group["state"] != "REMOVED"
+            ],
             "processes": [
                 " ".join(process.cmdline())
-                for process in processes_of("RayTrainWorker", "TrialActor", "TrainController", "_Mailboxes")
+                for process in processes_of(
+                    "RayTrainWorker", "TrialActor", "TrainController", "_Mailboxes"
+                )
             ],
             "cpus": ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0),
         }
@@ -144,7 +171,11 @@ def check_early_stops_leave_nothing_behind(folder: Path, content: dict[str, Any]
     study, storage = study_from(content, folder=folder), Storage.at(folder / "runs")
     outcome = run_study(study, storage=storage, observer=Watcher())
     check_nothing_is_held()
-    states = [state for state in check_log(storage, "pairs").states_of("pairs").values() if state.role == "student"]
+    states = [
+        state
+        for state in check_log(storage, "pairs").states_of("pairs").values()
+        if state.role == "student"
+    ]
     assert (outcome.num_run, outcome.num_failed) == (3, 0)
     assert sorted({state.state for state in states}) == ["completed", "stopped_early"]
 
@@ -174,9 +205,14 @@ class Disturbed:
 def disturbed(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
     folder = tmp_path_factory.mktemp("disturbed")
     storage = Storage.at(folder / "runs")
-    search = {"sampler": "grid", "parameters": {"training.lr": {"choice": [1e-3, 1e-4, 1e-5, 1e-6]}}}
+    search = {
+        "sampler": "grid",
+        "parameters": {"training.lr": {"choice": [1e-3, 1e-4, 1e-5, 1e-6]}},
+    }
     resources = {"workers": 2, "max_trials_per_start": 3}
-    study = study_from({**STUDY, "trial": PLAIN, "search": search, "resources": resources}, folder=folder)
+    study = study_from(
+        {**STUDY, "trial": PLAIN, "search": search, "resources": resources}, folder=folder
+    )
     watcher = Watcher(cancel_in=storage)
     outcome = run_study(study, storage=storage, observer=watcher)
     return Disturbed(outcome, watcher, check_log(storage, "pairs"), storage)
@@ -187,7 +223,9 @@ def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint(disturbed: D
     first = disturbed.students[0]
     assert (first.state, first.last.attempt) == ("completed", 2)
     assert disturbed.events(first) == ["started", "resumed", "completed"]
-    assert any("goes on from its checkpoint" in update.reason for update in disturbed.watcher.updates)
+    assert any(
+        "goes on from its checkpoint" in update.reason for update in disturbed.watcher.updates
+    )
 
 
 @pytest.mark.faults
@@ -200,7 +238,9 @@ def test_a_trial_whose_worker_was_killed_has_the_numbers_of_one_that_was_left_al
     study = study_from({**STUDY, "trial": PLAIN, "search": search}, folder=tmp_path)
     run_study(study, storage=quiet, observer=Watcher())
     check_nothing_is_left(disturbed.storage, check_log(disturbed.storage, "pairs"))
-    assert numbers_of(results_of(disturbed.storage, "pairs")[first]) == numbers_of(results_of(quiet, "pairs")[first])
+    assert numbers_of(results_of(disturbed.storage, "pairs")[first]) == numbers_of(
+        results_of(quiet, "pairs")[first]
+    )
 
 
 def numbers_of(result: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -214,7 +254,12 @@ def test_a_cancelled_trial_ends_alone_and_its_workers_take_the_next(disturbed: D
     assert (cancelled.state, cancelled.last.reason) == ("cancelled", "it is slow")
     assert 1 <= cancelled.epoch < 6
     assert disturbed.events(cancelled) == ["started", "cancelled"]
-    assert [state.state for state in disturbed.students] == ["completed", "cancelled", "completed", "completed"]
+    assert [state.state for state in disturbed.students] == [
+        "completed",
+        "cancelled",
+        "completed",
+        "completed",
+    ]
     trained_by = disturbed.watcher.workers
     assert len(trained_by["1"]) == 2
     assert trained_by["1"] == trained_by["2"] == trained_by["3"]

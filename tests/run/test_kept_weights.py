@@ -29,9 +29,17 @@ def kept(storage: Storage, keep: Any, values: dict[str, float | None]) -> set[st
 
 @pytest.mark.parametrize(
     ("keep", "expected"),
-    [(1, {"b"}), (2, {"b", "c"}), ("all", {"a", "b", "c", "d", "e"}), ("none", set()), (9, {"a", "b", "c", "d", "e"})],
+    [
+        (1, {"b"}),
+        (2, {"b", "c"}),
+        ("all", {"a", "b", "c", "d", "e"}),
+        ("none", set()),
+        (9, {"a", "b", "c", "d", "e"}),
+    ],
 )
-def test_the_best_are_kept_and_failed_trials_are_the_worst(tmp_path: Path, keep: Any, expected: set[str]) -> None:
+def test_the_best_are_kept_and_failed_trials_are_the_worst(
+    tmp_path: Path, keep: Any, expected: set[str]
+) -> None:
     values = {"a": 0.1, "b": 0.4, "c": 0.3, "d": None, "e": math.nan}
     assert kept(Storage.at(tmp_path), keep, values) == expected
 
@@ -55,8 +63,12 @@ def test_a_completed_trial_needs_no_checkpoint_any_more(tmp_path: Path) -> None:
     assert not checkpoint.exists()
 
 
-@given(values=st.lists(st.floats(0, 1), unique=True, min_size=1, max_size=8), keep=st.integers(1, 8))
-def test_in_any_order_the_best_k_remain(tmp_path_factory: pytest.TempPathFactory, values: list[float], keep: int) -> None:
+@given(
+    values=st.lists(st.floats(0, 1), unique=True, min_size=1, max_size=8), keep=st.integers(1, 8)
+)
+def test_in_any_order_the_best_k_remain(
+    tmp_path_factory: pytest.TempPathFactory, values: list[float], keep: int
+) -> None:
     storage = Storage.at(tmp_path_factory.mktemp("storage"))
     found = kept(storage, keep, {str(index): value for index, value in enumerate(values)})
     best = sorted(range(len(values)), key=values.__getitem__)[-keep:]

@@ -28,7 +28,13 @@ MOBILENET = {"backbone": "mobilenet_v3_small", "fpn_channels": 32}
 STUDY: dict[str, Any] = {
     "study": "shown",
     "trial": {
-        "data": {"dataset": "shapes", "image_size_px": 64, "num_train": 24, "num_val": 4, "search_split": 8},
+        "data": {
+            "dataset": "shapes",
+            "image_size_px": 64,
+            "num_train": 24,
+            "num_val": 4,
+            "search_split": 8,
+        },
         "teacher": {**MOBILENET, "training": {**TRAINING, "epochs": 1}},
         "student": MOBILENET,
         "distill": {"kdr": {"review_links": ["P4->P3"]}},
@@ -38,7 +44,11 @@ STUDY: dict[str, Any] = {
     "search": {"sampler": "grid", "parameters": {"training.lr": {"choice": [1e-3, 1e-4, 1e30]}}},
     "resources": {"max_concurrent": 1},
 }
-INSTALLED = [name for name in ("tensorboard", "mlflow", "wandb") if name == "tensorboard" or importlib.util.find_spec(name)]
+INSTALLED = [
+    name
+    for name in ("tensorboard", "mlflow", "wandb")
+    if name == "tensorboard" or importlib.util.find_spec(name)
+]
 
 
 class Watcher:
@@ -74,20 +84,30 @@ def test_loggers_are_in_no_trials_key(tmp_path: Path) -> None:
     assert len(keys) == 1
 
 
-def test_missing_packages_are_named_all_at_once_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named_all_at_once_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(PackageError) as caught:
         check_loggers(["wandb", "mlflow"])
     assert str(caught.value).splitlines() == [
         "loggers: wandb needs the package wandb, got none. Leave it out, or: pip install wandb",
-        "loggers: mlflow needs the package mlflow, got none. Leave it out, or: pip install mlflow-skinny",
+        (
+            "loggers: mlflow needs the package mlflow, got none. Leave it out, or: pip install "
+            "mlflow-skinny"
+        ),
     ]
 
 
-def test_a_logger_that_cannot_be_set_up_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_logger_that_cannot_be_set_up_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "tensorboardX", None)  # importing it raises
     with pytest.raises(
-        PackageError, match="loggers: tensorboard must be ready before a study begins, got: import of tensorboardX"
+        PackageError,
+        match=(
+            "loggers: tensorboard must be ready before a study begins, got: import of tensorboardX"
+        ),
     ):
         open_loggers(["tensorboard"], "shown", Storage.at(tmp_path))
 
@@ -114,7 +134,9 @@ class OfTune:
         self.trial_id, self.config, self.last_result = "0001", tune_config(trial), {}
 
 
-def test_a_logger_that_fails_is_left_out_and_the_others_and_the_study_go_on(tmp_path: Path) -> None:
+def test_a_logger_that_fails_is_left_out_and_the_others_and_the_study_go_on(
+    tmp_path: Path,
+) -> None:
     storage, watcher = Storage.at(tmp_path), Watcher()
     study = study_with()
     trial = OfTune(trial_maker(study, storage)(study.base))
@@ -122,10 +144,14 @@ def test_a_logger_that_fails_is_left_out_and_the_others_and_the_study_go_on(tmp_
     loggers = {"broken": broken, **open_loggers(["tensorboard"], "shown", storage)}
     callback = ShownTrials(loggers, storage, "shown", watcher, role="student", names={})
     for epoch in (1, 2, 3):
-        callback.on_trial_result(epoch, [], trial, {"attempt": 1, "shown": [{"epoch": epoch, "lr": 0.1}]})
+        callback.on_trial_result(
+            epoch, [], trial, {"attempt": 1, "shown": [{"epoch": epoch, "lr": 0.1}]}
+        )
     callback.on_experiment_end([])
     assert broken.seen == [1]
-    assert watcher.phases == ["Going on without the logger broken, which failed with OSError: disk full"]
+    assert watcher.phases == [
+        "Going on without the logger broken, which failed with OSError: disk full"
+    ]
     [folder] = (storage.loggers("shown")).iterdir()
     assert [step for step, tag, _ in scalars(folder) if tag == "ray/tune/lr"] == [1, 2, 3]
 
@@ -134,17 +160,30 @@ def test_another_attempt_at_a_trial_is_another_run(tmp_path: Path) -> None:
     storage, study = Storage.at(tmp_path), study_with()
     known = trial_maker(study, storage)(study.base)
     loggers = open_loggers(["tensorboard"], "shown", storage)
-    callback = ShownTrials(loggers, storage, "shown", Watcher(), role="student", names={known.key: "no KD and half, seed 3"})
+    callback = ShownTrials(
+        loggers,
+        storage,
+        "shown",
+        Watcher(),
+        role="student",
+        names={known.key: "no KD and half, seed 3"},
+    )
     for attempt in (1, 2):
-        callback.on_trial_result(1, [], OfTune(known), {"attempt": attempt, "shown": [{"epoch": 1, "lr": 0.1}]})
+        callback.on_trial_result(
+            1, [], OfTune(known), {"attempt": attempt, "shown": [{"epoch": 1, "lr": 0.1}]}
+        )
     callback.on_experiment_end([])
     label = f"no-KD-and-half-seed-3-{known.key}"
-    assert sorted(path.name for path in storage.loggers("shown").iterdir()) == [label, f"{label}-attempt-2"]
+    assert sorted(path.name for path in storage.loggers("shown").iterdir()) == [
+        label,
+        f"{label}-attempt-2",
+    ]
 
 
 @pytest.fixture(scope="module")
 def shown(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Storage, Watcher]:
-    """A study that was run with every logger that is installed, one trial after another in one actor."""
+    """A study that was run with every logger that is installed, one trial after another in one
+    actor."""
     storage, watcher = Storage.at(tmp_path_factory.mktemp("shown")), Watcher()
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the libraries' own
@@ -157,7 +196,8 @@ def shown(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sto
 
 
 def scalars(folder: Path) -> Iterator[tuple[int, str, float]]:
-    """(step, tag, value) of the event files of one run: each record is a length, a checksum, an Event and a checksum."""
+    """(step, tag, value) of the event files of one run: each record is a length, a checksum, an
+    Event and a checksum."""
     from tensorboardX.proto.event_pb2 import Event
 
     for path in sorted(folder.glob("events.out.tfevents.*")):
@@ -175,7 +215,9 @@ def runs_of(log: Log) -> dict[str, TrialState]:
     """The name that each trial should have in the loggers."""
     states = log.states_of("shown")
     students = [state for state in states.values() if state.role == "student"]
-    names = {f"trial-{number:04}-{state.key}": state for number, state in enumerate(students, start=1)}
+    names = {
+        f"trial-{number:04}-{state.key}": state for number, state in enumerate(students, start=1)
+    }
     [teacher] = [state for state in log.states().values() if state.role == "teacher"]
     return {**names, f"teacher-{teacher.key}": teacher}
 
@@ -184,20 +226,31 @@ def expected(log: Log, state: TrialState) -> dict[tuple[int, str], float]:
     """(epoch, name) -> value of all that should be shown of a trial, by the log."""
     found = {}
     for row in log.epochs_of(state.key).to_pylist():
-        numbers = {**{name: row[name] for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "lr", "images_per_s")}}
+        numbers = {
+            **{
+                name: row[name]
+                for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "lr", "images_per_s")
+            }
+        }
         numbers |= {f"losses/{name}": value for name, value in row["losses"]}
         numbers |= {f"weighted_losses/{name}": value for name, value in row["weighted_losses"]}
-        found |= {(row["epoch"], name): value for name, value in numbers.items() if value is not None}
+        found |= {
+            (row["epoch"], name): value for name, value in numbers.items() if value is not None
+        }
     return found
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_tensorboard_shows_every_epoch_of_each_trial_under_its_name(shown: tuple[Storage, Watcher]) -> None:
+def test_tensorboard_shows_every_epoch_of_each_trial_under_its_name(
+    shown: tuple[Storage, Watcher],
+) -> None:
     storage, watcher = shown
     log = read_log(storage)
     assert not any("without the logger" in phase for phase in watcher.phases)
-    folders = {path.name: path for path in storage.loggers("shown").iterdir() if path.name != "wandb"}
+    folders = {
+        path.name: path for path in storage.loggers("shown").iterdir() if path.name != "wandb"
+    }
     assert set(folders) == set(runs_of(log))
     for name, state in runs_of(log).items():
         read = {
@@ -235,7 +288,9 @@ def test_mlflow_has_one_run_per_trial_with_its_settings(shown: tuple[Storage, Wa
             for point in client.get_metric_history(run.info.run_id, metric)
         }
         assert read == pytest.approx(expected(log, state))
-        settings = {path: str(canonical(value)) for path, value in flat_settings(state.config).items()}
+        settings = {
+            path: str(canonical(value)) for path, value in flat_settings(state.config).items()
+        }
         assert run.data.params == {**settings, "key": state.key, "attempt": "1"}
     assert not (storage.root / "mlruns").exists()
 
@@ -261,8 +316,11 @@ def test_wandb_has_one_run_per_trial_with_its_settings(shown: tuple[Storage, Wat
         assert read == pytest.approx(expected(log, state))
 
 
-def offline_runs(folder: Path) -> Iterator[tuple[str, tuple[dict[str, Any], list[dict[str, Any]]]]]:
-    """Name -> (settings, rows of the history) of the runs that wandb has written for a later `wandb sync`."""
+def offline_runs(
+    folder: Path,
+) -> Iterator[tuple[str, tuple[dict[str, Any], list[dict[str, Any]]]]]:
+    """Name -> (settings, rows of the history) of the runs that wandb has written for a later `wandb
+    sync`."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     for path in folder.glob("offline-run-*/*.wandb"):
@@ -271,15 +329,21 @@ def offline_runs(folder: Path) -> Iterator[tuple[str, tuple[dict[str, Any], list
             record = Record.FromString(content)
             if record.HasField("run"):
                 name = record.run.display_name
-                config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+                config |= {
+                    item.key: json.loads(item.value_json) for item in record.run.config.update
+                }
             if record.HasField("history"):
-                items = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+                items = {
+                    "/".join(item.nested_key) or item.key: json.loads(item.value_json)
+                    for item in record.history.item
+                }
                 history.append({**items, "_step": record.history.step.num})
         yield name, (config, history)
 
 
 def leveldb_records(content: bytes) -> Iterator[bytes]:
-    """The records of a log in LevelDB's format: blocks of 32 KiB, in which parts of records follow a header of 7 bytes."""
+    """The records of a log in LevelDB's format: blocks of 32 KiB, in which parts of records follow
+    a header of 7 bytes."""
     whole, at = b"", 7  # after the file's own header
     while at + 7 <= len(content):
         if (left := 2**15 - at % 2**15) < 7:

@@ -1,4 +1,5 @@
-"""Trials that run out of memory: a process that really has no more, and what the log and later attempts make of it."""
+"""Trials that run out of memory: a process that really has no more, and what the log and later
+attempts make of it."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -29,11 +30,18 @@ CONTENT: dict[str, Any] = {
     "trial": {
         "data": {"dataset": "shapes", "image_size_px": 64, "num_train": 16, "num_val": 4},
         "student": {"backbone": "mobilenet_v3_small", "fpn_channels": 32},
-        "training": {"epochs": 3, "batch_size": 8, "optimizer": "adamw", "lr": 1e-4, "micro_batch": "auto"},
+        "training": {
+            "epochs": 3,
+            "batch_size": 8,
+            "optimizer": "adamw",
+            "lr": 1e-4,
+            "micro_batch": "auto",
+        },
     },
 }
 BIG = {"data.image_size_px": 640, "data.num_train": 8, "data.num_val": 2, "training.epochs": 2}
-"""Images so large that eight of them take more than a GiB, and the objects of an interpreter do not count."""
+"""Images so large that eight of them take more than a GiB, and the objects of an interpreter do not
+count."""
 
 IN_A_PROCESS = """
 import json, resource, sys
@@ -47,12 +55,15 @@ from kdr.run.trial_identity import trial_maker
 from kdr.storage.layout import Storage
 
 def bytes_of(name):
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
+    lines = Path("/proc/self/status").read_text().splitlines()
+    [line] = [line for line in lines if line.startswith(name)]
     return int(line.split()[1]) * 1024
 
-folder, content, changes, limit = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4])
+folder, limit = sys.argv[1], int(sys.argv[4])
+content, changes = json.loads(sys.argv[2]), json.loads(sys.argv[3])
 torch.set_num_threads(1)
-torch.backends.mkldnn.set_flags(False)  # once oneDNN has found no room for code, a process compiles nothing any more
+# once oneDNN has found no room for code, a process compiles nothing any more
+torch.backends.mkldnn.set_flags(False)
 study, storage = study_from(content, folder=Path("/")), Storage.at(folder)
 if limit:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -84,16 +95,31 @@ def trial_of(study: Study, storage: Storage, **training: Any) -> Trial:
 
 
 def events(log: Log, key: str) -> list[tuple[Any, ...]]:
-    rows = sorted((row for row in log.trials.to_pylist() if row["key"] == key), key=lambda row: row["time"])
+    rows = sorted(
+        (row for row in log.trials.to_pylist() if row["key"] == key), key=lambda row: row["time"]
+    )
     return [(row["attempt"], row["event"], row["failure_kind"], row["reason"]) for row in rows]
 
 
 def numbers(log: Log, key: str) -> list[dict[str, Any]]:
-    columns = ("epoch", "step", "losses", "weighted_losses", "gradient_norms", "extras", "lr", "first_batch_hash", "AP", "AP50")
+    columns = (
+        "epoch",
+        "step",
+        "losses",
+        "weighted_losses",
+        "gradient_norms",
+        "extras",
+        "lr",
+        "first_batch_hash",
+        "AP",
+        "AP50",
+    )
     return log.epochs_of(key).select(columns).to_pylist()
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of a process's memory")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="needs Linux's account of a process's memory"
+)
 def test_a_process_that_has_no_memory_for_the_batch_ends_with_the_bits_of_half_of_it(
     tmp_path: Path,
     python_process: Callable[..., Any],
@@ -101,13 +127,21 @@ def test_a_process_that_has_no_memory_for_the_batch_ends_with_the_bits_of_half_o
     record_property: Callable[[str, object], None],
 ) -> None:
     record_property("fault", "no memory for the batch: half of it in each pass")
-    # glibc gives tensors back to the system when they are freed: what it would keep counts against the limit
+    # glibc gives tensors back to the system when they are freed: what it would keep counts against
+    # the limit
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**16))
 
-    def train(folder: Path, micro_batches: list[Any], limit: int = 0) -> tuple[list[int], Storage, Study]:
-        study = study_from(changed(CONTENT, {f"trial.{path}": value for path, value in BIG.items()}), folder=Path("/"))
+    def train(
+        folder: Path, micro_batches: list[Any], limit: int = 0
+    ) -> tuple[list[int], Storage, Study]:
+        study = study_from(
+            changed(CONTENT, {f"trial.{path}": value for path, value in BIG.items()}),
+            folder=Path("/"),
+        )
         content = changed(CONTENT, {f"trial.{path}": value for path, value in BIG.items()})
-        process = python_process(IN_A_PROCESS, folder, json.dumps(content), json.dumps(micro_batches), limit)
+        process = python_process(
+            IN_A_PROCESS, folder, json.dumps(content), json.dumps(micro_batches), limit
+        )
         assert process.wait(300) == 0
         return json.loads((folder / "peaks").read_text()), Storage.at(folder), study
 
@@ -119,19 +153,29 @@ def test_a_process_that_has_no_memory_for_the_batch_ends_with_the_bits_of_half_o
     key = trial_of(study, storage, micro_batch="auto").key
     assert events(log, key) == [
         (1, "started", None, None),
-        (1, "interrupted", "out_of_memory", "out of memory with 8 images at a time; goes on with 4"),
+        (
+            1,
+            "interrupted",
+            "out_of_memory",
+            "out of memory with 8 images at a time; goes on with 4",
+        ),
         (2, "started", None, None),
         (2, "completed", None, None),
     ]
-    assert numbers(log, key) == numbers(read_log(expected), trial_of(study, expected, micro_batch=4).key)
+    assert numbers(log, key) == numbers(
+        read_log(expected), trial_of(study, expected, micro_batch=4).key
+    )
     assert not storage.micro_batch(key).exists()
 
 
 class Starved:
-    """A machine without memory in one epoch, for as long as no attempt has found that fewer images fit."""
+    """A machine without memory in one epoch, for as long as no attempt has found that fewer images
+    fit."""
 
     def __init__(self, storage: Storage, trial: Trial, *, epoch: int, down_to: int = 4) -> None:
-        self._path, self._purpose, self._down_to = storage.micro_batch(trial.key), f"epoch {epoch}/", down_to
+        self._path = storage.micro_batch(trial.key)
+        self._purpose = f"epoch {epoch}/"
+        self._down_to = down_to
 
     def __call__(self, batches: Iterable[Batch], _count: int, purpose: str) -> Iterator[Batch]:
         fits = self._path.exists() and int(self._path.read_text()) <= self._down_to
@@ -140,7 +184,9 @@ class Starved:
         yield from batches
 
 
-def run(trial: Trial, storage: Storage, engine: InlineEngine, num_epochs: int | None = None) -> list[int]:
+def run(
+    trial: Trial, storage: Storage, engine: InlineEngine, num_epochs: int | None = None
+) -> list[int]:
     epochs: list[int] = []
     with LogWriter(storage, "full") as log:
         for metrics in LoggedTrial(trial, log, storage).epochs(engine):
@@ -150,16 +196,28 @@ def run(trial: Trial, storage: Storage, engine: InlineEngine, num_epochs: int | 
     return epochs
 
 
-def test_it_goes_on_from_the_last_checkpoint_and_epochs_before_it_stay(study: Study, storage: Storage, tmp_path: Path) -> None:
+def test_it_goes_on_from_the_last_checkpoint_and_epochs_before_it_stay(
+    study: Study, storage: Storage, tmp_path: Path
+) -> None:
     trial = trial_of(study, storage)
     engine = InlineEngine(storage, track=Starved(storage, trial, epoch=2, down_to=2))
     assert run(trial, storage, engine) == [1, 1, 1, 2, 3]
     log = check_log(storage, "full")
     assert events(log, trial.key) == [
         (1, "started", None, None),
-        (1, "interrupted", "out_of_memory", "out of memory with 8 images at a time; goes on with 4"),
+        (
+            1,
+            "interrupted",
+            "out_of_memory",
+            "out of memory with 8 images at a time; goes on with 4",
+        ),
         (2, "resumed", None, None),
-        (2, "interrupted", "out_of_memory", "out of memory with 4 images at a time; goes on with 2"),
+        (
+            2,
+            "interrupted",
+            "out_of_memory",
+            "out of memory with 4 images at a time; goes on with 2",
+        ),
         (3, "resumed", None, None),
         (3, "completed", None, None),
     ]
@@ -179,13 +237,17 @@ def sum_of_seconds(log: Log, key: str) -> float:
     return float(sum(row["seconds"] + row["eval_seconds"] for row in rows))
 
 
-def test_a_restart_begins_with_what_fitted_and_an_excluded_trial_with_everything(study: Study, storage: Storage) -> None:
+def test_a_restart_begins_with_what_fitted_and_an_excluded_trial_with_everything(
+    study: Study, storage: Storage
+) -> None:
     trial = trial_of(study, storage)
     engine = InlineEngine(storage, track=Starved(storage, trial, epoch=1))
     assert run(trial, storage, engine, num_epochs=1) == [1]
     assert storage.micro_batch(trial.key).read_text() == "4"
     assert run(trial, storage, InlineEngine(storage), num_epochs=2) == [1, 2]
-    assert [dict(epoch["extras"])["micro_batch"] for epoch in numbers(read_log(storage), trial.key)] == [4, 4]
+    assert [
+        dict(epoch["extras"])["micro_batch"] for epoch in numbers(read_log(storage), trial.key)
+    ] == [4, 4]
     exclude(storage, read_log(storage).states()[trial.key], "another machine")
     assert run(trial, storage, InlineEngine(storage)) == [1, 2, 3]
     log = check_log(storage, "full")
@@ -203,12 +265,16 @@ def test_where_nothing_fits_or_the_number_is_set_the_trial_has_failed(
     log = check_log(storage, "full")
     [*before, last] = [event for event in events(log, trial.key) if event[1] != "started"]
     assert (last[0], last[1], last[2]) == (attempts, "failed", "out_of_memory")
-    assert [event[3].rpartition("with ")[2] for event in before] == (["4", "2", "1"] if micro_batch == "auto" else [])
+    assert [event[3].rpartition("with ")[2] for event in before] == (
+        ["4", "2", "1"] if micro_batch == "auto" else []
+    )
     assert ("training.micro_batch lowers" in last[3]) == (micro_batch != "auto")
     assert not storage.micro_batch(trial.key).exists()
 
 
-def test_a_failed_attempt_holds_no_memory_when_the_next_one_begins(study: Study, storage: Storage) -> None:
+def test_a_failed_attempt_holds_no_memory_when_the_next_one_begins(
+    study: Study, storage: Storage
+) -> None:
     import gc
 
     from kdr.distill.methods import Methods
@@ -216,7 +282,8 @@ def test_a_failed_attempt_holds_no_memory_when_the_next_one_begins(study: Study,
     held: list[int] = []
 
     def starved(batches: Iterable[Batch], _count: int, purpose: str) -> Iterator[Batch]:
-        held.append(sum(type(each) is Methods for each in gc.get_objects()))  # one in each state of a training
+        # one in each state of a training
+        held.append(sum(type(each) is Methods for each in gc.get_objects()))
         if len(held) < 3:
             torch.empty(1 << 60, dtype=torch.uint8)
         yield from batches

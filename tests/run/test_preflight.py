@@ -1,4 +1,5 @@
-"""The pre-flight of a study on a real local Ray: it ends a run before a trial begins, and is not repeated."""
+"""The pre-flight of a study on a real local Ray: it ends a run before a trial begins, and is not
+repeated."""
 
 import json
 from functools import partial
@@ -62,15 +63,22 @@ def study_with(changes: dict[str, Any]) -> Study:
     return study_from(changed(SMALL, changes), folder=Path("/"))
 
 
-def test_a_failed_pre_flight_ends_the_run_after_the_teacher_and_before_the_first_trial(tmp_path: Path) -> None:
+def test_a_failed_pre_flight_ends_the_run_after_the_teacher_and_before_the_first_trial(
+    tmp_path: Path,
+) -> None:
     storage, recorder = Storage.at(tmp_path), Recorder()
     with pytest.raises(PreflightError) as failure:
         run_study(study_with({}), storage=storage, observer=recorder, preflight=True)
     lines = str(failure.value).splitlines()
-    assert lines[0].startswith("pre-flight: teacher's AP: trial.teacher.stated_ap: must be met within 0.010, got 0.9 and AP ")
+    assert lines[0].startswith(
+        "pre-flight: teacher's AP: trial.teacher.stated_ap: must be met within 0.010, got 0.9 "
+        "and AP "
+    )
     assert lines[1:] == ["The study was not begun. Run it all the same with --no-preflight"]
     assert recorder.phases[-2:] == ["Training the teacher", "Pre-flight"]
-    assert [finding.name for finding in recorder.findings if finding.state == "failed"] == ["teacher's AP"]
+    assert [finding.name for finding in recorder.findings if finding.state == "failed"] == [
+        "teacher's AP"
+    ]
     base = trial_maker(study_with({}), storage)(study_with({}).base)
     assert list(read_log(storage).states()) == [base.teacher_id]
 
@@ -94,10 +102,18 @@ def test_where_trials_have_gpus_or_a_cluster_it_is_a_task_of_ray(tmp_path: Path)
     study = study_with({"trial.teacher": None, "trial.distill": {}})
     needed = study.resources.with_changes(gpus_per_worker=0.0)
     with ray_session(None):
-        check = partial(check_before_start, storage=storage, observer=recorder, needed=needed, local=False)
+        check = partial(
+            check_before_start, storage=storage, observer=recorder, needed=needed, local=False
+        )
         check(study, trial_maker(study, storage)(study.base))
         assert [finding.name for finding in recorder.findings] == ["loaded", "losses"]
         (tmp_path / "broken.pt").write_bytes(b"nothing")
-        broken = study_with({"trial.teacher": None, "trial.distill": {}, "trial.student.weights": str(tmp_path / "broken.pt")})
+        broken = study_with(
+            {
+                "trial.teacher": None,
+                "trial.distill": {},
+                "trial.student.weights": str(tmp_path / "broken.pt"),
+            }
+        )
         with pytest.raises(PreflightError, match=r"pre-flight: .*broken\.pt: must be a state_dict"):
             check(broken, trial_maker(broken, storage)(broken.base))

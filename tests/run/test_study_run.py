@@ -23,7 +23,13 @@ pytestmark = pytest.mark.ray
 SEARCH: dict[str, Any] = {
     "study": "small",
     "trial": {
-        "data": {"dataset": "shapes", "image_size_px": 64, "num_train": 24, "num_val": 8, "search_split": 8},
+        "data": {
+            "dataset": "shapes",
+            "image_size_px": 64,
+            "num_train": 24,
+            "num_val": 8,
+            "search_split": 8,
+        },
         "teacher": {
             "backbone": "mobilenet_v3_small",
             "fpn_channels": 32,
@@ -31,7 +37,13 @@ SEARCH: dict[str, Any] = {
         },
         "student": {"backbone": "mobilenet_v3_small", "fpn_channels": 32},
         "distill": {"kdr": {}},
-        "training": {"epochs": 2, "batch_size": 8, "optimizer": "adamw", "lr": 1e-3, "schedule": "constant"},
+        "training": {
+            "epochs": 2,
+            "batch_size": 8,
+            "optimizer": "adamw",
+            "lr": 1e-3,
+            "schedule": "constant",
+        },
     },
     "search": {
         "trials": 4,
@@ -79,12 +91,18 @@ def study_with(**changes: Any) -> Study:
 
 
 @pytest.fixture(scope="module")
-def first_run(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Storage, Outcome, Recorder]:
-    study, storage, recorder = study_with(), Storage.at(tmp_path_factory.mktemp("storage")), Recorder()
+def first_run(
+    ray_here: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Study, Storage, Outcome, Recorder]:
+    study = study_with()
+    storage = Storage.at(tmp_path_factory.mktemp("storage"))
+    recorder = Recorder()
     return study, storage, run_study(study, storage=storage, observer=recorder), recorder
 
 
-def test_every_trial_of_a_search_is_in_the_log_with_its_end(first_run: tuple[Study, Storage, Outcome, Recorder]) -> None:
+def test_every_trial_of_a_search_is_in_the_log_with_its_end(
+    first_run: tuple[Study, Storage, Outcome, Recorder],
+) -> None:
     _, storage, outcome, _ = first_run
     log = read_log(storage)
     states = log.states_of("small")
@@ -101,7 +119,9 @@ def test_every_trial_of_a_search_is_in_the_log_with_its_end(first_run: tuple[Stu
     assert sum(len(row["parameters"]) > 2 for row in log.arms_of("small")) == 4
 
 
-def test_the_teacher_is_trained_once_and_first(first_run: tuple[Study, Storage, Outcome, Recorder]) -> None:
+def test_the_teacher_is_trained_once_and_first(
+    first_run: tuple[Study, Storage, Outcome, Recorder],
+) -> None:
     _, storage, _, recorder = first_run
     teachers = [state for state in read_log(storage).states().values() if state.role == "teacher"]
     assert [(state.state, state.attempt) for state in teachers] == [("completed", 1)]
@@ -109,11 +129,17 @@ def test_the_teacher_is_trained_once_and_first(first_run: tuple[Study, Storage, 
     assert (storage.trial(teachers[0].key) / "student.pt").exists()
 
 
-def test_only_the_best_weights_are_kept(first_run: tuple[Study, Storage, Outcome, Recorder]) -> None:
+def test_only_the_best_weights_are_kept(
+    first_run: tuple[Study, Storage, Outcome, Recorder],
+) -> None:
     _, storage, _, _ = first_run
     students = [state for state in read_log(storage).states().values() if state.role == "student"]
     kept = [
-        state for state in students if any((storage.trial(state.key) / name).exists() for name in ("student.pt", "checkpoint.pt"))
+        state
+        for state in students
+        if any(
+            (storage.trial(state.key) / name).exists() for name in ("student.pt", "checkpoint.pt")
+        )
     ]
     assert len(kept) == 1
     assert kept[0].metrics["AP"] == max(state.metrics["AP"] or 0.0 for state in students)
@@ -124,17 +150,23 @@ def test_a_trial_of_the_sweep_has_the_bits_of_the_same_trial_run_alone(
 ) -> None:
     study, storage, _, _ = first_run
     log = read_log(storage)
-    last = [row for row in log.arms_of("small") if log.states()[row["key"]].state == "completed"][-1]
+    last = [row for row in log.arms_of("small") if log.states()[row["key"]].state == "completed"][
+        -1
+    ]
     trial = trial_maker(study, storage)(study.trial_with(json.loads(last["parameters"])))
     assert trial.key == last["key"]
     (storage.trial(trial.key) / "student.pt").unlink(missing_ok=True)
     alone = list(fit(trial, storage=storage))
     logged = log.epochs_of(trial.key).to_pylist()
     assert [dict(row["losses"]) for row in logged] == [epoch.losses for epoch in alone]
-    assert [row["AP"] for row in logged] == [epoch.evaluation.metrics["AP"] for epoch in alone if epoch.evaluation]
+    assert [row["AP"] for row in logged] == [
+        epoch.evaluation.metrics["AP"] for epoch in alone if epoch.evaluation
+    ]
 
 
-def test_the_same_study_again_runs_nothing(first_run: tuple[Study, Storage, Outcome, Recorder]) -> None:
+def test_the_same_study_again_runs_nothing(
+    first_run: tuple[Study, Storage, Outcome, Recorder],
+) -> None:
     study, storage, _, _ = first_run
     before = read_log(storage).trials.num_rows
     outcome = run_study(study, storage=storage, observer=Recorder())
@@ -142,19 +174,28 @@ def test_the_same_study_again_runs_nothing(first_run: tuple[Study, Storage, Outc
     assert read_log(storage).trials.num_rows == before
 
 
-def test_a_larger_budget_runs_what_is_missing_with_the_same_teacher(first_run: tuple[Study, Storage, Outcome, Recorder]) -> None:
+def test_a_larger_budget_runs_what_is_missing_with_the_same_teacher(
+    first_run: tuple[Study, Storage, Outcome, Recorder],
+) -> None:
     _, storage, _, _ = first_run
     recorder = Recorder()
     outcome = run_study(study_with(search__trials=5), storage=storage, observer=recorder)
     assert outcome.num_run == 1
     assert "Training the teacher" not in recorder.phases
-    assert len([state for state in read_log(storage).states().values() if state.role == "student"]) == 5
+    assert (
+        len([state for state in read_log(storage).states().values() if state.role == "student"])
+        == 5
+    )
 
 
-def test_a_trial_that_another_study_has_run_is_known(first_run: tuple[Study, Storage, Outcome, Recorder]) -> None:
+def test_a_trial_that_another_study_has_run_is_known(
+    first_run: tuple[Study, Storage, Outcome, Recorder],
+) -> None:
     _, storage, _, _ = first_run
     before = read_log(storage)
-    theirs = next(row for row in before.arms_of("small") if before.states()[row["key"]].state == "completed")
+    theirs = next(
+        row for row in before.arms_of("small") if before.states()[row["key"]].state == "completed"
+    )
     point = json.loads(theirs["parameters"])
     other = study_with(study="other", search__trials=1, search__enqueue=[point])
     for num_run in (1, 0):  # the second time, nothing is missing
@@ -164,7 +205,9 @@ def test_a_trial_that_another_study_has_run_is_known(first_run: tuple[Study, Sto
             "other"
         ) == 1  # its sampler asks for others of theirs, too
         assert trials[theirs["key"]].state == before.states()[theirs["key"]]
-        assert trials[theirs["key"]].parameters == {path: canonical(value) for path, value in point.items()}
+        assert trials[theirs["key"]].parameters == {
+            path: canonical(value) for path, value in point.items()
+        }
 
 
 def test_a_study_of_one_trial_uses_what_another_study_has_run(
@@ -172,7 +215,9 @@ def test_a_study_of_one_trial_uses_what_another_study_has_run(
 ) -> None:
     _, storage, _, _ = first_run
     log = read_log(storage)
-    theirs = next(row for row in log.arms_of("small") if log.states()[row["key"]].state == "completed")
+    theirs = next(
+        row for row in log.arms_of("small") if log.states()[row["key"]].state == "completed"
+    )
     content = json.loads(json.dumps(SEARCH)) | {"study": "one"}
     del content["search"]
     content["trial"] = changed(content["trial"], json.loads(theirs["parameters"]))
@@ -192,11 +237,22 @@ def test_a_failing_trial_ends_alone_and_by_name(ray_here: None, tmp_path: Path) 
         search__enqueue=[],
         search__stop_early="none",
         trial__distill={},  # so that no teacher is trained
-        trial__training={"epochs": 1, "batch_size": 8, "optimizer": "sgd", "lr": 1e-3, "clip_norm": None, "warmup_steps": 0},
+        trial__training={
+            "epochs": 1,
+            "batch_size": 8,
+            "optimizer": "sgd",
+            "lr": 1e-3,
+            "clip_norm": None,
+            "warmup_steps": 0,
+        },
     )
     outcome = run_study(study, storage=Storage.at(tmp_path), observer=Recorder())
     assert (outcome.num_run, outcome.num_failed) == (2, 1)
-    states = {state.state: state for state in read_log(Storage.at(tmp_path)).states().values() if state.role == "student"}
+    states = {
+        state.state: state
+        for state in read_log(Storage.at(tmp_path)).states().values()
+        if state.role == "student"
+    }
     assert states["failed"].last.failure_kind == "non_finite_loss"
     assert "NaN or infinite in epoch 1" in (states["failed"].last.reason or "")
     assert "TrialFailure" in (states["failed"].last.traceback or "")
@@ -216,26 +272,46 @@ def test_a_study_without_search_is_its_one_trial(ray_here: None, tmp_path: Path)
 
 
 def test_a_teacher_that_fails_ends_the_study(ray_here: None, tmp_path: Path) -> None:
-    training = {"epochs": 1, "batch_size": 8, "optimizer": "sgd", "lr": 1e30, "clip_norm": None, "warmup_steps": 0}
+    training = {
+        "epochs": 1,
+        "batch_size": 8,
+        "optimizer": "sgd",
+        "lr": 1e30,
+        "clip_norm": None,
+        "warmup_steps": 0,
+    }
     study = study_with(study="bad-teacher", trial__teacher__training=training)
     with pytest.raises(TrialFailure, match="the teacher could not be trained"):
         run_study(study, storage=Storage.at(tmp_path), observer=Recorder())
 
 
-def test_gpu_hours_without_gpus_are_refused_since_they_would_never_end(ray_here: None, tmp_path: Path) -> None:
-    study = study_with(study="gpu", search__trials=None, search__gpu_hours=2, resources__gpus_per_worker=0)
+def test_gpu_hours_without_gpus_are_refused_since_they_would_never_end(
+    ray_here: None, tmp_path: Path
+) -> None:
+    study = study_with(
+        study="gpu", search__trials=None, search__gpu_hours=2, resources__gpus_per_worker=0
+    )
     with pytest.raises(
-        ResourcesError, match=r"search\.gpu_hours: needs trials that hold GPUs, got 2 and none .* Use search\.trials"
+        ResourcesError,
+        match=(
+            r"search\.gpu_hours: needs trials that hold GPUs, got 2 and none .* Use search\.trials"
+        ),
     ):
         run_study(study, storage=Storage.at(tmp_path), observer=Recorder())
 
 
 def test_a_machine_too_small_for_one_trial_is_told_before_ray_starts(tmp_path: Path) -> None:
     with pytest.raises(ResourcesError, match=r"one trial needs 4096 CPUs, got \d+ on this machine"):
-        run_study(study_with(resources={"cpus_per_worker": 4096}), storage=Storage.at(tmp_path), observer=Recorder())
+        run_study(
+            study_with(resources={"cpus_per_worker": 4096}),
+            storage=Storage.at(tmp_path),
+            observer=Recorder(),
+        )
 
 
 def test_storage_that_cannot_be_written_is_told_first(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match=r"--storage: needs a folder that can be written, got .*file"):
+    with pytest.raises(
+        StorageError, match=r"--storage: needs a folder that can be written, got .*file"
+    ):
         run_study(study_with(), storage=Storage.at(tmp_path / "file"), observer=Recorder())

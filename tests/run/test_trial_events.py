@@ -39,7 +39,10 @@ class Recorder:
 
 @pytest.fixture
 def study() -> Study:
-    return study_from({"study": "cut", "trial": {"data": {"dataset": "shapes"}, "training": {"epochs": 4}}}, folder=Path())
+    return study_from(
+        {"study": "cut", "trial": {"data": {"dataset": "shapes"}, "training": {"epochs": 4}}},
+        folder=Path(),
+    )
 
 
 @pytest.fixture
@@ -59,12 +62,22 @@ def recorder() -> Recorder:
 
 @pytest.fixture
 def events(study: Study, storage: Storage, recorder: Recorder, trial: Trial) -> TrialEvents:
-    return TrialEvents(study, storage, recorder, role="student", metric="AP", names={trial.key: "1"}, faults=study.faults)
+    return TrialEvents(
+        study,
+        storage,
+        recorder,
+        role="student",
+        metric="AP",
+        names={trial.key: "1"},
+        faults=study.faults,
+    )
 
 
 def tunes_trial(trial: Trial, result: dict[str, Any] | None = None) -> Any:
     """What of Tune's trial is looked at."""
-    return SimpleNamespace(trial_id="tune-1", config=tune_config(trial, parameters={}), last_result=result)
+    return SimpleNamespace(
+        trial_id="tune-1", config=tune_config(trial, parameters={}), last_result=result
+    )
 
 
 def written(folder: Path, error: str) -> str:
@@ -84,19 +97,31 @@ def begun(trial: Trial, storage: Storage, attempt: int, **columns: Any) -> None:
 
 def write(trial: Trial, storage: Storage, **columns: Any) -> None:
     with LogWriter(storage, "cut") as log:
-        log.event(TrialEvent(study="cut", key=trial.key, config=trial.config.model_dump_json(), **columns))
+        log.event(
+            TrialEvent(study="cut", key=trial.key, config=trial.config.model_dump_json(), **columns)
+        )
 
 
 def test_a_trial_that_runs_when_tune_returns_was_interrupted(
     events: TrialEvents, trial: Trial, storage: Storage, recorder: Recorder
 ) -> None:
     begun(trial, storage, attempt=1)
-    tuned = tunes_trial(trial, {"epoch": 2, "AP": 0.25, "attempt": 1, "reached": {"epoch": 2, "AP": 0.25}})
+    tuned = tunes_trial(
+        trial, {"epoch": 2, "AP": 0.25, "attempt": 1, "reached": {"epoch": 2, "AP": 0.25}}
+    )
     events.on_trial_start(0, [tuned], tuned)
     events.close()
     state = read_log(storage).states()[trial.key]
-    assert (state.state, state.attempt, state.epoch, state.metrics["AP"]) == ("interrupted", 1, 2, 0.25)
-    assert [(update.state, update.epoch) for update in recorder.updates] == [("running", 2), ("interrupted", 2)]
+    assert (state.state, state.attempt, state.epoch, state.metrics["AP"]) == (
+        "interrupted",
+        1,
+        2,
+        0.25,
+    )
+    assert [(update.state, update.epoch) for update in recorder.updates] == [
+        ("running", 2),
+        ("interrupted", 2),
+    ]
 
 
 def test_an_attempt_that_has_told_nothing_yet_is_the_one_that_was_interrupted(
@@ -127,7 +152,9 @@ def test_a_trial_that_ended_after_tune_stopped_listening_stays_completed(
     events: TrialEvents, trial: Trial, storage: Storage
 ) -> None:
     begun(trial, storage, attempt=1)
-    tuned = tunes_trial(trial, {"epoch": 3, "AP": 0.25, "attempt": 1, "reached": {"epoch": 3, "AP": 0.25}})
+    tuned = tunes_trial(
+        trial, {"epoch": 3, "AP": 0.25, "attempt": 1, "reached": {"epoch": 3, "AP": 0.25}}
+    )
     events.on_trial_start(0, [tuned], tuned)
     write(trial, storage, event="completed", epoch=4, AP=0.5)
     events.close()
@@ -147,7 +174,10 @@ def test_a_trial_that_hung_goes_on_and_the_log_says_where_and_what_it_was_doing(
     assert (last.event, last.failure_kind, last.host) == ("interrupted", "hang", "a-node")
     assert last.reason == "it hung: no batch for 1800 s"
     assert last.traceback == "hang-1:\nTimeout (0:30:00)!\nFile read.py, line 3 in wait"
-    assert recorder.updates[-1].reason == "it hung: no batch for 1800 s; it goes on from its checkpoint"
+    assert (
+        recorder.updates[-1].reason
+        == "it hung: no batch for 1800 s; it goes on from its checkpoint"
+    )
 
 
 @pytest.mark.parametrize(
@@ -159,7 +189,13 @@ def test_a_trial_that_hung_goes_on_and_the_log_says_where_and_what_it_was_doing(
     ],
 )
 def test_a_trial_that_lost_its_process_once_too_often_fails_by_class(
-    events: TrialEvents, trial: Trial, storage: Storage, error: str, hangs: bool, kind: str, tmp_path: Path
+    events: TrialEvents,
+    trial: Trial,
+    storage: Storage,
+    error: str,
+    hangs: bool,
+    kind: str,
+    tmp_path: Path,
 ) -> None:
     begun(trial, storage, attempt=3, host="a-node")
     if hangs:
@@ -173,16 +209,30 @@ def test_a_trial_that_lost_its_process_once_too_often_fails_by_class(
     assert last.traceback == ("hang-0:\nTimeout (0:30:00)!" if hangs else error)
 
 
-def failing(study: Study, storage: Storage, recorder: Recorder, reasons: list[str]) -> tuple[TrialEvents, int]:
-    """The driver after trials have ended one by one, with these reasons or completed; and how often it was told to stop."""
+def failing(
+    study: Study, storage: Storage, recorder: Recorder, reasons: list[str]
+) -> tuple[TrialEvents, int]:
+    """The driver after trials have ended one by one, with these reasons or completed; and how often
+    it was told to stop."""
     told: list[int] = []
     events = TrialEvents(
-        study, storage, recorder, role="student", metric="AP", names={}, faults=study.faults, on_abort=lambda: told.append(1)
+        study,
+        storage,
+        recorder,
+        role="student",
+        metric="AP",
+        names={},
+        faults=study.faults,
+        on_abort=lambda: told.append(1),
     )
     for seed, reason in enumerate(reasons):
         one = trial_maker(study, storage)(study.trial_with({"seed": seed}))
-        failed = {"failed": "bad_data", "reason": reason, "AP": float("nan")} if reason else {"AP": 0.5}
-        tuned = tunes_trial(one, {"epoch": 0 if reason else 4, "attempt": 1, "reached": {}, **failed})
+        failed = (
+            {"failed": "bad_data", "reason": reason, "AP": float("nan")} if reason else {"AP": 0.5}
+        )
+        tuned = tunes_trial(
+            one, {"epoch": 0 if reason else 4, "attempt": 1, "reached": {}, **failed}
+        )
         events.on_trial_start(0, [tuned], tuned)
         events.on_trial_complete(0, [tuned], tuned)
     return events, len(told)
@@ -191,11 +241,22 @@ def failing(study: Study, storage: Storage, recorder: Recorder, reasons: list[st
 @pytest.mark.parametrize(
     ("reasons", "stops"),
     [
-        (["image 12 must be readable", "image 7 must be readable", "image 12 must be readable"], True),
+        (
+            ["image 12 must be readable", "image 7 must be readable", "image 12 must be readable"],
+            True,
+        ),
         (["image 12 must be readable"] * 5, True),
         (["image 12 must be readable"] * 2, False),
         (["image 12 must be readable", "the disk is gone", "image 12 must be readable"], False),
-        (["", "image 1 must be readable", "image 2 must be readable", "image 3 must be readable"], False),
+        (
+            [
+                "",
+                "image 1 must be readable",
+                "image 2 must be readable",
+                "image 3 must be readable",
+            ],
+            False,
+        ),
     ],
     ids=["but for numbers", "told once", "too few to say", "not alike", "one is completed"],
 )
@@ -206,7 +267,10 @@ def test_a_study_whose_first_trials_all_fail_alike_is_given_up_once(
     assert told == int(stops)
     assert bool(events.abort_reason) == stops
     if stops:
-        assert events.abort_reason == f"the first 3 trials all failed alike, the last one by {reasons[2]}"
+        assert (
+            events.abort_reason
+            == f"the first 3 trials all failed alike, the last one by {reasons[2]}"
+        )
 
 
 def test_a_trial_whose_process_died_too_often_has_failed(

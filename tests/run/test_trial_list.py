@@ -32,7 +32,12 @@ def storage(tmp_path: Path) -> Storage:
 
 def ablation(**settings: Any) -> Study:
     return study_from(
-        {"study": "parts", "trial": TRIAL, "ablation": {"factors": FACTORS, "seeds": [7, 3], **settings}}, folder=Path("/")
+        {
+            "study": "parts",
+            "trial": TRIAL,
+            "ablation": {"factors": FACTORS, "seeds": [7, 3], **settings},
+        },
+        folder=Path("/"),
     )
 
 
@@ -45,15 +50,21 @@ def note(study: Study, storage: Storage) -> None:
         listed(study, storage).note(log, read_log(storage))
 
 
-def ended(storage: Storage, key: str, event: str, *, study: str = "another", **columns: Any) -> None:
+def ended(
+    storage: Storage, key: str, event: str, *, study: str = "another", **columns: Any
+) -> None:
     with LogWriter(storage, study) as log:
         log.event(TrialEvent(study=study, key=key, event=event, config="{}", **columns))
 
 
-def test_trials_are_named_by_arm_and_seed_all_arms_of_a_seed_before_the_next(storage: Storage) -> None:
+def test_trials_are_named_by_arm_and_seed_all_arms_of_a_seed_before_the_next(
+    storage: Storage,
+) -> None:
     trials = listed(ablation(), storage).trials.values()
     assert [one.name for one in trials] == [
-        f"{arm}, seed {seed}" for seed in (7, 3) for arm in ("baseline", "review=off", "attention=off")
+        f"{arm}, seed {seed}"
+        for seed in (7, 3)
+        for arm in ("baseline", "review=off", "attention=off")
     ]
     assert [one.parameters for one in trials][1] == {"distill.kdr.review_links": [], "seed": 7}
     assert all(one.trial.config.seed == one.parameters["seed"] for one in trials if one.parameters)
@@ -90,7 +101,9 @@ def test_a_study_without_search_or_ablation_is_its_one_trial(storage: Storage) -
         ("planned", True),
     ],
 )
-def test_what_has_reached_its_end_or_was_cancelled_is_not_run_again(storage: Storage, event: str, runs: bool) -> None:
+def test_what_has_reached_its_end_or_was_cancelled_is_not_run_again(
+    storage: Storage, event: str, runs: bool
+) -> None:
     trials = listed(ablation(), storage)
     [first, *others] = trials.trials
     ended(storage, first, event, AP=0.5, epoch=12, reason="because")

@@ -20,13 +20,20 @@ def test_only_what_a_dead_process_of_this_machine_has_left_is_removed(tmp_path: 
         for path in (other, elsewhere, tmp_path / "kept"):
             path.touch()
         remove_orphans(tmp_path)
-        assert {path.name for path in tmp_path.iterdir()} == {own.name, other.name, elsewhere.name, "kept"}
+        assert {path.name for path in tmp_path.iterdir()} == {
+            own.name,
+            other.name,
+            elsewhere.name,
+            "kept",
+        }
         process.kill()
         process.wait()
         remove_orphans(tmp_path)
         assert not other.exists()
         assert own.exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([elsewhere.name, "kept", "own"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [elsewhere.name, "kept", "own"]
+    )
 
 
 def test_a_file_that_could_not_be_written_leaves_the_old_one(tmp_path: Path) -> None:

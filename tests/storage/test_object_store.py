@@ -1,4 +1,5 @@
-"""A storage in an object store: a real server that speaks S3 on this machine, pyarrow's own client, and a bucket."""
+"""A storage in an object store: a real server that speaks S3 on this machine, pyarrow's own client,
+and a bucket."""
 
 import contextlib
 import threading
@@ -60,7 +61,9 @@ def test_each_fragment_is_one_put_and_nothing_else(storage: Storage, server: Buc
     assert found.keys_of("s") == ("k",)
 
 
-def test_a_log_is_compacted_and_checked_and_its_damage_moved_aside(storage: Storage, server: BucketServer) -> None:
+def test_a_log_is_compacted_and_checked_and_its_damage_moved_aside(
+    storage: Storage, server: BucketServer
+) -> None:
     log = LogWriter(storage, "s")
     for key in "abc":
         log.event(event(key))
@@ -68,7 +71,9 @@ def test_a_log_is_compacted_and_checked_and_its_damage_moved_aside(storage: Stor
     log.event(event("d"))
     server.counts()
     compact(storage, "s")
-    assert server.counts()["PUT"] <= 2 + 3, "data and manifest; pyarrow marks a folder when it deletes in it"
+    assert server.counts()["PUT"] <= 2 + 3, (
+        "data and manifest; pyarrow marks a folder when it deletes in it"
+    )
     folder = storage.log / "trials" / "study=s"
     assert [path.name[:8] for path in listed(folder, "c-*.json")] == ["c-000001", "c-000002"]
     assert check_log(storage) == ()
@@ -97,7 +102,9 @@ def test_the_commands_read_a_bucket(storage: Storage, example_log: Any) -> None:
     example_log.trial("abcdef123", AP=0.5)
 
     def command(*arguments: str) -> str:
-        result = CliRunner().invoke(app, [*arguments, "--storage", str(storage.root)], catch_exceptions=False)
+        result = CliRunner().invoke(
+            app, [*arguments, "--storage", str(storage.root)], catch_exceptions=False
+        )
         assert result.exit_code == 0, result.output
         return result.stdout
 
@@ -114,7 +121,10 @@ def test_a_driver_in_a_bucket_is_alone_and_a_dead_one_is_followed(
     monkeypatch.setattr(drivers, "BEAT_S", 0.05)
     monkeypatch.setattr(drivers, "DEAD_AFTER_S", 0.5)
     with sole_driver(storage, "s", on_waiting=pytest.fail):
-        with pytest.raises(BusyError, match="must have one driver"), sole_driver(storage, "s", on_waiting=pytest.fail):
+        with (
+            pytest.raises(BusyError, match="must have one driver"),
+            sole_driver(storage, "s", on_waiting=pytest.fail),
+        ):
             pass
         [claim] = listed(storage.drivers("s"))
         content = claim.read_text()
@@ -129,11 +139,19 @@ def test_a_driver_in_a_bucket_is_alone_and_a_dead_one_is_followed(
 
 
 def test_a_trial_in_a_bucket_is_one_drivers_at_a_time(storage: Storage) -> None:
-    with sole_driver(storage, "one", on_waiting=pytest.fail) as one, TrialClaims(storage, "one", one) as first:
+    with (
+        sole_driver(storage, "one", on_waiting=pytest.fail) as one,
+        TrialClaims(storage, "one", one) as first,
+    ):
         assert first.take(["a", "b"]) == {"a", "b"}
-        with sole_driver(storage, "two", on_waiting=pytest.fail) as two, TrialClaims(storage, "two", two) as second:
+        with (
+            sole_driver(storage, "two", on_waiting=pytest.fail) as two,
+            TrialClaims(storage, "two", two) as second,
+        ):
             assert second.take(["a", "c"]) == {"c"}
-            assert [(holder.study, holder.keys) for holder in second.holders(["a", "c"])] == [("one", {"a"})]
+            assert [(holder.study, holder.keys) for holder in second.holders(["a", "c"])] == [
+                ("one", {"a"})
+            ]
             first.give_back("a")
             assert second.take(["a"]) == {"a"}
     assert listed(storage.drivers("one")) == listed(storage.drivers("two")) == []
@@ -168,7 +186,10 @@ def test_a_store_that_is_away_for_a_while_costs_no_row(
             log.epoch(EpochRow(study="s", key="k", attempt=1, epoch=number, step=number))
         log.event(event("k"))
     found = read_log(storage)
-    assert (found.states()["k"].state, found.epochs_of("k")["epoch"].to_pylist()) == ("completed", [1, 2, 3])
+    assert (found.states()["k"].state, found.epochs_of("k")["epoch"].to_pylist()) == (
+        "completed",
+        [1, 2, 3],
+    )
     first, last = told
     assert first.startswith("The storage cannot be reached (")
     assert first.endswith("Trying again for 300 s")
@@ -176,13 +197,18 @@ def test_a_store_that_is_away_for_a_while_costs_no_row(
 
 
 @pytest.mark.slow
-def test_a_store_that_stays_away_is_an_error_and_no_empty_log(server: BucketServer, storage: Storage) -> None:
+def test_a_store_that_stays_away_is_an_error_and_no_empty_log(
+    server: BucketServer, storage: Storage
+) -> None:
     assert isinstance(storage.root, ObjectPath)
     LogWriter(storage, "s").event(event("k"))
     hasty = Storage(storage.root.with_patience(0))
     server.stop()
     try:
-        with pytest.raises(StorageError, match=r"s3://.*: the object store must be reachable, got: .*connect.*is kept"):
+        with pytest.raises(
+            StorageError,
+            match=r"s3://.*: the object store must be reachable, got: .*connect.*is kept",
+        ):
             read_log(hasty)
         with pytest.raises(StorageError, match="must be reachable"):
             LogWriter(hasty, "s").event(event("k"))
@@ -194,37 +220,60 @@ def test_a_store_that_stays_away_is_an_error_and_no_empty_log(server: BucketServ
 @pytest.mark.parametrize(
     ("url", "problem"),
     [
-        ("s3://no-such-bucket/runs", r"needs a bucket that exists, got s3://no-such-bucket, which does not\. Make it"),
-        ("http://host/runs", r"must be a folder or a URL that begins with s3://, gs://, got http://\.\.\."),
+        (
+            "s3://no-such-bucket/runs",
+            r"needs a bucket that exists, got s3://no-such-bucket, which does not\. Make it",
+        ),
+        (
+            "http://host/runs",
+            r"must be a folder or a URL that begins with s3://, gs://, got http://\.\.\.",
+        ),
         ("file:///runs", r"must be a folder or a URL that begins with s3://"),
         ("s3://", r"must be s3://bucket/prefix"),
         (
             "s3://key:secret@bucket/runs",
-            r"must be s3://bucket/prefix, credentials and options in the environment, got another form$",
+            (
+                r"must be s3://bucket/prefix, credentials and options in the environment, got"
+                r" another form$"
+            ),
         ),
         ("s3://bucket/runs?region=x", r"must be s3://bucket/prefix"),
     ],
 )
-def test_a_place_that_cannot_be_used_is_named_at_once(server: BucketServer, url: str, problem: str) -> None:
+def test_a_place_that_cannot_be_used_is_named_at_once(
+    server: BucketServer, url: str, problem: str
+) -> None:
     with pytest.raises(StorageError, match=problem):
         Storage.at(url)
 
 
-@pytest.mark.parametrize("word", ["ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH"])
-def test_credentials_that_open_nothing_say_where_they_come_from(storage: Storage, word: str) -> None:
+@pytest.mark.parametrize(
+    "word", ["ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH"]
+)
+def test_credentials_that_open_nothing_say_where_they_come_from(
+    storage: Storage, word: str
+) -> None:
     """As pyarrow words it; the server of these tests lets everyone in."""
     assert isinstance(storage.root, ObjectPath)
 
     def refuse(_store: Any) -> None:
-        raise OSError(f"When getting information for key 'x' in bucket 'b': AWS Error {word} during HeadObject operation: no")
+        raise OSError(
+            f"When getting information for key 'x' in bucket 'b': AWS Error {word} during "
+            "HeadObject operation: no"
+        )
 
     with pytest.raises(
-        StorageError, match=rf"needs credentials that may read and write s3://.*{word}.*Set AWS_ACCESS_KEY_ID and"
+        StorageError,
+        match=(
+            rf"needs credentials that may read and write s3://.*{word}.*Set AWS_ACCESS_KEY_ID and"
+        ),
     ):
         storage.root._ask(refuse)
 
 
-def test_a_large_file_goes_there_and_back_and_one_that_cannot_be_written_leaves_the_old_one(storage: Storage) -> None:
+def test_a_large_file_goes_there_and_back_and_one_that_cannot_be_written_leaves_the_old_one(
+    storage: Storage,
+) -> None:
     place = storage.trial("k") / "checkpoint.pt"
     content = b"0123456789" * 1_200_000
     with written_aside(place) as aside:
@@ -239,9 +288,21 @@ def test_a_large_file_goes_there_and_back_and_one_that_cannot_be_written_leaves_
 
 
 def test_what_must_lie_on_this_machine_does(storage: Storage, tmp_path: Path) -> None:
-    for folder in (storage.data, storage.ray, storage.search("s"), storage.loggers("s"), storage.lock("k")):
+    for folder in (
+        storage.data,
+        storage.ray,
+        storage.search("s"),
+        storage.loggers("s"),
+        storage.lock("k"),
+    ):
         assert folder.is_relative_to(tmp_path / "local")
-    for place in (storage.log, storage.trials, storage.teacher("t"), storage.drivers("s"), storage.preflight("s")):
+    for place in (
+        storage.log,
+        storage.trials,
+        storage.teacher("t"),
+        storage.drivers("s"),
+        storage.preflight("s"),
+    ):
         assert isinstance(place, ObjectPath)
     assert Storage.at(tmp_path).local == tmp_path
     with pytest.raises(TypeError, match="ObjectPath"):
@@ -290,9 +351,19 @@ def test_a_trial_goes_on_from_its_checkpoint_in_the_bucket_on_another_machine(
     assert has_weights(teacher, storage)
     assert not (storage.trial(one.key) / "checkpoint.pt").exists()
     state = read_log(storage).states()[one.key]
-    assert (state.state, state.attempt, state.last.weights) == ("completed", 2, f"trials/{one.key}/student.pt")
+    assert (state.state, state.attempt, state.last.weights) == (
+        "completed",
+        2,
+        f"trials/{one.key}/student.pt",
+    )
     columns = ["epoch", "step", "AP", "lr", "losses"]
-    values = [read_log(place).epochs_of(one.key).select(columns).to_pylist() for place in (storage, folder)]
+    values = [
+        read_log(place).epochs_of(one.key).select(columns).to_pylist()
+        for place in (storage, folder)
+    ]
     assert values[0] == values[1]
     with fetched(storage.trial(one.key) / "student.pt") as copy:
-        assert copy.read_bytes() == (tmp_path / "folder" / "trials" / one.key / "student.pt").read_bytes()
+        assert (
+            copy.read_bytes()
+            == (tmp_path / "folder" / "trials" / one.key / "student.pt").read_bytes()
+        )

@@ -93,10 +93,17 @@ def test_a_full_disk_is_a_storage_error_and_harms_nothing_that_is_there(disk):
         fill(disk)
         log.epoch(EpochRow(study="s", key="k", attempt=1, epoch=1, step=1))
         with pytest.raises(
-            StorageError, match=r"study=s: must be a folder that can be written, got No space left on device\. Free"
+            StorageError,
+            match=(
+                r"study=s: must be a folder that can be written, got No space left on device\."
+                r" Free"
+            ),
         ):
             log.flush()
-        with pytest.raises(StorageError, match=r"trials/k: must be a folder that can be written, got No space left on device"):
+        with pytest.raises(
+            StorageError,
+            match=r"trials/k: must be a folder that can be written, got No space left on device",
+        ):
             save_checkpoint(path, Progress(2), {"model": module})
         assert read_log(place).states()["k"].state == "running"
         assert load_checkpoint(path, {"model": module}).epoch == 1
@@ -112,11 +119,21 @@ def test_a_read_only_disk_can_be_read_and_is_a_storage_error_to_writers(disk):
     place.trial("k").mkdir(parents=True)
     (place.trial("k") / "checkpoint.pt").touch()
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    with pytest.raises(StorageError, match=r"trials/k: must be a folder that can be written, got Read-only file system"):
+    with pytest.raises(
+        StorageError,
+        match=r"trials/k: must be a folder that can be written, got Read-only file system",
+    ):
         place.forget_weights("k")
-    with pytest.raises(StorageError, match="must be a folder that can be written, got Read-only file system"):
-        LogWriter(place, "s").event(TrialEvent(study="s", key="other", event="completed", config="{}"))
-    with pytest.raises(StorageError, match=r"--storage: needs a folder that can be written, got .*Read-only file system"):
+    with pytest.raises(
+        StorageError, match="must be a folder that can be written, got Read-only file system"
+    ):
+        LogWriter(place, "s").event(
+            TrialEvent(study="s", key="other", event="completed", config="{}")
+        )
+    with pytest.raises(
+        StorageError,
+        match=r"--storage: needs a folder that can be written, got .*Read-only file system",
+    ):
         place.check_writable()
     assert list(read_log(place).states()) == ["k"]
 
@@ -139,11 +156,21 @@ def test_a_writer_that_is_refused_leaves_the_old_content(tmp_path):
 def test_no_name_leads_out_of_the_storage(tmp_path, name):
     """Keys and studies are read from the log, and a file of it may have been written by anyone."""
     place = Storage.at(tmp_path)
-    for path in (place.trial, place.lock, place.teacher, place.drivers, place.preflight, place.search, place.loggers):
+    for path in (
+        place.trial,
+        place.lock,
+        place.teacher,
+        place.drivers,
+        place.preflight,
+        place.search,
+        place.loggers,
+    ):
         with pytest.raises(StorageError, match="must be a name without path characters"):
             path(name)
     with pytest.raises(StorageError, match="must be a name without path characters"):
-        LogWriter(place, name).event(TrialEvent(study=name, key="k", event="completed", config="{}"))
+        LogWriter(place, name).event(
+            TrialEvent(study=name, key="k", event="completed", config="{}")
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -159,7 +186,10 @@ class Bomb:
 def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path):
     path, module = tmp_path / "checkpoint.pt", torch.nn.Linear(1, 1)
     torch.save({"version": 1, "progress": Bomb(), "parts": {}}, path)
-    with pytest.raises(WeightsError, match=r"checkpoint.pt: is no readable checkpoint \(Weights only load failed.*Remove it"):
+    with pytest.raises(
+        WeightsError,
+        match=r"checkpoint.pt: is no readable checkpoint \(Weights only load failed.*Remove it",
+    ):
         load_checkpoint(path, {"model": module})
     torch.save([1], path)
     with pytest.raises(WeightsError, match="must be a checkpoint of version 1, got list"):

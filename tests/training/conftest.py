@@ -27,7 +27,13 @@ TINY: dict[str, Any] = {
         },
         "student": {"backbone": "mobilenet_v3_small", "fpn_channels": 32},
         "distill": {"kdr": {}},
-        "training": {"epochs": 2, "batch_size": 8, "optimizer": "adamw", "lr": 1e-3, "schedule": "one_cycle"},
+        "training": {
+            "epochs": 2,
+            "batch_size": 8,
+            "optimizer": "adamw",
+            "lr": 1e-3,
+            "schedule": "one_cycle",
+        },
     },
 }
 

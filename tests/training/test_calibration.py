@@ -26,11 +26,18 @@ Make = Callable[..., Trial]
 Run = Callable[..., list[EpochMetrics]]
 
 # padding counted and batch norm in the adapters: running statistics of the method too
-CALIBRATED = {"distill.kdr.calibrate": 0.4, "distill.kdr.ramp": 0, "distill.kdr.preset": "kdr-paper"}
+CALIBRATED = {
+    "distill.kdr.calibrate": 0.4,
+    "distill.kdr.ramp": 0,
+    "distill.kdr.preset": "kdr-paper",
+}
 
 
 def numbers(epochs: list[EpochMetrics]) -> list[Any]:
-    return [(epoch.losses, epoch.weighted_losses, epoch.gradient_norms, epoch.evaluation) for epoch in epochs]
+    return [
+        (epoch.losses, epoch.weighted_losses, epoch.gradient_norms, epoch.evaluation)
+        for epoch in epochs
+    ]
 
 
 @pytest.fixture
@@ -47,7 +54,9 @@ def first_norms(state: TrainingState) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_afterwards_the_gradient_of_every_method_has_the_ratio_that_was_asked_for(make: Make, shared: SharedParts) -> None:
+def test_afterwards_the_gradient_of_every_method_has_the_ratio_that_was_asked_for(
+    make: Make, shared: SharedParts
+) -> None:
     ratios = {name: 0.1 * number for number, name in enumerate(DistillConfig.model_fields, 1)}
     settings = {name: {"calibrate": ratio, "ramp": 0} for name, ratio in ratios.items()}
     state = prepare(make({"distill": settings}), shared, torch.device("cpu"), 0)
@@ -55,13 +64,17 @@ def test_afterwards_the_gradient_of_every_method_has_the_ratio_that_was_asked_fo
     calibrate(state, seed=0)
     after = first_norms(state)
     assert after["detection"] == before["detection"]
-    assert {name: after[name] / after["detection"] for name in ratios} == pytest.approx(ratios, rel=1e-5)
+    assert {name: after[name] / after["detection"] for name in ratios} == pytest.approx(
+        ratios, rel=1e-5
+    )
 
 
 @pytest.mark.slow
 def test_it_leaves_buffers_modes_and_random_state_as_they_were(state: TrainingState) -> None:
     def everything() -> list[Tensor]:
-        return [value.clone() for value in state.model.state_dict().values()] + [torch.get_rng_state()]
+        return [value.clone() for value in state.model.state_dict().values()] + [
+            torch.get_rng_state()
+        ]
 
     before = everything()
     calibrate(state, seed=0)
@@ -71,7 +84,9 @@ def test_it_leaves_buffers_modes_and_random_state_as_they_were(state: TrainingSt
 
 
 @pytest.mark.slow
-def test_a_trial_is_that_of_its_measured_weight_to_the_last_bit_and_logs_it(make: Make, run: Run) -> None:
+def test_a_trial_is_that_of_its_measured_weight_to_the_last_bit_and_logs_it(
+    make: Make, run: Run
+) -> None:
     measured = run(make(CALIBRATED))
     weight = measured[0].extras["kdr.weight"]
     given = run(make(CALIBRATED | {"distill.kdr.calibrate": None, "distill.kdr.weight": weight}))
@@ -84,7 +99,9 @@ def test_a_trial_is_that_of_its_measured_weight_to_the_last_bit_and_logs_it(make
 
 
 @pytest.mark.slow
-def test_a_resumed_trial_keeps_its_weight_to_the_last_bit(make: Make, run: Run, storage: Storage, shared: SharedParts) -> None:
+def test_a_resumed_trial_keeps_its_weight_to_the_last_bit(
+    make: Make, run: Run, storage: Storage, shared: SharedParts
+) -> None:
     trial = make(CALIBRATED)
     whole = run(trial)
     (storage.trial(trial.key) / "student.pt").unlink()
@@ -104,10 +121,17 @@ def test_the_key_has_the_ratio_and_not_the_weight_that_is_measured(make: Make) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("std", "shown"), [(math.inf, "0"), (math.nan, "nan"), (1e-30, "(inf|nan)")])
-def test_a_method_without_a_finite_gradient_ends_the_trial(state: TrainingState, std: float, shown: str) -> None:
+@pytest.mark.parametrize(
+    ("std", "shown"), [(math.inf, "0"), (math.nan, "nan"), (1e-30, "(inf|nan)")]
+)
+def test_a_method_without_a_finite_gradient_ends_the_trial(
+    state: TrainingState, std: float, shown: str
+) -> None:
     state.model.methods["kdr"].teacher_std = (std,) * 5
-    with pytest.raises(TrialFailure, match=rf"not_calibrated: distill\.kdr\.calibrate: needs finite .* got {shown} of kdr and "):
+    with pytest.raises(
+        TrialFailure,
+        match=rf"not_calibrated: distill\.kdr\.calibrate: needs finite .* got {shown} of kdr and ",
+    ):
         calibrate(state, seed=0)
 
 

@@ -24,16 +24,24 @@ SOUND = Preflight(
 
 def config_with(**teacher: Any) -> TrialConfig:
     teacher = {"backbone": "resnet18", "weights": "teacher.pt", **teacher}
-    return TrialConfig.model_validate({"data": {"dataset": "shapes"}, "teacher": teacher, "distill": {"kdr": {}}})
+    return TrialConfig.model_validate(
+        {"data": {"dataset": "shapes"}, "teacher": teacher, "distill": {"kdr": {}}}
+    )
 
 
 def found(name: str, measured: Preflight = SOUND, **teacher: Any) -> Finding:
-    return next(finding for finding in findings_of(measured, config_with(**teacher)) if finding.name == name)
+    return next(
+        finding for finding in findings_of(measured, config_with(**teacher)) if finding.name == name
+    )
 
 
 def test_of_a_sound_trial_every_finding_is_ok() -> None:
-    states = {finding.name: finding.state for finding in findings_of(SOUND, config_with(stated_ap=0.389))}
-    assert states == dict.fromkeys(["teacher's AP", "loaded", "features", "losses", "gradients", "teacher frozen"], "ok")
+    states = {
+        finding.name: finding.state for finding in findings_of(SOUND, config_with(stated_ap=0.389))
+    }
+    assert states == dict.fromkeys(
+        ["teacher's AP", "loaded", "features", "losses", "gradients", "teacher frozen"], "ok"
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,12 +69,18 @@ def test_a_teacher_must_have_its_stated_ap_within_margin_and_sampling_error(
 
 def test_it_is_told_on_how_many_images_the_teacher_was_measured() -> None:
     some = dataclasses.replace(SOUND, num_measured=400)
-    assert found("teacher's AP", some, stated_ap=0.38).text == "AP 0.389 on the first 400 of 5000 validation images, stated 0.38"
+    assert (
+        found("teacher's AP", some, stated_ap=0.38).text
+        == "AP 0.389 on the first 400 of 5000 validation images, stated 0.38"
+    )
     assert found("teacher's AP", SOUND).text.startswith("AP 0.389 on all 5000 validation images; ")
 
 
 def test_an_infinite_loss_fails_and_is_shown() -> None:
-    finding = found("losses", dataclasses.replace(SOUND, losses={"classification": float("nan"), "bbox_regression": 1.0}))
+    finding = found(
+        "losses",
+        dataclasses.replace(SOUND, losses={"classification": float("nan"), "bbox_regression": 1.0}),
+    )
     assert finding.state == "failed"
     assert "classification nan" in finding.text
 
@@ -81,26 +95,39 @@ def test_an_infinite_loss_fails_and_is_shown() -> None:
         (0.0, "warning", "below"),
     ],
 )
-def test_a_gradient_outside_of_the_band_is_warned_of_with_the_reason(norm: float, state: str, words: str) -> None:
-    finding = found("gradients", dataclasses.replace(SOUND, gradient_norms={"detection": 0.5, "kdr": norm, "total": 1.0}))
+def test_a_gradient_outside_of_the_band_is_warned_of_with_the_reason(
+    norm: float, state: str, words: str
+) -> None:
+    finding = found(
+        "gradients",
+        dataclasses.replace(SOUND, gradient_norms={"detection": 0.5, "kdr": norm, "total": 1.0}),
+    )
     assert (finding.state, words in finding.text) == (state, True)
     assert ("distill.kdr.weight" in finding.fix) == (state == "warning")
 
 
 def test_a_level_that_no_method_reaches_is_named() -> None:
-    texts = [finding.text for finding in findings_of(dataclasses.replace(SOUND, unreached=("P7",)), config_with())]
+    texts = [
+        finding.text
+        for finding in findings_of(dataclasses.replace(SOUND, unreached=("P7",)), config_with())
+    ]
     assert "no method's gradient reaches P7 of the student" in texts
 
 
 def test_a_step_that_changes_the_teacher_fails() -> None:
-    finding = found("teacher frozen", dataclasses.replace(SOUND, not_frozen=("another model.bn1.running_mean",)))
+    finding = found(
+        "teacher frozen",
+        dataclasses.replace(SOUND, not_frozen=("another model.bn1.running_mean",)),
+    )
     assert finding.state == "failed"
     assert "model.bn1.running_mean" in finding.text
 
 
 def test_without_a_teacher_nothing_is_said_of_one() -> None:
     plain = TrialConfig.model_validate({"data": {"dataset": "shapes"}})
-    measured = Preflight(losses={"classification": 1.0}, gradient_norms={"detection": 0.5, "total": 0.5}, loaded=())
+    measured = Preflight(
+        losses={"classification": 1.0}, gradient_norms={"detection": 0.5, "total": 0.5}, loaded=()
+    )
     assert [finding.name for finding in findings_of(measured, plain)] == ["loaded", "losses"]
 
 

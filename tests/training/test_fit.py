@@ -29,13 +29,18 @@ OFF = {"distill": {}, "teacher": None}
 
 def numbers(epochs: Iterable[EpochMetrics]) -> list[Any]:
     """What must agree to the last bit between two runs of one trial."""
-    return [(epoch.epoch, epoch.losses, epoch.weighted_losses, epoch.lr, epoch.evaluation) for epoch in epochs]
+    return [
+        (epoch.epoch, epoch.losses, epoch.weighted_losses, epoch.lr, epoch.evaluation)
+        for epoch in epochs
+    ]
 
 
 def digest(module: nn.Module) -> str:
     state = {name: value.cpu().numpy().tobytes() for name, value in module.state_dict().items()}
     return hashlib.sha256(
-        repr(sorted((name, hashlib.sha256(value).hexdigest()) for name, value in state.items())).encode()
+        repr(
+            sorted((name, hashlib.sha256(value).hexdigest()) for name, value in state.items())
+        ).encode()
     ).hexdigest()
 
 
@@ -65,13 +70,21 @@ def test_without_distillation_losses_and_weights_are_those_of_a_plain_torchvisio
     }
     chosen = optimizers[optimizer]()
     index = shared.splits(config.data).train
-    batches = TrainingBatches(index, config.data, seed=config.seed, batch_size=config.training.batch_size)
+    batches = TrainingBatches(
+        index, config.data, seed=config.seed, batch_size=config.training.batch_size
+    )
     for epoch in (1, 2):
         plain.train()
         sums: dict[str, float] = {}
         for batch in batches.epoch(epoch):
-            images = [image[:, :h, :w] / 255 for image, (h, w) in zip(batch.images, batch.image_sizes, strict=True)]
-            targets = [{"boxes": boxes, "labels": labels} for boxes, labels in zip(batch.boxes, batch.labels, strict=True)]
+            images = [
+                image[:, :h, :w] / 255
+                for image, (h, w) in zip(batch.images, batch.image_sizes, strict=True)
+            ]
+            targets = [
+                {"boxes": boxes, "labels": labels}
+                for boxes, labels in zip(batch.boxes, batch.labels, strict=True)
+            ]
             losses = plain(images, targets)
             chosen.zero_grad()
             sum(losses.values()).backward()
@@ -79,7 +92,9 @@ def test_without_distillation_losses_and_weights_are_those_of_a_plain_torchvisio
             chosen.step()
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0.0) + float(loss.detach().double())
-        assert ours[epoch - 1].losses == {name: value / len(batches) for name, value in sums.items()}
+        assert ours[epoch - 1].losses == {
+            name: value / len(batches) for name, value in sums.items()
+        }
     for name, value in plain.state_dict().items():
         assert torch.equal(value, student.model.state_dict()[name]), name
 
@@ -104,12 +119,18 @@ def test_a_trial_stopped_after_an_epoch_continues_to_the_same_bits(
 
 
 @pytest.mark.slow
-def test_a_trial_gives_the_same_bits_as_first_and_as_fifth_of_its_process(make: Make, run: Run, storage: Storage) -> None:
+def test_a_trial_gives_the_same_bits_as_first_and_as_fifth_of_its_process(
+    make: Make, run: Run, storage: Storage
+) -> None:
     trial = make({"training.epochs": 1})
     others = [make({"training.epochs": 1, "distill.kdr.weight": weight}) for weight in (0.5, 20.0)]
     fresh = SharedParts(storage)
     first = run(trial, shared=fresh)
-    for other in [*others, make(OFF | {"training.epochs": 1}), make({"training.epochs": 1, "student.detector": "fcos"})]:
+    for other in [
+        *others,
+        make(OFF | {"training.epochs": 1}),
+        make({"training.epochs": 1, "student.detector": "fcos"}),
+    ]:
         run(other, shared=fresh)
     assert numbers(run(trial, shared=fresh)) == numbers(first)
 
@@ -118,26 +139,43 @@ def test_a_trial_gives_the_same_bits_as_first_and_as_fifth_of_its_process(make: 
 def test_the_teacher_is_the_same_after_training_by_all_methods_and_stays_in_evaluation_mode(
     make: Make, run: Run, shared: SharedParts
 ) -> None:
-    trial = make({"distill": {name: {} for name in DistillConfig.model_fields}, "training.epochs": 1})
+    trial = make(
+        {"distill": {name: {} for name in DistillConfig.model_fields}, "training.epochs": 1}
+    )
     teacher = shared.teacher(trial, torch.device("cpu"))
     before = digest(teacher)
     run(trial)
     assert digest(teacher) == before
     assert not teacher.training
-    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in teacher.parameters())
+    assert not any(
+        parameter.requires_grad or parameter.grad is not None for parameter in teacher.parameters()
+    )
 
 
 @pytest.mark.slow
-def test_every_term_is_reported_unweighted_and_weighted_and_with_what_its_weight_means(make: Make, run: Run) -> None:
+def test_every_term_is_reported_unweighted_and_weighted_and_with_what_its_weight_means(
+    make: Make, run: Run
+) -> None:
     kdr = {"ramp": 0, "weight": 4.0, "foreground_share": 0.75, "normalisation": "none"}
     last = run(make({f"distill.kdr.{name}": value for name, value in kdr.items()}))[-1]
-    assert set(last.losses) == {"classification", "bbox_regression", "kdr.foreground", "kdr.background"}
-    assert last.weighted_losses["kdr.foreground"] == pytest.approx(3.0 * last.losses["kdr.foreground"])
-    assert last.weighted_losses["kdr.background"] == pytest.approx(1.0 * last.losses["kdr.background"])
+    assert set(last.losses) == {
+        "classification",
+        "bbox_regression",
+        "kdr.foreground",
+        "kdr.background",
+    }
+    assert last.weighted_losses["kdr.foreground"] == pytest.approx(
+        3.0 * last.losses["kdr.foreground"]
+    )
+    assert last.weighted_losses["kdr.background"] == pytest.approx(
+        1.0 * last.losses["kdr.background"]
+    )
     assert last.weighted_losses["classification"] == last.losses["classification"]
     units = {name: value for name, value in last.extras.items() if name.startswith("unit.")}
     assert units == {
-        f"unit.kdr.{region}.P{level}": value for region, value in (("foreground", 3), ("background", 1)) for level in range(3, 8)
+        f"unit.kdr.{region}.P{level}": value
+        for region, value in (("foreground", 3), ("background", 1))
+        for level in range(3, 8)
     }
     assert set(last.gradient_norms) == {"detection", "kdr", "total"}
     assert all(norm > 0 for norm in last.gradient_norms.values())
@@ -145,7 +183,10 @@ def test_every_term_is_reported_unweighted_and_weighted_and_with_what_its_weight
 
 @pytest.mark.slow
 def test_arms_with_one_seed_see_the_same_first_batches(make: Make, run: Run) -> None:
-    hashes = [[epoch.first_batch_hash for epoch in run(make(changes))] for changes in ({}, OFF, {"distill.kdr.weight": 9.0})]
+    hashes = [
+        [epoch.first_batch_hash for epoch in run(make(changes))]
+        for changes in ({}, OFF, {"distill.kdr.weight": 9.0})
+    ]
     assert hashes[0] == hashes[1] == hashes[2]
     assert hashes[0] != [epoch.first_batch_hash for epoch in run(make({"seed": 1}))]
 
@@ -154,7 +195,8 @@ def test_arms_with_one_seed_see_the_same_first_batches(make: Make, run: Run) -> 
 @pytest.mark.parametrize(
     "changes",
     [
-        # 128 px: over a map of one cell oneDNN's bfloat16 weight gradient of a strided convolution reads foreign memory
+        # 128 px: over a map of one cell oneDNN's bfloat16 weight gradient of a strided convolution
+        # reads foreign memory
         {"training.precision": "bf16", "data.resize": {"square_px": 128}},
         {"training.channels_last": True},
         {"student.inherit": True},
@@ -175,11 +217,17 @@ def test_epochs_between_evaluations_have_none_and_the_last_has_one(make: Make, r
 
 
 @pytest.mark.slow
-def test_the_shares_of_loaded_and_inherited_keys_are_told(make: Make, run: Run, storage: Storage) -> None:
+def test_the_shares_of_loaded_and_inherited_keys_are_told(
+    make: Make, run: Run, storage: Storage
+) -> None:
     plain = make(OFF | {"training.epochs": 1})
     assert set(run(plain)[-1].extras) == {"parameters"}
     file = str(storage.trial(plain.key) / "student.pt")
-    loaded = run(make({"training.epochs": 1, "student.weights": file, "student.inherit": True, "distill": {}}))[-1].extras
+    loaded = run(
+        make(
+            {"training.epochs": 1, "student.weights": file, "student.inherit": True, "distill": {}}
+        )
+    )[-1].extras
     assert {name: loaded[name] for name in ("loaded.backbone", "loaded.neck", "loaded.head")} == {
         "loaded.backbone": 1.0,
         "loaded.neck": 1.0,
@@ -190,12 +238,25 @@ def test_the_shares_of_loaded_and_inherited_keys_are_told(make: Make, run: Run, 
 
 
 def test_a_loss_that_is_no_number_ends_the_trial_by_name(make: Make, run: Run) -> None:
-    trial = make(OFF | {"training.optimizer": "sgd", "training.lr": 1e30, "training.clip_norm": None, "training.warmup_steps": 0})
-    with pytest.raises(TrialFailure, match=r"non_finite_loss: .*(classification|bbox_regression).* is NaN or infinite in epoch"):
+    trial = make(
+        OFF
+        | {
+            "training.optimizer": "sgd",
+            "training.lr": 1e30,
+            "training.clip_norm": None,
+            "training.warmup_steps": 0,
+        }
+    )
+    with pytest.raises(
+        TrialFailure,
+        match=r"non_finite_loss: .*(classification|bbox_regression).* is NaN or infinite in epoch",
+    ):
         run(trial)
 
 
-def test_running_out_of_memory_ends_the_trial_by_name(make: Make, storage: Storage, shared: SharedParts) -> None:
+def test_running_out_of_memory_ends_the_trial_by_name(
+    make: Make, storage: Storage, shared: SharedParts
+) -> None:
     def starving(batches: Iterable[Batch], _count: int, _purpose: str) -> Iterator[Batch]:
         torch.empty(1 << 60, dtype=torch.uint8)  # the allocator's own error
         yield from batches
@@ -206,7 +267,9 @@ def test_running_out_of_memory_ends_the_trial_by_name(make: Make, storage: Stora
 
 
 @pytest.mark.slow
-def test_a_finished_trial_leaves_its_weights_and_no_checkpoint(make: Make, run: Run, storage: Storage) -> None:
+def test_a_finished_trial_leaves_its_weights_and_no_checkpoint(
+    make: Make, run: Run, storage: Storage
+) -> None:
     trial = make(OFF)
     [*_, last] = run(trial)
     folder = storage.trial(trial.key)
@@ -220,17 +283,23 @@ def test_a_finished_trial_leaves_its_weights_and_no_checkpoint(make: Make, run: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("teacher", "student"), [("faster_rcnn", "retinanet"), ("fcos", "retinanet"), ("retinanet", "faster_rcnn")]
+    ("teacher", "student"),
+    [("faster_rcnn", "retinanet"), ("fcos", "retinanet"), ("retinanet", "faster_rcnn")],
 )
 def test_teacher_and_student_of_different_kinds_share_the_levels_of_equal_stride(
     make: Make, run: Run, caplog: pytest.LogCaptureFixture, teacher: str, student: str
 ) -> None:
-    epochs = run(make({"teacher.detector": teacher, "student.detector": student, "student.inherit": True}))
+    epochs = run(
+        make({"teacher.detector": teacher, "student.detector": student, "student.inherit": True})
+    )
     assert epochs[-1].evaluation is not None
     assert epochs[-1].losses["kdr.foreground"] > 0
     dropped = {"faster_rcnn": "P7", "fcos": "", "retinanet": "P2"}[teacher]
     assert (f"levels {dropped} of the student learn nothing" in caplog.text) == bool(dropped)
     assert (epochs[-1].extras["inherited.neck"] > 0) == (teacher == "fcos")
     links = {name for name in epochs[-1].extras if name.startswith("kdr.zeta")}
-    common = {"faster_rcnn": ["P4->P3", "P5->P4", "P6->P5"], "fcos": ["P4->P3", "P5->P4", "P6->P5", "P7->P6"]}
+    common = {
+        "faster_rcnn": ["P4->P3", "P5->P4", "P6->P5"],
+        "fcos": ["P4->P3", "P5->P4", "P6->P5", "P7->P6"],
+    }
     assert links == {f"kdr.zeta.{link}" for link in common.get(teacher, common["faster_rcnn"])}

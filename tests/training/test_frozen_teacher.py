@@ -1,4 +1,5 @@
-"""What a teacher computes for the methods: no more than they need, in the order of the data's classes."""
+"""What a teacher computes for the methods: no more than they need, in the order of the data's
+classes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +28,8 @@ def pixels_of(state: TrainingState, batch: Batch) -> torch.Tensor:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("distill", "runs"), [({"kdr": {}, "pkd": {}}, False), ({"frs": {}}, True), ({"kdr": {}, "frs": {}}, True)]
+    ("distill", "runs"),
+    [({"kdr": {}, "pkd": {}}, False), ({"frs": {}}, True), ({"kdr": {}, "frs": {}}, True)],
 )
 def test_the_teachers_head_runs_only_where_a_method_needs_its_logits(
     make: Make, shared: SharedParts, distill: dict[str, Any], runs: bool
@@ -50,25 +52,39 @@ def test_the_teachers_head_runs_only_where_a_method_needs_its_logits(
 
 
 @pytest.mark.parametrize("detector", ["retinanet", "fcos"])
-def test_logits_come_in_the_order_of_the_datas_classes(make: Make, shared: SharedParts, detector: str) -> None:
+def test_logits_come_in_the_order_of_the_datas_classes(
+    make: Make, shared: SharedParts, detector: str
+) -> None:
     state = prepare(make({"distill": {}, "teacher": None}), shared, torch.device("cpu"), 0)
     config = DetectorConfig(detector=detector, backbone="resnet18", fpn_channels=32)  # type: ignore[arg-type]
     teacher = build_detector(config, ["__background__", "a", "b", "c"], seed=0).eval()
     batch = first_batch(state)
     pixels = pixels_of(state, batch)
-    chosen = FrozenTeacher(teacher, shares_pixels=True, classes=torch.tensor([3, 1])).outputs(batch, pixels).class_logits
+    chosen = (
+        FrozenTeacher(teacher, shares_pixels=True, classes=torch.tensor([3, 1]))
+        .outputs(batch, pixels)
+        .class_logits
+    )
     assert chosen is not None
-    for found, all_classes in zip(chosen, teacher.class_logits(teacher.features(pixels)), strict=True):
+    for found, all_classes in zip(
+        chosen, teacher.class_logits(teacher.features(pixels)), strict=True
+    ):
         assert torch.equal(found, all_classes[:, :, [3, 1]])
 
 
 @pytest.mark.slow
-def test_a_teacher_that_normalises_otherwise_gets_pixels_of_its_own(make: Make, shared: SharedParts) -> None:
+def test_a_teacher_that_normalises_otherwise_gets_pixels_of_its_own(
+    make: Make, shared: SharedParts
+) -> None:
     state = prepare(make(), shared, torch.device("cpu"), 0)
     assert state.teacher is not None
     assert state.teacher.shares_pixels
     batch = first_batch(state)
     pixels = pixels_of(state, batch)
-    own = FrozenTeacher(state.teacher.detector, shares_pixels=False).outputs(batch, torch.zeros_like(pixels))
-    for found, expected in zip(own.features, state.teacher.outputs(batch, pixels).features, strict=True):
+    own = FrozenTeacher(state.teacher.detector, shares_pixels=False).outputs(
+        batch, torch.zeros_like(pixels)
+    )
+    for found, expected in zip(
+        own.features, state.teacher.outputs(batch, pixels).features, strict=True
+    ):
         assert torch.equal(found, expected)

@@ -1,4 +1,5 @@
-"""A batch in several passes: gradients, losses and norms of the whole batch, or of as many ranks; and what is told of memory."""
+"""A batch in several passes: gradients, losses and norms of the whole batch, or of as many ranks;
+and what is told of memory."""
 
 import itertools
 import pickle
@@ -54,18 +55,27 @@ def drawn_batch(num_images: int) -> Batch:
         image[:, :h, :w] = torch.randint(256, (3, h, w), generator=draw, dtype=torch.uint8)
     counts = [1 + number % 4 for number in range(num_images)]
     corners = [torch.rand(count, 2, generator=draw) * 20 for count in counts]
-    boxes = tuple(torch.cat([corner, corner + 6 + 12 * torch.rand(corner.shape, generator=draw)], 1) for corner in corners)
+    boxes = tuple(
+        torch.cat([corner, corner + 6 + 12 * torch.rand(corner.shape, generator=draw)], 1)
+        for corner in corners
+    )
     labels = tuple(torch.randint(6, (count,), generator=draw) for count in counts)
     return Batch(images, sizes, sizes, tuple(range(num_images)), boxes, labels)
 
 
-def gradients(state: TrainingState, passes: list[Pass], sums: LossSums | None = None) -> list[Tensor]:
+def gradients(
+    state: TrainingState, passes: list[Pass], sums: LossSums | None = None
+) -> list[Tensor]:
     """Gradients of all trained parameters after some passes, as the training adds them up."""
     state.model.train()
     state.model.zero_grad()
     for one in passes:
         _add_gradients(state, one, 7, sums or LossSums(), with_norms=False)
-    return [parameter.grad.clone() for parameter in state.model.parameters() if parameter.grad is not None]
+    return [
+        parameter.grad.clone()
+        for parameter in state.model.parameters()
+        if parameter.grad is not None
+    ]
 
 
 def in_double(state: TrainingState) -> TrainingState:
@@ -78,7 +88,9 @@ def in_double(state: TrainingState) -> TrainingState:
 
 
 @given(num_images=st.integers(1, 40), micro_batch=st.integers(1, 40))
-def test_passes_have_every_image_once_in_turn_and_sizes_as_equal_as_can_be(num_images: int, micro_batch: int) -> None:
+def test_passes_have_every_image_once_in_turn_and_sizes_as_equal_as_can_be(
+    num_images: int, micro_batch: int
+) -> None:
     batch = drawn_batch(num_images)
     state = SimpleNamespace(micro_batch=micro_batch, device=torch.device("cpu"))
     passes = TrainingState.passes(state, batch)  # type: ignore[arg-type]
@@ -99,17 +111,25 @@ def test_passes_have_every_image_once_in_turn_and_sizes_as_equal_as_can_be(num_i
             assert one.batch.image_sizes[row] == batch.image_sizes[image]
 
 
-@given(values=st.lists(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=8), min_size=1, max_size=6), data=st.data())
-def test_logged_losses_are_means_over_images_however_they_are_divided(values: list[list[float]], data: st.DataObject) -> None:
+@given(
+    values=st.lists(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=8), min_size=1, max_size=6),
+    data=st.data(),
+)
+def test_logged_losses_are_means_over_images_however_they_are_divided(
+    values: list[list[float]], data: st.DataObject
+) -> None:
     num_passes = data.draw(st.integers(1, 3))
-    steps = [step * num_passes for step in values]  # each has as many images as passes, or a multiple
+    # each has as many images as passes, or a multiple
+    steps = [step * num_passes for step in values]
     whole, divided = LossSums(), LossSums()
     for step in steps:
         whole.add(losses_of(step))
         for first in range(num_passes):
             part = step[first::num_passes]
             divided.add(losses_of(part), len(part) / len(step))
-    for mine, its in zip((*divided.means(), divided.mean_units()), (*whole.means(), whole.mean_units()), strict=True):
+    for mine, its in zip(
+        (*divided.means(), divided.mean_units()), (*whole.means(), whole.mean_units()), strict=True
+    ):
         assert mine == pytest.approx(its, abs=1e-9)
 
 
@@ -122,7 +142,9 @@ def losses_of(images: list[float]) -> StepLosses:
 def test_passes_of_a_plain_retinanet_have_the_gradients_of_the_whole_batch(
     make: Make, shared: SharedParts, frozen: dict[str, Any], micro_batch: int
 ) -> None:
-    state = in_double(prepare(make(OFF | frozen), shared, torch.device("cpu"), 0, micro_batch=micro_batch))
+    state = in_double(
+        prepare(make(OFF | frozen), shared, torch.device("cpu"), 0, micro_batch=micro_batch)
+    )
     batch, of_whole, of_passes = drawn_batch(8), LossSums(), LossSums()
     whole = gradients(state, [Pass(batch)], of_whole)
     assert len(state.passes(batch)) > 1
@@ -132,7 +154,9 @@ def test_passes_of_a_plain_retinanet_have_the_gradients_of_the_whole_batch(
     state.model.float()
     whole = gradients(state, [Pass(batch)])
     scale = max(float(gradient.abs().max()) for gradient in whole)
-    torch.testing.assert_close(gradients(state, state.passes(batch)), whole, rtol=1e-3, atol=1e-5 * scale)
+    torch.testing.assert_close(
+        gradients(state, state.passes(batch)), whole, rtol=1e-3, atol=1e-5 * scale
+    )
 
 
 @pytest.mark.slow
@@ -145,7 +169,9 @@ def test_passes_of_a_method_that_looks_at_each_image_alone_have_the_gradients_of
     state = in_double(prepare(trial, SharedParts(storage), torch.device("cpu"), 0, micro_batch=3))
     batch, of_whole, of_passes = drawn_batch(8), LossSums(), LossSums()
     whole = gradients(state, [Pass(batch)], of_whole)
-    torch.testing.assert_close(gradients(state, state.passes(batch), of_passes), whole, rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(
+        gradients(state, state.passes(batch), of_passes), whole, rtol=1e-4, atol=1e-8
+    )
     for mine, its in zip(of_passes.means(), of_whole.means(), strict=True):
         assert mine == pytest.approx(its, rel=1e-6)
 
@@ -163,7 +189,12 @@ def test_passes_have_the_gradients_of_as_many_ranks_whatever_the_losses_look_at(
     of_ranks = []
     for rank in range(4):
         batches = TrainingBatches(index, data, seed=0, batch_size=8, rank=rank, num_ranks=4)
-        of_ranks.append(gradients(replace(state, ranks=SimpleNamespace(rank=rank, count=4)), [Pass(next(batches.epoch(1)))]))
+        of_ranks.append(
+            gradients(
+                replace(state, ranks=SimpleNamespace(rank=rank, count=4)),
+                [Pass(next(batches.epoch(1)))],
+            )
+        )
     means = [torch.stack(each).mean(0) for each in zip(*of_ranks, strict=True)]
     passes = state.passes(next(state.training.epoch(1)))
     assert len(passes) == 4
@@ -182,8 +213,14 @@ def test_one_pass_has_the_bits_of_a_trial_that_does_not_know_passes(make: Make, 
 
 
 @pytest.mark.slow
-def test_a_trial_in_passes_has_the_numbers_of_one_without(make: Make, run: Run, frozen: dict[str, Any]) -> None:
-    changes = frozen | {"training.clip_norm": None, "training.optimizer": "sgd", "training.epochs": 1}
+def test_a_trial_in_passes_has_the_numbers_of_one_without(
+    make: Make, run: Run, frozen: dict[str, Any]
+) -> None:
+    changes = frozen | {
+        "training.clip_norm": None,
+        "training.optimizer": "sgd",
+        "training.epochs": 1,
+    }
     [plain], [found] = run(make(changes)), run(make(changes | {"training.micro_batch": 3}))
     assert found.weighted_losses == pytest.approx(plain.weighted_losses, abs=1e-5)
     assert found.losses == pytest.approx(plain.losses, rel=1e-4)
@@ -201,7 +238,9 @@ def comparable(epoch: EpochMetrics) -> EpochMetrics:
 
 
 @pytest.mark.slow
-def test_a_weight_measured_in_passes_is_that_of_whole_batches(make: Make, shared: SharedParts, frozen: dict[str, Any]) -> None:
+def test_a_weight_measured_in_passes_is_that_of_whole_batches(
+    make: Make, shared: SharedParts, frozen: dict[str, Any]
+) -> None:
     trial = make(frozen | {"distill.kdr.calibrate": 0.4})
     weights = []
     for micro_batch in (None, 3):
@@ -216,12 +255,18 @@ def test_no_forward_pass_has_more_images_than_are_set(
 ) -> None:
     seen: list[int] = []
     trial = make({"training.epochs": 1, "training.micro_batch": 3, "distill.kdr.calibrate": 0.4})
-    shared.teacher_level_std(trial, torch.device("cpu"))  # of all trials of this teacher, however they are divided
+    # of all trials of this teacher, however they are divided
+    shared.teacher_level_std(trial, torch.device("cpu"))
     detector = type(shared.teacher(trial, torch.device("cpu")))
     features = detector.features
-    monkeypatch.setattr(detector, "features", lambda self, pixels: seen.append(len(pixels)) or features(self, pixels))
+    monkeypatch.setattr(
+        detector,
+        "features",
+        lambda self, pixels: seen.append(len(pixels)) or features(self, pixels),
+    )
     run(trial)
-    # of 8 images 3, 3 and 2, by teacher and student: 2 batches to calibrate and 2 steps; then 6 images are evaluated
+    # of 8 images 3, 3 and 2, by teacher and student: 2 batches to calibrate and 2 steps; then 6
+    # images are evaluated
     assert seen == [3, 3, 3, 3, 2, 2] * 4 + [3, 3]
 
 
@@ -229,18 +274,30 @@ ERRORS = {
     "torch's on a GPU": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     "Python's": MemoryError(),
     "of the driver": RuntimeError("CUDA error: out of memory"),
-    "cuBLAS's": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "cuBLAS's": RuntimeError(
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+    ),
     "C++'s": RuntimeError("std::bad_alloc"),
 }
 
 
 @pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
 def test_errors_of_allocators_are_named_with_the_number_of_images(error: Exception) -> None:
-    with pytest.raises(OutOfMemory, match=r"16 images at a time, which training\.micro_batch lowers") as raised, named(16):
+    with (
+        pytest.raises(
+            OutOfMemory, match=r"16 images at a time, which training\.micro_batch lowers"
+        ) as raised,
+        named(16),
+    ):
         raise error
     assert raised.value.num_images == 16
     again = pickle.loads(pickle.dumps(raised.value))
-    assert (type(again), again.num_images, again.kind, str(again)) == (OutOfMemory, 16, "out_of_memory", str(raised.value))
+    assert (type(again), again.num_images, again.kind, str(again)) == (
+        OutOfMemory,
+        16,
+        "out_of_memory",
+        str(raised.value),
+    )
 
 
 def named(num_images: int) -> Any:
@@ -255,10 +312,14 @@ def test_other_errors_keep_their_class(text: str) -> None:
 
 
 @given(first=st.integers(1, 1000))
-def test_auto_halves_down_to_one_image_and_then_has_failed(tmp_path_factory: pytest.TempPathFactory, first: int) -> None:
+def test_auto_halves_down_to_one_image_and_then_has_failed(
+    tmp_path_factory: pytest.TempPathFactory, first: int
+) -> None:
     trial, storage = auto_trial(tmp_path_factory.mktemp("storage"), first)
     tried = [micro_batch_of(trial, storage)]
-    while (smaller := halve_micro_batch(trial, storage, OutOfMemory("full", tried[-1]))) is not None:
+    while (
+        smaller := halve_micro_batch(trial, storage, OutOfMemory("full", tried[-1]))
+    ) is not None:
         assert micro_batch_of(trial, storage) == smaller
         tried.append(smaller)
     assert tried[0] == first
@@ -274,7 +335,9 @@ def auto_trial(folder: Path, batch_size: int) -> tuple[Trial, Storage]:
 
 
 @pytest.mark.parametrize("micro_batch", [None, 2])
-def test_without_auto_nothing_is_halved(make: Make, storage: Storage, micro_batch: int | None) -> None:
+def test_without_auto_nothing_is_halved(
+    make: Make, storage: Storage, micro_batch: int | None
+) -> None:
     trial = make(OFF | {"training.micro_batch": micro_batch})
     assert halve_micro_batch(trial, storage, OutOfMemory("full", 2)) is None
     assert micro_batch_of(trial, storage) == micro_batch

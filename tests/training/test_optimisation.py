@@ -9,7 +9,12 @@ from torch import nn
 from kdr.config.training import TrainingConfig
 from kdr.training.optimisation import lr_factor, make_optimizer, make_schedule, step_epochs
 
-PUBLISHED_FCOS = {"lr": 0.01, "weight_decay": 1e-4, "bias_lr_factor": 2.0, "bias_weight_decay": 0.0}
+PUBLISHED_FCOS = {
+    "lr": 0.01,
+    "weight_decay": 1e-4,
+    "bias_lr_factor": 2.0,
+    "bias_weight_decay": 0.0,
+}
 
 
 class Student(nn.Module):
@@ -24,7 +29,9 @@ class Student(nn.Module):
         self.scales = nn.Parameter(torch.ones(5))
 
 
-def settings_by_name(student: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tuple[float, float]]:
+def settings_by_name(
+    student: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, tuple[float, float]]:
     """Learning rate and weight decay of each of the student's parameters."""
     names = {id(parameter): name for name, parameter in student.named_parameters()}
     return {
@@ -36,10 +43,15 @@ def settings_by_name(student: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_biases_of_convolutions_and_linear_layers_have_their_own_rate_and_decay(optimizer: Any) -> None:
+def test_biases_of_convolutions_and_linear_layers_have_their_own_rate_and_decay(
+    optimizer: Any,
+) -> None:
     student = Student()
     found = settings_by_name(
-        student, make_optimizer(TrainingConfig(optimizer=optimizer, **PUBLISHED_FCOS), student, nn.ModuleDict())
+        student,
+        make_optimizer(
+            TrainingConfig(optimizer=optimizer, **PUBLISHED_FCOS), student, nn.ModuleDict()
+        ),
     )
     usual, of_biases = (0.01, 1e-4), (0.02, 0.0)
     assert found == {
@@ -54,11 +66,16 @@ def test_biases_of_convolutions_and_linear_layers_have_their_own_rate_and_decay(
 
 
 @pytest.mark.parametrize(
-    ("settings", "expected"), [({"bias_lr_factor": 2.0}, (0.02, 1e-4)), ({"bias_weight_decay": 0.0}, (0.01, 0.0))]
+    ("settings", "expected"),
+    [({"bias_lr_factor": 2.0}, (0.02, 1e-4)), ({"bias_weight_decay": 0.0}, (0.01, 0.0))],
 )
-def test_rate_and_decay_of_biases_are_set_one_by_one(settings: dict[str, float], expected: tuple[float, float]) -> None:
+def test_rate_and_decay_of_biases_are_set_one_by_one(
+    settings: dict[str, float], expected: tuple[float, float]
+) -> None:
     student = Student()
-    found = settings_by_name(student, make_optimizer(TrainingConfig(lr=0.01, **settings), student, nn.ModuleDict()))
+    found = settings_by_name(
+        student, make_optimizer(TrainingConfig(lr=0.01, **settings), student, nn.ModuleDict())
+    )
     assert found["conv.bias"] == expected
     assert found["conv.weight"] == (0.01, 1e-4)
 
@@ -90,7 +107,9 @@ def test_unset_steps_are_those_of_the_usual_schedules(epochs: int, drops: tuple[
 
 
 def test_warm_up_is_linear_and_each_step_lowers_the_rate() -> None:
-    factor = lr_factor(TrainingConfig(epochs=12, warmup_steps=500, warmup_factor=1e-3), steps_per_epoch=100)
+    factor = lr_factor(
+        TrainingConfig(epochs=12, warmup_steps=500, warmup_factor=1e-3), steps_per_epoch=100
+    )
     assert [factor(step) for step in (0, 250, 500, 799, 800, 1099, 1100)] == pytest.approx(
         [1e-3, 0.5005, 1.0, 1.0, 0.1, 0.1, 0.01]
     )

@@ -43,15 +43,19 @@ EAGER = DetectorConfig(backbone="mobilenet_v3_small", fpn_channels=32, anchor_sc
 @pytest.fixture
 def look(storage: Storage, tmp_path: Path) -> Callable[[Trial], Preflight]:
     """Measures a trial on the CPU."""
-    return lambda trial: measure(trial, storage=storage, pictures=tmp_path / "pictures", device=torch.device("cpu"))
+    return lambda trial: measure(
+        trial, storage=storage, pictures=tmp_path / "pictures", device=torch.device("cpu")
+    )
 
 
 @pytest.fixture(scope="session")
 def eager() -> Detector:
-    """A detector that has learnt nothing but finds something everywhere, so that its AP is not 0."""
+    """A detector that has learnt nothing but finds something everywhere, so that its AP is not
+    0."""
     detector = build_detector(EAGER, CLASSES, seed=0)
     with torch.no_grad():
-        detector.model.get_parameter("head.classification_head.cls_logits.weight").mul_(30)  # scores without ties
+        # scores without ties
+        detector.model.get_parameter("head.classification_head.cls_logits.weight").mul_(30)
         detector.model.get_parameter("head.classification_head.cls_logits.bias").add_(4)
     return detector.eval()
 
@@ -63,7 +67,11 @@ def saved(detector: Detector, path: Path) -> dict[str, Any]:
 
 
 def failed(measured: Preflight, trial: Trial) -> dict[str, str]:
-    return {finding.name: finding.text for finding in findings_of(measured, trial.config) if finding.state == "failed"}
+    return {
+        finding.name: finding.text
+        for finding in findings_of(measured, trial.config)
+        if finding.state == "failed"
+    }
 
 
 def test_a_sound_trial_does_not_fail(make: Make, look: Any) -> None:
@@ -74,11 +82,22 @@ def test_a_sound_trial_does_not_fail(make: Make, look: Any) -> None:
     assert measured.levels[0] == "P3 (8 x 8, 32 channels) from P3 (stride 8, 32 channels)"
     assert len(measured.levels) == 5
     assert measured.unreached == measured.not_frozen == ()
-    assert measured.loaded == (f"teacher: all keys of its training's student.pt, trial {trial.teacher_id}",)
+    assert measured.loaded == (
+        f"teacher: all keys of its training's student.pt, trial {trial.teacher_id}",
+    )
 
 
-def test_losses_and_gradients_are_those_of_the_trials_first_step(make: Make, look: Any, run: Run) -> None:
-    trial = make({"data.num_train": 4, "training.batch_size": 4, "training.epochs": 1, "distill.kdr.ramp": 0})
+def test_losses_and_gradients_are_those_of_the_trials_first_step(
+    make: Make, look: Any, run: Run
+) -> None:
+    trial = make(
+        {
+            "data.num_train": 4,
+            "training.batch_size": 4,
+            "training.epochs": 1,
+            "distill.kdr.ramp": 0,
+        }
+    )
     measured, [epoch] = look(trial), run(trial)
     assert measured.losses == pytest.approx(epoch.weighted_losses, rel=1e-6)
     assert measured.gradient_norms == pytest.approx(epoch.gradient_norms, rel=1e-6)
@@ -91,19 +110,25 @@ def test_weights_are_at_the_end_of_their_ramps(make: Make, look: Any) -> None:
 
 
 def test_a_calibrated_weight_is_measured_first(make: Make, look: Any) -> None:
-    norms = look(make({"distill.kdr.calibrate": 0.5, "data.num_train": 4, "training.batch_size": 4})).gradient_norms
+    norms = look(
+        make({"distill.kdr.calibrate": 0.5, "data.num_train": 4, "training.batch_size": 4})
+    ).gradient_norms
     assert norms["kdr"] == pytest.approx(0.5 * norms["detection"], rel=1e-4)
 
 
 @pytest.mark.slow
-def test_a_trial_gives_the_same_bits_after_a_pre_flight(make: Make, look: Any, run: Run, storage: Storage) -> None:
+def test_a_trial_gives_the_same_bits_after_a_pre_flight(
+    make: Make, look: Any, run: Run, storage: Storage
+) -> None:
     trial = make({"teacher.seed": 5})
     state = torch.get_rng_state()
     look(trial)
     assert torch.equal(torch.get_rng_state(), state)
     assert not list(storage.teacher(trial.teacher_id or "").glob("level-std*"))
     after = [(epoch.losses, epoch.evaluation) for epoch in run(trial)]
-    assert after == [(epoch.losses, epoch.evaluation) for epoch in run(trial, shared=SharedParts(storage))]
+    assert after == [
+        (epoch.losses, epoch.evaluation) for epoch in run(trial, shared=SharedParts(storage))
+    ]
 
 
 def test_a_teacher_is_measured_on_the_validation_set_whatever_a_search_evaluates_on(
@@ -112,17 +137,23 @@ def test_a_teacher_is_measured_on_the_validation_set_whatever_a_search_evaluates
     trial = make({"teacher": saved(eager, tmp_path / "eager.pt"), "data.search_split": 4})
     plain = trial.config.data.with_changes(search_split=0.0)
     index = open_splits(plain, storage).evaluation
-    truth = evaluate(eager, EvaluationBatches(index, plain, batch_size=4), index, precision=torch.float32).metrics["AP"]
+    truth = evaluate(
+        eager, EvaluationBatches(index, plain, batch_size=4), index, precision=torch.float32
+    ).metrics["AP"]
     assert truth > 0
     measured = look(trial)
     assert (measured.teacher_ap, measured.num_measured) == (pytest.approx(truth), 6)
 
 
-def test_a_teachers_classes_are_matched_by_name(make: Make, look: Any, storage: Storage, eager: Detector, tmp_path: Path) -> None:
+def test_a_teachers_classes_are_matched_by_name(
+    make: Make, look: Any, storage: Storage, eager: Detector, tmp_path: Path
+) -> None:
     order = [3, 1, 5, 0, 4, 2]
     other = build_detector(EAGER, [*(CLASSES[i] for i in order[:5]), "moon"], seed=0)
     other.model.load_state_dict(eager.model.state_dict())
-    trial = make({"teacher": {**saved(other, tmp_path / "other.pt"), "labels": {"moon": CLASSES[order[5]]}}})
+    trial = make(
+        {"teacher": {**saved(other, tmp_path / "other.pt"), "labels": {"moon": CLASSES[order[5]]}}}
+    )
     data = trial.config.data
     index = open_splits(data, storage).evaluation
     rows = detection_rows(
@@ -136,7 +167,9 @@ def test_a_teachers_classes_are_matched_by_name(make: Make, look: Any, storage: 
     assert look(trial).teacher_ap == truth
 
 
-def test_a_teacher_that_misses_its_stated_ap_fails(make: Make, look: Any, eager: Detector, tmp_path: Path) -> None:
+def test_a_teacher_that_misses_its_stated_ap_fails(
+    make: Make, look: Any, eager: Detector, tmp_path: Path
+) -> None:
     trial = make({"teacher": {**saved(eager, tmp_path / "eager.pt"), "stated_ap": 0.389}})
     assert failed(look(trial), trial)["teacher's AP"].startswith(
         "trial.teacher.stated_ap: must be met within 0.010, got 0.389 and AP 0.0"
@@ -161,9 +194,13 @@ def test_a_loss_that_is_no_number_fails(make: Make, look: Any, tmp_path: Path) -
     assert "classification nan" in failed(look(trial), trial)["losses"]
 
 
-def test_a_teacher_that_is_not_frozen_fails(make: Make, look: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_teacher_that_is_not_frozen_fails(
+    make: Make, look: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened = SharedParts._open_teacher
-    monkeypatch.setattr(SharedParts, "_open_teacher", lambda *given: opened(*given).train().requires_grad_(True))
+    monkeypatch.setattr(
+        SharedParts, "_open_teacher", lambda *given: opened(*given).train().requires_grad_(True)
+    )
     trial = make()
     text = failed(look(trial), trial)["teacher frozen"]
     assert "training mode" in text
@@ -211,17 +248,23 @@ def test_foreground_is_red_in_the_pictures_where_the_masks_are_not_0(tmp_path: P
         assert np.array_equal(cells.sum(-1) > 150, inside.numpy())  # 3 x 100, padding at 0.3 of it
 
 
-def test_what_cannot_be_computed_is_told_as_training_would(make: Make, look: Any, storage: Storage) -> None:
+def test_what_cannot_be_computed_is_told_as_training_would(
+    make: Make, look: Any, storage: Storage
+) -> None:
     trial = make()
     with pytest.raises(Exception, match="its training has left no weights"):
         look(dataclasses.replace(trial, teacher_id="0" * 20))
 
 
-def test_a_trial_that_finds_its_passes_is_looked_at_with_fewer_images(make: Make, look: Any, room_for_two: None) -> None:
+def test_a_trial_that_finds_its_passes_is_looked_at_with_fewer_images(
+    make: Make, look: Any, room_for_two: None
+) -> None:
     trial = make(OFF | {"training.micro_batch": "auto"})
     measured = look(trial)
     assert measured.num_fit == 2
-    [memory] = [finding for finding in findings_of(measured, trial.config) if finding.name == "memory"]
+    [memory] = [
+        finding for finding in findings_of(measured, trial.config) if finding.name == "memory"
+    ]
     assert (memory.state, memory.text) == ("warning", "fits with 2 images at a time")
     assert failed(measured, trial) == {}
 
@@ -231,5 +274,7 @@ def test_a_pre_flight_takes_no_more_images_than_a_pass_and_fails_where_they_do_n
 ) -> None:
     assert look(make(OFF | {"training.micro_batch": 2})).num_fit is None
     for micro_batch in (None, 3):
-        with pytest.raises(OutOfMemory, match=r"images at a time, which training\.micro_batch lowers"):
+        with pytest.raises(
+            OutOfMemory, match=r"images at a time, which training\.micro_batch lowers"
+        ):
             look(make(OFF | {"training.micro_batch": micro_batch}))

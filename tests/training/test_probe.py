@@ -31,12 +31,16 @@ def trial_and_teacher() -> tuple[Trial, Trial]:
 
 
 @pytest.mark.slow
-def test_a_trial_and_its_teacher_are_timed_and_only_the_generated_images_stay(tmp_path: Path) -> None:
+def test_a_trial_and_its_teacher_are_timed_and_only_the_generated_images_stay(
+    tmp_path: Path,
+) -> None:
     trial, teacher = trial_and_teacher()
     of_teacher, of_trial = probe(trial, teacher, storage=Storage.at(tmp_path))
     # 2 steps an epoch; evaluated after epochs 2, 4 and 5
     assert of_trial.seconds == pytest.approx(5 * 2 * of_trial.step_s + 3 * of_trial.evaluation_s)
-    assert of_teacher.seconds == pytest.approx(3 * 2 * of_teacher.step_s + 3 * of_teacher.evaluation_s)
+    assert of_teacher.seconds == pytest.approx(
+        3 * 2 * of_teacher.step_s + 3 * of_teacher.evaluation_s
+    )
     assert min(of_trial.step_s, of_trial.evaluation_s) > 0
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
@@ -50,11 +54,17 @@ def test_a_pass_ends_after_a_few_batches_and_is_told_in_full() -> None:
 
 
 @pytest.mark.slow
-def test_a_trial_that_finds_its_passes_is_timed_with_those_that_fit(tmp_path: Path, room_for_two: None) -> None:
+def test_a_trial_that_finds_its_passes_is_timed_with_those_that_fit(
+    tmp_path: Path, room_for_two: None
+) -> None:
     plain = {**TRIAL, "teacher": None, "distill": {}}
     of_passes = {**plain, "training": {**TRIAL["training"], "micro_batch": "auto"}}
     trials = [
-        make_trial(study_from({"study": "s", "trial": each}, folder=Path("/")).base, data_id="d", weights_id=str)
+        make_trial(
+            study_from({"study": "s", "trial": each}, folder=Path("/")).base,
+            data_id="d",
+            weights_id=str,
+        )
         for each in (of_passes, plain)
     ]
     [found] = probe(trials[0], None, storage=Storage.at(tmp_path))

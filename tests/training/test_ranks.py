@@ -53,7 +53,10 @@ def together(storage: Storage, tmp_path: Path, python_process: Callable[..., Any
         results = [tmp_path / f"epochs-{rank}" for rank in range(2)]
         meeting = tmp_path / "meeting"
         meeting.unlink(missing_ok=True)
-        processes = [python_process(ON_ONE_RANK, rank, meeting, tmp_path / "task", results[rank]) for rank in range(2)]
+        processes = [
+            python_process(ON_ONE_RANK, rank, meeting, tmp_path / "task", results[rank])
+            for rank in range(2)
+        ]
         assert [process.wait(timeout=120) for process in processes] == [0, 0]
         return [pickle.loads(path.read_bytes()) for path in results]
 
@@ -81,7 +84,9 @@ def test_one_process_is_alone() -> None:
 
 
 @pytest.mark.slow
-def test_two_workers_have_the_losses_of_one(make: Make, run: Run, together: Together, comparable: dict[str, Any]) -> None:
+def test_two_workers_have_the_losses_of_one(
+    make: Make, run: Run, together: Together, comparable: dict[str, Any]
+) -> None:
     trial = make(comparable)
     alone = run(trial)
     first, second = together(trial)
@@ -112,7 +117,9 @@ def test_two_workers_in_two_passes_each_have_the_numbers_of_one_in_four(
 
 
 @pytest.mark.slow
-def test_two_workers_measure_the_weight_of_one(make: Make, run: Run, together: Together, comparable: dict[str, Any]) -> None:
+def test_two_workers_measure_the_weight_of_one(
+    make: Make, run: Run, together: Together, comparable: dict[str, Any]
+) -> None:
     trial = make(comparable | {"distill.kdr.calibrate": 0.4, "training.epochs": 1})
     (alone,) = run(trial)
     (first,), (second,) = together(trial)
@@ -122,7 +129,9 @@ def test_two_workers_measure_the_weight_of_one(make: Make, run: Run, together: T
 
 
 @pytest.mark.slow
-def test_every_image_counts_once(make: Make, storage: Storage, shared: SharedParts, together: Together) -> None:
+def test_every_image_counts_once(
+    make: Make, storage: Storage, shared: SharedParts, together: Together
+) -> None:
     # the weights of two ranks, evaluated by one process
     trial = make({"training.epochs": 1, "student.norm_momentum": 0.1, "data.num_val": 7})
     (storage.trial(trial.key) / "checkpoint.pt").unlink(missing_ok=True)
@@ -159,9 +168,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "not decoupled": {"distill.kdr.masks": "none"},
     "one scale": {"distill.kdr.pyramid_scales": [1]},
     "paper": {"distill.kdr.preset": "kdr-paper"},
-    # shares P3 to P6 with RetinaNet and FCOS; what a student has beyond that learns from the detector's losses alone
+    # shares P3 to P6 with RetinaNet and FCOS; what a student has beyond that learns from the
+    # detector's losses alone
     "teacher of other levels": {"teacher.detector": "faster_rcnn"},
-    "every method of features": {"distill": {name: {} for name in DistillConfig.model_fields if name != "frs"}},
+    "every method of features": {
+        "distill": {name: {} for name in DistillConfig.model_fields if name != "frs"}
+    },
     "frs": {"distill": {"frs": {}}},
 }
 
@@ -169,20 +181,38 @@ ARMS: dict[str, dict[str, Any]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arm", "detector"),
-    [each for each in itertools.product(ARMS, ("retinanet", "fcos", "faster_rcnn")) if each != ("frs", "faster_rcnn")],
+    [
+        each
+        for each in itertools.product(ARMS, ("retinanet", "fcos", "faster_rcnn"))
+        if each != ("frs", "faster_rcnn")
+    ],
 )
-def test_every_parameter_takes_part_in_every_step(make: Make, shared: SharedParts, arm: str, detector: str) -> None:
+def test_every_parameter_takes_part_in_every_step(
+    make: Make, shared: SharedParts, arm: str, detector: str
+) -> None:
     # data-parallel training waits for the gradient of each, and asks for none of the rest
-    trial = make(ARMS[arm] | {"student.detector": detector} | ({"teacher.detector": detector} if arm == "frs" else {}))
+    trial = make(
+        ARMS[arm]
+        | {"student.detector": detector}
+        | ({"teacher.detector": detector} if arm == "frs" else {})
+    )
     state = prepare(trial, shared, torch.device("cpu"), 0)
     batch = next(state.training.epoch(1))
-    empty = replace(batch, boxes=tuple(torch.zeros(0, 4) for _ in batch.boxes), labels=tuple(label[:0] for label in batch.labels))
+    empty = replace(
+        batch,
+        boxes=tuple(torch.zeros(0, 4) for _ in batch.boxes),
+        labels=tuple(label[:0] for label in batch.labels),
+    )
     for given in (batch, empty):
         pixels = state.model.student.pixels(given.images, given.image_sizes)
         teacher = None if state.teacher is None else state.teacher.outputs(given, pixels)
         state.model.zero_grad()
-        state.model(pixels, given.image_sizes, given.boxes, given.labels, teacher, 0).total().backward()
+        state.model(
+            pixels, given.image_sizes, given.boxes, given.labels, teacher, 0
+        ).total().backward()
         left_out = [
-            name for name, parameter in state.model.named_parameters() if parameter.requires_grad and parameter.grad is None
+            name
+            for name, parameter in state.model.named_parameters()
+            if parameter.requires_grad and parameter.grad is None
         ]
         assert left_out == []

@@ -1,4 +1,5 @@
-"""Every method trains, alone and beside the others, and goes on after a break as if there had been none."""
+"""Every method trains, alone and beside the others, and goes on after a break as if there had been
+none."""
 
 import math
 from collections.abc import Callable
@@ -37,7 +38,9 @@ def test_all_methods_together_continue_after_an_epoch_to_the_same_bits(
     trial = make(everything)
     undisturbed = run(trial)
     assert {name.split(".")[0] for name in undisturbed[-1].losses if "." in name} == set(METHODS)
-    assert all(math.isfinite(value) for epoch in undisturbed for value in epoch.weighted_losses.values())
+    assert all(
+        math.isfinite(value) for epoch in undisturbed for value in epoch.weighted_losses.values()
+    )
     (storage.trial(trial.key) / "student.pt").unlink()
     interrupted = fit(trial, storage=storage, shared=shared)
     next(interrupted)

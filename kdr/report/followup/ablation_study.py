@@ -1,4 +1,6 @@
-"""A leave-one-out study around a chosen trial: which of the choices matter, with seeds that have not made them."""
+"""A leave-one-out study around a chosen trial: which of the choices matter, with seeds that have
+not made them.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -37,7 +39,8 @@ class ChosenTrial:
     candidates: tuple[str, ...]
     """Paths of the settings that may have been chosen."""
     before: Mapping[str, Any]
-    """The settings that the choice began with; a setting that belongs to no method goes back to them."""
+    """The settings that the choice began with; a setting that belongs to no method goes back to
+    them."""
     metric: str
     resources: Mapping[str, Any]
     seeds: frozenset[int]
@@ -60,7 +63,9 @@ def chosen_by_search(log: Log, state: TrialState) -> ChosenTrial:
     search = study_from(contents[-1], folder=Path("/"))
     assert search.search is not None
     config = _without_split(state.config)
-    others = {other.seed for other in log.states_of(state.study).values() if other.role == "student"}
+    others = {
+        other.seed for other in log.states_of(state.study).values() if other.role == "student"
+    }
     return ChosenTrial(
         name=state.study,
         source=f"trial {state.key} of the search {state.study}",
@@ -81,7 +86,10 @@ def chosen_in_file(log: Log, study: Study) -> ChosenTrial:
     """
     if study.search is not None or study.ablation is not None:
         kind = "a search" if study.search is not None else "an ablation"
-        raise ConfigError(f"TRIAL: must be a study of one trial, got {kind}, {study.study}. Name the key of one of its trials")
+        raise ConfigError(
+            f"TRIAL: must be a study of one trial, got {kind}, {study.study}. Name the key of one "
+            "of its trials"
+        )
     config = _without_split(study.base.model_dump_json())
     methods = config.distill.methods()
     content = study.model_dump(mode="json", exclude_unset=True)
@@ -90,7 +98,9 @@ def chosen_in_file(log: Log, study: Study) -> ChosenTrial:
         source=f"the trial of the study {study.study}",
         config=config,
         candidates=tuple(
-            f"distill.{name}.{setting}" for name, method in methods.items() for setting in type(method).model_fields
+            f"distill.{name}.{setting}"
+            for name, method in methods.items()
+            for setting in type(method).model_fields
         ),
         before=config.model_dump(mode="json"),
         metric="AP",
@@ -100,26 +110,35 @@ def chosen_in_file(log: Log, study: Study) -> ChosenTrial:
 
 
 def ablation_yaml(chosen: ChosenTrial, *, num_seeds: int, first_seed: int | None = None) -> str:
-    """The text of the ablation's file. It trains on all training images and reports on the validation set.
+    """The text of the ablation's file. It trains on all training images and reports on the
+    validation set.
 
     Args:
         chosen: the trial that is its baseline.
         num_seeds: seeds of each arm.
-        first_seed: the first of them; None takes the first ones from 100 on that had no part in the choice.
+        first_seed: the first of them; None takes the first ones from 100 on that had no part in the
+            choice.
 
     Raises:
         ConfigError: if a seed had a part in the choice, or nothing was chosen.
     """
     methods = chosen.config.distill.methods()
-    factors = {**_choices(chosen), **{name: {"off": {f"distill.{name}": None}} for name in methods}}
+    factors = {
+        **_choices(chosen),
+        **{name: {"off": {f"distill.{name}": None}} for name in methods},
+    }
     if not factors:
-        raise ConfigError(f"TRIAL: must have a method or another choice that can be undone, got none in {chosen.source}")
+        raise ConfigError(
+            "TRIAL: must have a method or another choice that can be undone, got none in "
+            f"{chosen.source}"
+        )
     first = _first_free(chosen.seeds, num_seeds) if first_seed is None else first_seed
     used = sorted(chosen.seeds.intersection(range(first, first + num_seeds)))
     if used:
         raise ConfigError(
-            f"--first-seed: must give seeds that had no part in the choice, got {first} to {first + num_seeds - 1}, and "
-            f"{', '.join(map(str, used))} chose. Leave it out to begin at {_first_free(chosen.seeds, num_seeds)}"
+            f"--first-seed: must give seeds that had no part in the choice, got {first} to "
+            f"{first + num_seeds - 1}, and {', '.join(map(str, used))} chose. Leave it out to "
+            f"begin at {_first_free(chosen.seeds, num_seeds)}"
         )
     ablation: dict[str, Any] = {
         "design": "leave_one_out",
@@ -131,8 +150,15 @@ def ablation_yaml(chosen: ChosenTrial, *, num_seeds: int, first_seed: int | None
     trial = chosen.config.model_dump(mode="json")
     trial["data"].pop("search_split")
     trial.pop("seed")
-    trial["distill"] = {name: method for name, method in trial["distill"].items() if method is not None}
-    content = {"study": f"{chosen.name}-ablation", "trial": trial, "ablation": ablation, **chosen.resources}
+    trial["distill"] = {
+        name: method for name, method in trial["distill"].items() if method is not None
+    }
+    content = {
+        "study": f"{chosen.name}-ablation",
+        "trial": trial,
+        "ablation": ablation,
+        **chosen.resources,
+    }
     return study_text(content, _head(chosen, first, num_seeds), source=chosen.source)
 
 
@@ -167,13 +193,26 @@ def _choices(chosen: ChosenTrial) -> dict[str, dict[str, dict[str, Any]]]:
     return factors
 
 
-def _put_back(chosen: ChosenTrial, settings: dict[str, Any]) -> Iterator[tuple[str, tuple[str, Any]]]:
+def _put_back(
+    chosen: ChosenTrial, settings: dict[str, Any]
+) -> Iterator[tuple[str, tuple[str, Any]]]:
     """By path the level and the value that undo a choice."""
     for path in chosen.candidates:
         group, *rest = path.split(".")
-        if group == "distill" and len(rest) == 2 and value_at(settings, f"distill.{rest[0]}") is not None:
+        if (
+            group == "distill"
+            and len(rest) == 2
+            and value_at(settings, f"distill.{rest[0]}") is not None
+        ):
             method, setting = rest
-            yield path, ("off", OFF[setting]) if setting in OFF else ("default", _default(settings, method, setting))
+            yield (
+                path,
+                (
+                    ("off", OFF[setting])
+                    if setting in OFF
+                    else ("default", _default(settings, method, setting))
+                ),
+            )
         elif group in ("student", "teacher", "training") and path != "training.epochs":
             yield path, ("before", value_at(chosen.before, path))
 
@@ -193,7 +232,9 @@ def _effective(config: TrialConfig) -> dict[str, Any]:
 
 
 def _factor(path: str, paths: Iterable[str]) -> str:
-    """The name of a factor: that of the part, or the last part of the path where no other one has it."""
+    """The name of a factor: that of the part, or the last part of the path where no other one has
+    it.
+    """
     last = path.rpartition(".")[2]
     same = [other for other in paths if other.rpartition(".")[2] == last]
     return _PARTS.get(last, last) if len(same) == 1 else path
@@ -204,7 +245,10 @@ def _head(chosen: ChosenTrial, first: int, num_seeds: int) -> list[str]:
     return [
         f"Question: which choices of {chosen.source} matter?",
         "Each of them is undone alone, and distillation as a whole is switched off.",
-        f"The settings were chosen with the seeds {used}; this study takes {first} to {first + num_seeds - 1}.",
+        (
+            f"The settings were chosen with the seeds {used}; this study takes {first} to "
+            f"{first + num_seeds - 1}."
+        ),
         "It trains on all training images and reports on the validation set.",
         "Add `margin`, in units of the metric, to have differences told that do not matter.",
     ]

@@ -11,15 +11,17 @@ from kdr.results.reader import Log
 def best_study_yaml(log: Log, study: str, trial: RankedTrial, metric: str) -> str:
     """The text of a study of one trial, which `kdr.config.study.read_study` reads.
 
-    The search is left out, and so is the search split: the new study trains on all training images and reports on the
-    validation set, which the search has not seen.
+    The search is left out, and so is the search split: the new study trains on all training images
+    and reports on the validation set, which the search has not seen.
 
     Raises:
         ConfigError: if this version cannot read the trial's settings.
     """
     settings = json.loads(trial.state.config)
     split = settings["data"].pop("search_split", 0)
-    content: dict[str, Any] = {"study": f"{study}-best", "trial": settings} | resources_of(log, study)
+    content: dict[str, Any] = {"study": f"{study}-best", "trial": settings} | resources_of(
+        log, study
+    )
     return study_text(content, _head(study, trial, metric, split), source=trial.key)
 
 
@@ -33,12 +35,19 @@ def _head(study: str, trial: RankedTrial, metric: str, split: float) -> list[str
     value = "none" if trial.value is None else f"{trial.value:.4f}"
     state = trial.state
     lines = [
-        f"The best trial of the study {study} by {metric}: {metric} {value} at epoch {state.epoch}, seed {state.seed}.",
+        (
+            f"The best trial of the study {study} by {metric}: {metric} {value} at epoch "
+            f"{state.epoch}, seed {state.seed}."
+        ),
         f"Trial {trial.name}, key {trial.key}, commit {state.last.commit or 'unknown'}.",
     ]
     if split:
         lines.append(
-            f"That {metric} is of images held out of the training set (search_split: {split:g}), on which it was chosen."
+            f"That {metric} is of images held out of the training set (search_split: {split:g}), "
+            "on which it was chosen."
         )
-        lines.append("This study trains on all training images and reports on the validation set, which the search has not seen.")
+        lines.append(
+            "This study trains on all training images and reports on the validation set, which the "
+            "search has not seen."
+        )
     return lines

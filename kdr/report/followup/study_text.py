@@ -28,15 +28,24 @@ def study_text(content: Mapping[str, Any], head: Iterable[str], *, source: str) 
     try:
         study_from(parse_yaml(text, source=source), folder=Path("/"))
     except ConfigError as error:
-        raise ConfigError(f"{source}: its settings must be of this version to be exported, got {error}") from error
+        raise ConfigError(
+            f"{source}: its settings must be of this version to be exported, got {error}"
+        ) from error
     return text
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes lists on one line, and quotes every text that the strict reader would take for a number."""
+    """Writes lists on one line, and quotes every text that the strict reader would take for a
+    number.
+    """
 
 
-_Dumper.add_representer(list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True))
+_Dumper.add_representer(
+    list,
+    lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True),
+)
 _Dumper.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$"), list("-+.0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$"),
+    list("-+.0123456789"),
 )

@@ -1,4 +1,6 @@
-"""Figures of an ablation's arms: the forest plot, and learning curves with the band of their seeds."""
+"""Figures of an ablation's arms: the forest plot, and learning curves with the band of their
+seeds.
+"""
 
 from collections.abc import Sequence
 
@@ -23,16 +25,29 @@ from kdr.report.page.forest import Forest, ForestRow
 MOST_SHOWN = 4
 """Arms whose curves are shown from the beginning, the reference among them."""
 _ROW_PX = 46
-_LONG_NAME, _LONGEST_NAME = 24, 44  # letters for which a phone has room beside the numbers, and without them
+# letters for which a phone has room beside the numbers, and without them
+_LONG_NAME, _LONGEST_NAME = 24, 44
 
 
 def forest_figure(forest: Forest) -> Figure:
-    """Differences with their intervals, one row each; small dots are the differences of single seeds."""
+    """Differences with their intervals, one row each; small dots are the differences of single
+    seeds.
+    """
     places = {row.name: index for index, row in enumerate(forest.rows)}
     traces = [_seeds(row, places[row.name]) for row in forest.rows]
-    traces += [_estimates(word, [row for row in forest.rows if row.word == word], places) for word in WORDS]
+    traces += [
+        _estimates(word, [row for row in forest.rows if row.word == word], places) for word in WORDS
+    ]
     is_tall = any(len(row.name) > _LONG_NAME for row in forest.rows)
-    zero = {"type": "line", "x0": 0, "x1": 0, "yref": "paper", "y0": 0, "y1": 1, "line": {"color": "$line", "width": 1.5}}
+    zero = {
+        "type": "line",
+        "x0": 0,
+        "x1": 0,
+        "yref": "paper",
+        "y0": 0,
+        "y1": 1,
+        "line": {"color": "$line", "width": 1.5},
+    }
     return figure(
         [trace for trace in traces if trace["x"]],
         height=(_ROW_PX + 14 * is_tall) * len(forest.rows) + 100,
@@ -40,13 +55,16 @@ def forest_figure(forest: Forest) -> Figure:
         yaxis={"visible": False, "range": [len(forest.rows) - 0.45, -0.85], "fixedrange": True},
         margin={"l": 12, "r": 12, "t": 30, "b": 44},
         shapes=[*_margin(forest.margin), {**zero, "layer": "below"}],
-        annotations=[text for row in forest.rows for text in _texts(row, places[row.name], below=is_tall)],
+        annotations=[
+            text for row in forest.rows for text in _texts(row, places[row.name], below=is_tall)
+        ],
         showlegend=True,
     )
 
 
 def arm_curves_figure(curves: LearningCurves, reference: str) -> Figure:
-    """Thin lines for single seeds; a thick one for their mean, in its band of one standard deviation to either side.
+    """Thin lines for single seeds; a thick one for their mean, in its band of one standard
+    deviation to either side.
 
     Of many arms the first ones are shown, and the others by a click on their name.
     """
@@ -55,7 +73,11 @@ def arm_curves_figure(curves: LearningCurves, reference: str) -> Figure:
     traces: list[Figure] = []
     for group in curves.groups:
         begin = len(traces)
-        color = "$series0" if group.name == reference else f"$series{1 + others.index(group.name) % (SERIES - 1)}"
+        color = (
+            "$series0"
+            if group.name == reference
+            else f"$series{1 + others.index(group.name) % (SERIES - 1)}"
+        )
         if group.band is not None:
             traces += [_band(group.band, group.name, color, measure.scale)]
         traces += [_seed_lines(group, color, measure.scale)]
@@ -64,7 +86,9 @@ def arm_curves_figure(curves: LearningCurves, reference: str) -> Figure:
         if group.name in others[MOST_SHOWN - 1 :]:
             traces[begin:] = [{**trace, "visible": "legendonly"} for trace in traces[begin:]]
     epochs = [epoch for curve in curves.curves for epoch in curve.epochs]
-    return figure(traces, height=440, x="epoch", y=measure.title, xaxis=epoch_axis(epochs), showlegend=True)
+    return figure(
+        traces, height=440, x="epoch", y=measure.title, xaxis=epoch_axis(epochs), showlegend=True
+    )
 
 
 def _seeds(row: ForestRow, place: int) -> Figure:
@@ -79,7 +103,9 @@ def _seeds(row: ForestRow, place: int) -> Figure:
 
 
 def _estimates(word: Word, rows: Sequence[ForestRow], places: dict[str, int]) -> Figure:
-    halves = [0.0 if row.interval is None else (row.interval[1] - row.interval[0]) / 2 for row in rows]
+    halves = [
+        0.0 if row.interval is None else (row.interval[1] - row.interval[0]) / 2 for row in rows
+    ]
     symbol = "circle-open" if word == "undecided" else "circle"
     return dots(
         [rounded(row.difference) for row in rows],
@@ -89,13 +115,28 @@ def _estimates(word: Word, rows: Sequence[ForestRow], places: dict[str, int]) ->
         name=word,
         marker={"size": 11, "opacity": 1, "symbol": symbol},
         outline=2,
-        error_x={"type": "data", "array": list(map(rounded, halves)), "color": WORDS[word], "thickness": 2, "width": 5},
+        error_x={
+            "type": "data",
+            "array": list(map(rounded, halves)),
+            "color": WORDS[word],
+            "thickness": 2,
+            "width": 5,
+        },
     )
 
 
 def _texts(row: ForestRow, place: int, *, below: bool) -> list[Figure]:
-    """The name above the row on the left, and its numbers on the right, beside the name or below the row."""
-    numbers = label(f"{_numbers(row)} {row.word}", x=1, y=place, yshift=-16 if below else 16, right=True, color=WORDS[row.word])
+    """The name above the row on the left, and its numbers on the right, beside the name or below
+    the row.
+    """
+    numbers = label(
+        f"{_numbers(row)} {row.word}",
+        x=1,
+        y=place,
+        yshift=-16 if below else 16,
+        right=True,
+        color=WORDS[row.word],
+    )
     return [label(shortened(row.name, _LONGEST_NAME), x=0, y=place, yshift=16), numbers]
 
 
@@ -107,13 +148,24 @@ def _numbers(row: ForestRow) -> str:
 def _margin(margin: float | None) -> list[Figure]:
     if margin is None:
         return []
-    place = {"type": "rect", "x0": -margin, "x1": margin, "yref": "paper", "y0": 0, "y1": 1, "layer": "below"}
+    place = {
+        "type": "rect",
+        "x0": -margin,
+        "x1": margin,
+        "yref": "paper",
+        "y0": 0,
+        "y1": 1,
+        "layer": "below",
+    }
     return [{**place, "fillcolor": "$margin", "line": {"width": 0}}]
 
 
 def _seed_lines(group: CurveGroup, color: str, scale: float) -> Figure:
     texts = [
-        [f"{group.name}, {curve.name}, epoch {epoch}: {value * scale:.2f}" for epoch, value in curve.points]
+        [
+            f"{group.name}, {curve.name}, epoch {epoch}: {value * scale:.2f}"
+            for epoch, value in curve.points
+        ]
         for curve in group.curves
     ]
     return lines(
@@ -152,9 +204,20 @@ def _band(band: Band, name: str, color: str, scale: float) -> Figure:
 def _mean(band: Band, name: str, color: str, scale: float) -> Figure:
     points = zip(band.epochs, band.means, band.sds, strict=True)
     said = f"{name}, mean of {band.num_seeds} seeds"
-    hover = [f"{said}, epoch {epoch}: {mean * scale:.2f} ± {sd * scale:.2f}" for epoch, mean, sd in points]
+    hover = [
+        f"{said}, epoch {epoch}: {mean * scale:.2f} ± {sd * scale:.2f}"
+        for epoch, mean, sd in points
+    ]
     curve = (band.epochs, _scaled(band.means, scale))
-    return lines([curve], color=color, hover=[hover], width=2.6, name=name, legendgroup=plain(name), showlegend=True)
+    return lines(
+        [curve],
+        color=color,
+        hover=[hover],
+        width=2.6,
+        name=name,
+        legendgroup=plain(name),
+        showlegend=True,
+    )
 
 
 def _scaled(values: Sequence[float], scale: float) -> list[float | None]:

@@ -1,4 +1,6 @@
-"""The sections of an ablation's page: its table, differences, learning curves by arm, and review links by arm."""
+"""The sections of an ablation's page: its table, differences, learning curves by arm, and review
+links by arm.
+"""
 
 from kdr.report.ablation_table import AblationTable
 from kdr.report.arm_trials import LoggedArms
@@ -17,7 +19,11 @@ from kdr.results.reader import Log
 
 def table_section(table: AblationTable) -> Section:
     """The table as the command `table` writes it."""
-    lead = () if any(row.num_done for row in table.rows) else ("No trial is completed: there is nothing to compare.",)
+    lead = (
+        ()
+        if any(row.num_done for row in table.rows)
+        else ("No trial is completed: there is nothing to compare.",)
+    )
     return Section("table", "Table", lead, table=reading_grid(table))
 
 
@@ -27,17 +33,32 @@ def forest_section(table: AblationTable) -> Section:
     if found is None:
         nothing = "No arm can be compared with the reference: no seed is completed in both."
         return Section("differences", "Differences", (nothing,))
-    margin = "" if found.margin is None else f" Inside the shaded band, ±{found.margin:g}, a difference does not matter."
-    said = (
-        "Each row is one effect with its 95 % t interval (not adjusted). What lies right of the line raises the metric."
-        if table.effects
-        else "Each row is one comparison: the mean difference, its 95 % t interval (not adjusted), and as small dots that of "
-        f"each seed. What lies right of the line is better than {found.reference}."
+    margin = (
+        ""
+        if found.margin is None
+        else f" Inside the shaded band, ±{found.margin:g}, a difference does not matter."
     )
-    left = f"{found.num_left_out} rows with the smallest differences are not drawn; the table has them all."
+    said = (
+        "Each row is one effect with its 95 % t interval (not adjusted). What lies right of the "
+        "line raises the metric."
+        if table.effects
+        else (
+            "Each row is one comparison: the mean difference, its 95 % t interval (not adjusted), "
+            "and as small dots that of each seed. What lies right of the line is better than "
+            f"{found.reference}."
+        )
+    )
+    left = (
+        f"{found.num_left_out} rows with the smallest differences are not drawn; the table has "
+        "them all."
+    )
     block = FigureBlock(
         "figure-differences",
-        "Effects of the factors" if table.effects else f"Difference of each arm to {found.reference}",
+        (
+            "Effects of the factors"
+            if table.effects
+            else f"Difference of each arm to {found.reference}"
+        ),
         f"{said}{margin}",
         forest_figure(found),
         _forest_grid(found),
@@ -59,7 +80,11 @@ def arm_curves_section(log: Log, table: AblationTable, arms: LoggedArms, metric:
         "figure-curves",
         f"{measure_of(metric).title} by epoch",
         "Thin lines are single seeds"
-        + ("; a thick line is their mean, and its band one standard deviation to either side" if has_bands else "")
+        + (
+            "; a thick line is their mean, and its band one standard deviation to either side"
+            if has_bands
+            else ""
+        )
         + ". A click on a name in the legend hides or shows it.",
         arm_curves_figure(curves, table.reference),
         _curves_grid(curves),
@@ -78,10 +103,15 @@ def link_map_section(table: AblationTable, arms: LoggedArms) -> Section | None:
     block = FigureBlock(
         "figure-links",
         "Which arm has which review links, and what that brings",
-        f"Columns are links, coarse to fine. Dots are links as {table.reference} has them; squares are links that an arm "
-        "switches, filled for on and open for off, in the colour of its result. On the right stands the difference in "
-        f"{measure.title} to {table.reference}, or where nothing is compared the mean."
-        + (" *: an arm that changes other settings, too." if any(arm.changes_more for arm in found.arms) else ""),
+        f"Columns are links, coarse to fine. Dots are links as {table.reference} has them; squares "
+        "are links that an arm switches, filled for on and open for off, in the colour of its "
+        f"result. On the right stands the difference in {measure.title} to {table.reference}, or "
+        "where nothing is compared the mean."
+        + (
+            " *: an arm that changes other settings, too."
+            if any(arm.changes_more for arm in found.arms)
+            else ""
+        ),
         link_map_figure(found),
         _link_grid(found),
         trials_query(table.study, ["arm", "seed", "state", PATH, measure.name]),
@@ -105,21 +135,42 @@ def _forest_grid(found: Forest) -> Grid:
 
 
 def _curves_grid(curves: LearningCurves) -> Grid:
-    """Means by arm at the last epoch that all of its seeds have; of an arm without a band, each seed's last epoch."""
+    """Means by arm at the last epoch that all of its seeds have; of an arm without a band, each
+    seed's last epoch.
+    """
     measure, rows = measure_of(curves.metric), []
     for group in curves.groups:
         if group.band is not None:
             band = group.band
-            rows.append((group.name, f"{band.num_seeds} seeds", band.epochs[-1], band.means[-1] * measure.scale))
+            rows.append(
+                (
+                    group.name,
+                    f"{band.num_seeds} seeds",
+                    band.epochs[-1],
+                    band.means[-1] * measure.scale,
+                )
+            )
         else:
-            rows += [(group.name, curve.name, curve.epochs[-1], curve.values[-1] * measure.scale) for curve in group.curves]
+            rows += [
+                (group.name, curve.name, curve.epochs[-1], curve.values[-1] * measure.scale)
+                for curve in group.curves
+            ]
     columns = ("arm", "seeds", "last epoch", measure.title)
     return Grid("Where the curves end", columns, tuple(rows[:MOST_DATA_ROWS]))
 
 
 def _link_grid(found: LinkMap) -> Grid:
     rows = tuple(
-        (arm.name, *("on" if has else "off" for has in arm.links), arm.mean, arm.num_seeds, arm.difference, arm.text)
+        (
+            arm.name,
+            *("on" if has else "off" for has in arm.links),
+            arm.mean,
+            arm.num_seeds,
+            arm.difference,
+            arm.text,
+        )
         for arm in found.arms
     )
-    return Grid("Arms by review links", ("arm", *found.links, "mean", "n", "difference", "result"), rows)
+    return Grid(
+        "Arms by review links", ("arm", *found.links, "mean", "n", "difference", "result"), rows
+    )

@@ -1,8 +1,10 @@
-"""What all figures share: Plotly's JSON with colours by role, so that the page can draw the same figure light and dark.
+"""What all figures share: Plotly's JSON with colours by role, so that the page can draw the same
+figure light and dark.
 
-A figure is a plain {"data", "layout"} as Plotly's schema has it (https://plotly.com/javascript/reference), but for its colours:
-those are roles such as `$ink`, which `coloured` replaces by the ones of a palette, as the page does in the browser. Texts of
-users go through `plain`: Plotly reads a few HTML tags in any text.
+A figure is a plain {"data", "layout"} as Plotly's schema has it
+(https://plotly.com/javascript/reference), but for its colours: those are roles such as `$ink`,
+which `coloured` replaces by the ones of a palette, as the page does in the browser. Texts of users
+go through `plain`: Plotly reads a few HTML tags in any text.
 """
 
 import html
@@ -41,10 +43,24 @@ LIGHT: Mapping[str, str] = {
     "$undecided": "#6b7684",
     "$margin": "rgba(77, 89, 103, 0.10)",
     "$stopped": "#b07a1a",
-    **{f"$shade{i}": c for i, c in enumerate(("#c3d3e6", "#98b7da", "#6796c9", "#3872b3", "#123f75"))},
+    **{
+        f"$shade{i}": c
+        for i, c in enumerate(("#c3d3e6", "#98b7da", "#6796c9", "#3872b3", "#123f75"))
+    },
     **{
         f"$series{i}": c
-        for i, c in enumerate(("#4d5967", "#1f5fa8", "#c2571a", "#15795a", "#8346a3", "#a3780a", "#b8336a", "#0c7d96"))
+        for i, c in enumerate(
+            (
+                "#4d5967",
+                "#1f5fa8",
+                "#c2571a",
+                "#15795a",
+                "#8346a3",
+                "#a3780a",
+                "#b8336a",
+                "#0c7d96",
+            )
+        )
     },
 }
 DARK: Mapping[str, str] = {
@@ -60,10 +76,24 @@ DARK: Mapping[str, str] = {
     "$undecided": "#93a0b0",
     "$margin": "rgba(180, 191, 204, 0.13)",
     "$stopped": "#dcae56",
-    **{f"$shade{i}": c for i, c in enumerate(("#2f4259", "#3d5f86", "#4f80b5", "#6ba4dd", "#b4d7fb"))},
+    **{
+        f"$shade{i}": c
+        for i, c in enumerate(("#2f4259", "#3d5f86", "#4f80b5", "#6ba4dd", "#b4d7fb"))
+    },
     **{
         f"$series{i}": c
-        for i, c in enumerate(("#b4bfcc", "#79b0ec", "#f0985f", "#54c79b", "#c595e0", "#ddb84c", "#f083ac", "#5cc3da"))
+        for i, c in enumerate(
+            (
+                "#b4bfcc",
+                "#79b0ec",
+                "#f0985f",
+                "#54c79b",
+                "#c595e0",
+                "#ddb84c",
+                "#f083ac",
+                "#5cc3da",
+            )
+        )
     },
 }
 
@@ -83,11 +113,15 @@ def plain(text: object) -> str:
 
 
 def shortened(name: str, most: int) -> str:
-    """A name of at most so many letters, the rest as dots; its full form stands in the table of the figure."""
+    """A name of at most so many letters, the rest as dots; its full form stands in the table of the
+    figure.
+    """
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
-def figure(traces: Sequence[Figure], *, height: int, x: str = "", y: str = "", **layout: Any) -> Figure:
+def figure(
+    traces: Sequence[Figure], *, height: int, x: str = "", y: str = "", **layout: Any
+) -> Figure:
     """A figure with the page's layout.
 
     Args:
@@ -97,16 +131,34 @@ def figure(traces: Sequence[Figure], *, height: int, x: str = "", y: str = "", *
         y: title of the y axis.
         layout: further settings of the layout; those of an axis are added to the page's.
     """
-    axes = {"xaxis": {**_axis(x), **layout.pop("xaxis", {})}, "yaxis": {**_axis(y), **layout.pop("yaxis", {})}}
+    axes = {
+        "xaxis": {**_axis(x), **layout.pop("xaxis", {})},
+        "yaxis": {**_axis(y), **layout.pop("yaxis", {})},
+    }
     page = {
         "height": height,
         "margin": {"l": 52, "r": 16, "t": 16, "b": 44},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"color": "$ink", "family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13},
+        "font": {
+            "color": "$ink",
+            "family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif",
+            "size": 13,
+        },
         "hovermode": "closest",
-        "hoverlabel": {"bgcolor": "$surface", "bordercolor": "$line", "font": {"color": "$ink"}, "align": "left"},
-        "legend": {"orientation": "h", "x": 0, "y": 1 + 8 / (height - 80), "yanchor": "bottom", "font": {"size": 12}},
+        "hoverlabel": {
+            "bgcolor": "$surface",
+            "bordercolor": "$line",
+            "font": {"color": "$ink"},
+            "align": "left",
+        },
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "y": 1 + 8 / (height - 80),
+            "yanchor": "bottom",
+            "font": {"size": 12},
+        },
         "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "$line", "activecolor": "$ink"},
         "showlegend": False,
     }
@@ -123,8 +175,16 @@ def dots(
     outline: float = 0,
     **trace: Any,
 ) -> Figure:
-    """A trace of points with an outline of so many pixels; their hover texts are shown as they are."""
-    marker = {"color": color, "size": 8, "opacity": 0.85, "line": {"color": color, "width": outline}, **trace.pop("marker", {})}
+    """A trace of points with an outline of so many pixels; their hover texts are shown as they
+    are.
+    """
+    marker = {
+        "color": color,
+        "size": 8,
+        "opacity": 0.85,
+        "line": {"color": color, "width": outline},
+        **trace.pop("marker", {}),
+    }
     shown = [plain(text) for text in hover]
     base = {"type": "scatter", "mode": "markers", "x": list(x), "y": list(y), "marker": marker}
     return {**base, "hoverinfo": "text", "hovertext": shown, "name": plain(name), **trace}
@@ -138,7 +198,9 @@ def lines(
     width: float,
     **trace: Any,
 ) -> Figure:
-    """A trace of several lines, each as (x, y), with gaps between them; `hover` has one text for each point of each line."""
+    """A trace of several lines, each as (x, y), with gaps between them; `hover` has one text for
+    each point of each line.
+    """
     x: list[Any] = []
     y: list[Any] = []
     texts: list[str | None] = []
@@ -147,12 +209,21 @@ def lines(
         y += [*own_y, None]
         texts += [*map(plain, own_texts), None]
     line = {"color": color, "width": width, **trace.pop("line", {})}
-    base = {"type": "scatter", "mode": "lines", "x": x[:-1], "y": y[:-1], "line": line, "connectgaps": False}
+    base = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": x[:-1],
+        "y": y[:-1],
+        "line": line,
+        "connectgaps": False,
+    }
     name = plain(trace.pop("name", ""))
     return {**base, "hoverinfo": "text", "hovertext": texts[:-1], "name": name, **trace}
 
 
-def label(text: str, *, x: float, y: Any, right: bool = False, color: str = "$ink", **annotation: Any) -> Figure:
+def label(
+    text: str, *, x: float, y: Any, right: bool = False, color: str = "$ink", **annotation: Any
+) -> Figure:
     """A text at x of the figure's width, from 0 to 1, and y of the y axis."""
     return {
         "xref": "paper",
@@ -170,11 +241,16 @@ def label(text: str, *, x: float, y: Any, right: bool = False, color: str = "$in
 def epoch_axis(epochs: Sequence[int]) -> Figure:
     """Whole epochs, not more of them than can be read."""
     last = max(epochs, default=1)
-    return {"dtick": max(1, math.ceil(last / 8)), "range": [min(epochs, default=0) - 0.3, last + 0.3]}
+    return {
+        "dtick": max(1, math.ceil(last / 8)),
+        "range": [min(epochs, default=0) - 0.3, last + 0.3],
+    }
 
 
 def rounded(value: float | None, digits: int = 5) -> float | None:
-    """A number to so many significant digits, which no eye can tell from the full one, in less space."""
+    """A number to so many significant digits, which no eye can tell from the full one, in less
+    space.
+    """
     return None if value is None else float(f"{value:.{digits}g}")
 
 

@@ -1,4 +1,6 @@
-"""The last sections of every page: what the study used, what failed, and where the numbers came from."""
+"""The last sections of every page: what the study used, what failed, and where the numbers came
+from.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,12 +9,16 @@ from kdr.report.study_facts import Failure, Provenance, StudyCost
 from kdr.report.texts import duration
 
 
-def budget_section(study: str, used: StudyCost, failed: tuple[Failure, ...], num_more: int) -> Section:
+def budget_section(
+    study: str, used: StudyCost, failed: tuple[Failure, ...], num_more: int
+) -> Section:
     """What the study used, and what failed."""
     declared = ", ".join(f"{value:g} {words(name)}" for name, value in used.limits.items())
     speed, memory = used.images_per_s, used.peak_memory_bytes
     facts = {
-        "Trials": ", ".join(f"{count} {state}" for state, count in used.counts.items()) or "none begun",
+        "Trials": (
+            ", ".join(f"{count} {state}" for state, count in used.counts.items()) or "none begun"
+        ),
         "Declared budget": declared,
         "Epochs trained": f"{used.num_epochs}",
         "Training time, summed over trials": duration(used.trial_seconds),
@@ -22,12 +28,18 @@ def budget_section(study: str, used: StudyCost, failed: tuple[Failure, ...], num
         "Most GPU memory in use": f"{memory / 2**30:.2f} GiB" if memory else "",
     }
     lead = [] if failed else ["No trial failed, was cancelled or excluded."]
-    lead += [f"{num_more} more are not listed: python orchestrate.py status {study} has them all."] if num_more else []
+    lead += (
+        [f"{num_more} more are not listed: python orchestrate.py status {study} has them all."]
+        if num_more
+        else []
+    )
     shown = tuple(Fact(name, (value,)) for name, value in facts.items() if value)
     return Section("budget", "Budget and failures", tuple(lead), facts=shown, failures=failed)
 
 
-def provenance_section(found: Provenance, *, log_folder: str, damaged: Sequence[str], config: str) -> Section:
+def provenance_section(
+    found: Provenance, *, log_folder: str, damaged: Sequence[str], config: str
+) -> Section:
     """Where the numbers came from.
 
     Args:
@@ -37,7 +49,11 @@ def provenance_section(found: Provenance, *, log_folder: str, damaged: Sequence[
         config: the study as it was last run, as text.
     """
     several = {"commits of the code": found.commits, "versions of the data": found.data}
-    lead = [f"The results come from {len(values)} {name}." for name, values in several.items() if len(values) > 1]
+    lead = [
+        f"The results come from {len(values)} {name}."
+        for name, values in several.items()
+        if len(values) > 1
+    ]
     if any(commit.endswith("with changes") for commit in found.commits):
         lead.append("Some of them come from code with changes that were not committed.")
     lead += [f"Damaged, and not read: {path}" for path in damaged]
@@ -49,7 +65,10 @@ def provenance_section(found: Provenance, *, log_folder: str, damaged: Sequence[
         "Device": _counts(found.devices),
         "Results from": (f"{found.first} to {found.last} UTC",) if found.first else (),
         "Log": (log_folder,),
-        "Versions": tuple(f"{package} {' and '.join(versions)}" for package, versions in sorted(found.versions.items())),
+        "Versions": tuple(
+            f"{package} {' and '.join(versions)}"
+            for package, versions in sorted(found.versions.items())
+        ),
     }
     shown = tuple(Fact(name, values) for name, values in facts.items() if values)
     texts = (LongText("The study as it was last run", config),) if config else ()
@@ -57,4 +76,8 @@ def provenance_section(found: Provenance, *, log_folder: str, damaged: Sequence[
 
 
 def _counts(values: Mapping[str, int]) -> tuple[str, ...]:
-    return tuple(values) if len(values) == 1 else tuple(f"{value} ({count} trials)" for value, count in values.items())
+    return (
+        tuple(values)
+        if len(values) == 1
+        else tuple(f"{value} ({count} trials)" for value, count in values.items())
+    )

@@ -1,4 +1,6 @@
-"""The differences of an ablation as a forest plot shows them: estimate, interval, the seeds behind it, and the word."""
+"""The differences of an ablation as a forest plot shows them: estimate, interval, the seeds behind
+it, and the word.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,7 +48,11 @@ def forest(table: AblationTable, most: int = MOST_ROWS) -> Forest | None:
     measure = table.tested
     if measure is None:
         return None
-    rows = [row for row in table.all_rows if row.verdict is not None and row.effect_on(measure.name) is not None]
+    rows = [
+        row
+        for row in table.all_rows
+        if row.verdict is not None and row.effect_on(measure.name) is not None
+    ]
     if not rows:
         return None
     kept = set(most_different(table, rows, most))
@@ -55,8 +61,12 @@ def forest(table: AblationTable, most: int = MOST_ROWS) -> Forest | None:
     return Forest(measure.title, table.reference, margin, drawn, len(rows) - len(drawn))
 
 
-def most_different(table: AblationTable, rows: Sequence[AblationRow | EffectRow], most: int) -> list[str]:
-    """Names of the rows with the largest differences, arms without one after them, at most so many."""
+def most_different(
+    table: AblationTable, rows: Sequence[AblationRow | EffectRow], most: int
+) -> list[str]:
+    """Names of the rows with the largest differences, arms without one after them, at most so
+    many.
+    """
 
     def size(row: AblationRow | EffectRow) -> float:
         effect = row.effect_on(table.tested.name) if table.tested is not None else None
@@ -87,4 +97,8 @@ def _of_seeds(row: AblationRow, table: AblationTable) -> tuple[tuple[int, float]
     measure = table.tested
     [reference] = [other for other in table.rows if other.name == table.reference]
     values, expected = (it.summaries[measure.name].values for it in (row, reference))
-    return tuple((seed, (values[seed] - expected[seed]) * measure.scale) for seed in values if seed in expected)
+    return tuple(
+        (seed, (values[seed] - expected[seed]) * measure.scale)
+        for seed in values
+        if seed in expected
+    )

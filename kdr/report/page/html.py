@@ -1,7 +1,8 @@
-"""The page of a study as one HTML file that needs no network: text, figures, and the script that draws them.
+"""The page of a study as one HTML file that needs no network: text, figures, and the script that
+draws them.
 
-Every text is escaped where it is written. Should one get through, the page's own policy lets no script run but the two whose
-hashes it names, and lets nothing be loaded from anywhere.
+Every text is escaped where it is written. Should one get through, the page's own policy lets no
+script run but the two whose hashes it names, and lets nothing be loaded from anywhere.
 """
 
 import base64
@@ -19,7 +20,12 @@ from kdr.report.page.drawing import DARK, LIGHT
 from kdr.report.page.parts import Section, Tile
 from kdr.report.tables.grid import Cell
 
-_WORD_CLASSES = {"helps": "helps", "hurts": "hurts", "no relevant": "irrelevant", "undecided": "undecided"}
+_WORD_CLASSES = {
+    "helps": "helps",
+    "hurts": "hurts",
+    "no relevant": "irrelevant",
+    "undecided": "undecided",
+}
 
 
 @dataclass(frozen=True)
@@ -46,15 +52,21 @@ class Page:
     @property
     def said(self) -> tuple[tuple[str, str], ...]:
         """What the file's comment says beside the question: what it costs, what is expected."""
-        return tuple((label, text) for label, text in self.question if label not in ("", "Question"))
+        return tuple(
+            (label, text) for label, text in self.question if label not in ("", "Question")
+        )
 
 
 def page_html(page: Page) -> str:
     """The whole file."""
     files = resources.files("kdr.report.page")
-    style, script, template = ((files / f"page.{ending}").read_text(encoding="utf-8") for ending in ("css", "js", "html"))
+    style, script, template = (
+        (files / f"page.{ending}").read_text(encoding="utf-8") for ending in ("css", "js", "html")
+    )
     plotly = get_plotlyjs()
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
+    )
     environment.filters |= {"cell": _cell, "word_class": _word_class}
     return environment.from_string(template).render(
         page=page,

@@ -1,4 +1,6 @@
-"""Figures of review links: which arm has which and what that brings, and a search's means with each link and without."""
+"""Figures of review links: which arm has which and what that brings, and a search's means with each
+link and without.
+"""
 
 from collections.abc import Sequence
 
@@ -21,7 +23,9 @@ _LONGEST_NAME = 32  # letters for which a phone has room beside the result
 
 
 def link_map_figure(links: LinkMap) -> Figure:
-    """Arms by links: dots where an arm is as the reference, squares in the colour of its result where it switches a link."""
+    """Arms by links: dots where an arm is as the reference, squares in the colour of its result
+    where it switches a link.
+    """
     cells = [
         (plain(link), row, has, has != had, arm)
         for row, arm in enumerate(links.arms)
@@ -30,11 +34,26 @@ def link_map_figure(links: LinkMap) -> Figure:
     traces = []
     for name, color, symbol, size, chosen in (
         ("on", "$muted", "circle", 11, [cell for cell in cells if cell[2] and not cell[3]]),
-        ("off", "$line", "circle-open", 8, [cell for cell in cells if not cell[2] and not cell[3]]),
+        (
+            "off",
+            "$line",
+            "circle-open",
+            8,
+            [cell for cell in cells if not cell[2] and not cell[3]],
+        ),
     ):
         hover = [f"{arm.name}: {name}" for *_, arm in chosen]
         at = [link for link, *_ in chosen], [row for _, row, *_ in chosen]
-        traces.append(dots(*at, color=color, hover=hover, name=name, marker={"size": size, "symbol": symbol}, outline=2))
+        traces.append(
+            dots(
+                *at,
+                color=color,
+                hover=hover,
+                name=name,
+                marker={"size": size, "symbol": symbol},
+                outline=2,
+            )
+        )
     switched = [cell for cell in cells if cell[3]]
     marker = {
         "size": 16,
@@ -44,13 +63,25 @@ def link_map_figure(links: LinkMap) -> Figure:
     hover = [f"{arm.name}: switched {'on' if has else 'off'}" for _, _, has, _, arm in switched]
     colors = [_color(arm) for *_, arm in switched]
     traces.append(
-        dots([cell[0] for cell in switched], [cell[1] for cell in switched], color=colors, hover=hover, marker=marker, outline=3)
+        dots(
+            [cell[0] for cell in switched],
+            [cell[1] for cell in switched],
+            color=colors,
+            hover=hover,
+            marker=marker,
+            outline=3,
+        )
     )
     return figure(
         [trace for trace in traces if trace["x"]],
         height=_ROW_PX * len(links.arms) + 60,
         x="review link, coarse to fine",
-        xaxis={"type": "category", "categoryarray": list(map(plain, links.links)), "fixedrange": True, "showgrid": False},
+        xaxis={
+            "type": "category",
+            "categoryarray": list(map(plain, links.links)),
+            "fixedrange": True,
+            "showgrid": False,
+        },
         yaxis={"visible": False, "range": [len(links.arms) - 0.5, -0.75], "fixedrange": True},
         margin={"l": 12, "r": 12, "t": 8, "b": 44},
         annotations=[text for row, arm in enumerate(links.arms) for text in _texts(arm, row)],
@@ -60,10 +91,19 @@ def link_map_figure(links: LinkMap) -> Figure:
 def link_means_figure(means: Sequence[LinkMean], metric: str) -> Figure:
     """Mean of a search's completed trials with each link and without."""
     scale = measure_of(metric).scale
-    values = [[rounded(value * scale) if (value := mean.means[side]) is not None else None for mean in means] for side in (0, 1)]
+    values = [
+        [
+            rounded(value * scale) if (value := mean.means[side]) is not None else None
+            for mean in means
+        ]
+        for side in (0, 1)
+    ]
     counts = [[len(mean.with_it) for mean in means], [len(mean.without) for mean in means]]
     texts = [
-        ["" if value is None else f"{value:.2f}<br>n = {count}" for value, count in zip(row, numbers, strict=True)]
+        [
+            "" if value is None else f"{value:.2f}<br>n = {count}"
+            for value, count in zip(row, numbers, strict=True)
+        ]
         for row, numbers in zip(values, counts, strict=True)
     ]
     heat = {
@@ -83,17 +123,36 @@ def link_means_figure(means: Sequence[LinkMean], metric: str) -> Figure:
         [heat],
         height=210,
         x="review link, coarse to fine",
-        xaxis={"type": "category", "fixedrange": True, "showgrid": False, "showline": False, "ticks": ""},
-        yaxis={"type": "category", "autorange": "reversed", "fixedrange": True, "showgrid": False, "ticks": ""},
+        xaxis={
+            "type": "category",
+            "fixedrange": True,
+            "showgrid": False,
+            "showline": False,
+            "ticks": "",
+        },
+        yaxis={
+            "type": "category",
+            "autorange": "reversed",
+            "fixedrange": True,
+            "showgrid": False,
+            "ticks": "",
+        },
     )
 
 
 def _texts(arm: LinkArm, row: int) -> list[Figure]:
     """The arm's name above its row on the left, and what it brings on the right."""
     mean = "" if arm.mean is None else f"{arm.mean:.1f}"
-    result = f"{mean} {arm.text}" if arm.difference is None else f"{arm.difference:+.1f} {arm.word or ''}"
+    result = (
+        f"{mean} {arm.text}"
+        if arm.difference is None
+        else f"{arm.difference:+.1f} {arm.word or ''}"
+    )
     name = f"{shortened(arm.name, _LONGEST_NAME)}{' *' if arm.changes_more else ''}"
-    return [label(name, x=0, y=row, yshift=22), label(result.strip(), x=1, y=row, yshift=22, right=True, color=_color(arm))]
+    return [
+        label(name, x=0, y=row, yshift=22),
+        label(result.strip(), x=1, y=row, yshift=22, right=True, color=_color(arm)),
+    ]
 
 
 def _color(arm: LinkArm) -> str:

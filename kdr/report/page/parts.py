@@ -1,4 +1,6 @@
-"""What a page is made of: sections with tables, figures, facts and folded texts; and the queries that give the same data."""
+"""What a page is made of: sections with tables, figures, facts and folded texts; and the queries
+that give the same data.
+"""
 
 import shlex
 from collections.abc import Sequence
@@ -77,15 +79,21 @@ class Section:
 
 
 def trials_query(study: str, columns: Sequence[str]) -> str:
-    """The command that prints columns of a study's students; `$$...$$` are quotes of DuckDB that a shell leaves alone."""
+    """The command that prints columns of a study's students; `$$...$$` are quotes of DuckDB that a
+    shell leaves alone.
+    """
     names = ", ".join(f'"{name}"' for name in columns)
-    return _command(f"SELECT {names} FROM trials WHERE study = $${study}$$ AND role = $$student$$ ORDER BY ALL")  # noqa: S608 - printed
+    return _command(
+        f"SELECT {names} FROM trials "  # noqa: S608 - printed, not run
+        f"WHERE study = $${study}$$ AND role = $$student$$ ORDER BY ALL"
+    )
 
 
 def epochs_query(study: str, metric: str) -> str:
     """The command that prints the metric of a study's students epoch by epoch."""
     return _command(
-        f'SELECT t.arm, t.seed, t.state, e.epoch, e."{metric}" FROM epochs e JOIN trials t USING (key) '  # noqa: S608 - printed
+        f'SELECT t.arm, t.seed, t.state, e.epoch, e."{metric}" '  # noqa: S608 - printed, not run
+        "FROM epochs e JOIN trials t USING (key) "
         f"WHERE t.study = $${study}$$ AND t.role = $$student$$ ORDER BY ALL"
     )
 

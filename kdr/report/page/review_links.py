@@ -1,4 +1,6 @@
-"""What the review links of KDR go with: in an ablation the differences of arms that change links, in a search means alone."""
+"""What the review links of KDR go with: in an ablation the differences of arms that change links,
+in a search means alone.
+"""
 
 import json
 import statistics
@@ -19,7 +21,9 @@ PATH = "distill.kdr.review_links"
 
 @dataclass(frozen=True)
 class LinkMean:
-    """One link in a search: the trials that have it, and those that do not. Their difference is no effect."""
+    """One link in a search: the trials that have it, and those that do not. Their difference is no
+    effect.
+    """
 
     link: str
     with_it: tuple[float, ...]
@@ -29,7 +33,10 @@ class LinkMean:
     @property
     def means(self) -> tuple[float | None, float | None]:
         """With the link and without; None where no completed trial is."""
-        with_it, without = ((statistics.fmean(values) if values else None) for values in (self.with_it, self.without))
+        with_it, without = (
+            (statistics.fmean(values) if values else None)
+            for values in (self.with_it, self.without)
+        )
         return with_it, without
 
 
@@ -44,12 +51,14 @@ class LinkArm:
     """In the unit of the table."""
     num_seeds: int
     difference: float | None = None
-    """To the reference, in the unit of the table; None for the reference, and where nothing is compared."""
+    """To the reference, in the unit of the table; None for the reference, and where nothing is
+    compared."""
     interval: tuple[float, float] | None = None
     word: Word | None = None
     text: str = ""
     changes_more: bool = False
-    """Whether other settings differ from the reference, too, so that the difference is not that of the links alone."""
+    """Whether other settings differ from the reference, too, so that the difference is not that of
+    the links alone."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +72,22 @@ class LinkMap:
 
 
 def link_means(trials: Sequence[RankedTrial]) -> tuple[LinkMean, ...]:
-    """Means of a search with each link and without, coarse links first; empty where no link was both drawn and left out."""
+    """Means of a search with each link and without, coarse links first; empty where no link was
+    both drawn and left out.
+    """
     ranked = [trial for trial in trials if trial.rank is not None]
-    completed = [(links, trial.value) for trial in ranked if (links := _links(trial.state.config)) is not None]
+    completed = [
+        (links, trial.value)
+        for trial in ranked
+        if (links := _links(trial.state.config)) is not None
+    ]
     names = _ordered({link for links, _ in completed for link in links})
     found = []
     for name in names:
         with_it = tuple(value for links, value in completed if name in links and value is not None)
-        without = tuple(value for links, value in completed if name not in links and value is not None)
+        without = tuple(
+            value for links, value in completed if name not in links and value is not None
+        )
         found.append(LinkMean(name, with_it, without))
     return tuple(found) if any(mean.with_it and mean.without for mean in found) else ()
 
@@ -80,7 +97,11 @@ def link_map(table: AblationTable, arms: LoggedArms) -> LinkMap | None:
     measure = table.tested or table.measures[0]
     settings = {arm.name: arm.settings() for arm in arms.arms}
     reference = settings[table.reference]
-    of_arm = {name: links for name, own in settings.items() if (links := _as_links(own.get(PATH))) is not None}
+    of_arm = {
+        name: links
+        for name, own in settings.items()
+        if (links := _as_links(own.get(PATH))) is not None
+    }
     base = of_arm.get(table.reference)
     changed = [row for row in table.rows if base is not None and of_arm.get(row.name, base) != base]
     if base is None or not changed:
@@ -89,7 +110,10 @@ def link_map(table: AblationTable, arms: LoggedArms) -> LinkMap | None:
     shown = [next(row for row in table.rows if row.name == table.reference), *changed]
     drawn = [
         _link_arm(
-            row, measure, tuple(name in of_arm[row.name] for name in names), _differs_elsewhere(settings[row.name], reference)
+            row,
+            measure,
+            tuple(name in of_arm[row.name] for name in names),
+            _differs_elsewhere(settings[row.name], reference),
         )
         for row in shown
     ]
@@ -97,13 +121,19 @@ def link_map(table: AblationTable, arms: LoggedArms) -> LinkMap | None:
 
 
 def _differs_elsewhere(settings: Mapping[str, Any], reference: Mapping[str, Any]) -> bool:
-    """Whether settings beside the links differ; what only one of two arms makes use of is null in the other, and no change."""
+    """Whether settings beside the links differ; what only one of two arms makes use of is null in
+    the other, and no change.
+    """
     values = ((settings.get(path), reference.get(path)) for path in settings if path != PATH)
     return any(own != other for own, other in values if own is not None and other is not None)
 
 
-def _link_arm(row: AblationRow, measure: Measure, links: tuple[bool, ...], changes_more: bool) -> LinkArm:
-    summary, effect, scale = row.summaries[measure.name], row.effect_on(measure.name), measure.scale
+def _link_arm(
+    row: AblationRow, measure: Measure, links: tuple[bool, ...], changes_more: bool
+) -> LinkArm:
+    summary = row.summaries[measure.name]
+    effect = row.effect_on(measure.name)
+    scale = measure.scale
     interval = effect.interval if effect is not None else None
     return LinkArm(
         row.name,

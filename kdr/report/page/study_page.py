@@ -1,4 +1,6 @@
-"""The page of a study, out of its log: what it asked, what it found, what it cost, and where the numbers came from."""
+"""The page of a study, out of its log: what it asked, what it found, what it cost, and where the
+numbers came from.
+"""
 
 import json
 from collections import Counter
@@ -75,7 +77,12 @@ def study_page(
     found: list[Section | None]
     if table is not None and arms is not None:
         curves = arm_curves_section(log, table, arms, metric)
-        found = [table_section(table), forest_section(table), curves, link_map_section(table, arms)]
+        found = [
+            table_section(table),
+            forest_section(table),
+            curves,
+            link_map_section(table, arms),
+        ]
     else:
         found = [
             ranking_section(study, trials, metric, is_search=bool(search)),
@@ -110,7 +117,9 @@ def _trials(log: Log, study: str, metric: str, progress: StudyProgress) -> tuple
     """The students of the study as it is now, best first, by the names that `status` gives them."""
     names, current = trial_names(log, study), {trial.key for trial in progress.trials}
     return tuple(
-        replace(trial, name=names.get(trial.key, trial.name)) for trial in ranking(log, study, metric) if trial.key in current
+        replace(trial, name=names.get(trial.key, trial.name))
+        for trial in ranking(log, study, metric)
+        if trial.key in current
     )
 
 
@@ -135,27 +144,49 @@ def _kind(content: Mapping[str, Any], table: AblationTable | None, metric: str) 
         return f"Ablation ({design}): {arms}, compared by {metric} with {table.reference}"
     search = content.get("search")
     if search:
-        return f"Search over {len(search['parameters'])} settings for the highest {metric}: no ablation, so no effects"
+        return (
+            f"Search over {len(search['parameters'])} settings for the highest {metric}: no "
+            "ablation, so no effects"
+        )
     return "One trial"
 
 
 def _state(progress: StudyProgress, trials: Sequence[RankedTrial]) -> str:
     total = f" of {progress.total}" if progress.total is not None else ""
-    counts = ", ".join(f"{count} {state}" for state, count in count_states(trials).items()) or "none begun"
-    left = "" if progress.is_over or progress.seconds_left is None else f", about {duration(progress.seconds_left)} left"
+    counts = (
+        ", ".join(f"{count} {state}" for state, count in count_states(trials).items())
+        or "none begun"
+    )
+    left = (
+        ""
+        if progress.is_over or progress.seconds_left is None
+        else f", about {duration(progress.seconds_left)} left"
+    )
     return f"{len(progress.students)}{total} trials ({counts}){left}."
 
 
-def _tiles(trials: Sequence[RankedTrial], table: AblationTable | None, metric: str) -> tuple[Tile, ...]:
+def _tiles(
+    trials: Sequence[RankedTrial], table: AblationTable | None, metric: str
+) -> tuple[Tile, ...]:
     measure = measure_of(metric)
     if table is not None:
-        verdicts = [(row.verdict.word, row.name) for row in table.all_rows if row.verdict is not None]
+        verdicts = [
+            (row.verdict.word, row.name) for row in table.all_rows if row.verdict is not None
+        ]
         counts = Counter(word for word, _ in verdicts)
         [reference] = [row.summaries[metric] for row in table.rows if row.name == table.reference]
         mean = "none" if reference.mean is None else f"{reference.mean * measure.scale:.1f}"
-        of_reference = Tile(mean, f"{measure.title} of {table.reference}, mean of {counted(reference.n, 'completed seed')}")
+        of_reference = Tile(
+            mean,
+            f"{measure.title} of {table.reference}, mean of "
+            f"{counted(reference.n, 'completed seed')}",
+        )
         return of_reference, *(
-            Tile(str(counts[word]), f"{word}{_named([name for found, name in verdicts if found == word])}", word)
+            Tile(
+                str(counts[word]),
+                f"{word}{_named([name for found, name in verdicts if found == word])}",
+                word,
+            )
             for word in WORDS
             if counts[word]
         )

@@ -1,4 +1,6 @@
-"""Figures of a search: parallel coordinates, each setting against the metric, fidelity of early epochs, and cost."""
+"""Figures of a search: parallel coordinates, each setting against the metric, fidelity of early
+epochs, and cost.
+"""
 
 import math
 from collections.abc import Sequence
@@ -31,12 +33,20 @@ _BEST_SHADE = f"$shade{SHADES - 1}"
 def trial_curves_figure(curves: LearningCurves) -> Figure:
     """A line for each trial, in the colour of how it ended; the best one stands out."""
     measure, traces = measure_of(curves.metric), []
-    for group in sorted(curves.groups, key=lambda group: group.name == BEST):  # the best is drawn last, on top
+    # the best is drawn last, on top
+    for group in sorted(curves.groups, key=lambda group: group.name == BEST):
         is_best = group.name == BEST
         trace = lines(
-            [(curve.epochs, [rounded(value * measure.scale) for value in curve.values]) for curve in group.curves],
+            [
+                (curve.epochs, [rounded(value * measure.scale) for value in curve.values])
+                for curve in group.curves
+            ],
             hover=[
-                [f"{it.name}, epoch {epoch}: {value * measure.scale:.2f}" for epoch, value in it.points] for it in group.curves
+                [
+                    f"{it.name}, epoch {epoch}: {value * measure.scale:.2f}"
+                    for epoch, value in it.points
+                ]
+                for it in group.curves
             ],
             color=_GROUP_COLORS.get(group.name, "$undecided"),
             width=2.8 if is_best else 1.2,
@@ -48,18 +58,23 @@ def trial_curves_figure(curves: LearningCurves) -> Figure:
         )
         traces.append(trace)
     epochs = [epoch for curve in curves.curves for epoch in curve.epochs]
-    return figure(traces, height=420, x="epoch", y=measure.title, xaxis=epoch_axis(epochs), showlegend=True)
+    return figure(
+        traces, height=420, x="epoch", y=measure.title, xaxis=epoch_axis(epochs), showlegend=True
+    )
 
 
 def parallel_figure(sweep: SearchView, names: Sequence[str]) -> Figure:
-    """Each trial as a line over all settings, one below the other, and the metric last; the best fifth stands out.
+    """Each trial as a line over all settings, one below the other, and the metric last; the best
+    fifth stands out.
 
     Args:
         sweep: its first `MOST_LINES` trials are drawn.
         names: of the settings, as the figure shows them.
     """
     measure = measure_of(sweep.metric)
-    values = tuple(None if trial.value is None else trial.value * measure.scale for trial in sweep.trials)
+    values = tuple(
+        None if trial.value is None else trial.value * measure.scale for trial in sweep.trials
+    )
     axes = [*sweep.axes, SettingAxis(measure.title, "number", values)]
     titles = [*names, measure.title]
     traces = [
@@ -87,7 +102,9 @@ def parallel_figure(sweep: SearchView, names: Sequence[str]) -> Figure:
         yaxis={"visible": False, "range": [len(axes) - 0.55, -0.65], "fixedrange": True},
         margin={"l": 8, "r": 8, "t": 30, "b": 8},
         shapes=[_rule(row) for row in range(len(axes))],
-        annotations=[text for row, axis in enumerate(axes) for text in _axis_texts(axis, titles[row], row)],
+        annotations=[
+            text for row, axis in enumerate(axes) for text in _axis_texts(axis, titles[row], row)
+        ],
         showlegend=True,
     )
 
@@ -114,7 +131,13 @@ def setting_figure(sweep: SearchView, axis: SettingAxis, name: str) -> Figure:
         }
     elif axis.kind == "members":
         ticks = {"dtick": 1}
-    return figure(traces, height=260, x=name if axis.kind != "members" else f"{name}, how many", y=measure.title, xaxis=ticks)
+    return figure(
+        traces,
+        height=260,
+        x=name if axis.kind != "members" else f"{name}, how many",
+        y=measure.title,
+        xaxis=ticks,
+    )
 
 
 def correlation_figure(fidelity: Fidelity) -> Figure:
@@ -124,29 +147,51 @@ def correlation_figure(fidelity: Fidelity) -> Figure:
         for epoch, value in zip(fidelity.epochs, fidelity.correlations, strict=True)
     ]
     curve = (fidelity.epochs, [rounded(value) for value in fidelity.correlations])
-    trace = lines([curve], color="$accent", hover=[hover], width=2, mode="lines+markers", marker={"size": 8})
+    trace = lines(
+        [curve], color="$accent", hover=[hover], width=2, mode="lines+markers", marker={"size": 8}
+    )
     axes = {
         "xaxis": {"tickformat": "d", "dtick": max(1, len(fidelity.epochs) // 8)},
         "yaxis": {"range": [-1.05, 1.05], "dtick": 0.5},
     }
-    return figure([trace], height=300, x="epoch", y=f"rank correlation with epoch {fidelity.last_epoch}", **axes)
+    return figure(
+        [trace],
+        height=300,
+        x="epoch",
+        y=f"rank correlation with epoch {fidelity.last_epoch}",
+        **axes,
+    )
 
 
 def fidelity_figure(fidelity: Fidelity) -> Figure:
     """Completed trials at an early epoch and at the last one."""
     scale, title = measure_of(fidelity.metric).scale, measure_of(fidelity.metric).title
     points = [(name, early * scale, last * scale) for name, early, last in fidelity.points]
-    hover = [f"{name}: {early:.2f} at epoch {fidelity.early_epoch}, {last:.2f} at the last" for name, early, last in points]
+    hover = [
+        f"{name}: {early:.2f} at epoch {fidelity.early_epoch}, {last:.2f} at the last"
+        for name, early, last in points
+    ]
     trace = dots(
-        [rounded(early) for _, early, _ in points], [rounded(last) for _, _, last in points], color="$accent", hover=hover
+        [rounded(early) for _, early, _ in points],
+        [rounded(last) for _, _, last in points],
+        color="$accent",
+        hover=hover,
     )
-    return figure([trace], height=300, x=f"{title} at epoch {fidelity.early_epoch}", y=f"{title} at epoch {fidelity.last_epoch}")
+    return figure(
+        [trace],
+        height=300,
+        x=f"{title} at epoch {fidelity.early_epoch}",
+        y=f"{title} at epoch {fidelity.last_epoch}",
+    )
 
 
 def cost_figure(trials: Sequence[RankedTrial], metric: str) -> Figure:
     """The metric by the seconds that a trial trained."""
     x = [rounded(trial.state.seconds) for trial in trials]
-    hover = [f"{trial.name}: {_result(trial, metric)}, {trial.state.seconds or 0:.0f} s" for trial in trials]
+    hover = [
+        f"{trial.name}: {_result(trial, metric)}, {trial.state.seconds or 0:.0f} s"
+        for trial in trials
+    ]
     return figure(
         _by_state(trials, x, hover, metric),
         height=340,
@@ -157,20 +202,31 @@ def cost_figure(trials: Sequence[RankedTrial], metric: str) -> Figure:
 
 
 def _shaded(sweep: SearchView, *, most: int) -> dict[str, list[int]]:
-    """Indices of trials by the colour of their line: completed ones in shades by rank, the best last and darkest."""
+    """Indices of trials by the colour of their line: completed ones in shades by rank, the best
+    last and darkest.
+    """
     shown = range(min(most, len(sweep.trials)))
     completed = [index for index in shown if sweep.trials[index].rank is not None]
     groups = {"$stopped": [index for index in shown if sweep.trials[index].rank is None]}
     for order, index in enumerate(reversed(completed), start=1):
-        groups.setdefault(f"$shade{math.ceil(order * SHADES / len(completed)) - 1}", []).append(index)
+        groups.setdefault(f"$shade{math.ceil(order * SHADES / len(completed)) - 1}", []).append(
+            index
+        )
     return groups
 
 
-def _line_texts(axes: Sequence[SettingAxis], titles: Sequence[str], index: int, name: str) -> list[str]:
-    return [f"{name}: {title} {_value_text(axis, index)}" for axis, title in zip(axes, titles, strict=True)]
+def _line_texts(
+    axes: Sequence[SettingAxis], titles: Sequence[str], index: int, name: str
+) -> list[str]:
+    return [
+        f"{name}: {title} {_value_text(axis, index)}"
+        for axis, title in zip(axes, titles, strict=True)
+    ]
 
 
-def _by_state(trials: Sequence[RankedTrial], x: Sequence[float | None], hover: Sequence[str], metric: str) -> list[Figure]:
+def _by_state(
+    trials: Sequence[RankedTrial], x: Sequence[float | None], hover: Sequence[str], metric: str
+) -> list[Figure]:
     """Completed trials as dots, and those that ended before as crosses."""
     scale = measure_of(metric).scale
     found = []
@@ -178,8 +234,13 @@ def _by_state(trials: Sequence[RankedTrial], x: Sequence[float | None], hover: S
         (True, "completed", "$accent", "circle"),
         (False, "stopped early", "$stopped", "x-thin-open"),
     ):
-        chosen = [i for i, trial in enumerate(trials) if (trial.rank is not None) == is_ranked and x[i] is not None]
-        y = [rounded(trials[i].value * scale) if trials[i].value is not None else None for i in chosen]  # type: ignore[operator]
+        chosen = [
+            i
+            for i, trial in enumerate(trials)
+            if (trial.rank is not None) == is_ranked and x[i] is not None
+        ]
+        values = [trials[i].value for i in chosen]
+        y = [None if value is None else rounded(value * scale) for value in values]
         marker, outline = {"symbol": symbol, "size": 9}, 2 if symbol.endswith("open") else 0
         found.append(
             dots(
@@ -218,7 +279,15 @@ def _spread(value: float, index: int) -> float:
 
 
 def _rule(row: int) -> Figure:
-    return {"type": "line", "x0": 0, "x1": 1, "y0": row, "y1": row, "line": {"color": "$line", "width": 1}, "layer": "below"}
+    return {
+        "type": "line",
+        "x0": 0,
+        "x1": 1,
+        "y0": row,
+        "y1": row,
+        "line": {"color": "$line", "width": 1},
+        "layer": "below",
+    }
 
 
 def _axis_texts(axis: SettingAxis, title: str, row: int) -> list[Figure]:
@@ -227,13 +296,23 @@ def _axis_texts(axis: SettingAxis, title: str, row: int) -> list[Figure]:
     ends = [10**end if axis.is_log else end for end in (low, high)]
     if axis.kind == "choice":
         used = sorted({int(value) for value in axis.values if value is not None})
-        marks = [(0.5 if low == high else (value - low) / (high - low), axis.names[value]) for value in used]
+        marks = [
+            (0.5 if low == high else (value - low) / (high - low), axis.names[value])
+            for value in used
+        ]
     else:
-        marks = [(0.5, f"{ends[0]:.3g}")] if low == high else [(0.0, f"{ends[0]:.3g}"), (1.0, f"{ends[1]:.3g}")]
+        marks = (
+            [(0.5, f"{ends[0]:.3g}")]
+            if low == high
+            else [(0.0, f"{ends[0]:.3g}"), (1.0, f"{ends[1]:.3g}")]
+        )
     if None in axis.values:
         marks.append((_LANE, "unset"))
     on_axis: Figure = {"xref": "x", "bgcolor": "$surface", "borderpad": 1}
     small: Figure = {**on_axis, "font": {"size": 11, "color": "$muted"}, "yshift": -12}
     anchors = ["left" if place <= 0 else "right" if place >= 1 else "center" for place, _ in marks]
-    texts = [label(text, x=place, y=row, xanchor=anchor, **small) for (place, text), anchor in zip(marks, anchors, strict=True)]
+    texts = [
+        label(text, x=place, y=row, xanchor=anchor, **small)
+        for (place, text), anchor in zip(marks, anchors, strict=True)
+    ]
     return [label(title, x=0, y=row, yshift=13, **on_axis), *texts]

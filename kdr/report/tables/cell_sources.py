@@ -1,4 +1,6 @@
-"""What lies behind one number of a table: trials, seeds, code, machines, and the files of the log."""
+"""What lies behind one number of a table: trials, seeds, code, machines, and the files of the
+log.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,8 +11,11 @@ from kdr.results.reader import Log
 from kdr.storage.files import StoredPath
 
 
-def cell_sources(log: Log, study: str, arm: str, metric: str, files: Mapping[str, Sequence[StoredPath]]) -> Grid:
-    """The trials behind a measure of an arm, one row for each seed; those that are not completed are no part of the number.
+def cell_sources(
+    log: Log, study: str, arm: str, metric: str, files: Mapping[str, Sequence[StoredPath]]
+) -> Grid:
+    """The trials behind a measure of an arm, one row for each seed; those that are not completed
+    are no part of the number.
 
     Args:
         log: the trial log.
@@ -36,12 +41,28 @@ def cell_sources(log: Log, study: str, arm: str, metric: str, files: Mapping[str
                 state.epoch if state else None,
                 trial.key,
                 state.study if state else None,
-                f"{state.last.commit or 'unknown'}{' with changes' if state.last.dirty else ''}" if state else None,
+                (
+                    f"{state.last.commit or 'unknown'}{' with changes' if state.last.dirty else ''}"
+                    if state
+                    else None
+                ),
                 state.last.host if state else None,
                 state.last.device if state else None,
                 trial.batches[0] if trial.batches else None,
                 " ".join(map(str, files.get(trial.key, ()))),
             )
         )
-    columns = ("seed", measure.title, "state", "epoch", "key", "ran in", "commit", "host", "device", "first batch", "files")
+    columns = (
+        "seed",
+        measure.title,
+        "state",
+        "epoch",
+        "key",
+        "ran in",
+        "commit",
+        "host",
+        "device",
+        "first batch",
+        "files",
+    )
     return Grid(f"{study}: {measure.title} of {arm}", columns, tuple(rows))

@@ -1,7 +1,9 @@
-"""Tables as Markdown, LaTeX, HTML, CSV and JSON, and the way back: what a written file says in each cell.
+"""Tables as Markdown, LaTeX, HTML, CSV and JSON, and the way back: what a written file says in each
+cell.
 
-Every written table carries where it comes from, as a comment or a member, by which `verify` recomputes it. Reading back takes
-styling away, so that a table may be set in bold, spaced or captioned anew without being another table.
+Every written table carries where it comes from, as a comment or a member, by which `verify`
+recomputes it. Reading back takes styling away, so that a table may be set in bold, spaced or
+captioned anew without being another table.
 """
 
 import csv
@@ -43,7 +45,12 @@ def written(grid: Grid, format: FileFormat, source: Mapping[str, Any]) -> str:
     mark = f"{_MARK} {json.dumps({**source, 'format': format})}"
     if format == "json":
         rows = [dict(zip(grid.columns, row, strict=True)) for row in grid.rows]
-        content = {"kdr-table": {**source, "format": format}, "title": grid.title, "rows": rows, "notes": grid.notes}
+        content = {
+            "kdr-table": {**source, "format": format},
+            "title": grid.title,
+            "rows": rows,
+            "notes": grid.notes,
+        }
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     if format == "csv":
         return f"# {mark}\n{_csv(grid)}"
@@ -61,12 +68,23 @@ def read_written(text: str) -> WrittenTable:
         ConfigError: if it does not say where it comes from, or its table cannot be found.
     """
     source = _source(text)
-    readers = {"json": _json_cells, "csv": _csv_cells, "latex": latex_cells, "md": _markdown_cells, "html": _html_cells}
+    readers = {
+        "json": _json_cells,
+        "csv": _csv_cells,
+        "latex": latex_cells,
+        "md": _markdown_cells,
+        "html": _html_cells,
+    }
     try:
         cells = readers[source["format"]](text)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"TABLE: must hold the table that its source names, got {error}. Write it again with table") from error
-    return WrittenTable(source, tuple(tuple(" ".join(cell.split()) for cell in row) for row in cells))
+        raise ConfigError(
+            f"TABLE: must hold the table that its source names, got {error}. Write it again with "
+            "table"
+        ) from error
+    return WrittenTable(
+        source, tuple(tuple(" ".join(cell.split()) for cell in row) for row in cells)
+    )
 
 
 def _source(text: str) -> dict[str, Any]:
@@ -74,19 +92,24 @@ def _source(text: str) -> dict[str, Any]:
         if text.lstrip().startswith("{"):
             found = json.loads(text)["kdr-table"]
         else:
-            found = json.JSONDecoder().raw_decode(text[text.index(_MARK) + len(_MARK) :].lstrip())[0]
+            found = json.JSONDecoder().raw_decode(text[text.index(_MARK) + len(_MARK) :].lstrip())[
+                0
+            ]
         if found["format"] in FILE_FORMATS:
             return dict(found)
     except (ValueError, KeyError, TypeError):
         pass
     raise ConfigError(
-        f"TABLE: must be a table that `table --format ... --output` wrote, with its line '{_MARK}', got none. Write it again"
+        "TABLE: must be a table that `table --format ... --output` wrote, with its line "
+        f"'{_MARK}', got none. Write it again"
     )
 
 
 def _csv(grid: Grid) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([grid.columns, *(map(cell_text, row) for row in grid.rows)])
+    csv.writer(text, lineterminator="\n").writerows(
+        [grid.columns, *(map(cell_text, row) for row in grid.rows)]
+    )
     return text.getvalue() + "".join(f"# {note}\n" for note in grid.notes)
 
 
@@ -105,7 +128,10 @@ def _markdown(grid: Grid) -> str:
         return f"| {' | '.join(cells)} |\n"
 
     rows = [
-        [_markdown_text(cell_text(value), (index, column) in grid.bold) for column, value in enumerate(row)]
+        [
+            _markdown_text(cell_text(value), (index, column) in grid.bold)
+            for column, value in enumerate(row)
+        ]
         for index, row in enumerate(grid.rows)
     ]
     head = line([_markdown_text(name) for name in grid.columns]) + line(["---"] * len(grid.columns))
@@ -121,7 +147,10 @@ def _markdown_text(text: str, bold: bool = False) -> str:
 
 def _markdown_cells(text: str) -> list[list[str]]:
     lines = [line.strip() for line in text.splitlines() if line.strip().startswith("|")]
-    rows = [[_plain_markdown(cell) for cell in re.split(r"(?<!\\)\|", line.strip("|"))] for line in lines]
+    rows = [
+        [_plain_markdown(cell) for cell in re.split(r"(?<!\\)\|", line.strip("|"))]
+        for line in lines
+    ]
     return [row for row in rows if not all(re.fullmatch(r":?-+:?", cell) for cell in row)]
 
 
@@ -135,12 +164,12 @@ def _html(grid: Grid) -> str:
         return f"<{tag}>{f'<strong>{text}</strong>' if bold and text else text}</{tag}>"
 
     rows = [
-        f"<tr>{''.join(cell(value, bold=(index, column) in grid.bold) for column, value in enumerate(row))}</tr>"
+        "".join(cell(value, bold=(index, column) in grid.bold) for column, value in enumerate(row))
         for index, row in enumerate(grid.rows)
     ]
     head = f"<tr>{''.join(cell(name, 'th') for name in grid.columns)}</tr>"
     notes = "".join(f"<li>{html.escape(note)}</li>\n" for note in grid.notes)
-    body = "\n".join(rows)
+    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
     return (
         f"<table>\n<caption>{html.escape(grid.title)}</caption>\n<thead>\n{head}\n</thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"
         f"<ul>\n{notes}</ul>\n"

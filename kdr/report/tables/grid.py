@@ -1,4 +1,6 @@
-"""A table ready to be written in any format: rows of texts and numbers, and the one rule for digits."""
+"""A table ready to be written in any format: rows of texts and numbers, and the one rule for
+digits.
+"""
 
 import math
 from collections.abc import Iterable
@@ -9,7 +11,9 @@ Cell = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class Grid:
-    """Rows of cells under named columns. Numbers are written in full; what is to be rounded is text already."""
+    """Rows of cells under named columns. Numbers are written in full; what is to be rounded is text
+    already.
+    """
 
     title: str
     columns: tuple[str, ...]
@@ -32,8 +36,8 @@ def cell_text(value: Cell) -> str:
 def decimals(sds: Iterable[float | None], default: int = 1) -> int:
     """Decimals of a column: its standard deviation keeps one digit, or two if it begins with 1.
 
-    That of a column is the root of the mean square over its rows. So 39.812 with 0.27 is shown as 39.8, and with 0.14 as 39.81;
-    without a standard deviation there are `default` decimals.
+    That of a column is the root of the mean square over its rows. So 39.812 with 0.27 is shown as
+    39.8, and with 0.14 as 39.81; without a standard deviation there are `default` decimals.
     """
     known = [sd for sd in sds if sd is not None and sd > 0]
     if not known:
@@ -58,7 +62,11 @@ def mean_sd(mean: float | None, sd: float | None, digits: int) -> str:
 
 def interval(low_high: tuple[float, float] | None, digits: int) -> str:
     """`[0.3, 1.2]`; empty for None."""
-    return "" if low_high is None else f"[{number(low_high[0], digits)}, {number(low_high[1], digits)}]"
+    return (
+        ""
+        if low_high is None
+        else f"[{number(low_high[0], digits)}, {number(low_high[1], digits)}]"
+    )
 
 
 def p_value(p: float | None, level: float = 0.05) -> str:

@@ -26,7 +26,9 @@ _ESCAPES = {
     "−": r"$-$",
 }
 _BACK = {
-    (command if letter == "$" else command.replace("$", "")): letter for letter, command in _ESCAPES.items() if letter != "−"
+    (command if letter == "$" else command.replace("$", "")): letter
+    for letter, command in _ESCAPES.items()
+    if letter != "−"
 }
 _COMMAND = re.compile("|".join(map(re.escape, sorted(_BACK, key=len, reverse=True))))
 
@@ -37,8 +39,18 @@ def latex_text(grid: Grid) -> str:
     Args:
         grid: the table.
     """
-    lines = [r"% needs \usepackage{booktabs}", r"\begin{table}[t]", r"\centering", rf"\caption{{{escaped(grid.title)}}}"]
-    lines += [rf"\begin{{tabular}}{{l{'r' * (len(grid.columns) - 1)}}}", r"\toprule", _row(grid.columns), r"\midrule"]
+    lines = [
+        r"% needs \usepackage{booktabs}",
+        r"\begin{table}[t]",
+        r"\centering",
+        rf"\caption{{{escaped(grid.title)}}}",
+    ]
+    lines += [
+        rf"\begin{{tabular}}{{l{'r' * (len(grid.columns) - 1)}}}",
+        r"\toprule",
+        _row(grid.columns),
+        r"\midrule",
+    ]
     for index, row in enumerate(grid.rows):
         if index in grid.rules:
             lines.append(r"\midrule")
@@ -52,7 +64,8 @@ def latex_text(grid: Grid) -> str:
 
 
 def latex_cells(text: str) -> list[list[str]]:
-    """The texts in the cells of the first `tabular` of a file, rules, numbers' dollars and bold type taken away.
+    """The texts in the cells of the first `tabular` of a file, rules, numbers' dollars and bold
+    type taken away.
 
     Raises:
         ValueError: if there is no `tabular`.
@@ -61,7 +74,11 @@ def latex_cells(text: str) -> list[list[str]]:
     if body is None:
         raise ValueError("no tabular")
     content = re.sub(r"(?<!\\)%.*", "", body[1])
-    content = re.sub(r"\\(?:toprule|midrule|bottomrule|addlinespace|hline|cmidrule(?:\([^)]*\))?\{[^}]*\})", "", content)
+    content = re.sub(
+        r"\\(?:toprule|midrule|bottomrule|addlinespace|hline|cmidrule(?:\([^)]*\))?\{[^}]*\})",
+        "",
+        content,
+    )
     rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?", content) if row.strip()]
     return [[_plain(cell) for cell in re.split(r"(?<!\\)&", row)] for row in rows]
 
@@ -84,7 +101,9 @@ def _cell(text: str, bold: bool) -> str:
 
 def _plain(cell: str) -> str:
     cell = cell.strip()
-    while (inner := re.fullmatch(r"\\(?:textbf|emph|underline)\{(.*)\}", cell, re.DOTALL)) is not None:
+    while (
+        inner := re.fullmatch(r"\\(?:textbf|emph|underline)\{(.*)\}", cell, re.DOTALL)
+    ) is not None:
         cell = inner[1].strip()
     cell = re.sub(r"(?<!\\)\$", "", cell)
     return _COMMAND.sub(lambda match: _BACK[match[0]], cell)

@@ -1,4 +1,6 @@
-"""A table as it was asked for: plain values from which it can be computed again, today or when someone doubts it."""
+"""A table as it was asked for: plain values from which it can be computed again, today or when
+someone doubts it.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -24,7 +26,8 @@ class TableRequest:
     study: str
     kind: Kind
     metrics: tuple[str, ...] = ()
-    """Measures to show; the study's own if empty. A pivot, a ranking and a table by settings show the first."""
+    """Measures to show; the study's own if empty. A pivot, a ranking and a table by settings show
+    the first."""
     paths: tuple[str, ...] = ()
     """Settings: those to group by, or the two of a pivot."""
     other: str | None = None
@@ -44,14 +47,20 @@ def request_from(source: Mapping[str, Any]) -> TableRequest:
         ConfigError: if it is none.
     """
     values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in source.items() if name != "format"
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in source.items()
+        if name != "format"
     }
     try:
         request = TableRequest(**values)
     except TypeError as error:
-        raise ConfigError(f"TABLE: its source must be that of a table of this version, got {error}") from error
+        raise ConfigError(
+            f"TABLE: its source must be that of a table of this version, got {error}"
+        ) from error
     if request.kind not in get_args(Kind):
-        raise ConfigError(f"TABLE: its source must be one of {', '.join(get_args(Kind))}, got {request.kind!r}")
+        raise ConfigError(
+            f"TABLE: its source must be one of {', '.join(get_args(Kind))}, got {request.kind!r}"
+        )
     return request
 
 
@@ -80,7 +89,10 @@ def requested_grid(request: TableRequest, read: Callable[[str], Log], *, in_full
     if request.kind == "ranking":
         trials = ranking(log, request.study, metric)
         columns, rows = ranking_rows(trials, metric)
-        counts = ", ".join(f"{count} {state}" for state, count in count_states(trials).items()) or "no trials"
+        counts = (
+            ", ".join(f"{count} {state}" for state, count in count_states(trials).items())
+            or "no trials"
+        )
         title = f"{request.study}: trials by {metric} of their last epoch ({counts})"
         return Grid(title, tuple(columns), _rounded(rows, in_full))
     found = settings_table(log, request.study, request.paths, metric)
@@ -94,17 +106,24 @@ def requested_grid(request: TableRequest, read: Callable[[str], Log], *, in_full
 def _pivot(request: TableRequest, found: SettingsTable) -> Grid:
     """Means by two settings: the first down, the second across."""
     measure = measure_of(found.metric)
-    down, across = (sorted({row.settings[axis] for row in found.rows}, key=_order) for axis in (0, 1))
+    down, across = (
+        sorted({row.settings[axis] for row in found.rows}, key=_order) for axis in (0, 1)
+    )
     digits = decimals(row.sd and row.sd * measure.scale for row in found.rows)
     texts = {
-        row.settings: f"{mean_sd(row.mean * measure.scale, row.sd and row.sd * measure.scale, digits)} (n={row.n})"
+        row.settings: (
+            f"{mean_sd(row.mean * measure.scale, row.sd and row.sd * measure.scale, digits)} "
+            f"(n={row.n})"
+        )
         for row in found.rows
     }
     first, second = request.paths
     return Grid(
         title=f"{request.study}: {measure.title} by {first} (down) and {second} (across)",
         columns=(first, *(_text(value) for value in across)),
-        rows=tuple((_text(one), *(texts.get((one, other), "") for other in across)) for one in down),
+        rows=tuple(
+            (_text(one), *(texts.get((one, other), "") for other in across)) for one in down
+        ),
         notes=(f"{AP_IN_PERCENT} ±: standard deviation over trials.", *found.notes),
     )
 

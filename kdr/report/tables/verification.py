@@ -41,7 +41,8 @@ def verified(text: str, read: Callable[[str], Log]) -> Verification:
         read: gives the log of a study.
 
     Raises:
-        ConfigError: if the file does not say where it comes from, or the log has no such table any more.
+        ConfigError: if the file does not say where it comes from, or the log has no such table any
+            more.
     """
     table = read_written(text)
     request = request_from(table.source)
@@ -58,7 +59,9 @@ def verified(text: str, read: Callable[[str], Log]) -> Verification:
 
 
 def _by_name(cells: Sequence[Sequence[str]]) -> dict[tuple[str, int, str], str]:
-    """Cells by the name of their row, its number among rows of that name, and the name of their column."""
+    """Cells by the name of their row, its number among rows of that name, and the name of their
+    column.
+    """
     head, *rows = cells or [()]
     seen: Counter[str] = Counter()
     named = {}
@@ -66,12 +69,16 @@ def _by_name(cells: Sequence[Sequence[str]]) -> dict[tuple[str, int, str], str]:
         label = row[0] if row else ""
         seen[label] += 1
         for place, text in enumerate(row):
-            named[label, seen[label], head[place] if place < len(head) else f"column {place + 1}"] = text
+            named[
+                label, seen[label], head[place] if place < len(head) else f"column {place + 1}"
+            ] = text
     return named
 
 
 def _is_equal(one: str | None, other: str | None) -> bool:
-    """Whether two cells say the same; numbers in full may differ by what another machine's rounding does."""
+    """Whether two cells say the same; numbers in full may differ by what another machine's rounding
+    does.
+    """
     if one is None or other is None or one == other:
         return one == other
     try:

@@ -1,4 +1,6 @@
-"""The request to end one running trial: a file in the trial's folder, which its process looks for after each epoch."""
+"""The request to end one running trial: a file in the trial's folder, which its process looks for
+after each epoch.
+"""
 
 from kdr.storage.files import written_aside
 from kdr.storage.layout import Storage
@@ -9,7 +11,9 @@ CANCELLED = "cancelled"
 
 
 def ask_to_end(storage: Storage, key: str, reason: str) -> None:
-    """Asks the process that runs a trial, on whatever machine, to end it after its present epoch."""
+    """Asks the process that runs a trial, on whatever machine, to end it after its present
+    epoch.
+    """
     with written_aside(storage.cancellation(key)) as aside:
         aside.write_text(reason, encoding="utf-8")
 

@@ -1,4 +1,6 @@
-"""A trial that leaves its rows in the log: the same for a sweep's actor, a teacher, and the command `train`."""
+"""A trial that leaves its rows in the log: the same for a sweep's actor, a teacher, and the command
+`train`.
+"""
 
 import contextlib
 import logging
@@ -46,23 +48,27 @@ class LoggedTrial:
     parameters: str | None = None
     trials_known: int | None = None
     num_gpus: float | None = None
-    """GPUs that it holds; None for a teacher that is trained within its student's attempt, which holds them."""
+    """GPUs that it holds; None for a teacher that is trained within its student's attempt, which
+    holds them."""
     attempt: int = 0
     """Counts from 1, over all runs of this key."""
     reached: dict[str, Any] = field(default_factory=dict)
-    """Columns of the trial's next event: last epoch, its metrics, the best epoch, seconds so far."""
+    """Columns of the trial's next event: last epoch, its metrics, the best epoch, seconds so
+    far."""
 
     _where: dict[str, Any] = field(default_factory=dict)
 
     def epochs(self, engine: Engine) -> Iterator[EpochMetrics]:
         """Iterates over the trial's epochs, each of which is in the log before it is yielded.
 
-        A teacher that the study trains and that nobody has trained yet is trained first. After an error of memory a trial of
-        `micro_batch: auto` goes on with fewer images at a time, as its next attempt: from its first epoch, as after any resume.
+        A teacher that the study trains and that nobody has trained yet is trained first. After an
+        error of memory a trial of `micro_batch: auto` goes on with fewer images at a time, as its
+        next attempt: from its first epoch, as after any resume.
 
         Raises:
             TrialFailure: when the trial cannot go on; its event is in the log by then.
-            ProcessLostError: when a process died that trained it; the trial can go on from its checkpoint.
+            ProcessLostError: when a process died that trained it; the trial can go on from its
+                checkpoint.
         """
         while (yield from self._attempt(engine)):
             release_memory()
@@ -104,29 +110,44 @@ class LoggedTrial:
                         self._where = dict(engine.where)
                         self._note(metrics)
                         if metrics.is_last:
-                            self.event("completed", weights=self.storage.name_of(folder / "student.pt"))
+                            self.event(
+                                "completed", weights=self.storage.name_of(folder / "student.pt")
+                            )
                             next(epochs, None)  # only now is its checkpoint not needed any more
                         elif (reason := asked_to_end(self.storage, self.trial.key)) is not None:
                             raise TrialFailure(CANCELLED, reason)
                         yield metrics
             except OutOfMemory as failure:
                 with storage_errors(folder):
-                    smaller = patiently(partial(halve_micro_batch, self.trial, self.storage, failure))
+                    smaller = patiently(
+                        partial(halve_micro_batch, self.trial, self.storage, failure)
+                    )
                 if smaller is None:
                     raise
-                reason = f"out of memory with {failure.num_images} images at a time; goes on with {smaller}"
+                reason = (
+                    f"out of memory with {failure.num_images} images at a time; goes on with "
+                    f"{smaller}"
+                )
                 _log.warning("trial %s: %s", self.trial.key, reason)
-                self.event("interrupted", failure_kind=failure.kind, reason=reason, traceback=traceback.format_exc())
+                self.event(
+                    "interrupted",
+                    failure_kind=failure.kind,
+                    reason=reason,
+                    traceback=traceback.format_exc(),
+                )
                 return True
         return False
 
     def _prepare(self) -> str | None:
-        """Makes the trial's folder ready for its next attempt; says what became of a checkpoint that it cannot go on from."""
+        """Makes the trial's folder ready for its next attempt; says what became of a checkpoint
+        that it cannot go on from.
+        """
         key, folder = self.trial.key, self.storage.trial(self.trial.key)
         folder.mkdir(parents=True, exist_ok=True)
         remove_orphans(folder)
         if not self.attempt:
-            self.storage.cancellation(key).unlink(missing_ok=True)  # it was meant for an attempt before this object's
+            # it was meant for an attempt before this object's
+            self.storage.cancellation(key).unlink(missing_ok=True)
         _drop_excluded(self.storage, key)
         torn = _torn_checkpoint_moved(self.storage, key)
         self.attempt, self.reached = _next_attempt(self.storage, key), {}
@@ -134,7 +155,9 @@ class LoggedTrial:
 
     def _note(self, metrics: EpochMetrics) -> None:
         found = metrics.evaluation.metrics if metrics.evaluation else None
-        values: dict[str, Any] = {} if found is None else {name: found.get(name) for name in METRICS}
+        values: dict[str, Any] = (
+            {} if found is None else {name: found.get(name) for name in METRICS}
+        )
         self.log.epoch(
             EpochRow(
                 **values,
@@ -158,7 +181,9 @@ class LoggedTrial:
             )
         )
         self.reached |= {"epoch": metrics.epoch, **values}
-        self.reached["seconds"] = self.reached.get("seconds", 0.0) + metrics.seconds + metrics.eval_seconds
+        self.reached["seconds"] = (
+            self.reached.get("seconds", 0.0) + metrics.seconds + metrics.eval_seconds
+        )
         ap = values.get("AP")
         if ap is not None and ap > self.reached.get("best_AP", -1.0):
             self.reached |= {"best_epoch": metrics.epoch, "best_AP": ap}
@@ -170,21 +195,35 @@ class LoggedTrial:
         except ProcessLostError:
             raise  # as if this process had died: whoever runs it decides whether the trial goes on
         except StorageError:
-            raise  # not the trial's fault, and the log cannot be written either: the study ends, and the same command continues
+            # not the trial's fault, and the log cannot be written either: the study ends, and the
+            # same command continues
+            raise
         except TrialFailure as failure:
             if failure.kind == CANCELLED:
                 self.event("cancelled", reason=failure.reason)
                 raise
-            self.event("failed", failure_kind=failure.kind, reason=failure.reason, traceback=traceback.format_exc())
+            self.event(
+                "failed",
+                failure_kind=failure.kind,
+                reason=failure.reason,
+                traceback=traceback.format_exc(),
+            )
             raise
         except Exception as error:
             kind = "bad_input" if isinstance(error, KdrError) else "error"
-            self.event("failed", failure_kind=kind, reason=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+            self.event(
+                "failed",
+                failure_kind=kind,
+                reason=f"{type(error).__name__}: {error}",
+                traceback=traceback.format_exc(),
+            )
             raise
 
 
 def train_missing_teacher(trial: Trial, log: LogWriter, storage: Storage, engine: Engine) -> None:
-    """Trains the teacher of a trial if the study is to train it and nobody has. Processes that need the same one wait."""
+    """Trains the teacher of a trial if the study is to train it and nobody has. Processes that need
+    the same one wait.
+    """
     teacher = teacher_of(trial)
     if teacher is None or has_weights(teacher, storage):
         return
@@ -200,7 +239,9 @@ def train_missing_teacher(trial: Trial, log: LogWriter, storage: Storage, engine
 
 
 def teacher_of(trial: Trial) -> Trial | None:
-    """The trial that trains a trial's teacher; None where the teacher has weights or is not needed."""
+    """The trial that trains a trial's teacher; None where the teacher has weights or is not
+    needed.
+    """
     config = trial.config.teacher_trial()
     if config is None:
         return None
@@ -210,11 +251,15 @@ def teacher_of(trial: Trial) -> Trial | None:
 
 def has_weights(trial: Trial, storage: Storage) -> bool:
     """Whether a trial's student has been trained and kept, and is not excluded."""
-    return (storage.trial(trial.key) / "student.pt").exists() and not storage.begin_anew(trial.key).exists()
+    return (storage.trial(trial.key) / "student.pt").exists() and not storage.begin_anew(
+        trial.key
+    ).exists()
 
 
 def _drop_excluded(storage: Storage, key: str) -> None:
-    """Removes what earlier attempts at an excluded trial have left, so that it is trained from its first epoch."""
+    """Removes what earlier attempts at an excluded trial have left, so that it is trained from its
+    first epoch.
+    """
     mark = storage.begin_anew(key)
     if mark.exists():
         storage.forget_weights(key)
@@ -222,7 +267,9 @@ def _drop_excluded(storage: Storage, key: str) -> None:
 
 
 def _torn_checkpoint_moved(storage: Storage, key: str) -> str | None:
-    """Moves a damaged checkpoint into the quarantine, and says so. Its trial begins anew, and computes the same again."""
+    """Moves a damaged checkpoint into the quarantine, and says so. Its trial begins anew, and
+    computes the same again.
+    """
     checkpoint = storage.trial(key) / "checkpoint.pt"
     what = what_is_torn(checkpoint) if checkpoint.exists() else None
     if what is None:
@@ -232,7 +279,9 @@ def _torn_checkpoint_moved(storage: Storage, key: str) -> str | None:
 
 
 def num_attempts(storage: Storage, key: str) -> int:
-    """How often a trial has been begun. Counted in its folder: a crashed trial is repeated before the log is read again."""
+    """How often a trial has been begun. Counted in its folder: a crashed trial is repeated before
+    the log is read again.
+    """
     path = _attempts(storage, key)
     return int(path.read_text()) if path.exists() else 0
 

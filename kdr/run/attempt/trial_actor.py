@@ -1,4 +1,6 @@
-"""The Ray Tune trainable of a study: one actor trains one trial after another and keeps what they share."""
+"""The Ray Tune trainable of a study: one actor trains one trial after another and keeps what they
+share.
+"""
 
 import json
 import math
@@ -20,7 +22,8 @@ from kdr.storage.layout import Storage
 from kdr.training.metrics import EpochMetrics
 
 STORAGE = "storage"
-"""Kind under which a trial tells Tune that its files cannot be written. It has not failed: the study ends, and can go on."""
+"""Kind under which a trial tells Tune that its files cannot be written. It has not failed: the
+study ends, and can go on."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,16 @@ class ActorSettings:
     role: Role = "student"
     """"teacher" for the actor that trains the study's teacher."""
     may_be_stopped: bool = False
-    """Whether the driver stops trials early: each epoch may be the last, and must be in the log before the driver says so."""
+    """Whether the driver stops trials early: each epoch may be the last, and must be in the log
+    before the driver says so."""
 
 
 def tune_config(
-    trial: Trial, *, parameters: dict[str, Any] | None = None, trials_known: int | None = None, attempts_before: int = 0
+    trial: Trial,
+    *,
+    parameters: dict[str, Any] | None = None,
+    trials_known: int | None = None,
+    attempts_before: int = 0,
 ) -> dict[str, Any]:
     """One trial as plain values, for Tune's `config`; the actor reads it with `trial_from`.
 
@@ -48,7 +56,8 @@ def tune_config(
         trial: the trial.
         parameters: what the study chose for it, by path.
         trials_known: how many ended trials the sampler knew when it suggested this one.
-        attempts_before: attempts at it in earlier runs; what a later one has ended is not to be done again.
+        attempts_before: attempts at it in earlier runs; what a later one has ended is not to be
+            done again.
     """
     return {
         "trial": {
@@ -75,10 +84,12 @@ def trial_from(config: dict[str, Any]) -> Trial:
 
 
 class TrialActor(tune.Trainable):
-    """Trains trials one after another, in this process or on a gang of workers; data set and teacher stay open between them.
+    """Trains trials one after another, in this process or on a gang of workers; data set and
+    teacher stay open between them.
 
-    A trial that fails by itself (NaN, out of memory, bad data) ends as done, with `failed` in its result: the actor lives on.
-    A process that dies, this one or one of the gang, is started again by Tune, and the trial goes on from its checkpoint.
+    A trial that fails by itself (NaN, out of memory, bad data) ends as done, with `failed` in its
+    result: the actor lives on. A process that dies, this one or one of the gang, is started again
+    by Tune, and the trial goes on from its checkpoint.
     """
 
     # `tune.with_parameters` hands over the settings
@@ -91,7 +102,9 @@ class TrialActor(tune.Trainable):
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Takes the next trial. The one before has ended or was stopped; its checkpoint was written before its last report."""
+        """Takes the next trial. The one before has ended or was stopped; its checkpoint was written
+        before its last report.
+        """
         self._end()
         self._begin(new_config)
         return True
@@ -110,8 +123,21 @@ class TrialActor(tune.Trainable):
             self._log.flush()
             raise
         except Exception as error:
-            failure = error.kind if isinstance(error, TrialFailure) else STORAGE if isinstance(error, StorageError) else "error"
-            return {**self._reached(), "shown": shown, "done": True, "failed": failure, "reason": str(error), **_no_metrics()}
+            failure = (
+                error.kind
+                if isinstance(error, TrialFailure)
+                else STORAGE
+                if isinstance(error, StorageError)
+                else "error"
+            )
+            return {
+                **self._reached(),
+                "shown": shown,
+                "done": True,
+                "failed": failure,
+                "reason": str(error),
+                **_no_metrics(),
+            }
         assert metrics.evaluation is not None
         values = {name: metrics.evaluation.metrics.get(name, math.nan) for name in _no_metrics()}
         return {**self._reached(), "shown": shown, "done": metrics.is_last, **values}
@@ -144,12 +170,18 @@ class TrialActor(tune.Trainable):
             self._settings.storage.forget_progress(given["key"])
 
     def _ended_in_this_run(self, attempts_before: int) -> TrialState | None:
-        """The end of a trial whose process died after it had logged it, and before Tune heard of it."""
+        """The end of a trial whose process died after it had logged it, and before Tune heard of
+        it.
+        """
         storage, key = self._settings.storage, self._trial.trial.key
         if num_attempts(storage, key) <= attempts_before:
             return None
         state = read_log(storage, self._settings.study).states().get(key)
-        ended = state is not None and state.attempt > attempts_before and state.state in ("completed", "failed", "cancelled")
+        ended = (
+            state is not None
+            and state.attempt > attempts_before
+            and state.state in ("completed", "failed", "cancelled")
+        )
         return state if ended else None
 
     def _end(self) -> None:
@@ -173,7 +205,9 @@ def _engine(settings: ActorSettings) -> Engine:
         import torch
 
         torch.set_num_threads(max(1, math.floor(resources.cpus_per_worker)))
-        return InlineEngine(settings.storage, loader_workers=resources.loader_workers, silence_s=settings.silence_s)
+        return InlineEngine(
+            settings.storage, loader_workers=resources.loader_workers, silence_s=settings.silence_s
+        )
     from kdr.run.engine.gang import Gang, GangSettings
 
     size = GangSettings(
@@ -190,7 +224,11 @@ def _engine(settings: ActorSettings) -> Engine:
 def _result_of(state: TrialState) -> dict[str, Any]:
     """What Tune is told of a trial whose end is in the log."""
     metrics = {name: math.nan if value is None else value for name, value in state.metrics.items()}
-    reached = {"epoch": state.epoch, "attempt": state.attempt, "reached": {"epoch": state.epoch, **state.metrics}}
+    reached = {
+        "epoch": state.epoch,
+        "attempt": state.attempt,
+        "reached": {"epoch": state.epoch, **state.metrics},
+    }
     if state.state == "completed":
         return {**reached, "shown": [], "done": True, **metrics}
     failure = {"failed": state.last.failure_kind or state.state, "reason": state.last.reason or ""}

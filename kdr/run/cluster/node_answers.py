@@ -1,4 +1,6 @@
-"""What a node of a cluster says of itself before a study starts there. Runs on that node; `kdr.run.cluster.node_findings` judges it."""
+"""What a node of a cluster says of itself before a study starts there. Runs on that node;
+`kdr.run.cluster.node_findings` judges it.
+"""
 
 import contextlib
 import hashlib
@@ -108,15 +110,22 @@ def remove_marks(folder: StoredPath, marks: Iterable[str]) -> None:
 
 
 def versions_here() -> dict[str, str]:
-    """Versions of what trials are computed with: Python, kdr with a hash of its code, `COMPARED`."""
+    """Versions of what trials are computed with: Python, kdr with a hash of its code,
+    `COMPARED`.
+    """
     code = f"{kdr.__version__} (code {_code_id()})"
-    return {"python": platform.python_version(), "kdr": code} | {name: version_of(name) for name in COMPARED}
+    return {"python": platform.python_version(), "kdr": code} | {
+        name: version_of(name) for name in COMPARED
+    }
 
 
 def gpu_memory_from(text: str) -> tuple[GpuMemory, ...]:
     """Reads what nvidia-smi prints as CSV: name, free and total MiB."""
     rows = [line.rsplit(", ", 2) for line in text.splitlines() if line.strip()]
-    return tuple(GpuMemory(name, float(free) / _MIB_PER_GIB, float(total) / _MIB_PER_GIB) for name, free, total in rows)
+    return tuple(
+        GpuMemory(name, float(free) / _MIB_PER_GIB, float(total) / _MIB_PER_GIB)
+        for name, free, total in rows
+    )
 
 
 def _code_id() -> str:
@@ -130,7 +139,9 @@ def _code_id() -> str:
 def _contents(questions: Questions) -> tuple[dict[str, str], tuple[str, ...]]:
     numbered = len(questions.data) > 1
     asked: dict[str, Callable[[], str]] = {
-        f"data set {number}" if numbered else "data": partial(data_fingerprint, data, questions.storage)
+        f"data set {number}" if numbered else "data": partial(
+            data_fingerprint, data, questions.storage
+        )
         for number, data in enumerate(questions.data, 1)
     }
     asked |= {source: partial(content_id, source) for source in questions.weights}
@@ -170,7 +181,11 @@ def _num_gpus_usable() -> int:
 
 def _gpu_memory() -> tuple[GpuMemory, ...]:
     """Asks the driver, not torch, which would take hundreds of MiB from trials that run there."""
-    asked = ["nvidia-smi", "--query-gpu=name,memory.free,memory.total", "--format=csv,noheader,nounits"]
+    asked = [
+        "nvidia-smi",
+        "--query-gpu=name,memory.free,memory.total",
+        "--format=csv,noheader,nounits",
+    ]
     try:
         found = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -18,7 +18,9 @@ def provenance() -> dict[str, Any]:
     return {
         "commit": commit,
         "dirty": dirty,
-        "versions": {"python": platform.python_version()} | {name: version_of(name) for name in PACKAGES},
+        "versions": (
+            {"python": platform.python_version()} | {name: version_of(name) for name in PACKAGES}
+        ),
         "host": socket.gethostname(),
         "device": _device(),
     }
@@ -27,11 +29,16 @@ def provenance() -> dict[str, Any]:
 def _commit() -> tuple[str | None, bool | None]:
     folder = Path(__file__).parent
     try:
-        run = functools.partial(subprocess.run, cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+        run = functools.partial(
+            subprocess.run, cwd=folder, capture_output=True, text=True, timeout=10, check=True
+        )
         if not run(["git", "ls-files", "--", Path(__file__).name]).stdout:
-            return None, None  # an installed copy that happens to lie inside someone else's repository
+            # an installed copy that happens to lie inside someone else's repository
+            return None, None
         commit = run(["git", "rev-parse", "HEAD"]).stdout.strip()
-        return commit, bool(run(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip())
+        return commit, bool(
+            run(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
+        )
     except (OSError, subprocess.SubprocessError):
         return None, None
 

@@ -54,7 +54,8 @@ Node = Mapping[str, float]
 
 @contextlib.contextmanager
 def ray_session(address: str | None, *, send_code: bool = False) -> Iterator[None]:
-    """Ray, running: a local one of this process's own, or the cluster at `address`. Shut down at the end.
+    """Ray, running: a local one of this process's own, or the cluster at `address`. Shut down at
+    the end.
 
     Args:
         address: `HOST:PORT` of a cluster's head, or `auto`; this machine must be one of its nodes.
@@ -70,12 +71,17 @@ def ray_session(address: str | None, *, send_code: bool = False) -> Iterator[Non
 
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # a full disk, which kdr tells of itself, shows here first, with a traceback; what is saved there is never read
+    # a full disk, which kdr tells of itself, shows here first, with a traceback; what is saved
+    # there is never read
     logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
     started = not ray.is_initialized()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if started:
-        with warnings.catch_warnings(), _processes_in_groups_of_their_own(), tempfile.TemporaryDirectory() as code:
+        with (
+            warnings.catch_warnings(),
+            _processes_in_groups_of_their_own(),
+            tempfile.TemporaryDirectory() as code,
+        ):
             warnings.simplefilter("ignore")
             try:
                 ray.init(
@@ -100,9 +106,11 @@ def ray_session(address: str | None, *, send_code: bool = False) -> Iterator[Non
 
 @contextlib.contextmanager
 def _processes_in_groups_of_their_own() -> Iterator[None]:
-    """Keeps a signal to this process's group, as `timeout` and a closed terminal send it, from Ray's own processes.
+    """Keeps a signal to this process's group, as `timeout` and a closed terminal send it, from
+    Ray's own processes.
 
-    They would die of it at once, and this process with them, before it has ended anything in good order.
+    They would die of it at once, and this process with them, before it has ended anything in good
+    order.
     """
     services: Any = importlib.import_module("ray._private.services")
     popen = services.ConsolePopen
@@ -116,8 +124,8 @@ def _processes_in_groups_of_their_own() -> Iterator[None]:
 def local_ray_ends(within_s: float = 1.0) -> bool:
     """Whether a process of the Ray that this one has started ends within a second.
 
-    So it does where SIGTERM has come to every process of a machine or a container. Whoever then asks anything of Ray waits
-    for a minute, or is ended by Ray itself.
+    So it does where SIGTERM has come to every process of a machine or a container. Whoever then
+    asks anything of Ray waits for a minute, or is ended by Ray itself.
     """
     from ray._private.worker import _global_node
 
@@ -130,17 +138,21 @@ def local_ray_ends(within_s: float = 1.0) -> bool:
 
 
 def job_runtime_env(code: Path | None) -> dict[str, Any]:
-    """What every process of the job gets, in addition to what `ray job submit` was given, which stays as it is.
+    """What every process of the job gets, in addition to what `ray job submit` was given, which
+    stays as it is.
 
     Args:
-        code: an empty folder that takes this kdr, for Ray to send, unless the job has sent a working_dir; None sends nothing.
+        code: an empty folder that takes this kdr, for Ray to send, unless the job has sent a
+            working_dir; None sends nothing.
     """
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
     given = job.get("env_vars") or {}
-    variables = {name: value for name, value in QUIET.items() if name not in given}  # Ray refuses to be told one twice
+    # Ray refuses to be told one twice
+    variables = {name: value for name, value in QUIET.items() if name not in given}
     if code is None or "working_dir" in job:
         return {"env_vars": variables}
-    # as working_dir and not as py_modules, before which the folder of the driver's script would be searched
+    # as working_dir and not as py_modules, before which the folder of the driver's script would be
+    # searched
     package = Path(kdr.__file__).parent
     shutil.copytree(package, code / package.name, ignore=shutil.ignore_patterns("__pycache__"))
     return {"env_vars": variables, "working_dir": str(code)}
@@ -154,8 +166,8 @@ def _check_reachable(address: str | None) -> None:
     if not host or not port.isdigit() or "/" in host or port in _OTHER_PORTS:
         what = _OTHER_PORTS.get(port, "another form")
         raise ResourcesError(
-            f"--address: must be HOST:PORT of a cluster's head, as `ray start --head` prints it, or auto, got {address}: {what}. "
-            f"{_FROM_ELSEWHERE}"
+            "--address: must be HOST:PORT of a cluster's head, as `ray start --head` prints it, "
+            f"or auto, got {address}: {what}. {_FROM_ELSEWHERE}"
         )
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
@@ -166,8 +178,9 @@ def _check_reachable(address: str | None) -> None:
 def _not_joined(address: str, error: Exception) -> ResourcesError:
     reason = " ".join(str(error).split())
     return ResourcesError(
-        f"--address: needs a running Ray cluster of which this machine is a node, got {address} ({reason}). "
-        f"Try --address auto; where the cluster asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN. {_FROM_ELSEWHERE}"
+        f"--address: needs a running Ray cluster of which this machine is a node, got {address} "
+        f"({reason}). Try --address auto; where the cluster asks for a token, set "
+        f"RAY_AUTH_MODE=token and RAY_AUTH_TOKEN. {_FROM_ELSEWHERE}"
     )
 
 
@@ -175,7 +188,9 @@ def resolved(resources: Resources, nodes: Sequence[Node]) -> Resources:
     """Resources with `auto` GPUs as a number: one per worker where there are any."""
     if resources.gpus_per_worker != "auto":
         return resources
-    return resources.with_changes(gpus_per_worker=1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0)
+    return resources.with_changes(
+        gpus_per_worker=1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
+    )
 
 
 def num_gpus_of(resources: Resources) -> float:
@@ -197,10 +212,13 @@ def num_concurrent(resources: Resources, nodes: Sequence[Node]) -> int:
     workers_that_fit = sum(num_workers(node, resources) for node in nodes)
     num_trials = workers_that_fit // resources.workers
     if num_trials < 1:
-        found = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+        found = ", ".join(
+            f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes
+        )
         raise ResourcesError(
-            f"resources: one trial needs {needs(resources)}, got nodes with {found}: room for {workers_that_fit} workers. "
-            "Lower resources.cpus_per_worker, resources.gpus_per_worker or resources.workers, or name a cluster with --address"
+            f"resources: one trial needs {needs(resources)}, got nodes with {found}: room for "
+            f"{workers_that_fit} workers. Lower resources.cpus_per_worker, "
+            "resources.gpus_per_worker or resources.workers, or name a cluster with --address"
         )
     return min(num_trials, resources.max_concurrent or num_trials)
 
@@ -209,16 +227,23 @@ def needs(resources: Resources) -> str:
     """What one trial takes, in words; of resources with a number of GPUs."""
     assert resources.gpus_per_worker != "auto"
     each = f"{resources.cpus_per_worker:g} CPUs and {resources.gpus_per_worker:g} GPUs"
-    return f"{resources.workers} workers with {each} each" if resources.workers > 1 else f"{each} on one node"
+    return (
+        f"{resources.workers} workers with {each} each"
+        if resources.workers > 1
+        else f"{each} on one node"
+    )
 
 
 def num_workers(node: Node, resources: Resources) -> int:
-    """How many workers fit on a node, or on what is free of one. A fraction of a GPU is always of one GPU."""
+    """How many workers fit on a node, or on what is free of one. A fraction of a GPU is always of
+    one GPU.
+    """
     gpus, cpus = resources.gpus_per_worker, resources.cpus_per_worker
     assert gpus != "auto"
     fit = math.floor(node.get("CPU", 0.0) / cpus + _ROUNDING)
     if gpus:
-        whole, part = divmod(node.get("GPU", 0.0) + _ROUNDING, 1)  # a part is what others have left of one
+        # a part is what others have left of one
+        whole, part = divmod(node.get("GPU", 0.0) + _ROUNDING, 1)
         shared = whole * math.floor(1 / gpus + _ROUNDING) + math.floor(part / gpus + _ROUNDING)
         fit = min(fit, int(shared) if gpus < 1 else math.floor(whole / gpus))
     return fit

@@ -1,4 +1,6 @@
-"""Whether every node of the cluster that was joined is ready for a study: each is asked, and its answer judged."""
+"""Whether every node of the cluster that was joined is ready for a study: each is asked, and its
+answer judged.
+"""
 
 import time
 import uuid
@@ -26,7 +28,8 @@ from kdr.storage.layout import Storage
 from kdr.training.findings import Finding
 
 ANSWER_WITHIN_S = 120.0
-"""Time in which a node must answer: it starts a process, and may have to look at every file of a data set."""
+"""Time in which a node must answer: it starts a process, and may have to look at every file of a
+data set."""
 _DASHBOARD_WITHIN_S = 5
 
 
@@ -53,7 +56,10 @@ def cluster_findings(study: Study | None, storage: Storage) -> Iterator[Finding]
         storage: what every node must be able to write, and see what the others wrote.
     """
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
-    names = {key: f"{node['NodeManagerAddress']} ({node['NodeManagerHostname']})" for key, node in nodes.items()}
+    names = {
+        key: f"{node['NodeManagerAddress']} ({node['NodeManagerHostname']})"
+        for key, node in nodes.items()
+    }
     questions = Questions(
         storage,
         storage.marks(uuid.uuid4().hex[:12]),
@@ -77,30 +83,54 @@ def _asked(
     """Node -> its answer; name of a node -> the nodes whose marks it cannot read."""
     until = time.monotonic() + ANSWER_WITHIN_S
     given = {
-        node: (names[node], questions, {"mark": node, "num_gpus": int(nodes[node]["Resources"].get("GPU", 0))}) for node in nodes
+        node: (
+            names[node],
+            questions,
+            {"mark": node, "num_gpus": int(nodes[node]["Resources"].get("GPU", 0))},
+        )
+        for node in nodes
     }
     answers = _on_each(given, answer, names, until)
-    marks = [node for node, one in answers.items() if isinstance(one, Answers) and not one.not_written]
-    unread = _on_each({node: (questions.marks, marks, {}) for node in marks}, unread_marks, names, until)
+    marks = [
+        node for node, one in answers.items() if isinstance(one, Answers) and not one.not_written
+    ]
+    unread = _on_each(
+        {node: (questions.marks, marks, {}) for node in marks}, unread_marks, names, until
+    )
     _on_each({node: (questions.marks, marks, {}) for node in marks}, remove_marks, names, until)
-    named = {names[node]: [names[mark] for mark in found] for node, found in unread.items() if not isinstance(found, Silent)}
-    return {**answers, **{node: one for node, one in unread.items() if isinstance(one, Silent)}}, named
+    named = {
+        names[node]: [names[mark] for mark in found]
+        for node, found in unread.items()
+        if not isinstance(found, Silent)
+    }
+    return {
+        **answers,
+        **{node: one for node, one in unread.items() if isinstance(one, Silent)},
+    }, named
 
 
 def _on_each(
-    arguments: Mapping[str, tuple[Any, ...]], function: Callable[..., Any], names: Mapping[str, str], until: float
+    arguments: Mapping[str, tuple[Any, ...]],
+    function: Callable[..., Any],
+    names: Mapping[str, str],
+    until: float,
 ) -> dict[str, Any]:
     """Runs a function on several nodes at the same time; its results, or why there is none.
 
     Args:
-        arguments: id of a node -> the function's arguments there, the last one a mapping of those by keyword.
+        arguments: id of a node -> the function's arguments there, the last one a mapping of those
+            by keyword.
         function: one that every node can import.
         names: id of a node -> its name for people.
         until: monotonic time at which nobody waits any longer.
     """
     task = ray.remote(num_cpus=0)(function)
     running = {
-        node: task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(*given, **named)
+        node: (
+            task.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+            ).remote(*given, **named)
+        )
         for node, (*given, named) in arguments.items()
     }
     results: dict[str, Any] = {}
@@ -114,10 +144,15 @@ def _on_each(
 
 
 def _dashboard() -> Finding:
-    """Whether the dashboard tells the state of the cluster, which Ray's own clean-up and `ray job` ask for."""
+    """Whether the dashboard tells the state of the cluster, which Ray's own clean-up and `ray job`
+    ask for.
+    """
     from ray.util.state import list_nodes
 
-    fix = "Install ray[default] and start the head with --dashboard-host=0.0.0.0. Without it `ray job submit` does not work"
+    fix = (
+        "Install ray[default] and start the head with --dashboard-host=0.0.0.0. Without it `ray "
+        "job submit` does not work"
+    )
     node: Any = ray._private.worker.global_worker.node
     url = node.webui_url
     if not url:
@@ -125,5 +160,10 @@ def _dashboard() -> Finding:
     try:
         list_nodes(address=f"http://{url}", limit=1, timeout=_DASHBOARD_WITHIN_S)
     except Exception as error:  # of many kinds, by what answers there
-        return Finding("dashboard", "warning", f"its state API at {url} does not answer: {type(error).__name__}", fix)
+        return Finding(
+            "dashboard",
+            "warning",
+            f"its state API at {url} does not answer: {type(error).__name__}",
+            fix,
+        )
     return Finding("dashboard", "ok", f"its state API answers at {url}")

@@ -1,4 +1,6 @@
-"""Waiting for room on a cluster that others use, too: until one trial fits beside what they hold."""
+"""Waiting for room on a cluster that others use, too: until one trial fits beside what they
+hold.
+"""
 
 import time
 from collections.abc import Sequence
@@ -18,7 +20,8 @@ _LONGEST_COMMAND = 200
 def wait_for_room(needed: Resources, observer: Observer) -> None:
     """Waits until one trial fits on what is free of the cluster, and tells what it waits for.
 
-    Nothing is held meanwhile. When two studies see the same room, one of them gets it, and Ray lets the other's trials wait.
+    Nothing is held meanwhile. When two studies see the same room, one of them gets it, and Ray lets
+    the other's trials wait.
 
     Args:
         needed: what one trial takes, with a number of GPUs.
@@ -42,10 +45,15 @@ def has_room(needed: Resources, free: Sequence[Node]) -> bool:
 
 
 def waiting_text(needed: Resources, free: Sequence[Node], others: Sequence[str]) -> str:
-    """What a study waits for, and who holds it: the commands of others that have joined the cluster."""
+    """What a study waits for, and who holds it: the commands of others that have joined the
+    cluster.
+    """
     cpus, gpus = (sum(node.get(name, 0.0) for node in free) for name in ("CPU", "GPU"))
     held_by = ", ".join(map(_short, others)) or "processes that have ended just now"
-    return f"Waiting for room: one trial needs {needs(needed)}; free are {cpus:g} CPUs and {gpus:g} GPUs. Held by: {held_by}"
+    return (
+        f"Waiting for room: one trial needs {needs(needed)}; free are {cpus:g} CPUs and {gpus:g} "
+        f"GPUs. Held by: {held_by}"
+    )
 
 
 def _short(command: str) -> str:

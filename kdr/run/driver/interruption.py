@@ -1,4 +1,5 @@
-"""Ctrl-C, SIGTERM and SIGHUP: what runs ends in good order, and whoever started it learns that it did not reach its end.
+"""Ctrl-C, SIGTERM and SIGHUP: what runs ends in good order, and whoever started it learns that it
+did not reach its end.
 
 SIGHUP, of a terminal that was closed, means the same as SIGTERM.
 """
@@ -15,7 +16,8 @@ from typing import Any
 from kdr.run.observer import ignore
 
 _SAME_S = 0.5
-"""Within so many seconds a second SIGTERM is the first one again: `timeout` sends it to a process and to its group."""
+"""Within so many seconds a second SIGTERM is the first one again: `timeout` sends it to a process
+and to its group."""
 
 
 class Terminated(BaseException):
@@ -32,7 +34,8 @@ def end_by_exception() -> None:
 
 
 class GracePeriod:
-    """Hears SIGTERM; what runs may go on to a good place to stop, but not for long. A second SIGTERM ends it at once.
+    """Hears SIGTERM; what runs may go on to a good place to stop, but not for long. A second
+    SIGTERM ends it at once.
 
     Args:
         grace_s: seconds from SIGTERM to `end`; 0 ends at once.
@@ -40,7 +43,9 @@ class GracePeriod:
         on_asked: is told of the first SIGTERM, before anything else.
     """
 
-    def __init__(self, grace_s: float, end: Callable[[], None], on_asked: Callable[[], None] = ignore) -> None:
+    def __init__(
+        self, grace_s: float, end: Callable[[], None], on_asked: Callable[[], None] = ignore
+    ) -> None:
         self.asked = False
         """Whether SIGTERM has come."""
         self._grace_s, self._end, self._has_ended, self._on_asked = grace_s, end, False, on_asked
@@ -61,10 +66,17 @@ class GracePeriod:
             handlers = {signal.SIGTERM: self._terminate, signal.SIGALRM: lambda *_: self.end_now()}
             if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as `nohup` wants it
                 handlers[signal.SIGHUP] = self._hang_up
-            self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+            self._before = {
+                number: signal.signal(number, handler) for number, handler in handlers.items()
+            }
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._before:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
@@ -92,14 +104,15 @@ class GracePeriod:
 class Interruption:
     """Says whether SIGINT or SIGTERM came while Ray Tune ran; a context around `Tuner.fit()`.
 
-    Tune 2.60 takes SIGINT for itself. When it comes, Tune gives back the handler that it found, stops its trials and
-    returns. When it never comes, Tune's handler stays, and would swallow a Ctrl-C after the sweep: it is taken away here.
-    SIGTERM, of which Tune knows nothing, becomes a SIGINT as soon as every running trial has reported once more, or when the
-    grace period is over.
+    Tune 2.60 takes SIGINT for itself. When it comes, Tune gives back the handler that it found,
+    stops its trials and returns. When it never comes, Tune's handler stays, and would swallow a
+    Ctrl-C after the sweep: it is taken away here. SIGTERM, of which Tune knows nothing, becomes a
+    SIGINT as soon as every running trial has reported once more, or when the grace period is over.
 
     Args:
         grace_s: seconds from SIGTERM to the end of the trials that run.
-        ray_ends: says, when SIGTERM has come, whether it has ended Ray itself, too: then nobody may wait for Ray any more.
+        ray_ends: says, when SIGTERM has come, whether it has ended Ray itself, too: then nobody may
+            wait for Ray any more.
     """
 
     def __init__(self, grace_s: float = 0.0, ray_ends: Callable[[], bool] = lambda: False) -> None:
@@ -107,7 +120,9 @@ class Interruption:
         self.ray_has_ended = False
         """Whether SIGTERM has ended Ray, too."""
         self._ray_ends = ray_ends
-        self._grace = GracePeriod(grace_s, lambda: signal.raise_signal(signal.SIGINT), on_asked=self._look_at_ray)
+        self._grace = GracePeriod(
+            grace_s, lambda: signal.raise_signal(signal.SIGINT), on_asked=self._look_at_ray
+        )
         self._reported: set[str] = set()
         self._before: Any = None
 
@@ -133,7 +148,12 @@ class Interruption:
         self._grace.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._grace.__exit__(kind, error, trace)
         if _hears_signals():
             self.happened = self.is_ending or signal.getsignal(signal.SIGINT) is self._before
@@ -144,7 +164,8 @@ class Interruption:
     def _look_at_ray(self) -> None:
         if self._ray_ends():
             self.ray_has_ended = True
-            raise KeyboardInterrupt  # the one exception of a signal's handler that passes through Ray
+            # the one exception of a signal's handler that passes through Ray
+            raise KeyboardInterrupt
 
 
 def _hears_signals() -> bool:

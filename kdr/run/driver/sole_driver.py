@@ -1,8 +1,10 @@
-"""One driver per study: each writes a claim into the storage and keeps it alive, so that no two run one study at once.
+"""One driver per study: each writes a claim into the storage and keeps it alive, so that no two run
+one study at once.
 
-A claim is a file of its own, and whoever sees another one that lives does not begin. So nothing is asked of the storage but that
-a file which is there is listed: no lock, no rename that fails where the target exists. That holds on a folder of this machine and
-in an object store. On a network folder a listing may be some seconds old; writing the own claim first makes it a new one.
+A claim is a file of its own, and whoever sees another one that lives does not begin. So nothing is
+asked of the storage but that a file which is there is listed: no lock, no rename that fails where
+the target exists. That holds on a folder of this machine and in an object store. On a network
+folder a listing may be some seconds old; writing the own claim first makes it a new one.
 """
 
 import contextlib
@@ -27,7 +29,8 @@ from kdr.storage.layout import Storage
 BEAT_S = 10.0
 """Seconds between two signs of life."""
 DEAD_AFTER_S = 60.0
-"""A driver on another machine that has shown no sign of life for so long is dead: watched that long, since clocks differ."""
+"""A driver on another machine that has shown no sign of life for so long is dead: watched that
+long, since clocks differ."""
 
 
 def end_in_good_order() -> None:
@@ -77,13 +80,15 @@ def sole_driver(
     on_waiting: Callable[[str], None],
     on_lost: Callable[[], None] = end_in_good_order,
 ) -> Iterator[str]:
-    """A context in which this process is the only one that runs a study; yields the name of its claim.
+    """A context in which this process is the only one that runs a study; yields the name of its
+    claim.
 
     Args:
         storage: where the study lies.
         study: its name.
         on_waiting: is told why it takes long, if it does.
-        on_lost: is called, from a thread, if another driver has taken the study over, since this one showed no sign of life.
+        on_lost: is called, from a thread, if another driver has taken the study over, since this
+            one showed no sign of life.
 
     Raises:
         BusyError: if another one runs it.
@@ -92,14 +97,17 @@ def sole_driver(
     claims = Claims(storage.drivers(study), study)
     claims.take(on_waiting)
     over = threading.Event()
-    beating = threading.Thread(target=claims.beat_until, args=(over, on_lost), name="heartbeat", daemon=True)
+    beating = threading.Thread(
+        target=claims.beat_until, args=(over, on_lost), name="heartbeat", daemon=True
+    )
     beating.start()
     try:
         yield claims.own.name
     finally:
         over.set()
         beating.join()
-        with contextlib.suppress(OSError, StorageError):  # a claim that stays is followed like that of a dead driver
+        # a claim that stays is followed like that of a dead driver
+        with contextlib.suppress(OSError, StorageError):
             claims.withdraw()
 
 
@@ -139,13 +147,18 @@ class Claims:
         remove_orphans(self._folder)
         self._write(self.own)
         while others := self.living():
-            if holder := next((claim for claim in others if claim.held and self._is_alive(claim)), None):
+            if holder := next(
+                (claim for claim in others if claim.held and self._is_alive(claim)), None
+            ):
                 self.withdraw()
                 raise BusyError(self._refusal(holder))
             waiting = [claim for claim in others if claim.held]
             if waiting and not told:
                 told = True
-                on_waiting(f"Waiting up to {DEAD_AFTER_S:.0f} s for a sign of life of {waiting[0]}, which ran this study")
+                on_waiting(
+                    f"Waiting up to {DEAD_AFTER_S:.0f} s for a sign of life of {waiting[0]}, which "
+                    "ran this study"
+                )
             if not waiting and any(claim.name < self.own.name for claim in others):
                 self.withdraw()  # of two that look at once, one goes first
                 time.sleep(random.uniform(0.2, 1.0))
@@ -165,7 +178,9 @@ class Claims:
         while not over.wait(BEAT_S):
             try:
                 present = {claim.name: claim for claim in self._all()}
-                if self.own.name not in present or any(claim.held for name, claim in present.items() if name != self.own.name):
+                if self.own.name not in present or any(
+                    claim.held for name, claim in present.items() if name != self.own.name
+                ):
                     on_lost()
                     return
                 self.own = dataclasses.replace(self.own, beat=self.own.beat + 1)
@@ -181,7 +196,9 @@ class Claims:
                 continue
             seen = self._seen.get(claim.name)
             if seen is None or seen.beat != claim.beat:
-                seen = self._seen[claim.name] = _Seen(claim.beat, time.monotonic(), has_beaten=seen is not None)
+                seen = self._seen[claim.name] = _Seen(
+                    claim.beat, time.monotonic(), has_beaten=seen is not None
+                )
             is_silent = time.monotonic() - seen.at > DEAD_AFTER_S and not claim.is_here
             if claim.has_died_here or is_silent:
                 trials_of(self._folder, claim.name).unlink(missing_ok=True)
@@ -191,7 +208,9 @@ class Claims:
         return living
 
     def _is_alive(self, claim: Claim) -> bool:
-        """Whether a claim is known to live: its process is on this machine, or has shown a sign of life meanwhile."""
+        """Whether a claim is known to live: its process is on this machine, or has shown a sign of
+        life meanwhile.
+        """
         return claim.is_here or self._seen[claim.name].has_beaten
 
     def _all(self) -> list[Claim]:
@@ -211,13 +230,16 @@ class Claims:
 
     def _refusal(self, holder: Claim) -> str:
         return (
-            f"study: must have one driver at a time, got a second one for {self._study}: {holder} runs it since "
-            f"{holder.since}. Look at it with `status {self._study}`; once that process has ended, the same command continues"
+            f"study: must have one driver at a time, got a second one for {self._study}: {holder} "
+            f"runs it since {holder.since}. Look at it with `status {self._study}`; once that "
+            "process has ended, the same command continues"
         )
 
 
 def trials_of(folder: StoredPath, name: str) -> StoredPath:
-    """The file in which a driver says which trials it trains, beside its claim of that name (`kdr.run.driver.trial_claims`)."""
+    """The file in which a driver says which trials it trains, beside its claim of that name
+    (`kdr.run.driver.trial_claims`).
+    """
     return folder / f"{name}.trials"
 
 
@@ -231,7 +253,9 @@ def _machine() -> str:
 
 
 def _born(pid: int) -> str:
-    """When a process of this machine began, in ticks since the machine did; empty if there is no such process any more."""
+    """When a process of this machine began, in ticks since the machine did; empty if there is no
+    such process any more.
+    """
     try:
         state, *values = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,8 +1,10 @@
-"""No trial is trained by two drivers at once, of whatever study: each says which ones are its own, and leaves the others' alone.
+"""No trial is trained by two drivers at once, of whatever study: each says which ones are its own,
+and leaves the others' alone.
 
-Studies share trials: a baseline, a teacher. Each driver keeps a file beside its claim of its study, with the keys of the trials
-that it trains or is about to train. It writes a key there first, and then looks at the files of all others that live; where it
-finds the key, it takes its own back. So two that want one trial at once may both step back, and never both begin.
+Studies share trials: a baseline, a teacher. Each driver keeps a file beside its claim of its study,
+with the keys of the trials that it trains or is about to train. It writes a key there first, and
+then looks at the files of all others that live; where it finds the key, it takes its own back. So
+two that want one trial at once may both step back, and never both begin.
 """
 
 import contextlib
@@ -18,7 +20,8 @@ from kdr.storage.layout import Storage
 from kdr.storage.patience import patiently
 
 _LOOKS, _LOOK_EVERY_S = 10, 0.1
-"""How often and when whoever goes first looks whether the other one, who began at the same time, has stepped back."""
+"""How often and when whoever goes first looks whether the other one, who began at the same time,
+has stepped back."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,12 @@ class TrialClaims:
     def __enter__(self) -> "TrialClaims":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         with contextlib.suppress(OSError):  # a file that stays counts no more than its dead driver
             trials_of(self._storage.drivers(self._study), self._driver).unlink(missing_ok=True)
 
@@ -86,7 +94,9 @@ class TrialClaims:
             self._write(self._own)
 
     def holders(self, keys: Collection[str]) -> list[Holder]:
-        """The other drivers that train some of these trials, or are about to; of their keys, these."""
+        """The other drivers that train some of these trials, or are about to; of their keys,
+        these.
+        """
         found = patiently(self._others_keys) if keys else []
         shared = (Holder(study, claim, of_it & frozenset(keys)) for study, claim, of_it in found)
         return [holder for holder in shared if holder.keys]
@@ -97,12 +107,17 @@ class TrialClaims:
         for folder in listed(self._storage.studies_with_drivers):
             if folder.name != self._study:
                 claims = self._others.setdefault(folder.name, Claims(folder, folder.name))
-                found += [(folder.name, claim, _keys_of(folder, claim)) for claim in claims.living()]
+                found += [
+                    (folder.name, claim, _keys_of(folder, claim)) for claim in claims.living()
+                ]
         return found
 
     def _write(self, keys: Collection[str]) -> None:
         text = json.dumps(sorted(keys))
-        store(trials_of(self._storage.drivers(self._study), self._driver), lambda aside: aside.write_text(text, encoding="utf-8"))
+        store(
+            trials_of(self._storage.drivers(self._study), self._driver),
+            lambda aside: aside.write_text(text, encoding="utf-8"),
+        )
 
 
 def _keys_of(folder: StoredPath, claim: Claim) -> frozenset[str]:

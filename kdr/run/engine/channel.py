@@ -1,7 +1,8 @@
-"""What a gang's owner and its workers tell each other: a mailbox for each rank, and one for the owner, in one small process.
+"""What a gang's owner and its workers tell each other: a mailbox for each rank, and one for the
+owner, in one small process.
 
-An idle worker waits for its mailbox and not in a collective, which over NCCL would keep its GPU busy and give up after half an
-hour.
+An idle worker waits for its mailbox and not in a collective, which over NCCL would keep its GPU
+busy and give up after half an hour.
 """
 
 import asyncio
@@ -35,7 +36,8 @@ class Failed:
 
     error: Exception
     by_all: bool
-    """Whether every rank has left it in the same step and waits for the next one; if not, the workers must be ended."""
+    """Whether every rank has left it in the same step and waits for the next one; if not, the
+    workers must be ended."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""How a trial actor trains a trial: in its own process, or on a gang of workers (`kdr.run.engine.gang`)."""
+"""How a trial actor trains a trial: in its own process, or on a gang of workers
+(`kdr.run.engine.gang`).
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +17,9 @@ from kdr.training.shared_parts import SharedParts
 
 
 class ProcessLostError(Exception):
-    """A process that trained a trial has died. The trial is not over: it can go on from its checkpoint."""
+    """A process that trained a trial has died. The trial is not over: it can go on from its
+    checkpoint.
+    """
 
 
 class Engine(Protocol):
@@ -23,7 +27,9 @@ class Engine(Protocol):
 
     @property
     def where(self) -> Mapping[str, Any]:
-        """Columns of the log that say where trials are trained, if not in this process: `host` and `device`."""
+        """Columns of the log that say where trials are trained, if not in this process: `host` and
+        `device`.
+        """
         ...
 
     def fit(self, trial: Trial) -> Iterator[EpochMetrics]:
@@ -51,7 +57,8 @@ class InlineEngine:
     track: Track = untracked
     """Shows progress within an epoch."""
     silence_s: float | None = None
-    """Seconds without a batch after which this process is ended (`kdr.run.engine.watchdog`); None: never."""
+    """Seconds without a batch after which this process is ended (`kdr.run.engine.watchdog`); None:
+    never."""
     where: Mapping[str, Any] = field(default_factory=dict)
     shared: SharedParts = field(init=False)
 
@@ -60,7 +67,9 @@ class InlineEngine:
 
     def fit(self, trial: Trial) -> Iterator[EpochMetrics]:
         """Trains a trial."""
-        watchdog = None if self.silence_s is None else Watchdog(self.storage, trial.key, self.silence_s)
+        watchdog = (
+            None if self.silence_s is None else Watchdog(self.storage, trial.key, self.silence_s)
+        )
         epochs = fit(
             trial,
             storage=self.storage,

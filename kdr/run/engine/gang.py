@@ -1,9 +1,12 @@
-"""Workers that train one trial after another together: one TorchTrainer of Ray Train that is kept warm.
+"""Workers that train one trial after another together: one TorchTrainer of Ray Train that is kept
+warm.
 
-Starting a TorchTrainer costs many seconds, handing its workers another trial milliseconds. Its training function
-(`kdr.run.engine.worker`) therefore never returns: it waits for a trial, trains it, and asks after each epoch whether to go on.
-What matters of Ray 2.60: Train's controller dies with this process and its workers with the controller, but their placement group
-may stay and hold their CPUs and GPUs; removing the group ends workers, controller and `TorchTrainer.fit()` within a second.
+Starting a TorchTrainer costs many seconds, handing its workers another trial milliseconds. Its
+training function (`kdr.run.engine.worker`) therefore never returns: it waits for a trial, trains
+it, and asks after each epoch whether to go on. What matters of Ray 2.60: Train's controller dies
+with this process and its workers with the controller, but their placement group may stay and hold
+their CPUs and GPUs; removing the group ends workers, controller and `TorchTrainer.fit()` within a
+second.
 """
 
 import contextlib
@@ -47,10 +50,11 @@ class GangSettings:
 
 
 class Gang:
-    """An engine whose trials are trained by several workers, which Ray Train places on one node where they fit.
+    """An engine whose trials are trained by several workers, which Ray Train places on one node
+    where they fit.
 
-    The workers start with the first trial. They are started anew after a trial that failed in one of them alone, ran out of
-    memory or lost a process, and after `max_trials`.
+    The workers start with the first trial. They are started anew after a trial that failed in one
+    of them alone, ran out of memory or lost a process, and after `max_trials`.
 
     Args:
         settings: size and renewal.
@@ -95,7 +99,8 @@ class Gang:
                 raise
             channel.send(Stop(report.is_last))
             if report.is_last:
-                # here, and not by rank 0, which nobody waits for: a study that has ended has left nothing behind
+                # here, and not by rank 0, which nobody waits for: a study that has ended has left
+                # nothing behind
                 self._storage.forget_progress(trial.key)
                 return
 
@@ -133,10 +138,13 @@ class Gang:
                 },
             ),
             run_config=ray.train.RunConfig(
-                name=f"gang-{uuid.uuid4().hex[:12]}", storage_path=str(self._storage.ray / self._study)
+                name=f"gang-{uuid.uuid4().hex[:12]}",
+                storage_path=str(self._storage.ray / self._study),
             ),
         )
-        self._thread = threading.Thread(target=_fit, args=(trainer, channel), name="gang", daemon=True)
+        self._thread = threading.Thread(
+            target=_fit, args=(trainer, channel), name="gang", daemon=True
+        )
         self._thread.start()
         up = self._next_report(channel)
         assert isinstance(up, Up), up
@@ -155,9 +163,11 @@ class Gang:
 
 
 def remove_leftover_groups() -> None:
-    """Removes the placement groups that this job still holds; called when none of its trials runs any more.
+    """Removes the placement groups that this job still holds; called when none of its trials runs
+    any more.
 
-    A gang that was killed while it waited for its group cannot remove it, and Ray does so only where its dashboard runs.
+    A gang that was killed while it waited for its group cannot remove it, and Ray does so only
+    where its dashboard runs.
     """
     job = ray.get_runtime_context().get_job_id()
     for name, group in placement_group_table().items():

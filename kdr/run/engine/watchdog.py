@@ -1,7 +1,9 @@
-"""Ends a process whose trial hangs. Whoever runs the trial sees a process that died; the trial goes on from its checkpoint.
+"""Ends a process whose trial hangs. Whoever runs the trial sees a process that died; the trial goes
+on from its checkpoint.
 
-The timer is the interpreter's own (`faulthandler`): it needs no lock of the interpreter, so that it goes off whatever the process
-waits for, and writes what every thread was doing before it ends the process.
+The timer is the interpreter's own (`faulthandler`): it needs no lock of the interpreter, so that it
+goes off whatever the process waits for, and writes what every thread was doing before it ends the
+process.
 """
 
 import faulthandler
@@ -38,7 +40,9 @@ class Watchdog:
     _set_at: float = field(default=0.0, init=False)
 
     def over(self, epochs: Iterator[EpochMetrics]) -> Iterator[EpochMetrics]:
-        """Passes the epochs of a trial on; the timer runs while the trial does, not while whoever asks for epochs thinks."""
+        """Passes the epochs of a trial on; the timer runs while the trial does, not while whoever
+        asks for epochs thinks.
+        """
         path = self.storage.hang(self.key, self.rank)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w") as self._file:
@@ -73,7 +77,9 @@ class Watchdog:
 
 
 def hang_of(storage: Storage, key: str) -> str | None:
-    """What a trial's processes were doing when they were ended since it hung; None if it did not. It is told once."""
+    """What a trial's processes were doing when they were ended since it hung; None if it did not.
+    It is told once.
+    """
     found = []
     for path in sorted(storage.hang(key, 0).parent.glob(storage.hang(key, "*").name)):
         found.append(f"{path.stem}:\n{path.read_text(errors='replace').strip()}")

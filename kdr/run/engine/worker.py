@@ -29,7 +29,8 @@ class WorkerSettings:
 def serve(given: dict[str, Any]) -> None:
     """The training function of Ray Train: trains whatever trials come, until the process is ended.
 
-    Data set and teacher stay open between trials. Rank 0 reports each epoch; all ranks then wait to be told whether to go on.
+    Data set and teacher stay open between trials. Rank 0 reports each epoch; all ranks then wait to
+    be told whether to go on.
     """
     import torch
     from ray.train.torch import get_device
@@ -46,7 +47,9 @@ def serve(given: dict[str, Any]) -> None:
     if ranks.is_first:
         group = get_current_placement_group()
         assert group is not None
-        channel.report(Up(group.id.hex(), {"host": socket.gethostname(), "device": provenance()["device"]}))
+        channel.report(
+            Up(group.id.hex(), {"host": socket.gethostname(), "device": provenance()["device"]})
+        )
     while True:
         _train(channel.receive(ranks.rank), settings, ranks, shared, device)
 
@@ -59,7 +62,15 @@ def _train(trial: Trial, settings: WorkerSettings, ranks: Any, shared: Any, devi
     watchdog = Watchdog(storage, trial.key, settings.silence_s, ranks.rank)
     track, loaders = watchdog.watched(untracked), settings.loader_workers
     epochs = watchdog.over(
-        fit(trial, storage=storage, shared=shared, device=device, loader_workers=loaders, track=track, ranks=ranks)
+        fit(
+            trial,
+            storage=storage,
+            shared=shared,
+            device=device,
+            loader_workers=loaders,
+            track=track,
+            ranks=ranks,
+        )
     )
     try:
         with contextlib.closing(epochs):  # type: ignore[type-var]
@@ -69,7 +80,8 @@ def _train(trial: Trial, settings: WorkerSettings, ranks: Any, shared: Any, devi
                 if channel.receive(ranks.rank).now:
                     break
     except TrialFailure as failure:
-        # the ranks look at their losses and gradients together; anything else has happened to this one alone
+        # the ranks look at their losses and gradients together; anything else has happened to this
+        # one alone
         by_all = failure.kind in ("non_finite_loss", "not_calibrated")
         if not by_all or ranks.is_first:
             channel.report(Failed(failure, by_all))
@@ -80,5 +92,7 @@ def _train(trial: Trial, settings: WorkerSettings, ranks: Any, shared: Any, devi
         raise
     except Exception:
         # most often because another rank has died in the middle of a collective
-        channel.report(Lost(f"rank {ranks.rank}: {traceback.format_exc().strip().splitlines()[-1]}"))
+        channel.report(
+            Lost(f"rank {ranks.rank}: {traceback.format_exc().strip().splitlines()[-1]}")
+        )
         raise

@@ -1,1 +1,3 @@
-"""A search as Ray Tune sees it: proposals from Optuna, early stopping, the order of trials and their history."""
+"""A search as Ray Tune sees it: proposals from Optuna, early stopping, the order of trials and
+their history.
+"""

@@ -1,8 +1,10 @@
-"""Which trials are stopped early: Ray's own rules, told of trials by their key and only of epochs that were evaluated.
+"""Which trials are stopped early: Ray's own rules, told of trials by their key and only of epochs
+that were evaluated.
 
-By their key, so that a study that goes on keeps its rungs, and a trial that goes on is the one that they have seen. The time
-axis is `epoch`: Tune's `training_iteration` begins again when a trial is retried. Ray's rules compute with whatever is in a
-result, so that an epoch without a metric would end the sweep with a TypeError.
+By their key, so that a study that goes on keeps its rungs, and a trial that goes on is the one that
+they have seen. The time axis is `epoch`: Tune's `training_iteration` begins again when a trial is
+retried. Ray's rules compute with whatever is in a result, so that an epoch without a metric would
+end the sweep with a TypeError.
 """
 
 import math
@@ -33,7 +35,9 @@ class StudyScheduler(InOrder):
         past: (key, {epoch: value}) of earlier trials of the study.
     """
 
-    def __init__(self, rule: Any, *, metric: str, past: Iterable[tuple[str, Mapping[int, float]]]) -> None:
+    def __init__(
+        self, rule: Any, *, metric: str, past: Iterable[tuple[str, Mapping[int, float]]]
+    ) -> None:
         super().__init__()
         self._rule, self._searched = rule, metric
         self._last_epoch: dict[str, int] = {}
@@ -56,7 +60,9 @@ class StudyScheduler(InOrder):
         return str(self._rule.on_trial_result(tune_controller, _keyed(trial), result))
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """A trial ended, by itself or stopped; Tune tells its last result here, even if it was told before."""
+        """A trial ended, by itself or stopped; Tune tells its last result here, even if it was told
+        before.
+        """
         if self._is_news(_keyed(trial), result):
             self._rule.on_trial_complete(tune_controller, _keyed(trial), result)
 
@@ -69,7 +75,8 @@ class StudyScheduler(InOrder):
         return str(self._rule.debug_string())
 
     def _replay(self, trial: KeyedTrial, values: Mapping[int, float]) -> None:
-        # As completions, which the rules record without deciding anything: what was decided then stays decided.
+        # As completions, which the rules record without deciding anything: what was decided then
+        # stays decided.
         for epoch, value in sorted(values.items()):
             result = {"epoch": epoch, self._searched: value}
             if self._is_news(trial, result):
@@ -77,16 +84,26 @@ class StudyScheduler(InOrder):
                 self._rule.on_trial_complete(None, trial, result)
 
     def _is_news(self, trial: KeyedTrial, result: Mapping[str, Any]) -> bool:
-        """Whether a result is of an evaluated epoch that the rule has not seen; a retried trial repeats some."""
+        """Whether a result is of an evaluated epoch that the rule has not seen; a retried trial
+        repeats some.
+        """
         value, epoch = result.get(self._searched), result.get("epoch", 0)
-        if not isinstance(value, int | float) or not math.isfinite(value) or epoch <= self._last_epoch.get(trial.trial_id, 0):
+        if (
+            not isinstance(value, int | float)
+            or not math.isfinite(value)
+            or epoch <= self._last_epoch.get(trial.trial_id, 0)
+        ):
             return False
         self._last_epoch[trial.trial_id] = epoch
         return True
 
 
 def make_scheduler(
-    stop_early: EarlyStopping, *, metric: str, max_epochs: int, past: Iterable[tuple[str, Mapping[int, float]]] = ()
+    stop_early: EarlyStopping,
+    *,
+    metric: str,
+    max_epochs: int,
+    past: Iterable[tuple[str, Mapping[int, float]]] = (),
 ) -> TrialScheduler:
     """The scheduler of a study.
 
@@ -94,9 +111,12 @@ def make_scheduler(
         stop_early: the study's setting.
         metric: what is maximised, a key of the results.
         max_epochs: epochs of a trial.
-        past: (key, {epoch: value}) of earlier trials of the study, which count as if they had run in this session.
+        past: (key, {epoch: value}) of earlier trials of the study, which count as if they had run
+            in this session.
     """
-    return StudyScheduler(_rule(stop_early, metric=metric, max_epochs=max_epochs), metric=metric, past=past)
+    return StudyScheduler(
+        _rule(stop_early, metric=metric, max_epochs=max_epochs), metric=metric, past=past
+    )
 
 
 def _rule(stop_early: EarlyStopping, *, metric: str, max_epochs: int) -> TrialScheduler:
@@ -108,10 +128,12 @@ def _rule(stop_early: EarlyStopping, *, metric: str, max_epochs: int) -> TrialSc
             max_t=max_epochs,
             grace_period=grace_epochs,
             reduction_factor=stop_early.asha.reduction,
-            stop_last_trials=False,  # a trial ends by itself: one that Tune stops counts as stopped early
+            # a trial ends by itself: one that Tune stops counts as stopped early
+            stop_last_trials=False,
         )
     if stop_early.median is not None:
-        settings["min_time_slice"] = math.inf  # else it pauses a trial while others wait, and loses its actor
+        # else it pauses a trial while others wait, and loses its actor
+        settings["min_time_slice"] = math.inf
         return MedianStoppingRule(
             **settings,
             grace_period=stop_early.median.grace_epochs,

@@ -1,7 +1,8 @@
 """Proposes points of a search space with Optuna, and keeps what it was told in a journal file.
 
-The journal is what `optuna-dashboard` shows, and saves drawing again; the trial log stays the memory of a study. A journal
-that is torn, or was written for another space, is therefore begun anew from what the log knows.
+The journal is what `optuna-dashboard` shows, and saves drawing again; the trial log stays the
+memory of a study. A journal that is torn, or was written for another space, is therefore begun anew
+from what the log knows.
 """
 
 import contextlib
@@ -41,7 +42,8 @@ _STATES: dict[End, TrialState] = {
 
 
 _CUT_OFF = "cut off"
-"""Numbers of proposals that a killed process left behind; they are no draws, since they are drawn again."""
+"""Numbers of proposals that a killed process left behind; they are no draws, since they are drawn
+again."""
 
 
 @dataclass
@@ -59,7 +61,8 @@ class Proposal:
 class StoredSampler:
     """Draws points of a study's search space and learns from their results.
 
-    A journal whose results are not those of the log any more, since trials were excluded, is begun anew, too.
+    A journal whose results are not those of the log any more, since trials were excluded, is begun
+    anew, too.
 
     Args:
         study: the study; its sampler decides how points are drawn.
@@ -76,14 +79,16 @@ class StoredSampler:
         self._fail_unfinished()
         self._add(known)
         self._num_draws = len(self._counted())
-        self.num_complete = len(self._optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+        self.num_complete = len(
+            self._optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        )
         """Trials whose results at the last epoch the sampler knows."""
 
     def propose(self) -> Proposal:
         """A point of the sampler's choice.
 
-        The draw is one of (seed, how many there were before), so that a study that was cut off goes on with the points that it
-        would have drawn.
+        The draw is one of (seed, how many there were before), so that a study that was cut off goes
+        on with the points that it would have drawn.
         """
         self._optuna.sampler = _sampler(self._search, self._num_draws)
         self._num_draws += 1
@@ -101,47 +106,77 @@ class StoredSampler:
         proposal.asked.set_user_attr("key", key)
 
     def report(self, proposal: Proposal, epoch: int, value: float) -> None:
-        """Tells the value at an epoch; an epoch that a retried trial reports again is not counted twice."""
+        """Tells the value at an epoch; an epoch that a retried trial reports again is not counted
+        twice.
+        """
         if epoch not in proposal.intermediate:
             proposal.intermediate[epoch] = value
             proposal.asked.report(value, epoch)
 
     def tell(self, proposal: Proposal, known: KnownTrial) -> None:
-        """Tells how the trial of a proposal ended; each line of the journal is a write to the disk, hence no epochs too many."""
-        for epoch, value in sorted(known.intermediate.items()) if known.end == "stopped_early" else ():
+        """Tells how the trial of a proposal ended; each line of the journal is a write to the disk,
+        hence no epochs too many.
+        """
+        for epoch, value in (
+            sorted(known.intermediate.items()) if known.end == "stopped_early" else ()
+        ):
             self.report(proposal, epoch, value)
-        self._optuna.tell(proposal.asked, known.value if known.end == "completed" else None, state=_STATES[known.end])
+        self._optuna.tell(
+            proposal.asked,
+            known.value if known.end == "completed" else None,
+            state=_STATES[known.end],
+        )
         self.num_complete += _STATES[known.end] == TrialState.COMPLETE
 
     def _fail_unfinished(self) -> None:
-        """Ends what an earlier process left running or waiting; a trial that goes on is proposed again."""
+        """Ends what an earlier process left running or waiting; a trial that goes on is proposed
+        again.
+        """
         for _ in self._optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             self._optuna.ask()
-        running = [trial.number for trial in self._optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
+        running = [
+            trial.number
+            for trial in self._optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        ]
         if running:
-            self._optuna.set_user_attr(_CUT_OFF, [*self._optuna.user_attrs.get(_CUT_OFF, ()), *running])
+            self._optuna.set_user_attr(
+                _CUT_OFF, [*self._optuna.user_attrs.get(_CUT_OFF, ()), *running]
+            )
         for number in running:
             self._optuna.tell(number, state=TrialState.FAIL)
 
     def _counted(self) -> list[FrozenTrial]:
         """The trials of the journal, without proposals that were cut off."""
         cut_off = set(self._optuna.user_attrs.get(_CUT_OFF, ()))
-        return [trial for trial in self._optuna.get_trials(deepcopy=False) if trial.number not in cut_off]
+        return [
+            trial
+            for trial in self._optuna.get_trials(deepcopy=False)
+            if trial.number not in cut_off
+        ]
 
     def _add(self, known: Mapping[str, KnownTrial]) -> None:
         told = {(trial.user_attrs.get("key"), trial.state) for trial in self._counted()}
         for trial in known.values():
-            if (trial.key, _STATES[trial.end]) not in told and (frozen := _frozen(self.space, trial)):
+            if (trial.key, _STATES[trial.end]) not in told and (
+                frozen := _frozen(self.space, trial)
+            ):
                 self._optuna.add_trial(frozen)
 
 
 def _open_study(study: Study, journal: Path, known: Mapping[str, KnownTrial]) -> optuna.Study:
     assert study.search is not None
-    space_id = key_of({path: parameter.model_dump(mode="json") for path, parameter in study.search.parameters.items()})
+    space_id = key_of(
+        {
+            path: parameter.model_dump(mode="json")
+            for path, parameter in study.search.parameters.items()
+        }
+    )
     journal.parent.mkdir(parents=True, exist_ok=True)
     _drop_torn_lines(journal)
     storage = JournalStorage(JournalFileBackend(str(journal)))
-    opened = optuna.create_study(study_name=study.study, storage=storage, direction="maximize", load_if_exists=True)
+    opened = optuna.create_study(
+        study_name=study.study, storage=storage, direction="maximize", load_if_exists=True
+    )
     ended = opened.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     agrees = all(_agrees(trial, known.get(trial.user_attrs.get("key", ""))) for trial in ended)
     if not agrees or opened.user_attrs.get("space", space_id) != space_id:
@@ -155,12 +190,16 @@ def _open_study(study: Study, journal: Path, known: Mapping[str, KnownTrial]) ->
 
 def _agrees(told: FrozenTrial, known: KnownTrial | None) -> bool:
     """Whether what the sampler was told of an ended trial is what the log knows of it."""
-    both_complete = told.state == TrialState.COMPLETE and known is not None and known.end == "completed"
+    both_complete = (
+        told.state == TrialState.COMPLETE and known is not None and known.end == "completed"
+    )
     return known is not None and (not both_complete or told.value == known.value)
 
 
 def _drop_torn_lines(journal: Path) -> None:
-    """Cuts the journal where a killed process left half a line; Optuna would append to it, and then refuse the file."""
+    """Cuts the journal where a killed process left half a line; Optuna would append to it, and then
+    refuse the file.
+    """
     if not journal.exists():
         return
     length = 0
@@ -191,7 +230,9 @@ def _sampler(search: Search, number: int) -> BaseSampler:
 
 @contextlib.contextmanager
 def _experimental() -> Iterator[None]:
-    """Lets a part of Optuna be used that it calls experimental: `group`, and names of metrics for the dashboard."""
+    """Lets a part of Optuna be used that it calls experimental: `group`, and names of metrics for
+    the dashboard.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield
@@ -207,7 +248,11 @@ def _asking(asked: optuna.Trial) -> Suggest:
             label = asked.suggest_categorical(path, [_label(member) for member in parameter.choice])
             return next(member for member in parameter.choice if _label(member) == label)
         members = parameter.subset or ()
-        return [member for member in members if asked.suggest_categorical(_member_name(path, member), [False, True])]
+        return [
+            member
+            for member in members
+            if asked.suggest_categorical(_member_name(path, member), [False, True])
+        ]
 
     return suggest
 
@@ -220,10 +265,15 @@ def _distributions(path: str, parameter: Parameter) -> dict[str, BaseDistributio
         return {path: IntDistribution(*parameter.int_, log=parameter.log)}
     if parameter.choice is not None:
         return {path: CategoricalDistribution(tuple(map(_label, parameter.choice)))}
-    return {_member_name(path, member): CategoricalDistribution((False, True)) for member in parameter.subset or ()}
+    return {
+        _member_name(path, member): CategoricalDistribution((False, True))
+        for member in parameter.subset or ()
+    }
 
 
-def _encoded(space: Space, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
+def _encoded(
+    space: Space, values: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
     """Optuna's parameters and distributions of a point.
 
     Raises:
@@ -260,14 +310,18 @@ def _frozen(space: Space, known: KnownTrial) -> FrozenTrial | None:
 
 
 def _value(known: KnownTrial) -> float | None:
-    """The value under which Optuna ranks a trial; of a pruned one, as by its `tell`, the last that was reached."""
+    """The value under which Optuna ranks a trial; of a pruned one, as by its `tell`, the last that
+    was reached.
+    """
     if known.end == "stopped_early" and known.intermediate:
         return known.intermediate[max(known.intermediate)]
     return known.value if known.end == "completed" else None
 
 
 def _label(member: Any) -> str:
-    """A member of a choice as a word: Optuna stores no lists, and takes 1 and true for one value."""
+    """A member of a choice as a word: Optuna stores no lists, and takes 1 and true for one
+    value.
+    """
     return canonical_json(member)
 
 

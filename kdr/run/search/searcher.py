@@ -1,8 +1,10 @@
-"""The search of a study, as Ray Tune asks for it: what runs next, what need not run, and when it is enough.
+"""The search of a study, as Ray Tune asks for it: what runs next, what need not run, and when it is
+enough.
 
-What matters of Ray 2.60: Tune tells the last result of a trial only through `on_trial_complete`, whether the trial reached its
-end or was stopped; a retry of a crashed trial is not told at all; after `FINISHED` it never asks again, after `None` it does.
-Tune's configuration, the searcher in it, is pickled once when a sweep starts, and never read again by us.
+What matters of Ray 2.60: Tune tells the last result of a trial only through `on_trial_complete`,
+whether the trial reached its end or was stopped; a retry of a crashed trial is not told at all;
+after `FINISHED` it never asks again, after `None` it does. Tune's configuration, the searcher in
+it, is pickled once when a sweep starts, and never read again by us.
 """
 
 import math
@@ -48,8 +50,9 @@ class _Running:
 class StudySearcher(Searcher):
     """Hands the trials of a search to Ray Tune, each key at most once.
 
-    First the interrupted trials, then the enqueued points, then the grid's cells or the sampler's proposals. A proposal whose
-    key is known is answered with its known end and costs nothing; a key that is running is not started again.
+    First the interrupted trials, then the enqueued points, then the grid's cells or the sampler's
+    proposals. A proposal whose key is known is answered with its known end and costs nothing; a key
+    that is running is not started again.
 
     Args:
         study: a study with a search, whose space has been checked.
@@ -63,7 +66,8 @@ class StudySearcher(Searcher):
         num_gpus: GPUs that each trial holds.
         gpu_hours_used: GPU-hours of earlier sessions.
         is_ending: says whether the study is being terminated, so that nothing new is to start.
-        on_known: is told once of each trial that this study asks for and another study has run, or is at.
+        on_known: is told once of each trial that this study asks for and another study has run, or
+            is at.
         may_run: says whether a trial may start; not where another study is at it.
         clock: seconds that go by.
     """
@@ -86,10 +90,14 @@ class StudySearcher(Searcher):
         is_ending: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__()  # without a metric: Tune would refuse results that lack it, and a failed trial's does
+        # without a metric: Tune would refuse results that lack it, and a failed trial's does
+        super().__init__()
         assert study.search is not None
         self._study, self._search = study, study.search
-        self._config_of, self._make_trial, self._on_known, self._clock = config_of, make_trial, on_known, clock
+        self._config_of = config_of
+        self._make_trial = make_trial
+        self._on_known = on_known
+        self._clock = clock
         self._known = dict(known or {})
         self._sampler = StoredSampler(study, journal, self._known)
         self._interrupted = deque(point for point in interrupted if self._in_space(point))
@@ -105,7 +113,8 @@ class StudySearcher(Searcher):
         self.refused: list[ConfigError] = []
         """Proposals that turned out not to be a trial; the sampler was told that they failed."""
         self.elsewhere: set[str] = set()
-        """Keys of trials that were asked for and may not run. Their proposals are left open, as by a process that was killed."""
+        """Keys of trials that were asked for and may not run. Their proposals are left open, as by
+        a process that was killed."""
 
     def suggest(self, trial_id: str) -> Any:
         """Tune's config of the next trial, or `FINISHED` when budget or space are used up."""
@@ -114,13 +123,18 @@ class StudySearcher(Searcher):
             return self.FINISHED
         while (running := self._next()) is not None and not self._may_run(running.trial.key):
             self.elsewhere.add(running.trial.key)
-            self._on_known(running.trial, running.proposal.point)  # whoever searches on begins with it
+            # whoever searches on begins with it
+            self._on_known(running.trial, running.proposal.point)
         if running is None:
             return self.FINISHED
         running.begin = self._clock()
         self._running[trial_id] = running
         self._sampler.name(running.proposal, running.trial.key)
-        return self._config_of(running.trial, parameters=dict(running.proposal.point), trials_known=self._sampler.num_complete)
+        return self._config_of(
+            running.trial,
+            parameters=dict(running.proposal.point),
+            trials_known=self._sampler.num_complete,
+        )
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Tells the sampler the value of an epoch."""
@@ -128,8 +142,12 @@ class StudySearcher(Searcher):
         if running is not None:
             self._report(running, result)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tells the sampler how a trial ended; a trial that was stopped ends as stopped early, with what it had reached."""
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tells the sampler how a trial ended; a trial that was stopped ends as stopped early, with
+        what it had reached.
+        """
         running = self._running.pop(trial_id, None)
         if running is None:
             return
@@ -145,7 +163,9 @@ class StudySearcher(Searcher):
         """Nothing: the journal is on disk, and the log is the memory of a study."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """The study's name alone: a searcher read back from Tune's files would be a second memory beside the log."""
+        """The study's name alone: a searcher read back from Tune's files would be a second memory
+        beside the log.
+        """
         return {"study": self._study.study}
 
     def _in_space(self, point: Point) -> bool:
@@ -180,12 +200,18 @@ class StudySearcher(Searcher):
         while self._interrupted:
             point = self._interrupted.popleft()
             trial = self._trial_at(point)
-            if trial is not None and trial.key not in self.elsewhere and self._runner_of(trial) is None:
+            if (
+                trial is not None
+                and trial.key not in self.elsewhere
+                and self._runner_of(trial) is None
+            ):
                 return _Running(trial, self._sampler.propose_given(point))
         return None
 
     def _next_new(self) -> _Running | None:
-        running = self._next_listed() or (None if self._search.sampler.grid is not None else self._next_proposed())
+        running = self._next_listed() or (
+            None if self._search.sampler.grid is not None else self._next_proposed()
+        )
         if running is not None:
             self.num_used += 1
         return running
@@ -222,7 +248,9 @@ class StudySearcher(Searcher):
         self._sampler.name(proposal, trial.key)
         self._sampler.tell(proposal, self._known[trial.key])
         if self._is_elsewhere(trial.key):
-            self._known[trial.key] = replace(self._known[trial.key], parameters=dict(proposal.point))
+            self._known[trial.key] = replace(
+                self._known[trial.key], parameters=dict(proposal.point)
+            )
             self._on_known(trial, proposal.point)
 
     def _is_elsewhere(self, key: str) -> bool:
@@ -237,7 +265,9 @@ class StudySearcher(Searcher):
             return None
 
     def _runner_of(self, trial: Trial) -> _Running | None:
-        return next((running for running in self._running.values() if running.trial.key == trial.key), None)
+        return next(
+            (running for running in self._running.values() if running.trial.key == trial.key), None
+        )
 
     def _report(self, running: _Running, result: Mapping[str, Any]) -> None:
         value, epoch = _finite(result.get(self._search.metric)), result.get("epoch")

@@ -1,4 +1,5 @@
-"""The ablation around a chosen trial: its factors, its seeds, and that it can be planned as it is."""
+"""The ablation around a chosen trial: its factors, its seeds, and that it can be planned as it
+is."""
 
 from pathlib import Path
 from typing import Any
@@ -66,11 +67,17 @@ def test_each_choice_of_the_search_is_undone_alone(searched):
         "lr": {"before": {"training.lr": 0.01}},
         "kdr": {"off": {"distill.kdr": None}},
     }
-    assert (study.study, study.ablation.design, study.ablation.contrast) == ("example-ablation", "leave_one_out", "kdr=off")
+    assert (study.study, study.ablation.design, study.ablation.contrast) == (
+        "example-ablation",
+        "leave_one_out",
+        "kdr=off",
+    )
     assert study.ablation.metric == "AP"
 
 
-def test_its_baseline_is_the_chosen_trial_on_the_validation_set_and_its_plan_has_no_warning(searched):
+def test_its_baseline_is_the_chosen_trial_on_the_validation_set_and_its_plan_has_no_warning(
+    searched,
+):
     study = study_of(from_key(searched))
     state = read_log(searched.storage).states()["best"]
     chosen = study.trial_with({"data.search_split": 64, "seed": state.seed})
@@ -86,7 +93,10 @@ def test_its_seeds_are_none_of_the_searchs(searched):
     assert study_of(from_key(searched, first_seed=4)).ablation.all_seeds == (4, 5, 6, 7)
     with pytest.raises(
         ConfigError,
-        match=r"--first-seed: must give seeds that had no part in the choice, got 0 to 3, and 0, 3 chose\. .* begin at 102",
+        match=(
+            r"--first-seed: must give seeds that had no part in the choice, got 0 to 3, and 0, 3"
+            r" chose\. .* begin at 102"
+        ),
     ):
         from_key(searched, first_seed=0)
 
@@ -108,10 +118,15 @@ def test_a_file_of_one_trial_has_every_part_of_its_methods_as_a_factor(searched,
 
 def test_two_methods_are_switched_off_one_by_one_without_a_contrast(searched):
     searched.content["trial"]["distill"]["fitnet"] = {"weight": 2.0}
-    searched.content["search"]["parameters"] = {**PARAMETERS, "distill.fitnet.weight": {"float": [0.1, 5]}}
+    searched.content["search"]["parameters"] = {
+        **PARAMETERS,
+        "distill.fitnet.weight": {"float": [0.1, 5]},
+    }
     searched.trial("two", parameters={**BEST, "distill.fitnet.weight": 4.0}, AP=0.5)
     study = study_of(from_key(searched, "two"))
-    assert [name for name in study.ablation.factors if "weight" in name or name in ("kdr", "fitnet")] == [
+    assert [
+        name for name in study.ablation.factors if "weight" in name or name in ("kdr", "fitnet")
+    ] == [
         "distill.kdr.weight",
         "distill.fitnet.weight",
         "kdr",
@@ -122,7 +137,10 @@ def test_two_methods_are_switched_off_one_by_one_without_a_contrast(searched):
 
 
 def test_a_choice_that_the_others_need_is_kept(searched):
-    searched.content["search"]["parameters"] = {"student.fpn_channels": {"choice": [64, 256]}, **PARAMETERS}
+    searched.content["search"]["parameters"] = {
+        "student.fpn_channels": {"choice": [64, 256]},
+        **PARAMETERS,
+    }
     parameters = {"student.fpn_channels": 256, "distill.kdr.weight": 2.0}
     searched.trial("wide", parameters=parameters, changes={"distill.kdr.align": "identity"}, AP=0.5)
     assert set(study_of(from_key(searched, "wide")).ablation.factors) == {
@@ -137,19 +155,27 @@ def test_a_choice_that_the_others_need_is_kept(searched):
 
 @pytest.mark.parametrize(
     ("key", "columns", "told"),
-    [("teacher", {"role": "teacher"}, "teacher teacher of example"), ("arm", {"arm": "baseline"}, "student arm of example")],
+    [
+        ("teacher", {"role": "teacher"}, "teacher teacher of example"),
+        ("arm", {"arm": "baseline"}, "student arm of example"),
+    ],
 )
 def test_what_no_search_has_chosen_is_refused(example_log, key, columns, told):
     if key == "arm":
         del example_log.content["search"]
     example_log.trial(key, **columns)
-    with pytest.raises(ConfigError, match=rf"TRIAL: must be a trial of a search, got {told}\. Name another one, or"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"TRIAL: must be a trial of a search, got {told}\. Name another one, or",
+    ):
         from_key(example_log, key)
 
 
 def test_a_search_is_no_file_of_one_trial(searched):
     study = study_from(searched.content, folder=Path("/"))
-    with pytest.raises(ConfigError, match="TRIAL: must be a study of one trial, got a search, example"):
+    with pytest.raises(
+        ConfigError, match="TRIAL: must be a study of one trial, got a search, example"
+    ):
         chosen_in_file(read_log(searched.storage), study)
 
 
@@ -157,5 +183,8 @@ def test_a_trial_without_choices_has_nothing_to_undo(example_log):
     del example_log.content["search"]
     example_log.content["trial"] = {"data": {"dataset": "shapes"}}
     study = study_from(example_log.content, folder=Path("/"))
-    with pytest.raises(ConfigError, match="TRIAL: must have a method or another choice that can be undone, got none"):
+    with pytest.raises(
+        ConfigError,
+        match="TRIAL: must have a method or another choice that can be undone, got none",
+    ):
         ablation_yaml(chosen_in_file(read_log(example_log.storage), study), num_seeds=2)

@@ -17,8 +17,14 @@ def exported(example_log, tmp_path):
 
 
 def test_the_file_reads_back_to_the_trial_on_the_validation_set(example_log, tmp_path):
-    example_log.trial("a", parameters={"distill.kdr.weight": 1.0, "distill.kdr.review_links": []}, AP=0.1)
-    best = {"distill.kdr.weight": 1e-5, "distill.kdr.review_links": ["P5->P4", "P4->P3"], "training.clip_norm": None}
+    example_log.trial(
+        "a", parameters={"distill.kdr.weight": 1.0, "distill.kdr.review_links": []}, AP=0.1
+    )
+    best = {
+        "distill.kdr.weight": 1e-5,
+        "distill.kdr.review_links": ["P5->P4", "P4->P3"],
+        "training.clip_norm": None,
+    }
     example_log.trial("b", parameters=best, AP=0.4)
     path, config = exported(example_log, tmp_path)
     study = read_study(path)
@@ -31,12 +37,22 @@ def test_the_file_reads_back_to_the_trial_on_the_validation_set(example_log, tmp
 
 def test_the_head_says_where_it_comes_from(example_log, tmp_path):
     example_log.trial("a", AP=0.25, commit="abc")
-    head = [line for line in exported(example_log, tmp_path)[0].read_text().splitlines() if line.startswith("#")]
+    head = [
+        line
+        for line in exported(example_log, tmp_path)[0].read_text().splitlines()
+        if line.startswith("#")
+    ]
     assert head == [
         "# The best trial of the study example by AP: AP 0.2500 at epoch 4, seed 0.",
         "# Trial a, key a, commit abc.",
-        "# That AP is of images held out of the training set (search_split: 64), on which it was chosen.",
-        "# This study trains on all training images and reports on the validation set, which the search has not seen.",
+        (
+            "# That AP is of images held out of the training set (search_split: 64), on which it "
+            "was chosen."
+        ),
+        (
+            "# This study trains on all training images and reports on the validation set, which "
+            "the search has not seen."
+        ),
     ]
 
 
@@ -55,5 +71,8 @@ def test_texts_that_look_like_other_things_stay_texts(example_log, tmp_path, nam
 def test_settings_of_another_version_are_refused_with_the_reason(example_log):
     example_log.trial("a", config='{"data": {"dataset": "shapes"}, "gone": 1}')
     log = read_log(example_log.storage)
-    with pytest.raises(ConfigError, match=r"a: its settings must be of this version .* got trial\.gone: no such setting"):
+    with pytest.raises(
+        ConfigError,
+        match=r"a: its settings must be of this version .* got trial\.gone: no such setting",
+    ):
         best_study_yaml(log, "example", best_trial(log, "example"), "AP")

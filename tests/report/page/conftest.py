@@ -19,7 +19,9 @@ def page_of() -> Callable[..., Page]:
 
     def made(example: Any, **options: Any) -> Page:
         log = read_log(example.storage, example.study)
-        return study_page(log, example.study, now=datetime.now(UTC), log_folder=example.storage.log, **options)
+        return study_page(
+            log, example.study, now=datetime.now(UTC), log_folder=example.storage.log, **options
+        )
 
     return made
 
@@ -36,9 +38,16 @@ def full_ablation(ablation_log: Any) -> Any:
         "broken": [0.29, 0.31, 0.30],
     }
     for name, values in arms.items():
-        ablation_log.arm(name, values, changes={LINKS: []} if name == "no-links" else {}, seconds=50.0)
+        ablation_log.arm(
+            name, values, changes={LINKS: []} if name == "no-links" else {}, seconds=50.0
+        )
     ablation_log.arm(
-        "broken", {3: 0.1}, event="failed", failure_kind="out_of_memory", reason="no room", traceback="Traceback ..."
+        "broken",
+        {3: 0.1},
+        event="failed",
+        failure_kind="out_of_memory",
+        reason="no room",
+        traceback="Traceback ...",
     )
     ablation_log.arm("broken", {4: None})
     return ablation_log
@@ -55,10 +64,20 @@ def full_search(example_log: Any) -> Any:
         links = ["P4->P3", "P5->P4"][: number % 3]
         drawn = {"distill.kdr.weight": [1.0, 2.0, 5.0][number % 3], LINKS: links}
         drawn |= {"distill.kdr.attention": ["none", "both"][number % 2]} if links else {}
-        example_log.trial(f"key-{number}", arm=f"trial-{number:04}", parameters=drawn, AP=0.2 + 0.01 * number)
-    example_log.trial("key-6", arm="trial-0006", parameters=drawn, AP=0.1, event="stopped_early", epoch=2)
+        example_log.trial(
+            f"key-{number}", arm=f"trial-{number:04}", parameters=drawn, AP=0.2 + 0.01 * number
+        )
     example_log.trial(
-        "key-7", arm="trial-0007", parameters=drawn, AP=None, event="failed", epoch=0, failure_kind="non_finite_loss"
+        "key-6", arm="trial-0006", parameters=drawn, AP=0.1, event="stopped_early", epoch=2
+    )
+    example_log.trial(
+        "key-7",
+        arm="trial-0007",
+        parameters=drawn,
+        AP=None,
+        event="failed",
+        epoch=0,
+        failure_kind="non_finite_loss",
     )
     example_log.trial("teacher", role="teacher", AP=0.5)
     return example_log

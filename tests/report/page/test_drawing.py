@@ -18,8 +18,13 @@ from kdr.report.page.drawing import (
 
 def luminance(color):
     red, green, blue = (int(color[start : start + 2], 16) / 255 for start in (1, 3, 5))
-    linear = [value / 12.92 if value <= 0.03928 else ((value + 0.055) / 1.055) ** 2.4 for value in (red, green, blue)]
-    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    linear = [
+        value / 12.92 if value <= 0.03928 else ((value + 0.055) / 1.055) ** 2.4
+        for value in (red, green, blue)
+    ]
+    return sum(
+        weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True)
+    )
 
 
 def contrast(one, other):
@@ -32,7 +37,9 @@ def test_both_schemes_have_every_role():
 
 
 @pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])
-@pytest.mark.parametrize("role", ["$ink", "$muted", "$helps", "$hurts", "$irrelevant", "$undecided"])
+@pytest.mark.parametrize(
+    "role", ["$ink", "$muted", "$helps", "$hurts", "$irrelevant", "$undecided"]
+)
 def test_colours_of_texts_stand_out_as_wcag_asks(palette, role):
     assert contrast(palette[role], palette["$surface"]) >= 4.5
 
@@ -45,7 +52,10 @@ def test_colours_of_lines_stand_out_as_wcag_asks(palette):
 
 def test_colours_replace_their_roles_however_deep_they_lie():
     drawn = {"a": ["$ink", 1, None], "b": {"color": "$accent", "text": "costs $ink"}}
-    assert coloured(drawn, LIGHT) == {"a": [LIGHT["$ink"], 1, None], "b": {"color": LIGHT["$accent"], "text": "costs $ink"}}
+    assert coloured(drawn, LIGHT) == {
+        "a": [LIGHT["$ink"], 1, None],
+        "b": {"color": LIGHT["$accent"], "text": "costs $ink"},
+    }
 
 
 def test_every_colour_of_a_figure_is_a_role_of_the_palette():

@@ -12,16 +12,24 @@ def table(log):
     return ablation_table(read_log(log.storage, log.study), log.study, (), allow_unequal=True)
 
 
-def test_a_row_has_the_effect_of_the_table_in_percent_points_and_each_seeds_difference(ablation_log):
+def test_a_row_has_the_effect_of_the_table_in_percent_points_and_each_seeds_difference(
+    ablation_log,
+):
     ablation_log.arm("baseline", BASE)
     ablation_log.arm("better", BETTER)
     found, effect = forest(table(ablation_log)), table(ablation_log).rows[1].effect_on("AP")
     [row] = found.rows
-    assert (found.reference, found.title, found.margin) == ("baseline", "AP (%)", pytest.approx(0.5))
+    assert (found.reference, found.title, found.margin) == (
+        "baseline",
+        "AP (%)",
+        pytest.approx(0.5),
+    )
     assert (row.name, row.word, row.text) == ("better", "helps", "helps")
     assert row.difference == pytest.approx(100 * effect.difference)
     assert row.interval == pytest.approx([100 * end for end in effect.interval])
-    assert dict(row.of_seeds) == pytest.approx({seed: 100 * (BETTER[seed] - BASE[seed]) for seed in range(5)})
+    assert dict(row.of_seeds) == pytest.approx(
+        {seed: 100 * (BETTER[seed] - BASE[seed]) for seed in range(5)}
+    )
 
 
 def test_one_seed_has_a_difference_without_an_interval(ablation_log):
@@ -41,12 +49,17 @@ def test_trials_that_are_no_pairs_have_no_differences_by_seed(ablation_log):
 
 def test_a_factorial_shows_its_effects(ablation_log):
     off = {"off": {"distill.kdr.attention": "none"}}
-    ablation_log.ablation |= {"design": "factorial", "factors": {"attention": off, "links": {"off": {"distill.kdr.weight": 1.0}}}}
+    ablation_log.ablation |= {
+        "design": "factorial",
+        "factors": {"attention": off, "links": {"off": {"distill.kdr.weight": 1.0}}},
+    }
     for number, (attention, links) in enumerate(
         [("baseline", "baseline"), ("off", "baseline"), ("baseline", "off"), ("off", "off")]
     ):
         name = "baseline" if not number else f"arm-{number}"
-        values = [value + 0.01 * number + 0.001 * (seed % 2) * number for seed, value in enumerate(BASE)]
+        values = [
+            value + 0.01 * number + 0.001 * (seed % 2) * number for seed, value in enumerate(BASE)
+        ]
         ablation_log.arm(name, values, levels={"attention": attention, "links": links})
     rows = forest(table(ablation_log)).rows
     assert [row.name for row in rows] == [
@@ -56,10 +69,14 @@ def test_a_factorial_shows_its_effects(ablation_log):
     ]
 
 
-def test_of_many_rows_those_with_the_largest_differences_are_kept_in_the_order_of_the_table(ablation_log):
+def test_of_many_rows_those_with_the_largest_differences_are_kept_in_the_order_of_the_table(
+    ablation_log,
+):
     ablation_log.arm("baseline", BASE)
     for name, shift in (("some", 0.02), ("least", 0.001), ("most", -0.03)):
-        ablation_log.arm(name, [value + shift * (1 + 0.1 * seed) for seed, value in enumerate(BASE)])
+        ablation_log.arm(
+            name, [value + shift * (1 + 0.1 * seed) for seed, value in enumerate(BASE)]
+        )
     found = forest(table(ablation_log), most=2)
     assert ([row.name for row in found.rows], found.num_left_out) == (["some", "most"], 1)
 

@@ -36,12 +36,33 @@ class Elements(html.parser.HTMLParser):
 
 
 def page(text, **changes):
-    grid = Grid(text, (text, "result"), ((text, text), (1.5, None)), notes=(text,), bold=frozenset({(0, 0)}))
+    grid = Grid(
+        text,
+        (text, "result"),
+        ((text, text), (1.5, None)),
+        notes=(text,),
+        bold=frozenset({(0, 0)}),
+    )
     block = FigureBlock(
-        "figure-a", text, text, figure([dots([1], [2], color="$ink", hover=[text])], height=100), grid, text, (text,)
+        "figure-a",
+        text,
+        text,
+        figure([dots([1], [2], color="$ink", hover=[text])], height=100),
+        grid,
+        text,
+        (text,),
     )
     failure = Failure("name", text, text, text, 1, text, text)
-    section = Section("part", text, (text,), grid, (block,), (Fact(text, (text,)),), (failure,), (LongText(text, text),))
+    section = Section(
+        "part",
+        text,
+        (text,),
+        grid,
+        (block,),
+        (Fact(text, (text,)),),
+        (failure,),
+        (LongText(text, text),),
+    )
     content = {
         "study": text,
         "kind": text,
@@ -67,7 +88,9 @@ def test_the_figures_come_through_as_they_were():
     data, _, _ = Elements(page(HOSTILE)).scripts
     assert "<" not in data
     [trace] = json.loads(data)["figures"]["figure-a"]["data"]
-    assert trace["hovertext"] == [HOSTILE.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")]
+    assert trace["hovertext"] == [
+        HOSTILE.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    ]
 
 
 def test_the_policy_lets_only_the_pages_own_scripts_run_and_nothing_be_loaded():
@@ -75,13 +98,19 @@ def test_the_policy_lets_only_the_pages_own_scripts_run_and_nothing_be_loaded():
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', text)[1].replace("&#39;", "'")
     digests = re.findall(r"'sha256-([^']+)'", policy)
     scripts = Elements(text).scripts[1:]
-    assert digests == [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    assert digests == [
+        base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts
+    ]
     assert "default-src 'none'" in policy
     assert "unsafe-inline" not in policy.split("script-src")[1]
 
 
 def test_nothing_is_loaded_from_elsewhere():
-    links = [value for name, value in Elements(page("a")).attributes if name in ("src", "href", "action", "data")]
+    links = [
+        value
+        for name, value in Elements(page("a")).attributes
+        if name in ("src", "href", "action", "data")
+    ]
     assert links
     assert all(value.startswith(("#", "data:")) for value in links)
 
@@ -99,7 +128,13 @@ def test_only_a_page_that_is_written_again_reloads(reload_s, expected):
 
 def test_words_have_the_colour_of_their_verdict():
     grid = Grid(
-        "t", ("arm", "result"), (("a", "helps, less than the margin"), ("b", "undecided (3 more seeds)"), ("c", "reference"))
+        "t",
+        ("arm", "result"),
+        (
+            ("a", "helps, less than the margin"),
+            ("b", "undecided (3 more seeds)"),
+            ("c", "reference"),
+        ),
     )
     text = page("a", sections=(Section("part", "Part", table=grid),))
     assert re.findall(r'class="word (\w+)"', text) == ["helps", "undecided", "other"]

@@ -14,19 +14,29 @@ from kdr.report.page.html import page_html
 pytestmark = pytest.mark.slow
 
 PHONE, DESK = (360, 800), (1280, 900)
-HOSTILE = "<img src=x onerror=\"document.title='hacked'\"></script><script>document.title='hacked'</script>"
+HOSTILE = (
+    "<img src=x "
+    "onerror=\"document.title='hacked'\"></script><script>document.title='hacked'</script>"
+)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     webdriver = pytest.importorskip("selenium.webdriver")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    chromium = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     driver = shutil.which("chromedriver")
     if chromium is None or driver is None:
         pytest.skip("needs chromium and chromedriver")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--force-device-scale-factor=1"):
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--force-device-scale-factor=1",
+    ):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
@@ -47,12 +57,19 @@ def opened(browser: Any, tmp_path: Path) -> Callable[..., Any]:
         browser.get("about:blank")
         for kind in ("browser", "performance"):
             browser.get_log(kind)  # what came before
-        metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
+        metrics = {
+            "width": size[0],
+            "height": size[1],
+            "deviceScaleFactor": 1,
+            "mobile": size == PHONE,
+        }
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
         browser.get(path.as_uri())
-        WebDriverWait(browser, 60).until(lambda _: browser.execute_script("return document.body.dataset.drawn") == scheme)
+        WebDriverWait(browser, 60).until(
+            lambda _: browser.execute_script("return document.body.dataset.drawn") == scheme
+        )
         return browser
 
     return show
@@ -66,7 +83,12 @@ def study(request: pytest.FixtureRequest) -> Any:
 def count_marks(browser: Any, figure: str) -> int:
     """Points, lines and cells that are drawn in a figure."""
     marks = "'.point, .js-line, .js-fill, .heatmaplayer image'"
-    return int(browser.execute_script(f"return document.getElementById(arguments[0]).querySelectorAll({marks}).length", figure))
+    return int(
+        browser.execute_script(
+            f"return document.getElementById(arguments[0]).querySelectorAll({marks}).length",
+            figure,
+        )
+    )
 
 
 def test_every_figure_is_drawn_without_an_error_or_a_request(study, page_of, opened):
@@ -74,10 +96,16 @@ def test_every_figure_is_drawn_without_an_error_or_a_request(study, page_of, ope
     browser = opened(page)
     ids = [block.id for section in page.sections for block in section.figures]
     assert ids
-    assert {figure: count_marks(browser, figure) for figure in ids if not count_marks(browser, figure)} == {}
+    assert {
+        figure: count_marks(browser, figure) for figure in ids if not count_marks(browser, figure)
+    } == {}
     assert browser.get_log("browser") == []
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    urls = [it["params"]["request"]["url"] for it in messages if it["method"] == "Network.requestWillBeSent"]
+    urls = [
+        it["params"]["request"]["url"]
+        for it in messages
+        if it["method"] == "Network.requestWillBeSent"
+    ]
     assert {url.partition(":")[0] for url in urls} <= {"file", "data"}
     assert sum(url.startswith("file:") for url in urls) == 1
 
@@ -93,17 +121,24 @@ def test_figures_have_the_marks_of_their_data(full_ablation, page_of, opened):
 def test_a_phone_shows_the_page_without_scrolling_sideways(study, page_of, opened):
     browser = opened(page_of(study), size=PHONE)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= PHONE[0]
-    ends = "return [...document.querySelectorAll('.plot .main-svg')].map(it => it.getBoundingClientRect().right)"
+    ends = (
+        "return [...document.querySelectorAll('.plot .main-svg')].map(it => "
+        "it.getBoundingClientRect().right)"
+    )
     assert max(browser.execute_script(ends)) <= PHONE[0]
 
 
 @pytest.mark.parametrize(("scheme", "palette"), [("light", LIGHT), ("dark", DARK)])
-def test_page_and_figures_have_the_colours_of_the_readers_scheme(full_ablation, page_of, opened, scheme, palette):
+def test_page_and_figures_have_the_colours_of_the_readers_scheme(
+    full_ablation, page_of, opened, scheme, palette
+):
     browser = opened(page_of(full_ablation), scheme=scheme)
     style = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
     assert browser.execute_script(style, "figure", "backgroundColor") == rgb(palette["$surface"])
     assert browser.execute_script(style, "body", "color") == rgb(palette["$ink"])
-    assert browser.execute_script(style, "#figure-curves .legendtext", "fill") == rgb(palette["$ink"])
+    assert browser.execute_script(style, "#figure-curves .legendtext", "fill") == rgb(
+        palette["$ink"]
+    )
 
 
 def test_figures_follow_when_the_scheme_changes(full_search, page_of, opened):
@@ -112,7 +147,9 @@ def test_figures_follow_when_the_scheme_changes(full_search, page_of, opened):
     browser = opened(page_of(full_search))
     media = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    WebDriverWait(browser, 60).until(lambda _: browser.execute_script("return document.body.dataset.drawn") == "dark")
+    WebDriverWait(browser, 60).until(
+        lambda _: browser.execute_script("return document.body.dataset.drawn") == "dark"
+    )
 
 
 def test_the_keyboard_reaches_the_results_tables_and_folded_parts(full_ablation, page_of, opened):
@@ -139,15 +176,28 @@ def test_the_keyboard_reaches_the_results_tables_and_folded_parts(full_ablation,
 
 def test_tables_are_sorted_by_their_heads(full_search, page_of, opened):
     browser = opened(page_of(full_search))
-    trials = "return [...document.querySelectorAll('#table tbody tr')].map(row => row.cells[1].textContent)"
+    trials = (
+        "return [...document.querySelectorAll('#table tbody tr')].map(row => "
+        "row.cells[1].textContent)"
+    )
     button = browser.find_element("css selector", "#table thead th:nth-child(4) button")
     assert browser.execute_script(trials)[0] == "trial-0005"
     button.click()
     ascending = browser.execute_script(trials)
-    assert (ascending[0], ascending[-2], ascending[-1]) == ("trial-0006", "trial-0005", "trial-0007")  # without a value: last
+    # without a value: last
+    assert (ascending[0], ascending[-2], ascending[-1]) == (
+        "trial-0006",
+        "trial-0005",
+        "trial-0007",
+    )
     button.click()
     assert browser.execute_script(trials)[:2] == ["trial-0005", "trial-0004"]
-    assert browser.find_element("css selector", "#table thead th:nth-child(4)").get_attribute("aria-sort") == "descending"
+    assert (
+        browser.find_element("css selector", "#table thead th:nth-child(4)").get_attribute(
+            "aria-sort"
+        )
+        == "descending"
+    )
 
 
 def test_hostile_texts_do_nothing_and_are_shown(example_log, page_of, opened):
@@ -166,11 +216,15 @@ def test_hostile_texts_do_nothing_and_are_shown(example_log, page_of, opened):
     assert browser.get_log("browser") == []
 
 
-def test_a_page_that_is_written_again_reloads_itself_with_its_parts_unfolded(full_ablation, page_of, opened):
+def test_a_page_that_is_written_again_reloads_itself_with_its_parts_unfolded(
+    full_ablation, page_of, opened
+):
     from selenium.webdriver.support.ui import WebDriverWait
 
     browser = opened(page_of(full_ablation, reload_s=1.5))
-    begun = browser.execute_script("document.querySelectorAll('details')[1].open = true; return performance.timeOrigin")
+    begun = browser.execute_script(
+        "document.querySelectorAll('details')[1].open = true; return performance.timeOrigin"
+    )
     reloaded = "return document.body && document.body.dataset.drawn && performance.timeOrigin"
     WebDriverWait(browser, 60).until(lambda _: (browser.execute_script(reloaded) or begun) != begun)
     is_open = "return [...document.querySelectorAll('details')].map(it => it.open)"

@@ -26,7 +26,9 @@ def test_means_with_each_link_and_without_are_of_completed_trials_alone(example_
     example_log.trial("c", parameters={PATH: []}, AP=0.1)
     example_log.trial("d", parameters={PATH: ["P5->P4"]}, AP=0.9, event="stopped_early", epoch=1)
     example_log.trial("e", parameters={}, changes={"distill": {}}, AP=0.9)
-    found = {mean.link: (mean.means, len(mean.with_it), len(mean.without)) for mean in means(example_log)}
+    found = {
+        mean.link: (mean.means, len(mean.with_it), len(mean.without)) for mean in means(example_log)
+    }
     assert list(found) == ["P5->P4", "P4->P3"]
     assert found["P4->P3"] == (pytest.approx((0.3, 0.1)), 2, 1)
     assert found["P5->P4"] == (pytest.approx((0.4, 0.15)), 1, 2)
@@ -45,13 +47,24 @@ def test_arms_that_change_links_stand_below_the_reference_with_their_difference(
     found = map_of(ablation_log)
     assert found.links == ("P7->P6", "P6->P5", "P5->P4", "P4->P3")
     reference, fine = found.arms
-    assert (reference.name, reference.links, reference.difference, reference.text) == ("baseline", (True,) * 4, None, "reference")
-    assert (fine.name, fine.links, fine.changes_more) == ("fine", (False, False, False, True), False)
+    assert (reference.name, reference.links, reference.difference, reference.text) == (
+        "baseline",
+        (True,) * 4,
+        None,
+        "reference",
+    )
+    assert (fine.name, fine.links, fine.changes_more) == (
+        "fine",
+        (False, False, False, True),
+        False,
+    )
     assert fine.difference == pytest.approx(-2.0333, abs=1e-3)
     assert fine.word == "hurts"
 
 
-def test_switching_the_review_off_changes_links_alone_though_the_attention_goes_with_it(ablation_log):
+def test_switching_the_review_off_changes_links_alone_though_the_attention_goes_with_it(
+    ablation_log,
+):
     ablation_log.arm("baseline", BASE)
     ablation_log.arm("off", BASE, changes={PATH: []})
     ablation_log.arm("both", BASE, changes={PATH: [], "distill.kdr.weight": 9.0})

@@ -38,12 +38,17 @@ def test_every_figure_is_one_that_plotly_knows(study, page_of, palette):
     blocks = figures(page_of(study))
     assert len(blocks) >= 6
     for block in blocks.values():
-        plotly.graph_objects.Figure(coloured(block.figure, palette))  # refuses settings and colours that it does not know
+        # refuses settings and colours that it does not know
+        plotly.graph_objects.Figure(coloured(block.figure, palette))
         assert "$" not in json.dumps(coloured(block.figure, palette))
 
 
 def test_every_query_beside_a_figure_is_answered(study, page_of):
-    queries = {block.query for block in figures(page_of(study)).values() if block.query and " query " in block.query}
+    queries = {
+        block.query
+        for block in figures(page_of(study)).values()
+        if block.query and " query " in block.query
+    }
     assert queries
     for command in queries:
         *_, name, sql = shlex.split(command)
@@ -78,14 +83,21 @@ def test_a_search_shows_its_settings_and_calls_nothing_an_effect(full_search, pa
     assert page.kind.endswith("no ablation, so no effects")
     assert "no difference here is an effect" in section(page, "table").lead[0]
     assert "no effect" in figures(page)["figure-links"].title
-    assert [tile.label for tile in page.tiles] == ["best AP (%): trial-0005", "completed", "stopped early", "failed"]
+    assert [tile.label for tile in page.tiles] == [
+        "best AP (%): trial-0005",
+        "completed",
+        "stopped early",
+        "failed",
+    ]
     assert [row[:4] for row in section(page, "table").table.rows[:2]] == [
         (1, "trial-0005", "completed", pytest.approx(25.0)),
         (2, "trial-0004", "completed", pytest.approx(24.0)),
     ]
 
 
-def test_a_factorial_shows_effects_and_marks_arms_that_change_more_than_links(ablation_log, page_of):
+def test_a_factorial_shows_effects_and_marks_arms_that_change_more_than_links(
+    ablation_log, page_of
+):
     changes = {"links": {LINKS: []}, "weight": {"distill.kdr.weight": 1.0}}
     factors = {name: {"off": change} for name, change in changes.items()}
     ablation_log.ablation |= {"design": "factorial", "factors": factors}
@@ -98,14 +110,20 @@ def test_a_factorial_shows_effects_and_marks_arms_that_change_more_than_links(ab
     blocks = figures(page)
     assert blocks["figure-differences"].title == "Effects of the factors"
     assert blocks["figure-differences"].caption.startswith("Each row is one effect")
-    texts = [annotation["text"] for annotation in blocks["figure-links"].figure["layout"]["annotations"]]
+    texts = [
+        annotation["text"] for annotation in blocks["figure-links"].figure["layout"]["annotations"]
+    ]
     assert texts == ["baseline", "30.3 reference", "links", "32.4", "links-weight *", "36.4"]
     assert blocks["figure-links"].caption.endswith("*: an arm that changes other settings, too.")
 
 
 def test_failures_are_told_with_their_kind_and_traceback(full_ablation, page_of):
     [failure] = section(page_of(full_ablation), "budget").failures
-    assert (failure.name, failure.kind, failure.traceback) == ("broken, seed 3", "out_of_memory", "Traceback ...")
+    assert (failure.name, failure.kind, failure.traceback) == (
+        "broken, seed 3",
+        "out_of_memory",
+        "Traceback ...",
+    )
 
 
 def test_another_metric_is_shown_throughout(full_ablation, page_of):
@@ -122,7 +140,9 @@ def test_an_ablation_without_a_completed_trial_says_so(ablation_log, page_of, ev
     ablation_log.arm("better", [0.1, 0.2], event=event)
     page = page_of(ablation_log)
     assert section(page, "table").lead == ("No trial is completed: there is nothing to compare.",)
-    assert section(page, "differences").lead == ("No arm can be compared with the reference: no seed is completed in both.",)
+    assert section(page, "differences").lead == (
+        "No arm can be compared with the reference: no seed is completed in both.",
+    )
     page_html(page)
 
 
@@ -137,7 +157,16 @@ def test_a_search_of_failures_alone_says_so(example_log, page_of):
 
 def test_a_study_that_is_only_planned_says_so(example_log, page_of):
     with LogWriter(example_log.storage, "example") as writer:
-        writer.arms([ArmRow(study="example", key="a", arm="trial-0001", study_config=json.dumps(example_log.content))])
+        writer.arms(
+            [
+                ArmRow(
+                    study="example",
+                    key="a",
+                    arm="trial-0001",
+                    study_config=json.dumps(example_log.content),
+                )
+            ]
+        )
     page = page_of(example_log)
     assert section(page, "table").lead == ("No trial has begun.",)
     assert page.state.endswith("(none begun).")
@@ -149,7 +178,13 @@ def test_a_single_trial_has_a_curve_and_no_settings(example_log, page_of):
     example_log.trial("a")
     page = page_of(example_log)
     assert page.kind == "One trial"
-    assert [section.id for section in page.sections] == ["table", "curves", "early", "budget", "provenance"]
+    assert [section.id for section in page.sections] == [
+        "table",
+        "curves",
+        "early",
+        "budget",
+        "provenance",
+    ]
     assert section(page, "early").lead[0].startswith("Early epochs cannot be compared")
 
 
@@ -191,8 +226,12 @@ def test_a_page_of_many_trials_draws_some_and_says_which(example_log, page_of, m
     page = page_of(example_log)
     assert len(section(page, "table").table.rows) == 3
     assert "3 further trials are left out" in section(page, "table").table.notes[1]
-    assert figures(page)["figure-curves"].notes == ("3 of 6 trials are not drawn: those with the lowest AP.",)
-    assert figures(page)["figure-cost"].notes == ("Drawn are 4 of 6 trials: the best, and evenly many of the others.",)
+    assert figures(page)["figure-curves"].notes == (
+        "3 of 6 trials are not drawn: those with the lowest AP.",
+    )
+    assert figures(page)["figure-cost"].notes == (
+        "Drawn are 4 of 6 trials: the best, and evenly many of the others.",
+    )
 
 
 def test_no_two_parts_of_a_page_share_an_id(study, page_of):

@@ -29,13 +29,33 @@ def arms(ablation_log):
 
 def test_people_read_percent_points_rounded_by_the_spread(arms):
     grid = reading_grid(table(arms))
-    assert grid.columns == ("arm", "n", "AP (%)", "difference", "95 % interval", "p", "sign-flip p", "result")
+    assert grid.columns == (
+        "arm",
+        "n",
+        "AP (%)",
+        "difference",
+        "95 % interval",
+        "p",
+        "sign-flip p",
+        "result",
+    )
     assert grid.rows == (
         ("baseline", "5/5", "30.6 ± 1.0", "", "", "", "", "reference"),
         ("better", "5/5", "32.6 ± 1.1", "+2.0", "[1.8, 2.2]", "<0.001", "0.062", "helps"),
-        ("wild", "5/5", "31.2 ± 1.7", "+0.6", "[-1.6, 2.8]", "0.493", "0.562", "undecided (43 more seeds)"),
+        (
+            "wild",
+            "5/5",
+            "31.2 ± 1.7",
+            "+0.6",
+            "[-1.6, 2.8]",
+            "0.493",
+            "0.562",
+            "undecided (43 more seeds)",
+        ),
     )
-    assert grid.notes[0].startswith("AP in percent, as papers print it (39.8 stands for 0.398 in the log)")
+    assert grid.notes[0].startswith(
+        "AP in percent, as papers print it (39.8 stands for 0.398 in the log)"
+    )
     assert "arm minus baseline, paired by seed" in grid.notes[1]
     assert "Holm-adjusted over 2" in grid.notes[2]
     assert "within ±0.5 points" in grid.notes[2]
@@ -60,7 +80,9 @@ def test_programs_get_every_number_in_full_with_the_keys(arms):
     better = dict(zip(grid.columns, grid.rows[1], strict=True))
     assert better["AP (%) difference"] == pytest.approx(100 * effect.difference, abs=0)
     assert (better["p"], better["p adjusted"]) == (effect.p, 2 * effect.p)
-    assert (better["AP (%) low"], better["AP (%) high"]) == tuple(100 * bound for bound in effect.interval)
+    assert (better["AP (%) low"], better["AP (%) high"]) == tuple(
+        100 * bound for bound in effect.interval
+    )
     assert better["keys"] == " ".join(f"better-{seed}" for seed in range(5))
     assert column(grid, "kind") == ["reference", "arm", "arm"]
 
@@ -106,11 +128,17 @@ def test_effects_of_a_factorial_come_below_a_rule(ablation_log):
     for links, mask in itertools.product(("baseline", "on"), repeat=2):
         values = generator.normal(0.3 + 0.05 * (links == "on"), 0.003, 5)
         ablation_log.arm(
-            f"{links}-{mask}" if (links, mask) != ("baseline",) * 2 else "baseline", values, levels={"links": links, "mask": mask}
+            f"{links}-{mask}" if (links, mask) != ("baseline",) * 2 else "baseline",
+            values,
+            levels={"links": links, "mask": mask},
         )
     grid = reading_grid(table(ablation_log))
     assert grid.rules == {4}
-    assert (grid.rows[4][0], grid.rows[4][1], grid.rows[4][-1]) == ("links: on - baseline", "5", "helps")
+    assert (grid.rows[4][0], grid.rows[4][1], grid.rows[4][-1]) == (
+        "links: on - baseline",
+        "5",
+        "helps",
+    )
     assert column(grid, "difference")[:4] == [""] * 4
     data = data_grid(table(ablation_log))
     assert column(data, "kind") == ["reference", "arm", "arm", "arm", "effect", "effect", "effect"]

@@ -12,13 +12,19 @@ def test_a_number_leads_to_its_trials_commits_and_files(ablation_log):
     files = files_by_key(ablation_log.storage, log.keys_of("ablate"))
     grid = cell_sources(log, "ablate", "baseline", "AP", files)
     rows = [dict(zip(grid.columns, row, strict=True)) for row in grid.rows]
-    assert [(row["seed"], row["key"], row["AP (%)"], row["state"], row["commit"]) for row in rows] == [
+    assert [
+        (row["seed"], row["key"], row["AP (%)"], row["state"], row["commit"]) for row in rows
+    ] == [
         (0, "baseline-0", 30.0, "completed", "c1"),
         (1, "baseline-1", 31.0, "completed", "c1"),
         (2, "baseline-2", 10.0, "failed", "c1 with changes"),
         (3, "baseline-3", None, "not begun", None),
     ]
-    assert (rows[0]["host"], rows[0]["first batch"], rows[0]["ran in"]) == ("node1", "batch-0-1", "ablate")
+    assert (rows[0]["host"], rows[0]["first batch"], rows[0]["ran in"]) == (
+        "node1",
+        "batch-0-1",
+        "ablate",
+    )
     assert len(rows[0]["files"].split()) == 2
     assert rows[3]["files"] == ""
 

@@ -27,7 +27,10 @@ formats = pytest.mark.parametrize("format", FILE_FORMATS)
 
 
 def as_text(grid):
-    return (grid.columns, *(tuple("" if cell is None else str(cell) for cell in row) for row in grid.rows))
+    return (
+        grid.columns,
+        *(tuple("" if cell is None else str(cell) for cell in row) for row in grid.rows),
+    )
 
 
 @formats
@@ -37,22 +40,37 @@ def test_what_is_written_can_be_read_back(format):
     assert found.cells == as_text(GRID)
 
 
-TEXTS = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S")), min_size=1, max_size=8)
+TEXTS = st.text(
+    st.characters(codec="utf-8", categories=("L", "N", "P", "S")), min_size=1, max_size=8
+)
 
 
 @formats
-@given(table=st.lists(st.tuples(TEXTS, TEXTS, TEXTS), min_size=1, max_size=3, unique_by=lambda row: row[0]))
+@given(
+    table=st.lists(
+        st.tuples(TEXTS, TEXTS, TEXTS), min_size=1, max_size=3, unique_by=lambda row: row[0]
+    )
+)
 def test_any_text_can_be_read_back(format, table):
-    grid = Grid("title", ("arm", "n", "x y"), tuple((f"a{row[0]}", *row[1:]) for row in table), bold=frozenset({(0, 1)}))
+    grid = Grid(
+        "title",
+        ("arm", "n", "x y"),
+        tuple((f"a{row[0]}", *row[1:]) for row in table),
+        bold=frozenset({(0, 1)}),
+    )
     assert read_written(written(grid, format, SOURCE)).cells == tuple(
-        tuple(cell.replace("−", "-") if format == "latex" else cell for cell in row) for row in as_text(grid)
+        tuple(cell.replace("−", "-") if format == "latex" else cell for cell in row)
+        for row in as_text(grid)
     )
 
 
 @formats
 def test_numbers_are_written_in_full(format):
     grid = Grid("title", ("arm", "mean", "done"), (("a", 0.1 + 0.2, 5), ("b", 1e-12, True)))
-    assert read_written(written(grid, format, SOURCE)).cells[1:] == (("a", "0.30000000000000004", "5"), ("b", "1e-12", "true"))
+    assert read_written(written(grid, format, SOURCE)).cells[1:] == (
+        ("a", "0.30000000000000004", "5"),
+        ("b", "1e-12", "true"),
+    )
 
 
 def test_json_has_the_numbers_as_numbers():
@@ -82,28 +100,51 @@ def test_styling_and_layout_are_no_difference():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", "# kdr-table: {", "% kdr-table: 3", '<!-- kdr-table: {"format": "odf"} -->', '{"kdr-table": 1}']
+    "text",
+    [
+        "",
+        "{}",
+        "# kdr-table: {",
+        "% kdr-table: 3",
+        '<!-- kdr-table: {"format": "odf"} -->',
+        '{"kdr-table": 1}',
+    ],
 )
 def test_a_file_that_does_not_say_what_it_is_of_is_refused(text):
-    with pytest.raises(ConfigError, match=r"TABLE: must be a table that `table --format ... --output` wrote"):
+    with pytest.raises(
+        ConfigError, match=r"TABLE: must be a table that `table --format ... --output` wrote"
+    ):
         read_written(text)
 
 
 @pytest.mark.parametrize("format", ["latex", "html", "json"])
 def test_a_file_whose_table_is_gone_is_refused(format):
     mark = json.dumps({**SOURCE, "format": format})
-    text = json.dumps({"kdr-table": json.loads(mark)}) if format == "json" else f"% kdr-table: {mark}"
+    text = (
+        json.dumps({"kdr-table": json.loads(mark)}) if format == "json" else f"% kdr-table: {mark}"
+    )
     with pytest.raises(ConfigError, match="TABLE: must hold the table that its source names"):
         read_written(text)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("pdflatex") is None and shutil.which("tectonic") is None, reason="needs pdflatex or tectonic")
+@pytest.mark.skipif(
+    shutil.which("pdflatex") is None and shutil.which("tectonic") is None,
+    reason="needs pdflatex or tectonic",
+)
 def test_latex_compiles(tmp_path):
     table = written(GRID, "latex", SOURCE)
-    document = "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n" + table + "\\end{document}\n"
+    document = (
+        "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n"
+        + table
+        + "\\end{document}\n"
+    )
     (tmp_path / "table.tex").write_text(document)
-    program = ["tectonic"] if shutil.which("tectonic") else ["pdflatex", "-interaction=nonstopmode", "-halt-on-error"]
+    program = (
+        ["tectonic"]
+        if shutil.which("tectonic")
+        else ["pdflatex", "-interaction=nonstopmode", "-halt-on-error"]
+    )
     ended = subprocess.run([*program, "table.tex"], cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout[-3000:]
     assert (tmp_path / "table.pdf").stat().st_size > 0

@@ -27,11 +27,15 @@ def test_a_pivot_has_one_setting_down_and_the_other_across(example_log):
     ):
         example_log.trial(key, parameters={WEIGHT: weight, LINKS: links}, AP=AP)
     request = TableRequest("example", "pivot", ("AP",), (WEIGHT, LINKS))
-    grid = requested_grid(request, lambda study: read_log(example_log.storage, study), in_full=False)
+    grid = requested_grid(
+        request, lambda study: read_log(example_log.storage, study), in_full=False
+    )
     assert grid.title == f"example: AP (%) by {WEIGHT} (down) and {LINKS} (across)"
     assert grid.columns == (WEIGHT, '["P4->P3"]', "[]")
     assert grid.rows == (("2", "25.0 (n=1)", "10.0 (n=1)"), ("10", "31.0 ± 1.4 (n=2)", ""))
     assert "draws of a search" in " ".join(grid.notes)
-    in_full = requested_grid(request, lambda study: read_log(example_log.storage, study), in_full=True)
+    in_full = requested_grid(
+        request, lambda study: read_log(example_log.storage, study), in_full=True
+    )
     assert in_full.columns == (WEIGHT, LINKS, "n", "mean AP", "sd", "min", "max")
     assert in_full.rows[0][:4] == (10.0, '["P4->P3"]', 2, pytest.approx(0.31))

@@ -22,7 +22,9 @@ def arms(ablation_log):
 
 def text_of(log, format, request=None):
     request = request or TableRequest(log.study, "ablation", ("AP", "AP50"))
-    return written(requested_grid(request, reader(log), in_full=format in IN_FULL), format, request.source())
+    return written(
+        requested_grid(request, reader(log), in_full=format in IN_FULL), format, request.source()
+    )
 
 
 def reader(log):
@@ -80,15 +82,22 @@ def test_rows_and_columns_that_are_missing_or_added_are_named(arms):
     gone = verified(text.replace(better, ""), reader(arms)).differences
     assert {(one.row, one.written) for one in gone} == {("better", "nothing")}
     assert Difference("better", "arm", "nothing", "better") in gone
-    added = verified(text.replace(better, f"{better}\n| best | 5/5 | 99.9 |"), reader(arms)).differences
+    added = verified(
+        text.replace(better, f"{better}\n| best | 5/5 | 99.9 |"), reader(arms)
+    ).differences
     assert Difference("best", "AP (%)", "99.9", "nothing") in added
 
 
 def test_a_request_of_another_version_is_refused(arms):
     text = text_of(arms, "md").replace('"kind": "ablation"', '"kind": "ablation", "colour": 1')
-    with pytest.raises(ConfigError, match=r"TABLE: its source must be that of a table of this version, got .*colour"):
+    with pytest.raises(
+        ConfigError,
+        match=r"TABLE: its source must be that of a table of this version, got .*colour",
+    ):
         verified(text, reader(arms))
-    with pytest.raises(ConfigError, match=r"TABLE: its source must be one of ablation, .* got 'poll'"):
+    with pytest.raises(
+        ConfigError, match=r"TABLE: its source must be one of ablation, .* got 'poll'"
+    ):
         verified(text_of(arms, "md").replace('"kind": "ablation"', '"kind": "poll"'), reader(arms))
 
 

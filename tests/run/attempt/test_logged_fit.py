@@ -27,7 +27,11 @@ def study() -> Study:
     torch.set_num_threads(1)
     data = {"dataset": "shapes", "image_size_px": 64, "num_train": 8, "num_val": 4}
     training = {"epochs": EPOCHS, "batch_size": 8, "optimizer": "adamw", "lr": 1e-4}
-    trial = {"data": data, "student": {"backbone": "mobilenet_v3_small", "fpn_channels": 32}, "training": training}
+    trial = {
+        "data": data,
+        "student": {"backbone": "mobilenet_v3_small", "fpn_channels": 32},
+        "training": training,
+    }
     search = {"trials": 2, "parameters": {"training.lr": {"float": [1e-5, 1e-3]}}}
     return study_from({"study": "one", "trial": trial, "search": search}, folder=Path())
 
@@ -42,7 +46,9 @@ def trial(study: Study, storage: Storage) -> Trial:
     return trial_maker(study, storage)(study.base)
 
 
-def run(study: Study, trial: Trial, storage: Storage, *, cancel_after: int | None = None) -> list[int]:
+def run(
+    study: Study, trial: Trial, storage: Storage, *, cancel_after: int | None = None
+) -> list[int]:
     """Trains a trial and gives the epochs that were done, not those that a checkpoint repeated."""
     epochs = []
     with LogWriter(storage, "one") as log:
@@ -55,7 +61,9 @@ def run(study: Study, trial: Trial, storage: Storage, *, cancel_after: int | Non
 
 
 @pytest.mark.slow
-def test_a_cancelled_trial_ends_after_its_epoch_and_has_ended(study: Study, trial: Trial, storage: Storage) -> None:
+def test_a_cancelled_trial_ends_after_its_epoch_and_has_ended(
+    study: Study, trial: Trial, storage: Storage
+) -> None:
     with pytest.raises(TrialFailure, match="cancelled: it is slow"):
         run(study, trial, storage, cancel_after=1)
     log = read_log(storage)
@@ -63,14 +71,20 @@ def test_a_cancelled_trial_ends_after_its_epoch_and_has_ended(study: Study, tria
     assert (state.state, state.epoch, state.last.reason) == ("cancelled", 2, "it is slow")
     assert log.epochs_of(trial.key)["epoch"].to_pylist() == [1, 2]
     history = History.of(log, study)
-    assert (history.known[trial.key].end, history.interrupted, history.num_used) == ("failed", (), 1)
+    assert (history.known[trial.key].end, history.interrupted, history.num_used) == (
+        "failed",
+        (),
+        1,
+    )
     # whoever wants it all the same goes on from its checkpoint: the request was for that attempt
     assert run(study, trial, storage) == [1, 2, 3]
     assert read_log(storage).states()[trial.key].state == "completed"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cancel_after", [1, None], ids=["of a trial with a checkpoint", "of a completed trial"])
+@pytest.mark.parametrize(
+    "cancel_after", [1, None], ids=["of a trial with a checkpoint", "of a completed trial"]
+)
 def test_an_excluded_trial_is_trained_from_its_first_epoch(
     study: Study, trial: Trial, storage: Storage, cancel_after: int | None
 ) -> None:
@@ -89,7 +103,10 @@ def test_an_excluded_trial_is_trained_from_its_first_epoch(
     assert history.reached[trial.key] == {}
     run(study, trial, storage)
     log = read_log(storage)
-    events = [(row["attempt"], row["event"]) for row in sorted(log.trials.to_pylist(), key=lambda row: row["time"])]
+    events = [
+        (row["attempt"], row["event"])
+        for row in sorted(log.trials.to_pylist(), key=lambda row: row["time"])
+    ]
     assert events[-2:] == [(2, "started"), (2, "completed")]
     assert log.epochs_of(trial.key)["attempt"].to_pylist() == [2] * EPOCHS
     assert has_weights(trial, storage)
@@ -113,5 +130,8 @@ def test_a_torn_checkpoint_is_moved_aside_and_the_trial_computes_the_same_again(
     moved = storage.quarantine / "trials" / trial.key / "checkpoint.pt"
     assert events[2]["reason"].endswith(f"it is now {moved}")
     assert moved.read_bytes() == content
-    values = [read_log(place).epochs_of(trial.key).select(["epoch", "step", "AP", "lr"]) for place in (storage, undisturbed)]
+    values = [
+        read_log(place).epochs_of(trial.key).select(["epoch", "step", "AP", "lr"])
+        for place in (storage, undisturbed)
+    ]
     assert values[0].equals(values[1])

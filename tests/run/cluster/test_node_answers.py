@@ -36,7 +36,9 @@ def test_versions_are_of_python_kdr_and_what_computes() -> None:
     assert "not installed" not in versions.values()
 
 
-def test_the_code_of_kdr_is_part_of_its_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_code_of_kdr_is_part_of_its_version(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     found = []
     for content in ("a = 1", "a = 2", "a = 1"):
         (tmp_path / "__init__.py").write_text(content)
@@ -60,15 +62,27 @@ def test_a_storage_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     assert answer("a", questions(storage), mark="a").not_written == "Not a directory"
 
 
-def test_data_and_weights_are_told_by_content_and_what_is_missing_by_path(storage: Storage, tmp_path: Path) -> None:
+def test_data_and_weights_are_told_by_content_and_what_is_missing_by_path(
+    storage: Storage, tmp_path: Path
+) -> None:
     weights = tmp_path / "teacher.pt"
     weights.write_bytes(b"1")
-    (tmp_path / "empty.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
-    paths = {"train_images": str(tmp_path), "val_images": str(tmp_path), "train_annotations": str(tmp_path / "empty.json")}
+    (tmp_path / "empty.json").write_text(
+        json.dumps({"images": [], "annotations": [], "categories": []})
+    )
+    paths = {
+        "train_images": str(tmp_path),
+        "val_images": str(tmp_path),
+        "train_annotations": str(tmp_path / "empty.json"),
+    }
     missing = CocoData(dataset="coco", **paths, val_annotations=str(tmp_path / "missing.json"))
     found = answer(
         "a",
-        questions(storage, data=(ShapesData(dataset="shapes"), missing), weights=(str(weights), str(tmp_path / "none.pt"))),
+        questions(
+            storage,
+            data=(ShapesData(dataset="shapes"), missing),
+            weights=(str(weights), str(tmp_path / "none.pt")),
+        ),
         mark="a",
     )
     assert set(found.contents) == {"data set 1", str(weights)}

@@ -20,7 +20,9 @@ def node(name: str, **changes: Any) -> Answers:
 
 
 def judged(
-    answers: Sequence[Answers], silent: Sequence[Silent] = (), unread: Mapping[str, Sequence[str]] | None = None
+    answers: Sequence[Answers],
+    silent: Sequence[Silent] = (),
+    unread: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Finding]:
     return list(judged_nodes(answers, silent, unread or {}, expected=VERSIONS, storage="/runs"))
 
@@ -49,21 +51,28 @@ def test_nodes_that_are_alike_are_in_order() -> None:
             {"versions": {"kdr": "0.1.0 (code b)"}},
             {},
             "versions",
-            "python must be 3.11.7 on every node, got none on n2; "
-            "kdr must be 0.1.0 (code a) on every node, got 0.1.0 (code b) on n2",
+            (
+                "python must be 3.11.7 on every node, got none on n2; "
+                "kdr must be 0.1.0 (code a) on every node, got 0.1.0 (code b) on n2"
+            ),
         ),
         (
             {"not_written": "Read-only file system"},
             {},
             "shared storage",
-            "--storage: must be a place that every node can write to, got /runs with Read-only file system on n2",
+            (
+                "--storage: must be a place that every node can write to, got /runs with Read-only "
+                "file system on n2"
+            ),
         ),
         (
             {},
             {"n1": ["n2"], "n2": ["n1"]},
             "shared storage",
-            "--storage: must be the same place on every node, got /runs with "
-            "no sight of what n2 wrote on n1; no sight of what n1 wrote on n2",
+            (
+                "--storage: must be the same place on every node, got /runs with "
+                "no sight of what n2 wrote on n1; no sight of what n1 wrote on n2"
+            ),
         ),
         (
             {"contents": {"data": "d2", "/w.pt": "file-1"}},
@@ -72,7 +81,10 @@ def test_nodes_that_are_alike_are_in_order() -> None:
             "data: must be the same on every node, got d1 on n1; d2 on n2",
         ),
         (
-            {"contents": {"data": "d1"}, "problems": ("/w.pt: must be a weights file, got nothing there",)},
+            {
+                "contents": {"data": "d1"},
+                "problems": ("/w.pt: must be a weights file, got nothing there",),
+            },
             {},
             "files",
             "on n2: /w.pt: must be a weights file, got nothing there",
@@ -88,7 +100,11 @@ def test_nodes_that_are_alike_are_in_order() -> None:
 def test_what_is_not_alike_fails_and_says_where(
     changes: dict[str, Any], unread: dict[str, list[str]], name: str, text: str
 ) -> None:
-    failed = [finding for finding in judged([IN_ORDER, node("n2", **changes)], unread=unread) if finding.state == "failed"]
+    failed = [
+        finding
+        for finding in judged([IN_ORDER, node("n2", **changes)], unread=unread)
+        if finding.state == "failed"
+    ]
     assert [(finding.name, finding.text) for finding in failed] == [(name, text)]
     assert failed[0].fix
 
@@ -106,7 +122,12 @@ def test_a_node_that_cannot_run_kdr_fails_beside_those_that_can() -> None:
 def test_many_nodes_are_counted_and_not_all_named() -> None:
     [wrong] = [
         finding
-        for finding in judged([IN_ORDER, *(node(f"m{number}", versions={**VERSIONS, "kdr": "0.2"}) for number in range(99))])
+        for finding in judged(
+            [
+                IN_ORDER,
+                *(node(f"m{number}", versions={**VERSIONS, "kdr": "0.2"}) for number in range(99)),
+            ]
+        )
         if finding.state == "failed"
     ]
     assert wrong.text.endswith("got 0.2 on m0, m1, m2, m3, m4 and 94 more")
@@ -114,6 +135,14 @@ def test_many_nodes_are_counted_and_not_all_named() -> None:
 
 def test_gpus_are_counted_by_kind_and_one_without_room_is_warned_of() -> None:
     gpus = {"num_gpus_promised": 2, "num_gpus_usable": 2}
-    found = judged([node("n1", **gpus, gpus=(H100, H100)), node("n2", **gpus, gpus=(H100, GpuMemory("A100", 10.0, 40.0)))])
+    found = judged(
+        [
+            node("n1", **gpus, gpus=(H100, H100)),
+            node("n2", **gpus, gpus=(H100, GpuMemory("A100", 10.0, 40.0))),
+        ]
+    )
     of_gpus = [(finding.state, finding.text) for finding in found if finding.name == "GPUs"]
-    assert of_gpus == [("warning", "n2: A100 has 10.0 of 40.0 GiB free"), ("ok", "3 x H100 of 80 GiB, 1 x A100 of 40 GiB")]
+    assert of_gpus == [
+        ("warning", "n2: A100 has 10.0 of 40.0 GiB free"),
+        ("ok", "3 x H100 of 80 GiB, 1 x A100 of 40 GiB"),
+    ]

@@ -1,4 +1,5 @@
-"""How many trials fit on a cluster, worked out from the resources of its nodes; which addresses cannot be joined."""
+"""How many trials fit on a cluster, worked out from the resources of its nodes; which addresses
+cannot be joined."""
 
 import json
 import time
@@ -47,15 +48,23 @@ def test_auto_is_one_gpu_per_worker_where_there_are_any() -> None:
         (Resources(gpus_per_worker=1, max_concurrent=3), SERVER, 3),
     ],
 )
-def test_as_many_trials_run_as_fit(resources: Resources, nodes: list[dict[str, float]], expected: int) -> None:
+def test_as_many_trials_run_as_fit(
+    resources: Resources, nodes: list[dict[str, float]], expected: int
+) -> None:
     assert num_concurrent(resources, nodes) == expected
 
 
 @pytest.mark.parametrize(
     ("resources", "message"),
     [
-        (Resources(gpus_per_worker=1), r"one trial needs 1 CPUs and 1 GPUs on one node, got nodes with 2 CPUs and 0 GPUs"),
-        (Resources(workers=3, gpus_per_worker=0), r"needs 3 workers with 1 CPUs and 0 GPUs each, .* room for 2 workers. Lower"),
+        (
+            Resources(gpus_per_worker=1),
+            r"one trial needs 1 CPUs and 1 GPUs on one node, got nodes with 2 CPUs and 0 GPUs",
+        ),
+        (
+            Resources(workers=3, gpus_per_worker=0),
+            r"needs 3 workers with 1 CPUs and 0 GPUs each, .* room for 2 workers. Lower",
+        ),
         (Resources(cpus_per_worker=3, gpus_per_worker=0), r"needs 3 CPUs and 0 GPUs on one node"),
     ],
 )
@@ -78,14 +87,24 @@ def test_a_trial_that_can_never_fit_is_refused(resources: Resources, message: st
 )
 def test_an_address_that_cannot_be_joined_is_refused_at_once(address: str, reason: str) -> None:
     begin = time.monotonic()
-    with pytest.raises(ResourcesError, match=rf"^--address: .*got {address}.*{reason}.*submit a job: docs/cluster.md"):
+    with pytest.raises(
+        ResourcesError,
+        match=rf"^--address: .*got {address}.*{reason}.*submit a job: docs/cluster.md",
+    ):
         ray_session(address).__enter__()
     assert time.monotonic() - begin < 10
 
 
-def test_a_job_keeps_what_it_was_submitted_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_job_keeps_what_it_was_submitted_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert job_runtime_env(None) == {"env_vars": QUIET}
-    submitted = {"runtime_env": {"env_vars": {"RAY_AIR_NEW_OUTPUT": "1", "KDR_STORAGE": "/runs"}, "working_dir": "gcs://a.zip"}}
+    submitted = {
+        "runtime_env": {
+            "env_vars": {"RAY_AIR_NEW_OUTPUT": "1", "KDR_STORAGE": "/runs"},
+            "working_dir": "gcs://a.zip",
+        }
+    }
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(submitted))
     mine = job_runtime_env(tmp_path)
     assert set(mine) == {"env_vars"}, "its own code has been sent"
@@ -95,5 +114,11 @@ def test_a_job_keeps_what_it_was_submitted_with(monkeypatch: pytest.MonkeyPatch,
 def test_the_code_that_is_sent_is_the_package_of_this_process(tmp_path: Path) -> None:
     assert job_runtime_env(tmp_path)["working_dir"] == str(tmp_path)
     package = Path(kdr.__file__).parent
-    files = {path.relative_to(package) for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
-    assert {path.relative_to(tmp_path / "kdr") for path in tmp_path.rglob("*") if path.is_file()} == files
+    files = {
+        path.relative_to(package)
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert {
+        path.relative_to(tmp_path / "kdr") for path in tmp_path.rglob("*") if path.is_file()
+    } == files

@@ -128,7 +128,9 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 
 @pytest.mark.slow
-def test_a_closed_terminal_is_a_sigterm_and_what_is_printed_then_is_no_error(python_process: Callable[..., Any]) -> None:
+def test_a_closed_terminal_is_a_sigterm_and_what_is_printed_then_is_no_error(
+    python_process: Callable[..., Any],
+) -> None:
     assert python_process(CLOSES_THE_TERMINAL, IN_A_TERMINAL).wait(30) == 143
 
 

@@ -1,4 +1,5 @@
-"""Drivers that want one study at once, in this process, in others, and as another machine's would look."""
+"""Drivers that want one study at once, in this process, in others, and as another machine's would
+look."""
 
 import dataclasses
 import json
@@ -58,11 +59,15 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DEAD_AFTER_S", 0.5)
 
 
-
-
 def of_another_machine(storage: Storage, **columns: Any) -> Path:
     """The claim of a driver elsewhere, of which nothing is known but its file."""
-    known = {"machine": "another start", "born": "1", "since": "2026-01-01 00:00:00 UTC", "held": True, **columns}
+    known = {
+        "machine": "another start",
+        "born": "1",
+        "since": "2026-01-01 00:00:00 UTC",
+        "held": True,
+        **columns,
+    }
     claim = Claim("elsewhere", os.getpid(), **known)
     path = storage.drivers("s") / f"{claim.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +75,9 @@ def of_another_machine(storage: Storage, **columns: Any) -> Path:
     return path
 
 
-def holding(python_process: Callable[..., subprocess.Popen[bytes]], storage: Storage, tmp_path: Path) -> subprocess.Popen[bytes]:
+def holding(
+    python_process: Callable[..., subprocess.Popen[bytes]], storage: Storage, tmp_path: Path
+) -> subprocess.Popen[bytes]:
     process, mark = python_process(HOLD, storage.root, tmp_path / "holds"), tmp_path / "holds"
     while not mark.exists():
         assert process.poll() is None
@@ -80,7 +87,10 @@ def holding(python_process: Callable[..., subprocess.Popen[bytes]], storage: Sto
 
 def test_a_second_driver_is_refused_until_the_first_has_ended(storage: Storage) -> None:
     with sole_driver(storage, "s", on_waiting=ignore):
-        refusal = rf"got a second one for s: process {os.getpid()} on .* runs it since .* UTC\. Look at it with `status s`"
+        refusal = (
+            rf"got a second one for s: process {os.getpid()} on .* runs it since .* UTC\. Look at"
+            r" it with `status s`"
+        )
         with pytest.raises(BusyError, match=refusal), sole_driver(storage, "s", on_waiting=ignore):
             pass
         with sole_driver(storage, "another", on_waiting=ignore):
@@ -94,7 +104,10 @@ def test_a_killed_driver_of_this_machine_is_followed_at_once(
     storage: Storage, tmp_path: Path, python_process: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
     first = holding(python_process, storage, tmp_path)
-    with pytest.raises(BusyError, match=f"process {first.pid} on"), sole_driver(storage, "s", on_waiting=ignore):
+    with (
+        pytest.raises(BusyError, match=f"process {first.pid} on"),
+        sole_driver(storage, "s", on_waiting=ignore),
+    ):
         pass
     first.kill()
     first.wait()
@@ -105,7 +118,8 @@ def test_a_killed_driver_of_this_machine_is_followed_at_once(
 
 
 def test_a_process_that_got_a_dead_drivers_id_is_not_taken_for_it(storage: Storage) -> None:
-    of_another_machine(storage, machine=module._machine())  # the id of this process, which began at another time
+    # the id of this process, which began at another time
+    of_another_machine(storage, machine=module._machine())
     with sole_driver(storage, "s", on_waiting=pytest.fail):
         pass
 
@@ -123,13 +137,18 @@ def test_of_drivers_that_begin_at_one_instant_one_runs(
 
 
 @pytest.mark.usefixtures("fast")
-def test_a_silent_driver_of_another_machine_is_waited_for_and_then_followed(storage: Storage) -> None:
+def test_a_silent_driver_of_another_machine_is_waited_for_and_then_followed(
+    storage: Storage,
+) -> None:
     path, told = of_another_machine(storage), list[str]()
     begin = time.monotonic()
     with sole_driver(storage, "s", on_waiting=told.append):
         assert time.monotonic() - begin >= 0.5
         assert not path.exists()
-    assert told == [f"Waiting up to 0 s for a sign of life of process {os.getpid()} on elsewhere, which ran this study"]
+    assert told == [
+        f"Waiting up to 0 s for a sign of life of process {os.getpid()} on elsewhere, which ran "
+        "this study"
+    ]
 
 
 @pytest.mark.usefixtures("fast")
@@ -137,7 +156,10 @@ def test_a_sign_of_life_from_another_machine_is_enough_to_be_refused(storage: St
     path = of_another_machine(storage)
     beat = threading.Timer(0.2, lambda: of_another_machine(storage, name=path.stem, beat=1))
     beat.start()
-    with pytest.raises(BusyError, match="on elsewhere runs it"), sole_driver(storage, "s", on_waiting=ignore):
+    with (
+        pytest.raises(BusyError, match="on elsewhere runs it"),
+        sole_driver(storage, "s", on_waiting=ignore),
+    ):
         pass
     assert list(storage.drivers("s").iterdir()) == [path]
 

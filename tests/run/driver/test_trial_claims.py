@@ -1,4 +1,5 @@
-"""Drivers of several studies that want the same trials: in this process, in others, and as another machine's would look."""
+"""Drivers of several studies that want the same trials: in this process, in others, and as another
+machine's would look."""
 
 import dataclasses
 import json
@@ -21,7 +22,8 @@ from kdr.run.driver.sole_driver import sole_driver
 from kdr.run.driver.trial_claims import TrialClaims
 from kdr.storage.layout import Storage
 storage = Storage.at(sys.argv[1])
-with sole_driver(storage, "other", on_waiting=print) as driver, TrialClaims(storage, "other", driver) as claims:
+driver = sole_driver(storage, "other", on_waiting=print)
+with driver as name, TrialClaims(storage, "other", name) as claims:
     claims.take(["a", "b"])
     open(sys.argv[2], "w").close()
     time.sleep(60)
@@ -34,7 +36,8 @@ from kdr.run.driver.sole_driver import sole_driver
 from kdr.run.driver.trial_claims import TrialClaims
 from kdr.storage.layout import Storage
 storage, folder, study = Storage.at(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-with sole_driver(storage, study, on_waiting=print) as driver, TrialClaims(storage, study, driver) as claims:
+driver = sole_driver(storage, study, on_waiting=print)
+with driver as name, TrialClaims(storage, study, name) as claims:
     (folder / f"ready-{study}").touch()
     while not (folder / "go").exists():
         time.sleep(0.001)
@@ -56,8 +59,15 @@ def storage(tmp_path: Path) -> Storage:
 
 
 def driver_of(storage: Storage, study: str, **changes: object) -> str:
-    """Writes the claim that a driver which runs a study keeps, of this process if nothing else is said."""
-    values = {"host": "here", "pid": os.getpid(), "machine": module._machine(), "born": module._born(os.getpid()), "since": "now"}
+    """Writes the claim that a driver which runs a study keeps, of this process if nothing else is
+    said."""
+    values = {
+        "host": "here",
+        "pid": os.getpid(),
+        "machine": module._machine(),
+        "born": module._born(os.getpid()),
+        "since": "now",
+    }
     claim = Claim(**{**values, "held": True, **changes})  # type: ignore[arg-type]
     path = storage.drivers(study) / f"{claim.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +85,11 @@ def test_a_trial_is_one_drivers_until_it_gives_it_back(storage: Storage) -> None
     assert first.take(["a"]) == {"a"}
     assert second.take(["a", "b", "c"]) == {"c"}
     [holder] = second.holders(["a", "b", "c"])
-    assert (holder.study, holder.keys, str(holder)) == ("first", {"a", "b"}, f"study first (process {os.getpid()} on here)")
+    assert (holder.study, holder.keys, str(holder)) == (
+        "first",
+        {"a", "b"},
+        f"study first (process {os.getpid()} on here)",
+    )
     first.give_back("a")
     assert second.take(["a", "b"]) == {"a"}
     assert first.take(["a"]) == set()
@@ -111,7 +125,9 @@ def test_of_two_that_write_at_once_the_later_one_steps_back_and_the_earlier_one_
     assert later.take(["a"]) == set()
 
 
-def test_who_goes_first_steps_back_from_one_that_does_not(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_goes_first_steps_back_from_one_that_does_not(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     earlier, later = claims_of(storage, "first", name="0"), claims_of(storage, "second", name="1")
     assert later.take(["a"]) == {"a"}
     monkeypatch.setattr("kdr.run.driver.trial_claims.time.sleep", lambda _seconds: None)
@@ -179,7 +195,12 @@ def test_a_file_that_is_no_drivers_claims_nothing(storage: Storage) -> None:
 
 
 def test_the_claim_of_a_study_names_the_driver_that_claims_trials(storage: Storage) -> None:
-    with sole_driver(storage, "own", on_waiting=pytest.fail) as driver, TrialClaims(storage, "own", driver) as claims:
+    with (
+        sole_driver(storage, "own", on_waiting=pytest.fail) as driver,
+        TrialClaims(storage, "own", driver) as claims,
+    ):
         claims.take(["a"])
-        assert [holder.claim.name for holder in claims_of(storage, "other").holders(["a"])] == [driver]
+        assert [holder.claim.name for holder in claims_of(storage, "other").holders(["a"])] == [
+            driver
+        ]
     assert list(storage.drivers("own").iterdir()) == []

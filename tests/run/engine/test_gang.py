@@ -32,14 +32,31 @@ CONTENT: dict[str, Any] = {
     "study": "together",
     "trial": {
         "data": {"dataset": "shapes", "image_size_px": 64, "num_train": 16, "num_val": 6},
-        "teacher": {"backbone": "mobilenet_v3_small", "fpn_channels": 32, "training": {"epochs": 1, "batch_size": 8}},
+        "teacher": {
+            "backbone": "mobilenet_v3_small",
+            "fpn_channels": 32,
+            "training": {"epochs": 1, "batch_size": 8},
+        },
         "student": {"backbone": "mobilenet_v3_small", "fpn_channels": 32},
         "distill": {"kdr": {}},
-        "training": {"epochs": 2, "batch_size": 8, "optimizer": "adamw", "lr": 1e-3, "schedule": "one_cycle"},
+        "training": {
+            "epochs": 2,
+            "batch_size": 8,
+            "optimizer": "adamw",
+            "lr": 1e-3,
+            "schedule": "one_cycle",
+        },
     },
     "resources": {"workers": 2},
 }
-SIZE = GangSettings(num_workers=2, cpus_per_worker=1, gpus_per_worker=0, loader_workers=0, max_trials=100, silence_s=1800.0)
+SIZE = GangSettings(
+    num_workers=2,
+    cpus_per_worker=1,
+    gpus_per_worker=0,
+    loader_workers=0,
+    max_trials=100,
+    silence_s=1800.0,
+)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +113,8 @@ class Owner:
 
 
 def starving(given: dict[str, Any]) -> None:
-    """What a worker runs, but that rank 1 asks for more memory than there is in its fourth step, if it has many images."""
+    """What a worker runs, but that rank 1 asks for more memory than there is in its fourth step, if
+    it has many images."""
     losses = TrainingState.losses
 
     def starved(self: TrainingState, one: Pass, step: int, **more: Any) -> Any:
@@ -112,7 +130,9 @@ class OwnedGang:
     """A gang as the test calls it; its owner is another process."""
 
     def __init__(self, storage: Storage, **changes: int) -> None:
-        self._owner = ray.remote(num_cpus=0)(Owner).remote(GangSettings(**{**vars(SIZE), **changes}), storage)
+        self._owner = ray.remote(num_cpus=0)(Owner).remote(
+            GangSettings(**{**vars(SIZE), **changes}), storage
+        )
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         return lambda *given: ray.get(getattr(self._owner, name).remote(*given))
@@ -122,7 +142,9 @@ class OwnedGang:
 
 
 @pytest.fixture(scope="module")
-def gang(ray_here: None, storage: Storage, make: Callable[[dict[str, Any]], Trial]) -> Iterator[OwnedGang]:
+def gang(
+    ray_here: None, storage: Storage, make: Callable[[dict[str, Any]], Trial]
+) -> Iterator[OwnedGang]:
     """A gang whose trials' teacher has been trained."""
     gang = OwnedGang(storage)
     teacher = teacher_of(make({}))
@@ -172,7 +194,9 @@ def test_a_trial_that_is_stopped_leaves_the_gang_ready_for_the_next(gang, storag
     assert [epoch.epoch for epoch in gang.fit(stopped)] == [1, 2, 3, 4, 5]
 
 
-def test_of_a_trial_that_has_ended_no_checkpoint_is_left_however_slow_its_workers_are(gang, storage, make) -> None:
+def test_of_a_trial_that_has_ended_no_checkpoint_is_left_however_slow_its_workers_are(
+    gang, storage, make
+) -> None:
     trial = make({"seed": 8})
     checkpoint = storage.trial(trial.key) / "checkpoint.pt"
     gang.begin(trial)
@@ -195,7 +219,9 @@ def test_of_a_trial_that_has_ended_no_checkpoint_is_left_however_slow_its_worker
 def test_losses_that_are_not_finite_end_the_trial_and_not_the_gang(gang, make) -> None:
     before = workers()
     with pytest.raises(TrialFailure, match="non_finite_loss"):
-        gang.fit(make({"training.lr": 1e30, "training.clip_norm": None, "training.schedule": "constant"}))
+        gang.fit(
+            make({"training.lr": 1e30, "training.clip_norm": None, "training.schedule": "constant"})
+        )
     assert [epoch.epoch for epoch in gang.fit(make({"seed": 4}))] == [1, 2]
     assert workers() == before
 
@@ -232,7 +258,9 @@ def test_data_that_only_one_rank_reads_ends_trial_and_gang(gang, storage, make) 
     assert [epoch.epoch for epoch in gang.fit(trial)] == [1, 2]
 
 
-def test_memory_that_one_rank_lacks_halves_the_passes_of_all_and_the_trial_goes_on_in_new_workers(gang, storage, make) -> None:
+def test_memory_that_one_rank_lacks_halves_the_passes_of_all_and_the_trial_goes_on_in_new_workers(
+    gang, storage, make
+) -> None:
     before = workers()
     gang.starve()
     trial = make({"training.micro_batch": "auto", "seed": 7})
@@ -240,7 +268,11 @@ def test_memory_that_one_rank_lacks_halves_the_passes_of_all_and_the_trial_goes_
     assert [epoch.epoch for epoch in epochs] == [1, 1, 2]
     assert [epoch.extras["micro_batch"] for epoch in epochs] == [4, 4, 2]
     log = read_log(storage)
-    assert [(row["attempt"], row["event"], row["failure_kind"]) for row in log.trials.to_pylist() if row["key"] == trial.key] == [
+    assert [
+        (row["attempt"], row["event"], row["failure_kind"])
+        for row in log.trials.to_pylist()
+        if row["key"] == trial.key
+    ] == [
         (1, "started", None),
         (1, "interrupted", "out_of_memory"),
         (2, "resumed", None),
@@ -250,5 +282,8 @@ def test_memory_that_one_rank_lacks_halves_the_passes_of_all_and_the_trial_goes_
     assert not storage.micro_batch(trial.key).exists()
     after = workers()
     assert not set(after) & set(before)
-    assert [epoch.epoch for epoch in gang.fit(make({"training.micro_batch": 2, "seed": 7}))] == [1, 2]
+    assert [epoch.epoch for epoch in gang.fit(make({"training.micro_batch": 2, "seed": 7}))] == [
+        1,
+        2,
+    ]
     assert workers() == after

@@ -1,4 +1,5 @@
-"""A process whose trial hangs is ended, and says what it was doing; one whose trial goes on is left alone."""
+"""A process whose trial hangs is ended, and says what it was doing; one whose trial goes on is left
+alone."""
 
 import faulthandler
 import time
@@ -35,7 +36,9 @@ for batch in watchdog.over(epochs()):
 
 
 @pytest.mark.slow
-def test_a_process_that_hangs_is_ended_and_its_stack_is_kept(tmp_path: Path, python_process: Callable[..., Any]) -> None:
+def test_a_process_that_hangs_is_ended_and_its_stack_is_kept(
+    tmp_path: Path, python_process: Callable[..., Any]
+) -> None:
     assert python_process(STUCK_IN_THE_SECOND_BATCH, tmp_path).wait(60) == 1
     storage = Storage.at(tmp_path)
     doing = hang_of(storage, "key")
@@ -58,9 +61,13 @@ def test_a_trial_that_goes_on_may_take_as_long_as_it_likes_and_so_may_who_asks_f
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_for = []
-    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda limit_s, **_: set_for.append(limit_s))
+    monkeypatch.setattr(
+        faulthandler, "dump_traceback_later", lambda limit_s, **_: set_for.append(limit_s)
+    )
     cancelled = []
-    monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: cancelled.append(len(set_for)))
+    monkeypatch.setattr(
+        faulthandler, "cancel_dump_traceback_later", lambda: cancelled.append(len(set_for))
+    )
     storage = Storage.at(tmp_path)
     watchdog = Watchdog(storage, "key", 1.0)
     for epoch in watchdog.over(slow_epochs(watchdog)):

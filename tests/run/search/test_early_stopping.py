@@ -1,4 +1,5 @@
-"""Early stopping remembers: a scheduler that is told of past trials goes on as one that saw them."""
+"""Early stopping remembers: a scheduler that is told of past trials goes on as one that saw
+them."""
 
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -20,7 +21,9 @@ Curves = Mapping[str, Mapping[int, float]]
 
 
 def scheduler_of(stop_early: EarlyStopping, past: Curves | None = None) -> StudyScheduler:
-    scheduler = make_scheduler(stop_early, metric="AP", max_epochs=MAX_EPOCHS, past=(past or {}).items())
+    scheduler = make_scheduler(
+        stop_early, metric="AP", max_epochs=MAX_EPOCHS, past=(past or {}).items()
+    )
     assert isinstance(scheduler, StudyScheduler)
     return scheduler
 
@@ -30,7 +33,13 @@ def tune_trial(key: str, trial_id: str = "any") -> Any:
     return SimpleNamespace(trial_id=trial_id, config={"trial": {"key": key}})
 
 
-def run_trial(scheduler: StudyScheduler, key: str, curve: Mapping[int, float | None], *, max_epochs: int = MAX_EPOCHS) -> int:
+def run_trial(
+    scheduler: StudyScheduler,
+    key: str,
+    curve: Mapping[int, float | None],
+    *,
+    max_epochs: int = MAX_EPOCHS,
+) -> int:
     """Runs a trial along its curve as Tune does; returns the epoch at which it ended."""
     trial = tune_trial(key)
     scheduler.on_trial_add(None, trial)
@@ -48,7 +57,9 @@ def curve_to(final: float, epochs: int = MAX_EPOCHS) -> dict[int, float]:
 
 
 curves = st.lists(
-    st.lists(st.floats(0, 1), min_size=MAX_EPOCHS, max_size=MAX_EPOCHS).map(lambda values: dict(enumerate(values, 1))),
+    st.lists(st.floats(0, 1), min_size=MAX_EPOCHS, max_size=MAX_EPOCHS).map(
+        lambda values: dict(enumerate(values, 1))
+    ),
     min_size=1,
     max_size=8,
 )
@@ -61,17 +72,22 @@ def test_a_resumed_scheduler_decides_as_one_that_saw_the_same_results(
     continued, past = scheduler_of(stop_early), {}
     for number, curve in enumerate(before):
         reached = run_trial(continued, f"past {number}", curve)
-        past[f"past {number}"] = {epoch: value for epoch, value in curve.items() if epoch <= reached}
+        past[f"past {number}"] = {
+            epoch: value for epoch, value in curve.items() if epoch <= reached
+        }
     resumed = scheduler_of(stop_early, past)
     for number, curve in enumerate(after):
-        assert run_trial(resumed, f"new {number}", curve) == run_trial(continued, f"new {number}", curve)
+        assert run_trial(resumed, f"new {number}", curve) == run_trial(
+            continued, f"new {number}", curve
+        )
 
 
 @given(st.sampled_from([ASHA, MEDIAN]), curves, st.integers(1, MAX_EPOCHS - 1))
 def test_a_trial_that_goes_on_after_a_kill_is_the_one_that_the_rule_has_seen(
     stop_early: EarlyStopping, others: list[dict[int, float]], cut_at: int
 ) -> None:
-    """Without the key, a rung would count it twice, and hold its later epochs against its own earlier ones."""
+    """Without the key, a rung would count it twice, and hold its later epochs against its own
+    earlier ones."""
     past = {f"past {number}": curve for number, curve in enumerate(others)}
     curve = curve_to(0.9)
     first = {epoch: value for epoch, value in curve.items() if epoch <= cut_at}
@@ -79,7 +95,9 @@ def test_a_trial_that_goes_on_after_a_kill_is_the_one_that_the_rule_has_seen(
         return  # stopped before it could be killed
     uncut = scheduler_of(stop_early, past)
     run_trial(uncut, "cut off", first)
-    trial_ends = run_trial(uncut, "cut off", {epoch: value for epoch, value in curve.items() if epoch > cut_at})
+    trial_ends = run_trial(
+        uncut, "cut off", {epoch: value for epoch, value in curve.items() if epoch > cut_at}
+    )
     resumed = scheduler_of(stop_early, past | {"cut off": first})
     again_from_the_checkpoint = {epoch: value for epoch, value in curve.items() if epoch >= cut_at}
     assert run_trial(resumed, "cut off", again_from_the_checkpoint) == trial_ends
@@ -114,7 +132,9 @@ def test_no_rule_stops_nothing() -> None:
 
 @pytest.mark.parametrize("stop_early", [ASHA, MEDIAN], ids=["asha", "median"])
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
-def test_epochs_that_were_not_evaluated_are_passed_over(stop_early: EarlyStopping, value: float | None) -> None:
+def test_epochs_that_were_not_evaluated_are_passed_over(
+    stop_early: EarlyStopping, value: float | None
+) -> None:
     scheduler = scheduler_of(stop_early)
     for number in range(4):
         curve: dict[int, float | None] = {1: value, 2: 0.5, 3: value, 4: 0.6}
@@ -138,11 +158,18 @@ def test_a_retried_trial_that_repeats_epochs_is_not_judged_twice() -> None:
     first, trial = tune_trial("a", "1"), tune_trial("b", "2")
     for started in (first, trial):
         scheduler.on_trial_add(None, started)
-        assert scheduler.on_trial_result(None, started, {"epoch": 1, "AP": 0.5}) == TrialScheduler.CONTINUE
+        assert (
+            scheduler.on_trial_result(None, started, {"epoch": 1, "AP": 0.5})
+            == TrialScheduler.CONTINUE
+        )
     scheduler.on_trial_error(None, trial)
     scheduler.on_trial_add(None, trial)
-    assert scheduler.on_trial_result(None, trial, {"epoch": 1, "AP": 0.1}) == TrialScheduler.CONTINUE
-    assert scheduler.on_trial_result(None, trial, {"epoch": 2, "AP": 0.6}) == TrialScheduler.CONTINUE
+    assert (
+        scheduler.on_trial_result(None, trial, {"epoch": 1, "AP": 0.1}) == TrialScheduler.CONTINUE
+    )
+    assert (
+        scheduler.on_trial_result(None, trial, {"epoch": 2, "AP": 0.6}) == TrialScheduler.CONTINUE
+    )
 
 
 def test_a_trial_taken_away_before_it_starts_leaves_nothing() -> None:
@@ -155,13 +182,20 @@ def test_a_trial_taken_away_before_it_starts_leaves_nothing() -> None:
 @pytest.mark.parametrize("grace_epochs", [MAX_EPOCHS, 99])
 def test_a_grace_of_all_epochs_stops_nothing(grace_epochs: int) -> None:
     scheduler = scheduler_of(EarlyStopping(asha=Asha(grace_epochs=grace_epochs)))
-    assert [run_trial(scheduler, str(value), curve_to(value)) for value in (0.9, 0.1, 0.0)] == [MAX_EPOCHS] * 3
+    assert [run_trial(scheduler, str(value), curve_to(value)) for value in (0.9, 0.1, 0.0)] == [
+        MAX_EPOCHS
+    ] * 3
 
 
 def test_a_trial_longer_than_expected_is_not_stopped_for_its_length() -> None:
     scheduler = scheduler_of(ASHA)
     assert (
-        run_trial(scheduler, "long", dict.fromkeys(range(1, 2 * MAX_EPOCHS + 1), 0.5), max_epochs=2 * MAX_EPOCHS)
+        run_trial(
+            scheduler,
+            "long",
+            dict.fromkeys(range(1, 2 * MAX_EPOCHS + 1), 0.5),
+            max_epochs=2 * MAX_EPOCHS,
+        )
         == 2 * MAX_EPOCHS
     )
 

@@ -14,10 +14,16 @@ def study_of(log: ExampleLog) -> Study:
     return study_from(log.content, folder=Path("/"))
 
 
-def test_a_trial_that_was_planned_and_never_begun_runs_first_and_is_charged_once(example_log: ExampleLog) -> None:
+def test_a_trial_that_was_planned_and_never_begun_runs_first_and_is_charged_once(
+    example_log: ExampleLog,
+) -> None:
     example_log.trial("ended", parameters={"distill.kdr.weight": 1.0})
     with LogWriter(example_log.storage, example_log.study) as log:
-        row = {"study": example_log.study, "key": "planned", "parameters": '{"distill.kdr.weight": 5.0}'}
+        row = {
+            "study": example_log.study,
+            "key": "planned",
+            "parameters": '{"distill.kdr.weight": 5.0}',
+        }
         log.arms([ArmRow(**row, arm="trial-0002"), ArmRow(**row, arm="trial-0003")])
     history = History.of(read_log(example_log.storage), study_of(example_log))
     assert history.interrupted == ({"distill.kdr.weight": 5.0},)
@@ -25,25 +31,47 @@ def test_a_trial_that_was_planned_and_never_begun_runs_first_and_is_charged_once
     assert history.numbers == {"ended": 1, "planned": 2}
 
 
-def test_a_trial_that_another_study_was_at_runs_first_unless_that_has_completed_it(example_log: ExampleLog) -> None:
+def test_a_trial_that_another_study_was_at_runs_first_unless_that_has_completed_it(
+    example_log: ExampleLog,
+) -> None:
     other = ExampleLog(example_log.storage, study="other")
-    ends = {"theirs-1": "completed", "theirs-2": "failed", "theirs-3": "stopped_early", "theirs-4": "interrupted"}
+    ends = {
+        "theirs-1": "completed",
+        "theirs-2": "failed",
+        "theirs-3": "stopped_early",
+        "theirs-4": "interrupted",
+    }
     for key, event in ends.items():
         other.trial(key, event=event, epoch=4 if event == "completed" else 2)
     with LogWriter(example_log.storage, example_log.study) as log:
         for number, key in enumerate(ends, start=1):
             point = f'{{"distill.kdr.weight": {number}.0}}'
-            log.arms([ArmRow(study=example_log.study, key=key, parameters=point, arm=f"trial-{number:04}")])
+            log.arms(
+                [
+                    ArmRow(
+                        study=example_log.study,
+                        key=key,
+                        parameters=point,
+                        arm=f"trial-{number:04}",
+                    )
+                ]
+            )
     history = History.of(read_log(example_log.storage), study_of(example_log))
-    assert history.interrupted == tuple({"distill.kdr.weight": weight} for weight in (2.0, 3.0, 4.0))
+    assert history.interrupted == tuple(
+        {"distill.kdr.weight": weight} for weight in (2.0, 3.0, 4.0)
+    )
     assert history.num_used == 3
     assert [(key, known.end, known.parameters) for key, known in history.known.items()] == [
         ("theirs-1", "completed", {"distill.kdr.weight": 1.0})
     ]
-    assert [(progress.key, progress.state) for progress in history.progress("AP")] == [("theirs-1", "completed")]
+    assert [(progress.key, progress.state) for progress in history.progress("AP")] == [
+        ("theirs-1", "completed")
+    ]
 
 
-def test_of_a_trial_that_goes_on_the_last_epoch_is_still_to_be_judged(example_log: ExampleLog) -> None:
+def test_of_a_trial_that_goes_on_the_last_epoch_is_still_to_be_judged(
+    example_log: ExampleLog,
+) -> None:
     example_log.trial("ended")
     example_log.trial("running", event="started", epoch=3)
     reached = History.of(read_log(example_log.storage), study_of(example_log)).reached

@@ -46,7 +46,12 @@ def test_tpe_finds_better_trials_than_random_draws(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_one_seed_gives_one_sweep_and_another_seed_another(sampler: str, tmp_path: Path) -> None:
     def points(seed: int, folder: str) -> list[Point]:
-        session = Session(searcher_of(study_with(WHOLE, trials=14, sampler={sampler: {"seed": seed}}), tmp_path / folder), peaked)
+        session = Session(
+            searcher_of(
+                study_with(WHOLE, trials=14, sampler={sampler: {"seed": seed}}), tmp_path / folder
+            ),
+            peaked,
+        )
         session.run()
         return session.points
 
@@ -81,7 +86,9 @@ def test_a_completed_trial_is_told_with_its_value_and_epochs(tmp_path: Path) -> 
     assert trial.intermediate_values == pytest.approx({1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4})
 
 
-def test_a_trial_that_was_stopped_is_told_as_pruned_with_what_it_had_reached(tmp_path: Path) -> None:
+def test_a_trial_that_was_stopped_is_told_as_pruned_with_what_it_had_reached(
+    tmp_path: Path,
+) -> None:
     session = Session(searcher_of(study_with(WEIGHT, trials=1), tmp_path), lambda _: 0.4)
     trial_id = session.start()
     assert trial_id is not None
@@ -104,7 +111,9 @@ def test_a_trial_that_was_stopped_is_told_as_pruned_with_what_it_had_reached(tmp
         {"error": True, "result": None},
     ],
 )
-def test_an_error_and_a_result_that_is_no_number_are_told_as_failed(end: dict[str, Any], tmp_path: Path) -> None:
+def test_an_error_and_a_result_that_is_no_number_are_told_as_failed(
+    end: dict[str, Any], tmp_path: Path
+) -> None:
     session = Session(searcher_of(study_with(WEIGHT, trials=1), tmp_path))
     trial_id = session.start()
     assert trial_id is not None
@@ -116,7 +125,12 @@ def test_an_error_and_a_result_that_is_no_number_are_told_as_failed(end: dict[st
 def test_epochs_without_a_metric_and_epochs_told_twice_are_passed_over(tmp_path: Path) -> None:
     searcher = searcher_of(study_with(WEIGHT, trials=1), tmp_path)
     searcher.suggest("a")
-    for result in ({"epoch": 1, "AP": None}, {"epoch": 2, "AP": 0.2}, {"epoch": 2, "AP": 0.3}, {"epoch": 3}):
+    for result in (
+        {"epoch": 1, "AP": None},
+        {"epoch": 2, "AP": 0.2},
+        {"epoch": 2, "AP": 0.3},
+        {"epoch": 3},
+    ):
         searcher.on_trial_result("a", result)
     searcher.on_trial_result("never started", {"epoch": 1, "AP": 0.5})
     searcher.on_trial_complete("never started", {"epoch": 1, "AP": 0.5})
@@ -140,7 +154,9 @@ def test_a_sweep_that_was_cut_off_goes_on_with_the_points_that_it_would_have_dra
     sampler: str, num_ended: int, tmp_path: Path
 ) -> None:
     study = study_with(WEIGHT, trials=15, sampler=sampler)
-    undisturbed = Session(searcher_of(study, tmp_path / "one"), lambda point: point["distill.kdr.weight"])
+    undisturbed = Session(
+        searcher_of(study, tmp_path / "one"), lambda point: point["distill.kdr.weight"]
+    )
     undisturbed.run()
     first = Session(searcher_of(study, tmp_path / "two"), undisturbed.objective)
     first.run(num_ended)
@@ -148,24 +164,33 @@ def test_a_sweep_that_was_cut_off_goes_on_with_the_points_that_it_would_have_dra
     first.searcher._sampler.propose()
     known, interrupted = history_of(first), first.points[-1:]
     second = Session(
-        searcher_of(study, tmp_path / "two", known=known, interrupted=interrupted, num_used=num_ended + 1), first.objective
+        searcher_of(
+            study, tmp_path / "two", known=known, interrupted=interrupted, num_used=num_ended + 1
+        ),
+        first.objective,
     )
     second.run()
     assert first.points[:-1] + second.points == undisturbed.points
 
 
 def test_the_log_alone_is_enough_to_go_on(tmp_path: Path) -> None:
-    study = study_with(WHOLE, trials=12, sampler={"tpe": {"seed": 2}})  # none of its draws needs mending
+    # none of its draws needs mending
+    study = study_with(WHOLE, trials=12, sampler={"tpe": {"seed": 2}})
     first = Session(searcher_of(study, tmp_path / "one"), peaked)
     first.run(10)
     trial_id = first.start()
     assert trial_id is not None
     first.finish(trial_id, epoch=2)
-    second = Session(searcher_of(study, tmp_path / "two", known=history_of(first), num_used=11), peaked)
+    second = Session(
+        searcher_of(study, tmp_path / "two", known=history_of(first), num_used=11), peaked
+    )
 
     def told(folder: Path) -> list[tuple[Any, ...]]:
         trials = optuna_trials(folder)
-        return sorted((t.user_attrs["key"], t.state.name, t.values, t.params, t.intermediate_values) for t in trials)
+        return sorted(
+            (t.user_attrs["key"], t.state.name, t.values, t.params, t.intermediate_values)
+            for t in trials
+        )
 
     assert told(tmp_path / "two") == told(tmp_path / "one")
     second.run()
@@ -183,11 +208,16 @@ def test_what_the_journal_holds_already_is_not_added_again(tmp_path: Path) -> No
 
 def test_a_journal_of_another_space_is_begun_anew(tmp_path: Path) -> None:
     Session(searcher_of(study_with(CELLS_16, trials=3), tmp_path)).run()
-    changed = study_with(CELLS_16 | {"distill.kdr.attention": {"choice": ["both", "none"]}}, trials=5)
+    changed = study_with(
+        CELLS_16 | {"distill.kdr.attention": {"choice": ["both", "none"]}}, trials=5
+    )
     session = Session(searcher_of(changed, tmp_path, num_used=3))
     session.run()
     assert len(session.started) == 2
-    assert {trial.params["distill.kdr.attention"] for trial in optuna_trials(tmp_path)} <= {'"both"', '"none"'}
+    assert {trial.params["distill.kdr.attention"] for trial in optuna_trials(tmp_path)} <= {
+        '"both"',
+        '"none"',
+    }
 
 
 @pytest.mark.parametrize("torn", [b'{"op_code": 4, "worker', b"\x00\x00\xff", b'{"op_code": 4}'])
@@ -205,10 +235,19 @@ def test_a_journal_that_knows_what_the_log_has_forgotten_is_begun_anew(tmp_path:
     study = study_with(WEIGHT, trials=3)
     first = Session(searcher_of(study, tmp_path))
     first.run()
-    known = {key: known for key, known in first.searcher._known.items() if key != first.started[0]["key"]}
-    again = Session(searcher_of(study, tmp_path, known=known, num_used=3, interrupted=[first.started[0]["parameters"]]))
+    known = {
+        key: known for key, known in first.searcher._known.items() if key != first.started[0]["key"]
+    }
+    again = Session(
+        searcher_of(
+            study, tmp_path, known=known, num_used=3, interrupted=[first.started[0]["parameters"]]
+        )
+    )
     storage = JournalStorage(JournalFileBackend(str(tmp_path / "sweep.journal")))
-    told = [trial.user_attrs.get("key") for trial in optuna.load_study(study_name="sweep", storage=storage).trials]
+    told = [
+        trial.user_attrs.get("key")
+        for trial in optuna.load_study(study_name="sweep", storage=storage).trials
+    ]
     assert sorted(told) == sorted(known)
     again.run()
     assert [trial["key"] for trial in again.started] == [first.started[0]["key"]]

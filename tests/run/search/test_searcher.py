@@ -1,4 +1,5 @@
-"""A search from proposal to result: budgets, known trials, grids, enqueued points, and what goes on after an interruption."""
+"""A search from proposal to result: budgets, known trials, grids, enqueued points, and what goes on
+after an interruption."""
 
 import math
 import pickle
@@ -48,7 +49,9 @@ def test_failed_and_stopped_trials_are_charged(tmp_path: Path) -> None:
     assert session.start() is None
 
 
-def test_no_trial_starts_after_the_gpu_hours_are_up_counted_over_all_sessions(tmp_path: Path) -> None:
+def test_no_trial_starts_after_the_gpu_hours_are_up_counted_over_all_sessions(
+    tmp_path: Path,
+) -> None:
     seconds = [0.0]
     settings = {"gpu_hours_used": 4.0, "num_gpus": 2.0, "clock": lambda: seconds[0]}
     session = Session(searcher_of(study_with(WEIGHT, gpu_hours=10), tmp_path, **settings))
@@ -78,7 +81,9 @@ def test_no_trial_starts_after_the_hours_are_up_counted_over_all_sessions(tmp_pa
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
 @pytest.mark.parametrize("concurrent", [1, 3])
-def test_a_space_of_16_cells_is_used_up_without_running_a_cell_twice(sampler: str, concurrent: int, tmp_path: Path) -> None:
+def test_a_space_of_16_cells_is_used_up_without_running_a_cell_twice(
+    sampler: str, concurrent: int, tmp_path: Path
+) -> None:
     session = Session(searcher_of(study_with(CELLS_16, trials=100, sampler=sampler), tmp_path))
     session.run(concurrent=concurrent)
     keys = [started["key"] for started in session.started]
@@ -88,7 +93,10 @@ def test_a_space_of_16_cells_is_used_up_without_running_a_cell_twice(sampler: st
 
 
 def test_a_repeated_proposal_is_told_the_known_value_and_costs_nothing(tmp_path: Path) -> None:
-    session = Session(searcher_of(study_with(CELLS_16, trials=10), tmp_path), lambda point: len(str(point)) / 1000)
+    session = Session(
+        searcher_of(study_with(CELLS_16, trials=10), tmp_path),
+        lambda point: len(str(point)) / 1000,
+    )
     session.run()
     told = optuna_trials(tmp_path, TrialState.COMPLETE)
     assert session.searcher.num_answered > 0
@@ -100,8 +108,14 @@ def test_a_repeated_proposal_is_told_the_known_value_and_costs_nothing(tmp_path:
     assert all(len(values) == 1 for values in by_key.values())
 
 
-def test_a_key_that_is_running_is_not_started_again_and_both_proposals_get_its_result(tmp_path: Path) -> None:
-    session = Session(searcher_of(study_with({"distill.kdr.masks": {"choice": ["none", "boxes"]}}, trials=9), tmp_path))
+def test_a_key_that_is_running_is_not_started_again_and_both_proposals_get_its_result(
+    tmp_path: Path,
+) -> None:
+    session = Session(
+        searcher_of(
+            study_with({"distill.kdr.masks": {"choice": ["none", "boxes"]}}, trials=9), tmp_path
+        )
+    )
     first, second = session.start(), session.start()
     assert first is not None
     assert second is not None
@@ -109,12 +123,17 @@ def test_a_key_that_is_running_is_not_started_again_and_both_proposals_get_its_r
     session.finish(first)
     session.finish(second)
     assert not optuna_trials(tmp_path, TrialState.RUNNING)
-    assert len(optuna_trials(tmp_path, TrialState.COMPLETE)) == 2 + session.searcher.num_answered > 2
+    assert (
+        len(optuna_trials(tmp_path, TrialState.COMPLETE)) == 2 + session.searcher.num_answered > 2
+    )
 
 
 def test_two_spellings_of_one_trial_run_once(tmp_path: Path) -> None:
     # without links, attention has no effect
-    parameters = {"distill.kdr.review_links": {"choice": [[]]}, "distill.kdr.attention": {"choice": ["none", "both"]}}
+    parameters = {
+        "distill.kdr.review_links": {"choice": [[]]},
+        "distill.kdr.attention": {"choice": ["none", "both"]},
+    }
     session = Session(searcher_of(study_with(parameters, sampler="grid"), tmp_path))
     session.run()
     assert len(session.started) == 1
@@ -124,7 +143,8 @@ def test_a_grid_runs_each_cell_once_in_order_and_skips_what_is_known(tmp_path: P
     study = study_with(CELLS_16, sampler="grid")
     cells = list(grid(space_of(study)))
     known = {
-        trial.key: KnownTrial(trial.key, "completed", 0.1) for trial in (identified(study.trial_with(cell)) for cell in cells[:5])
+        trial.key: KnownTrial(trial.key, "completed", 0.1)
+        for trial in (identified(study.trial_with(cell)) for cell in cells[:5])
     }
     session = Session(searcher_of(study, tmp_path, known=known))
     session.run()
@@ -132,7 +152,9 @@ def test_a_grid_runs_each_cell_once_in_order_and_skips_what_is_known(tmp_path: P
 
 
 def test_enqueued_points_come_first_and_fill_up_from_the_trial(tmp_path: Path) -> None:
-    study = study_with(WHOLE, trials=3, enqueue=[{"distill.kdr.weight": 7}, {"distill.kdr.review_links": []}])
+    study = study_with(
+        WHOLE, trials=3, enqueue=[{"distill.kdr.weight": 7}, {"distill.kdr.review_links": []}]
+    )
     session = Session(searcher_of(study, tmp_path))
     session.run()
     assert session.points[0]["distill.kdr.weight"] == 7
@@ -149,7 +171,9 @@ def test_a_trial_knows_how_many_results_its_proposal_rests_on(tmp_path: Path) ->
 
 
 def test_resuming_runs_what_is_missing_and_enqueues_nothing_twice(tmp_path: Path) -> None:
-    study = study_with(WEIGHT, trials=6, enqueue=[{"distill.kdr.weight": 7}, {"distill.kdr.weight": 8}])
+    study = study_with(
+        WEIGHT, trials=6, enqueue=[{"distill.kdr.weight": 7}, {"distill.kdr.weight": 8}]
+    )
     first = Session(searcher_of(study, tmp_path), lambda point: point["distill.kdr.weight"] / 100)
     first.run(3)
     cut_off = first.start()  # killed while this one runs
@@ -157,7 +181,10 @@ def test_resuming_runs_what_is_missing_and_enqueues_nothing_twice(tmp_path: Path
     [interrupted] = first.points[3:]
 
     second = Session(
-        searcher_of(study, tmp_path, known=history_of(first), interrupted=[interrupted], num_used=4), first.objective
+        searcher_of(
+            study, tmp_path, known=history_of(first), interrupted=[interrupted], num_used=4
+        ),
+        first.objective,
     )
     second.run()
     assert second.points[0] == interrupted
@@ -171,21 +198,38 @@ def test_resuming_runs_what_is_missing_and_enqueues_nothing_twice(tmp_path: Path
 
 def test_an_interrupted_trial_goes_on_even_if_the_budget_is_used_up(tmp_path: Path) -> None:
     interrupted = {"distill.kdr.weight": 3.0}
-    session = Session(searcher_of(study_with(WEIGHT, trials=4), tmp_path, interrupted=[interrupted], num_used=4))
+    session = Session(
+        searcher_of(study_with(WEIGHT, trials=4), tmp_path, interrupted=[interrupted], num_used=4)
+    )
     session.run()
     assert session.points == [interrupted]
     assert session.searcher.num_used == 4
 
 
 def test_an_interrupted_trial_outside_a_changed_space_is_left_alone(tmp_path: Path) -> None:
-    session = Session(searcher_of(study_with(WEIGHT, trials=1), tmp_path, interrupted=[{"distill.kdr.weight": 99.0}], num_used=1))
+    session = Session(
+        searcher_of(
+            study_with(WEIGHT, trials=1),
+            tmp_path,
+            interrupted=[{"distill.kdr.weight": 99.0}],
+            num_used=1,
+        )
+    )
     assert session.start() is None
 
 
-def test_trials_of_other_studies_count_by_their_key_and_are_not_shown_to_the_sampler(tmp_path: Path) -> None:
+def test_trials_of_other_studies_count_by_their_key_and_are_not_shown_to_the_sampler(
+    tmp_path: Path,
+) -> None:
     study = study_with({"distill.kdr.masks": {"choice": ["none", "boxes"]}}, trials=9)
     key = identified(study.trial_with({"distill.kdr.masks": "none"})).key
-    session = Session(searcher_of(study, tmp_path, known={key: KnownTrial(key, "completed", 0.3, {4: 0.3}, parameters=None)}))
+    session = Session(
+        searcher_of(
+            study,
+            tmp_path,
+            known={key: KnownTrial(key, "completed", 0.3, {4: 0.3}, parameters=None)},
+        )
+    )
     assert optuna_trials(tmp_path) == []
     session.run()
     assert session.points == [{"distill.kdr.masks": "boxes"}]
@@ -193,7 +237,9 @@ def test_trials_of_other_studies_count_by_their_key_and_are_not_shown_to_the_sam
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "grid"])
-def test_the_owner_hears_once_of_each_trial_that_another_study_ran(sampler: str, tmp_path: Path) -> None:
+def test_the_owner_hears_once_of_each_trial_that_another_study_ran(
+    sampler: str, tmp_path: Path
+) -> None:
     study = study_with(CELLS_16, trials=100, sampler=sampler)  # until the space is used up
     cells = list(grid(space_of(study)))[:8]
     trials = [identified(study.trial_with(cell)) for cell in cells]
@@ -202,27 +248,43 @@ def test_the_owner_hears_once_of_each_trial_that_another_study_ran(sampler: str,
     heard: list[tuple[str, Point]] = []
     known = theirs | {ours.key: ours}
     searcher = searcher_of(
-        study, tmp_path, known=known, num_used=1, on_known=lambda trial, point: heard.append((trial.key, dict(point)))
+        study,
+        tmp_path,
+        known=known,
+        num_used=1,
+        on_known=lambda trial, point: heard.append((trial.key, dict(point))),
     )
     session = Session(searcher)
     session.run()
     assert sorted(key for key, _ in heard) == sorted(theirs)
-    assert dict(heard) == {trial.key: cell for trial, cell in zip(trials[:7], cells[:7], strict=True)}
+    assert dict(heard) == {
+        trial.key: cell for trial, cell in zip(trials[:7], cells[:7], strict=True)
+    }
     assert len(session.started) == 8
-    assert {trial.user_attrs["key"] for trial in optuna_trials(tmp_path) if trial.value == 0.3} == set(theirs)
+    assert {
+        trial.user_attrs["key"] for trial in optuna_trials(tmp_path) if trial.value == 0.3
+    } == set(theirs)
 
 
-def test_an_enqueued_point_that_another_study_ran_costs_nothing_and_teaches_the_sampler(tmp_path: Path) -> None:
+def test_an_enqueued_point_that_another_study_ran_costs_nothing_and_teaches_the_sampler(
+    tmp_path: Path,
+) -> None:
     study = study_with(WEIGHT, trials=1, enqueue=[{"distill.kdr.weight": 7}])
     key = identified(study.trial_with({"distill.kdr.weight": 7.0})).key
     heard: list[str] = []
     known = {key: KnownTrial(key, "completed", 0.3)}
-    session = Session(searcher_of(study, tmp_path, known=known, on_known=lambda trial, _: heard.append(trial.key)))
+    session = Session(
+        searcher_of(study, tmp_path, known=known, on_known=lambda trial, _: heard.append(trial.key))
+    )
     session.run()
     assert heard == [key]
     assert len(session.started) == session.searcher.num_used == 1
     [told, _] = optuna_trials(tmp_path)
-    assert (told.params, told.value, told.user_attrs["key"]) == ({"distill.kdr.weight": 7.0}, 0.3, key)
+    assert (told.params, told.value, told.user_attrs["key"]) == (
+        {"distill.kdr.weight": 7.0},
+        0.3,
+        key,
+    )
 
 
 def test_a_proposal_that_is_no_trial_is_passed_over(tmp_path: Path) -> None:
@@ -231,12 +293,16 @@ def test_a_proposal_that_is_no_trial_is_passed_over(tmp_path: Path) -> None:
     session = Session(searcher_of(study, tmp_path))
     session.run()
     assert session.points == [{"training.epochs": 1}]
-    assert "trial.training.epochs: must be greater than or equal to 1, got 0" in str(session.searcher.refused[0])
+    assert "trial.training.epochs: must be greater than or equal to 1, got 0" in str(
+        session.searcher.refused[0]
+    )
 
 
 def test_tune_can_pickle_the_searcher_and_saves_nothing_of_it(tmp_path: Path) -> None:
     lock = threading.Lock()  # cannot be pickled
-    searcher = searcher_of(study_with(WEIGHT, trials=1), tmp_path, clock=lambda: float(lock.locked()))
+    searcher = searcher_of(
+        study_with(WEIGHT, trials=1), tmp_path, clock=lambda: float(lock.locked())
+    )
     assert len(cloudpickle.dumps(searcher)) < 1000
     assert pickle.loads(cloudpickle.dumps(searcher)).__dict__ == {"study": "sweep"}
     searcher.save_to_dir(str(tmp_path))
@@ -247,7 +313,8 @@ class Quadratic(tune.Trainable):
     """Reports a value that rises with the epochs to a peak at weight 5, with no training."""
 
     def setup(self, config: Mapping[str, Any]) -> None:
-        self.epoch, self.final = 0, -((math.log10(config["trial"]["parameters"]["distill.kdr.weight"] / 5)) ** 2)
+        self.epoch = 0
+        self.final = -((math.log10(config["trial"]["parameters"]["distill.kdr.weight"] / 5)) ** 2)
 
     def reset_config(self, new_config: Mapping[str, Any]) -> bool:
         self.setup(new_config)
@@ -255,7 +322,11 @@ class Quadratic(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         self.epoch += 1
-        value = math.nan if self.epoch == EPOCHS and self.final < -1 else self.final * EPOCHS / self.epoch
+        value = (
+            math.nan
+            if self.epoch == EPOCHS and self.final < -1
+            else self.final * EPOCHS / self.epoch
+        )
         return {"epoch": self.epoch, "AP": value, "done": self.epoch == EPOCHS}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -263,7 +334,9 @@ class Quadratic(tune.Trainable):
 
 
 @pytest.mark.ray
-def test_ray_tune_runs_a_whole_search_and_optuna_hears_every_end(ray_here: None, tmp_path: Path) -> None:
+def test_ray_tune_runs_a_whole_search_and_optuna_hears_every_end(
+    ray_here: None, tmp_path: Path
+) -> None:
     study = study_with(WEIGHT, trials=12, stop_early={"asha": {"grace_epochs": 1, "reduction": 2}})
     assert study.search is not None
     searcher = searcher_of(study, tmp_path)
@@ -281,16 +354,24 @@ def test_ray_tune_runs_a_whole_search_and_optuna_hears_every_end(ray_here: None,
     ).fit()
     told = optuna_trials(tmp_path)
     assert len(results) == len(told) == 12
-    assert {trial.state for trial in told} <= {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
+    assert {trial.state for trial in told} <= {
+        TrialState.COMPLETE,
+        TrialState.PRUNED,
+        TrialState.FAIL,
+    }
     assert [trial for trial in told if trial.state == TrialState.PRUNED]
     last_epochs = {result.config["trial"]["key"]: result.metrics["epoch"] for result in results}
     for trial in told:
         stopped = last_epochs[trial.user_attrs["key"]] < EPOCHS
         assert (trial.state == TrialState.PRUNED) == stopped
-        assert len(trial.intermediate_values) == last_epochs[trial.user_attrs["key"]] - (trial.state == TrialState.FAIL)
+        assert len(trial.intermediate_values) == last_epochs[trial.user_attrs["key"]] - (
+            trial.state == TrialState.FAIL
+        )
 
 
-def test_a_trial_that_another_study_trains_is_left_out_and_asked_for_again_once_it_is_known(tmp_path: Path) -> None:
+def test_a_trial_that_another_study_trains_is_left_out_and_asked_for_again_once_it_is_known(
+    tmp_path: Path,
+) -> None:
     study = study_with(WEIGHT, trials=3, enqueue=[{"distill.kdr.weight": 7}])
     key = identified(study.trial_with({"distill.kdr.weight": 7})).key
     session = Session(searcher_of(study, tmp_path, may_run=lambda asked: asked != key))
@@ -302,7 +383,10 @@ def test_a_trial_that_another_study_trains_is_left_out_and_asked_for_again_once_
     again = Session(searcher_of(study, tmp_path, known=known, num_used=2))
     again.run()
     assert again.searcher.elsewhere == set()
-    told = {trial.user_attrs["key"]: trial.value for trial in optuna_trials(tmp_path, TrialState.COMPLETE)}
+    told = {
+        trial.user_attrs["key"]: trial.value
+        for trial in optuna_trials(tmp_path, TrialState.COMPLETE)
+    }
     assert told[key] == 0.9
     assert len(again.started) == 1
     assert len({started["key"] for started in (*session.started, *again.started)} | {key}) == 4
@@ -320,7 +404,9 @@ def test_after_the_budget_of_hours_nothing_is_waited_for(tmp_path: Path) -> None
     seconds = [0.0]
     study = study_with(WEIGHT, hours=1, enqueue=[{"distill.kdr.weight": 7}])
     key = identified(study.trial_with({"distill.kdr.weight": 7})).key
-    session = Session(searcher_of(study, tmp_path, may_run=lambda asked: asked != key, clock=lambda: seconds[0]))
+    session = Session(
+        searcher_of(study, tmp_path, may_run=lambda asked: asked != key, clock=lambda: seconds[0])
+    )
     assert session.start()
     assert session.searcher.elsewhere == {key}
     seconds[0] = 3600.0
