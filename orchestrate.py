@@ -1,4 +1,4 @@
-"""The command line of kdr: `python orchestrate.py --help`."""
+"""The `kdr` command from a clone, without installing it: `python orchestrate.py --help`."""
 
 from kdr.cli.app import main
 

@@ -18,6 +18,7 @@ FOR_ALL = {"errors", "randomness", "storage", "kdr"}
 """What every room may import; `kdr` is the package itself, with its version."""
 MAY_IMPORT: dict[str, set[str]] = {
     "kdr": set(),
+    "__main__": {"cli"},
     "errors": set(),
     "randomness": set(),
     "storage": set(),

@@ -41,9 +41,9 @@ def command(
 
     For example:
 
-    python orchestrate.py ablate-from best.yaml --export ablation.yaml
+    kdr ablate-from best.yaml --export ablation.yaml
 
-    python orchestrate.py ablate-from 3f9a1c --seeds 12 > ablation.yaml
+    kdr ablate-from 3f9a1c --seeds 12 > ablation.yaml
     """
     from kdr.cli.study_file import write_study_file
     from kdr.config.study import read_study
@@ -64,4 +64,4 @@ def command(
         print(text, end="")
         return
     write_study_file(text, export)
-    print(f"Written to {export}. Look at it with: python orchestrate.py plan {export}")
+    print(f"Written to {export}. Look at it with: kdr plan {export}")

@@ -56,7 +56,7 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     cls=_Commands,
-    name="orchestrate.py",
+    name="kdr",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -64,7 +64,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help=(
         "Distils object detectors: searches and ablations on Ray, every trial in a Parquet "
-        "log.\n\nA first look: [bold]python orchestrate.py run search_spaces/quickstart.yaml[/]"
+        "log.\n\nA first look: [bold]kdr run search_spaces/quickstart.yaml[/]"
     ),
 )
 COMMANDS = {

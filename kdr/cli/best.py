@@ -29,7 +29,7 @@ def command(
     The exported study has every setting written out. It leaves out the search and the images that
     the search held out, so it trains on all training images and reports on the validation set.
 
-    Example: python orchestrate.py best quickstart --export best.yaml
+    Example: kdr best quickstart --export best.yaml
     """
     from kdr.cli.logged_study import read_logged_study
     from kdr.cli.output import json_text, plain_table
@@ -58,7 +58,7 @@ def command(
     print(f"The best of {num_completed} completed trials by {metric}")
     print(plain_table(["", ""], [*facts.items(), *trial.parameters.items()]).strip("\n"))
     if export is not None:
-        print(f"Written to {export}. Train it with: python orchestrate.py train {export}")
+        print(f"Written to {export}. Train it with: kdr train {export}")
 
 
 def _kept(storage: Storage, weights: str | None) -> str | None:

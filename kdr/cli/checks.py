@@ -137,7 +137,7 @@ def storage_folder(storage: Storage) -> Iterator[Finding]:
             "log",
             "failed",
             f"{problem.where}: {problem.what}",
-            "python orchestrate.py log check --quarantine",
+            "kdr log check --quarantine",
         )
     if not problems:
         yield Finding("log", "ok", "every file can be read")

@@ -39,7 +39,7 @@ def command(
 
     Each failure says how to fix it. Exit code 0: nothing failed; 2: something did.
 
-    Example: python orchestrate.py doctor search_spaces/quickstart.yaml
+    Example: kdr doctor search_spaces/quickstart.yaml
     """
     import dataclasses
 

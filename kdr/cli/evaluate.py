@@ -52,10 +52,9 @@ def command(
 
     For example:
 
-    python orchestrate.py evaluate runs/trials/KEY/student.pt --show pictures
+    kdr evaluate runs/trials/KEY/student.pt --show pictures
 
-    python orchestrate.py evaluate KEY --data search_spaces/quickstart.yaml --set
-    data.search_split=0
+    kdr evaluate KEY --data search_spaces/quickstart.yaml --set data.search_split=0
     """
     import torch
 
@@ -119,7 +118,7 @@ def _weights(checkpoint: str, storage: "Storage") -> "StoredPath":
     if not path.is_file():
         raise WeightsError(
             f"CHECKPOINT: must be a file, or the key of a trial in {storage.root} whose weights "
-            f"were kept, got {checkpoint}. See the setting keep_weights, and `best`"
+            f"were kept, got {checkpoint}. See the setting keep_weights, and `kdr best`"
         )
     return path
 

@@ -19,7 +19,7 @@ def command(
     Works from any terminal that sees the storage. A cancelled trial has ended: it runs again only
     with `run --rerun`, or after `log exclude`.
 
-    Example: python orchestrate.py log cancel KEY --reason "the loss does not fall"
+    Example: kdr log cancel KEY --reason "the loss does not fall"
     """
     from kdr.errors import ConfigError
     from kdr.report.texts import duration
@@ -45,6 +45,6 @@ def command(
         f"past epoch {state.epoch}"
     )
     print(
-        f"Its last row is {age} old. If nothing runs it any more, nothing happens: see `status "
-        f"{state.study}`"
+        f"Its last row is {age} old. If nothing runs it any more, nothing happens: see `kdr "
+        f"status {state.study}`"
     )

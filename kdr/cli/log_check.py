@@ -23,7 +23,7 @@ def command(
 
     Nothing is ever deleted. Exit code 0: nothing is wrong; 1: something is.
 
-    Example: python orchestrate.py log check --quarantine
+    Example: kdr log check --quarantine
     """
     from kdr.cli.output import json_text
     from kdr.results import check

@@ -20,7 +20,7 @@ def command(
 
     `run` does the same at its end. The files that were merged are deleted by the next compaction.
 
-    Example: python orchestrate.py log compact quickstart
+    Example: kdr log compact quickstart
     """
     from kdr.cli.logged_study import study_name
     from kdr.errors import ConfigError

@@ -25,9 +25,9 @@ def command(
 
     For example:
 
-    python orchestrate.py log exclude KEY --reason "the disk was full during evaluation"
+    kdr log exclude KEY --reason "the disk was full during evaluation"
 
-    python orchestrate.py log exclude KEY --undo
+    kdr log exclude KEY --undo
     """
     from kdr.errors import ConfigError
     from kdr.results.exclusion import exclude, include
@@ -50,7 +50,7 @@ def command(
     exclude(place, state, reason.strip())
     print(
         f"{state.key} of the study {state.study} is excluded; it was "
-        f"{state.state.replace('_', ' ')}. `run` trains it again"
+        f"{state.state.replace('_', ' ')}. `kdr run` trains it again"
     )
     if state.role == "teacher":
         print(

@@ -47,10 +47,9 @@ def command(
 
     For example:
 
-    python orchestrate.py plan search_spaces/quickstart.yaml
+    kdr plan search_spaces/quickstart.yaml
 
-    python orchestrate.py plan search_spaces/quickstart.yaml --set search.trials=40 --check-data
-    full
+    kdr plan search_spaces/quickstart.yaml --set search.trials=40 --check-data full
     """
     from kdr.cli.plan_facts import plan_facts
     from kdr.config.study import read_study

@@ -38,13 +38,11 @@ def command(
 
     For example:
 
-    python orchestrate.py query 'SELECT study, state, count(*) FROM trials GROUP BY ALL'
+    kdr query 'SELECT study, state, count(*) FROM trials GROUP BY ALL'
 
-    python orchestrate.py query 'SELECT "distill.kdr.weight", AP FROM trials ORDER BY AP DESC LIMIT
-    5'
+    kdr query 'SELECT "distill.kdr.weight", AP FROM trials ORDER BY AP DESC LIMIT 5'
 
-    python orchestrate.py query "SELECT key, epoch, losses['kdr'] AS loss FROM epochs" --output
-    losses.csv
+    kdr query "SELECT key, epoch, losses['kdr'] AS loss FROM epochs" --output losses.csv
     """
     from kdr.cli.logged_study import damage
     from kdr.cli.output import print_table, warn

@@ -45,11 +45,11 @@ def command(
 
     For example:
 
-    python orchestrate.py report search_spaces/quickstart.yaml -o quickstart.html
+    kdr report search_spaces/quickstart.yaml -o quickstart.html
 
-    python orchestrate.py report ablate_kdr --metric AP75 -o ap75.html
+    kdr report ablate_kdr --metric AP75 -o ap75.html
 
-    python orchestrate.py report quickstart --watch
+    kdr report quickstart --watch
     """
     path = output or Path(f"{_name(study)}.html")
     while True:
@@ -92,9 +92,7 @@ def _page(
         log_folder=Storage.at(storage).log,
         question=question,
         metric=metric,
-        command=(
-            f"python orchestrate.py report {shlex.quote(study)}{asked} -o {shlex.quote(str(path))}"
-        ),
+        command=(f"kdr report {shlex.quote(study)}{asked} -o {shlex.quote(str(path))}"),
         reload_s=reload_s,
     )
 

@@ -36,7 +36,7 @@ def command(
     command continues. SIGTERM and a closed terminal do the same, after up to resources.grace_s
     seconds for the epochs that run; a second SIGTERM, or Ctrl-C, ends at once.
 
-    Example: python orchestrate.py run search_spaces/quickstart.yaml
+    Example: kdr run search_spaces/quickstart.yaml
     """
     from rich.console import Console
 

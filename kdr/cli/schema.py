@@ -6,7 +6,7 @@ def command() -> None:
 
     A study names it in its first line: # yaml-language-server: $schema=../docs/study.schema.json
 
-    Example: python orchestrate.py schema > docs/study.schema.json
+    Example: kdr schema > docs/study.schema.json
     """
     import json
 

@@ -32,9 +32,9 @@ def command(
 
     For example:
 
-    python orchestrate.py status quickstart --watch
+    kdr status quickstart --watch
 
-    python orchestrate.py status quickstart --json
+    kdr status quickstart --json
     """
     if watch:
         _watch(study, storage, metric, json_)

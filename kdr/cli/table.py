@@ -98,17 +98,17 @@ def command(
 
     For example:
 
-    python orchestrate.py table ablation-quickstart --metric AP --metric AP50 --metric s/epoch
+    kdr table ablation-quickstart --metric AP --metric AP50 --metric s/epoch
 
-    python orchestrate.py table ablation-quickstart --output paper/ablation.tex
+    kdr table ablation-quickstart --output paper/ablation.tex
 
-    python orchestrate.py table ablation-quickstart --cell baseline AP
+    kdr table ablation-quickstart --cell baseline AP
 
-    python orchestrate.py table ablation-quickstart --compare ablation-24-epochs
+    kdr table ablation-quickstart --compare ablation-24-epochs
 
-    python orchestrate.py table quickstart --by distill.kdr.review_links --by distill.kdr.attention
+    kdr table quickstart --by distill.kdr.review_links --by distill.kdr.attention
 
-    python orchestrate.py table quickstart --pivot distill.kdr.attention distill.kdr.review_links
+    kdr table quickstart --pivot distill.kdr.attention distill.kdr.review_links
     """
     from kdr.cli.logged_study import read_logged_study
 
@@ -233,4 +233,4 @@ def _write(
         raise StorageError(
             f"--output: needs a file that can be written, got {output} ({error.strerror or error})"
         ) from error
-    print(f"Written to {output}. Check it at any time with: python orchestrate.py verify {output}")
+    print(f"Written to {output}. Check it at any time with: kdr verify {output}")

@@ -34,7 +34,7 @@ def command(
     weights are kept. After SIGTERM it may finish its epoch, for up to resources.grace_s seconds;
     Ctrl-C or a second SIGTERM ends it at once.
 
-    Example: python orchestrate.py train best.yaml --set training.epochs=24
+    Example: kdr train best.yaml --set training.epochs=24
     """
     import logging
 

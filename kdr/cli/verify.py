@@ -26,7 +26,7 @@ def command(
     notes may be changed; a number that was changed by hand, a row that is missing, and results that
     have changed since are named.
 
-    Example: python orchestrate.py verify paper/ablation.tex
+    Example: kdr verify paper/ablation.tex
     """
     import dataclasses
 

@@ -19,7 +19,7 @@ def test_the_study_is_printed_or_written(ask, tmp_path):
     path.write_text(ask("abcxyz", "--seeds", "3").stdout)
     printed = read_study(path)
     assert (
-        f"Look at it with: python orchestrate.py plan {path}"
+        f"Look at it with: kdr plan {path}"
         in ask("abcxyz", "--seeds", "3", "--export", path).stdout
     )
     assert read_study(path) == printed

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import kdr
 from kdr.cli.app import COMMANDS, LOG_COMMANDS, app, main
 
+ROOT = Path(kdr.__file__).parents[1]
 NO_PAIR = "operator torchvision::nms does not exist"
 
 
@@ -22,11 +23,38 @@ def test_the_version_is_told(orchestrate):
     assert (result.returncode, result.stdout) == (0, f"kdr {kdr.__version__}\n")
 
 
+SCRIPT = """
+import sys, tomllib
+from pathlib import Path
+from pkgutil import resolve_name
+scripts = tomllib.loads(Path("pyproject.toml").read_text())["project"]["scripts"]
+sys.argv = ["/anywhere/bin/kdr", *sys.argv[1:]]
+resolve_name(scripts["kdr"])()
+"""
+"""What the script `kdr` does that an installation writes."""
+
+
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [
+        (["orchestrate.py"], "orchestrate.py"),
+        (["-m", "kdr"], "python -m kdr"),
+        (["-c", SCRIPT], "kdr"),
+    ],
+)
+def test_usage_names_the_command_as_it_was_called(start: list[str], name: str) -> None:
+    for arguments in (["status", "--help"], ["status", "--no-such-option"]):
+        result = subprocess.run(
+            [sys.executable, *start, *arguments], capture_output=True, text=True, cwd=ROOT
+        )
+        assert f"Usage: {name} status" in result.stdout + result.stderr
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_shows_an_example_of_the_command(name):
     result = CliRunner().invoke(app, [name, "--help"])
     assert result.exit_code == 0
-    assert re.search(rf"python\s+orchestrate\.py\s+{name} \S", result.stdout)
+    assert re.search(rf"kdr\s+{name} \S", result.stdout)
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"schema", "doctor"}))  # which need none
@@ -154,4 +182,4 @@ def test_json_goes_to_standard_output_alone(orchestrate, tmp_path):
 def test_help_of_a_log_command_shows_an_example(name):
     result = CliRunner().invoke(app, ["log", name, "--help"])
     assert result.exit_code == 0
-    assert re.search(rf"python\s+orchestrate\.py\s+log\s+{name}", result.stdout)
+    assert re.search(rf"kdr\s+log\s+{name}", result.stdout)

@@ -46,7 +46,7 @@ def test_weights_are_named_only_while_they_are_kept(ask, example_log):
 
 def test_the_exported_study_is_read_again(ask, tmp_path):
     path = tmp_path / "best.yaml"
-    assert f"orchestrate.py train {path}" in ask("example", "--export", path).stdout
+    assert f"kdr train {path}" in ask("example", "--export", path).stdout
     study = read_study(path)
     assert (
         study.study,

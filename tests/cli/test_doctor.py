@@ -98,7 +98,7 @@ def test_a_damaged_file_of_the_log_is_named(example_log: Any) -> None:
     found = list(storage_folder(example_log.storage))
     assert [finding.state for finding in found] == ["ok", "failed"]
     assert path.name in found[1].text
-    assert found[1].fix == "python orchestrate.py log check --quarantine"
+    assert found[1].fix == "kdr log check --quarantine"
 
 
 def test_where_rays_token_comes_from_is_told_and_the_token_never(

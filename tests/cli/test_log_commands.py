@@ -50,7 +50,7 @@ def test_compact_says_how_many_files_became_how_many(ask, example_log):
 
 def test_exclude_takes_a_beginning_of_a_key_and_undo_takes_it_back(ask, example_log):
     example_log.trial("abcdef123", AP=0.5)
-    assert "`run` trains it again" in ask(log_exclude, "abcdef", "--reason", "broken").stdout
+    assert "`kdr run` trains it again" in ask(log_exclude, "abcdef", "--reason", "broken").stdout
     assert read_log(example_log.storage).states()["abcdef123"].state == "excluded"
     assert "counts again" in ask(log_exclude, "abcdef", "--undo").stdout
     assert read_log(example_log.storage).states()["abcdef123"].state == "completed"
