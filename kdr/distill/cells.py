@@ -20,8 +20,8 @@ def grid_of(features: Tensor) -> tuple[int, int]:
 
 
 class ValidCells:
-    """Which cells of feature maps touch the unpadded images of a batch: V of the method page, once
-    for each size of map.
+    """Which cells of feature maps touch the unpadded images of a batch: V in docs/method.md, F.1,
+    once for each size of map.
 
     Args:
         image_sizes: (height, width) of each image in pixels, before padding.

@@ -1,7 +1,6 @@
 """How far two feature maps are apart, as a weighted mean of squares at several pooling scales.
 
-Section F.4 of the method page, always in float32 (float64 stays float64), whatever autocast is
-around it.
+Equations: docs/method.md, F.4. Always in float32 (float64 stays float64), even under autocast.
 """
 
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ def masked_pyramid_distance(
     """Measures how far student features are from the teacher's, averaged over several pooling
     scales.
 
-    Section F.4 of the method page; with weight 1 everywhere and `scales_below="height"` it is
+    Equations: docs/method.md, F.4. With weight 1 everywhere and `scales_below="height"` this is
     ReviewKD's hierarchical context loss (Chen et al., CVPR 2021).
 
     Args:

@@ -34,8 +34,7 @@ class Kdr(Method):
     the teacher's standard deviation (one for all levels, or the level's own, or 1), A_k adaptive
     average pooling to k x k, pi_k a bin's share of the mass A_k(w), v_n = 1/N for images with any
     mass, M_fg and M_bg the region weights (`kdr.distill.masks`), V the cells that see the image and
-    b the balance of foreground. Section F of the method page fixes what the abstract leaves open;
-    it has each level's own deviation, which was found worse (`docs/evidence.md`).
+    b the balance of foreground. docs/method.md, F.8, lists what the abstract leaves open.
 
     Source: Zhang Yao, Pan Zhisong, "Object detection distillation based on knowledge review and
     feature decoupling", Application Research of Computers 2023(5): 1542-1547.

@@ -120,8 +120,8 @@ def match_levels(
 ) -> list[tuple[int, int]]:
     """Pairs the levels of two detectors one to one by stride, never by index.
 
-    Section F.1 of the method page: strides may differ by less than a factor of sqrt(2); the nearest
-    pairs are made first, ties go to the earlier level. Levels without a partner are left out.
+    Strides may differ by less than a factor of sqrt(2). The nearest pairs are made first, ties go
+    to the earlier level, and levels without a partner are left out (docs/method.md, F.1).
 
     Args:
         student_strides: strides of the student's levels in pixels.

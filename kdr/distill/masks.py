@@ -1,6 +1,6 @@
 """Region weights: which cells of a feature map see the image, its foreground, its background.
 
-Section F.3 of the method page. Everything is built on the device of the boxes, without waiting for
+Equations: docs/method.md, F.3. Everything is built on the device of the boxes, without waiting for
 it.
 """
 
@@ -114,8 +114,7 @@ def boxes_of_level(boxes_xyxy: Tensor, level: int, num_levels: int) -> Tensor:
     """Keeps the boxes whose size belongs to one of L levels, 0 the finest: floor(log2(sqrt(area) /
     56 px)) within 0 and L - 1.
 
-    The source `boxes_by_size` of section F.3 of the method page: how DeFeat gives each box to a
-    single level.
+    How DeFeat assigns each box to a single level (docs/method.md, F.3).
 
     Args:
         boxes_xyxy: (N, M, 4) in pixels, see `padded_boxes`.

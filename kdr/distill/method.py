@@ -108,7 +108,7 @@ class Method(nn.Module, ABC):
         """What weight 1 of the method means in the one unit that methods are compared in.
 
         That is the coefficient of the mean squared feature error over the cells of a term's region
-        and all channels (section A.0 of the method page), attention aside. A term that is no
+        and all channels (docs/method.md, A.0), attention aside. A term that is no
         squared error of features has none.
 
         Args:

@@ -1,7 +1,7 @@
 """Knowledge review: the student's coarse levels are aligned with its finer ones, attended to and
 fused.
 
-Section F.2 of the method page. Used in training only; the detector goes on with its own features.
+Equations: docs/method.md, F.2. Used in training only; the detector's head reads its own features.
 """
 
 import itertools

@@ -44,7 +44,7 @@ def test_gradient_is_the_derivative_and_none_reaches_the_teacher():
 
 
 def neck_loss_by_loops(defeat, scene, weights):
-    """DeFeat's loss of the neck (section A.2 of the method page) level by level, with boxes painted
+    """DeFeat's loss of the neck (docs/method.md, A.2) level by level, with boxes painted
     one by one."""
     total, num_levels = 0.0, len(scene.student)
     H_b, W_b = scene.batch_size

@@ -33,7 +33,7 @@ def bins(size, k):
 
 
 def distance_by_loops(student, teacher, weight, scales, below):
-    """F.4 written out bin by bin."""
+    """docs/method.md, F.4, written out bin by bin."""
     N, _, H, W = student.shape
     limit = min(H, W) if below == "side" else H
     numbers = sorted((k for k in scales if k != "full" and k < limit), reverse=True)

@@ -193,7 +193,7 @@ def test_context_is_that_of_a_gcblock_and_starts_at_0():
 
 
 def fgd_by_loops(fgd, scene):
-    """FGD's four sums (section A.3 of the method page), level by level and box by box, with masks
+    """FGD's four sums (docs/method.md, A.3), level by level and box by box, with masks
     on the padded batch."""
     sums = dict.fromkeys(("fgd.foreground", "fgd.background", "fgd.attention", "fgd.relation"), 0.0)
     (H_b, W_b), N = scene.batch_size, len(scene.boxes)

@@ -37,7 +37,7 @@ def outputs(seed, channels=5, anchors=3, sides=(8, 4), spread=2.0):
 
 
 def loss_by_loops(student, teacher, adapted, feature_weight, score_weight):
-    """FRS cell by cell, from its formulas (section A.8 of the method page)."""
+    """FRS cell by cell, from its formulas (docs/method.md, A.7)."""
 
     def sigmoid(x):
         return 1 / (1 + math.exp(-x))

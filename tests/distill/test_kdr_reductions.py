@@ -1,4 +1,4 @@
-"""What KDR reduces to when parts of it are switched off (section F.6 of the method page)."""
+"""What KDR reduces to when parts of it are switched off (docs/method.md, F.6)."""
 
 import pytest
 import torch
@@ -66,7 +66,7 @@ def test_review_alone_is_a_residual_review_under_the_mean_squared_error(make_sce
 
 
 def reviewkd_loss(kdr, scene):
-    """ReviewKD from its formulas (section A.1 of the method page): attention-based fusion, then the
+    """ReviewKD from its formulas (docs/method.md, A.1): attention-based fusion, then the
     context loss."""
 
     def adapted(adapter, x):

@@ -47,7 +47,7 @@ def scenes(draw):
 
 
 def painted_by_loops(boxes, size, grid, values):
-    """The definition of F.3 for one image, cell by cell, in exact fractions."""
+    """The definition of docs/method.md, F.3, for one image, cell by cell, in exact fractions."""
     (H, W), (Hb, Wb), (h, w) = grid, BATCH, size
     mask = [[0.0] * W for _ in range(H)]
     for x1, y1, x2, y2 in ([Fraction(value) for value in box] for box in boxes.tolist()):

@@ -63,7 +63,7 @@ def right_half():
 
 
 def fused_by_formula(link, x, coarse, valid, *, attention, gates, fusion, upsample):
-    """F.2 with the concatenation, the five-dimensional softmax and the masked mean written out."""
+    """docs/method.md, F.2, with concatenation, softmax and masked mean written out."""
     corners = None if upsample == "nearest" else False
     u = valid * F.interpolate(coarse, size=x.shape[-2:], mode=upsample, align_corners=corners)
     z = torch.cat([x, u], 1)
@@ -118,7 +118,7 @@ def test_softmax_gates_are_convex_whatever_they_look_at():
 
 
 def reviewkd_features(review, student):
-    """ReviewKD's attention-based fusion from its formulas (section A.1 of the method page),
+    """ReviewKD's attention-based fusion from its formulas (docs/method.md, A.1),
     coarsest level first."""
 
     def adapted(adapter, x):
