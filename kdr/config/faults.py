@@ -21,6 +21,6 @@ class Faults(Settings):
     """Seconds without a finished batch after which a trial hangs: its process is ended, and what it
     was doing is in the log. What lies between batches must take less: opening the data, loading a
     teacher, scoring an evaluation."""
-    alike: Annotated[int, Field(ge=0)] = 3
-    """The study is stopped when so many trials have ended in this run and all of them have failed
-    for one reason; 0: never."""
+    abort_after: Annotated[int, Field(ge=0)] = 3
+    """Abort the study when the first `abort_after` trials of a run all fail with the same error;
+    0: never."""

@@ -12,6 +12,7 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from kdr.config.data import CocoData, ShapesData
+from kdr.config.renamed import old_names
 from kdr.config.study import Study
 from kdr.config.trial import TrialConfig
 
@@ -24,30 +25,40 @@ Paths are those of `--set`, of search parameters (without the leading
 
 
 def settings_reference() -> str:
-    """The reference as Markdown: one table per group of settings, in the order of a study file."""
+    """Returns the reference as Markdown: one table per group of settings, as in a study file."""
     sections = [HEAD]
-    for title, model in _groups(Study, "", "study file"):
-        rows = "".join(_row(name, field) for name, field in model.model_fields.items())
+    for path, model in settings_groups():
+        rows = "".join(_row(path, name, field) for name, field in model.model_fields.items())
         summary = " ".join((model.__doc__ or "").split())
         sections.append(
-            f"## {title}\n\n{summary}\n\n| setting | takes | default | meaning "
+            f"## {_title(path, model)}\n\n{summary}\n\n| setting | takes | default | meaning "
             f"|\n|---|---|---|---|\n{rows}"
         )
     return "\n".join(sections)
 
 
-def _groups(model: type[BaseModel], path: str, title: str) -> Iterator[tuple[str, type[BaseModel]]]:
-    yield title, model
+def settings_groups() -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yields every group of settings with its path; the path of the study itself is empty."""
+    return _groups(Study, "")
+
+
+def _groups(model: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel]]]:
+    yield path, model
     for name, field in model.model_fields.items():
         inner_path = f"{path}.{name}" if path else name
-        if model is Study and name == "trial":
-            yield from _groups(TrialConfig, "trial", "`trial`")
-            continue
-        for inner in _models_in(field.annotation):
-            suffix = {ShapesData: " (`dataset: shapes`)", CocoData: " (`dataset: coco`)"}.get(
-                inner, ""
-            )
-            yield from _groups(inner, inner_path, f"`{inner_path}`{suffix}")
+        # `Study.trial` is a plain mapping, so that a search can change it; TrialConfig checks it
+        inner = [TrialConfig] if inner_path == "trial" else _models_in(field.annotation)
+        for group in inner:
+            yield from _groups(group, inner_path)
+
+
+def _title(path: str, model: type[BaseModel]) -> str:
+    if not path:
+        return "study file"
+    return f"`{path}`" + {
+        ShapesData: " (`dataset: shapes`)",
+        CocoData: " (`dataset: coco`)",
+    }.get(model, "")
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -58,8 +69,9 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     )
 
 
-def _row(name: str, field: FieldInfo) -> str:
-    meaning = " ".join((field.description or "").split())
+def _row(group: str, name: str, field: FieldInfo) -> str:
+    former = [f"Formerly `{old}`." for old in old_names(group, name)]
+    meaning = " ".join([*(field.description or "").split(), *former])
     cells = (f"`{field.alias or name}`", _takes(field), _default(field), meaning)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from kdr.config.reference import settings_groups
+from kdr.config.renamed import old_names
 from kdr.config.search import EarlyStopping, Sampler
 from kdr.config.study import Study
 from kdr.config.trial import TrialConfig
@@ -18,6 +20,7 @@ def study_schema() -> dict[str, Any]:
     schema = Study.model_json_schema(by_alias=True)
     trial = TrialConfig.model_json_schema(by_alias=True, ref_template="#/$defs/{model}")
     definitions = {**schema.pop("$defs"), **trial.pop("$defs"), "TrialConfig": trial}
+    _add_old_names(definitions)
     for settings, names in (
         (Sampler, _fields(Sampler)),
         (EarlyStopping, ["none", *_fields(EarlyStopping)]),
@@ -38,6 +41,21 @@ def study_schema() -> dict[str, Any]:
         "properties": properties,
         "$defs": dict(sorted(definitions.items())),
     }
+
+
+def _add_old_names(definitions: dict[str, Any]) -> None:
+    """Adds the old names of renamed settings, marked as deprecated."""
+    for path, model in settings_groups():
+        for name in model.model_fields:
+            for old in old_names(path, name):
+                properties = definitions[model.__name__]["properties"]
+                present = {
+                    key: value for key, value in properties[name].items() if key != "default"
+                }
+                properties[old] = present | {
+                    "deprecated": True,
+                    "description": f"Renamed to `{name}`.",
+                }
 
 
 def _fields(settings: type[BaseModel]) -> list[str]:

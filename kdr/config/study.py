@@ -1,6 +1,7 @@
 """A study: one question, one YAML file. Reading it, with every problem found at once."""
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -12,6 +13,7 @@ from kdr.config.detector import is_weights_enum
 from kdr.config.faults import Faults
 from kdr.config.overrides import changed, parse_override
 from kdr.config.problems import validated
+from kdr.config.renamed import present_names
 from kdr.config.search import Metric, Search
 from kdr.config.settings import Count, NonNegative, Settings
 from kdr.config.strict_yaml import read_yaml
@@ -30,6 +32,7 @@ _PATH_SETTINGS = (
     ),
 )
 LoggerName = Literal["tensorboard", "wandb", "mlflow"]
+_log = logging.getLogger(__name__)
 
 
 class Resources(Settings):
@@ -120,36 +123,51 @@ class Study(Settings):
 
 
 def read_study(path: str | Path, overrides: Iterable[str] = ()) -> Study:
-    """Reads and checks a study file.
+    """Reads and checks a study file. Logs a warning for each setting that has its old name.
 
     Args:
         path: the YAML file.
-        overrides: `path=value` settings that replace those of the file, as given to `--set`; a path
-            that does not begin with a setting of the study is one of the trial's.
+        overrides: `path=value` settings that replace those of the file, as given to `--set`. A path
+            that does not start with a setting of the study is in `trial`.
 
     Raises:
         ConfigError: naming every problem of the file, one line each.
     """
     path = Path(path)
-    content = read_yaml(path)
-    content = changed(content, dict(_study_path(*parse_override(text)) for text in overrides))
-    return study_from(content, folder=path.absolute().parent)
+    # Renamed before they meet, so that `--set` with a new name overrides a file with the old one;
+    # and once more after, for a whole group that `--set` gives as its value.
+    in_file = present_names(read_yaml(path))
+    given = present_names(dict(_study_path(*parse_override(text)) for text in overrides))
+    merged = present_names(changed(in_file.content, given.content))
+    for source, names in ((str(path), in_file), ("--set", given), ("--set", merged)):
+        for note in names.notes:
+            _log.warning("warning: %s: %s. The next release drops the old name", source, note)
+    problems = [*in_file.problems, *given.problems, *merged.problems]
+    return _checked(merged.content, path.absolute().parent, problems)
 
 
 def study_from(content: Mapping[str, Any], *, folder: Path) -> Study:
-    """Checks a study that has been read; relative paths in it are relative to `folder`.
+    """Checks a study given as plain values, such as those in a log.
+
+    Args:
+        content: the study; settings may have their old names.
+        folder: base of the relative paths in it.
 
     Raises:
         ConfigError: naming every problem, one line each.
     """
-    content = dict(content)
+    names = present_names(content)
+    return _checked(names.content, folder, names.problems)
+
+
+def _checked(content: dict[str, Any], folder: Path, known_problems: Iterable[str]) -> Study:
     if isinstance(content.get("trial"), dict):
         content["trial"] = _with_absolute_paths(content["trial"], folder)
     if isinstance(content.get("search"), dict):
         content["search"] = _with_absolute_choices(content["search"], folder)
     if isinstance(content.get("ablation"), dict):
         content["ablation"] = _with_absolute_changes(content["ablation"], folder)
-    problems: list[str] = []
+    problems = [*known_problems]
     study, base = None, None
     try:
         study = validated(Study, content)

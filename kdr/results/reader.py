@@ -14,6 +14,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kdr.config.renamed import present_names
 from kdr.results.current_rows import (
     current_rows,
     current_trials,
@@ -155,11 +156,12 @@ class Log:
         return list(self._arms.get(study, {}).values())
 
     def study_content(self, study: str) -> dict[str, Any]:
-        """What the study's file said when it was last run; empty if the log has no word of it."""
+        """Returns the study file of the last run as plain values, under the settings' present
+        names; empty if the log does not have it.
+        """
         rows = [row for row in self.arms_of(study) if row["study_config"]]
         newest = max(rows, key=lambda row: row["time"], default={"study_config": "{}"})
-        content: dict[str, Any] = json.loads(newest["study_config"])
-        return content
+        return present_names(json.loads(newest["study_config"])).content
 
     def ablation_arms_of(self, study: str) -> list[dict[str, Any]]:
         """The rows of the arms of an ablation as it was last run: arms and seeds that its file no

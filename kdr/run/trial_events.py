@@ -203,7 +203,7 @@ class TrialEvents(tune.Callback):
         self._failures.add(f"{kind}: {_NUMBER.sub('#', reason)}")
         if (
             self._role == "student"
-            and self.num_run == self.num_failed == self._faults.alike
+            and self.num_run == self.num_failed == self._faults.abort_after
             and len(self._failures) == 1
         ):
             self.abort_reason = (
