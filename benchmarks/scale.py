@@ -116,6 +116,7 @@ def run_study_of(num_trials: int, folder: str) -> dict[str, float]:
     from kdr.run import sweep
     from kdr.run.attempt.trial_actor import TrialActor
     from kdr.run.cluster.ray_session import ray_session
+    from kdr.run.cluster.trial_resources import ResolvedResources
     from kdr.run.driver.trial_claims import TrialClaims
     from kdr.run.trial_identity import trial_maker
 
@@ -127,7 +128,7 @@ def run_study_of(num_trials: int, folder: str) -> dict[str, float]:
     study, storage, ends = study_of(num_trials), Storage.at(folder), Ends()
     with ray_session(None), patch.object(sweep, "TrialActor", NoTrainingActor):
         ran = sweep.Sweep(study, storage, ends, TrialClaims(storage, study.study, "benchmark"))
-        ran.run_search(trial_maker(study, storage), study.resources, 2)
+        ran.run_search(trial_maker(study, storage), ResolvedResources(), 2)
         assert (ran.num_run, ran.num_failed) == (num_trials, 0), (ran.num_run, ran.num_failed)
         # the first one waits for the actors' start
         (first, first_cpu), (last, last_cpu) = ends.times[0], ends.times[-1]

@@ -21,9 +21,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kdr.config.study import Resources, Study, study_from
+from kdr.config.study import Study, study_from
 from kdr.config.trial import Trial
 from kdr.run.cluster.ray_session import QUIET, ray_session
+from kdr.run.cluster.trial_resources import ResolvedResources
 from kdr.run.trial_identity import trial_maker
 from kdr.run.trial_list import TrialList
 from kdr.storage.layout import Storage
@@ -68,7 +69,7 @@ class Ends:
 
 
 def ours(
-    study: Study, storage: Storage, trials: TrialList, resources: Resources
+    study: Study, storage: Storage, trials: TrialList, resources: ResolvedResources
 ) -> tuple[float, list[float]]:
     """Seconds to the end of the first trial, and from each trial's end to the next one's, training
     left out.
@@ -187,7 +188,7 @@ def main() -> None:
         from kdr.run.sweep import Sweep
 
         storage = Storage.at(folder)
-        resources = Resources(workers=arguments.workers, gpus_per_worker=0)
+        resources = ResolvedResources(workers=arguments.workers)
         weights = iter(range(4, 1000))  # 3 is the default
 
         def study_of(count: int) -> Study:
@@ -199,7 +200,7 @@ def main() -> None:
             content = {
                 **STUDY,
                 "ablation": ablation,
-                "resources": resources.model_dump(exclude_unset=True),
+                "resources": {"workers": arguments.workers, "gpus_per_worker": 0},
             }
             return study_from(content, folder=Path())
 

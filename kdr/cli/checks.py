@@ -175,7 +175,8 @@ def ray_cluster(
     """Whether Ray starts or can be joined, whether a cluster's nodes are ready for a study, and how
     many of its trials fit.
     """
-    from kdr.run.cluster.ray_session import nodes_of_ray, num_concurrent, ray_session, resolved
+    from kdr.run.cluster.ray_session import nodes_of_ray, ray_session
+    from kdr.run.cluster.trial_resources import num_concurrent, resolve
 
     with ray_session(address, send_code=send_code):
         import ray
@@ -193,7 +194,7 @@ def ray_cluster(
 
             yield from cluster_findings(study, storage)
         if study is not None:
-            needed = resolved(study.resources, nodes)
+            needed = resolve(study.resources, nodes)
             size = (
                 f"{needed.workers} x ({needed.cpus_per_worker:g} CPUs, {needed.gpus_per_worker:g} "
                 "GPUs)"

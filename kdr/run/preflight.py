@@ -2,10 +2,11 @@
 budget is spent.
 """
 
-from kdr.config.study import Resources, Study
+from kdr.config.study import Study
 from kdr.config.trial import Trial
 from kdr.errors import KdrError, PreflightError
 from kdr.run.attempt.logged_fit import has_weights, teacher_of
+from kdr.run.cluster.trial_resources import ResolvedResources
 from kdr.run.observer import Observer
 from kdr.storage.files import StoredPath
 from kdr.storage.layout import Storage
@@ -18,7 +19,7 @@ def check_before_start(
     *,
     storage: Storage,
     observer: Observer,
-    needed: Resources,
+    needed: ResolvedResources,
     local: bool,
 ) -> None:
     """Measures a trial where trials will train, unless that has been done before, and tells what
@@ -33,7 +34,7 @@ def check_before_start(
         trial: its base trial.
         storage: where data and teachers lie; what was measured is kept there.
         observer: is told every finding.
-        needed: what a trial takes, with a number of GPUs; the task takes what one worker does.
+        needed: what a trial takes; the task takes what one worker does.
         local: whether trials train on this machine.
 
     Raises:
@@ -68,11 +69,10 @@ def check_before_start(
 
 
 def _measured_on_ray(
-    trial: Trial, storage: Storage, pictures: StoredPath, needed: Resources
+    trial: Trial, storage: Storage, pictures: StoredPath, needed: ResolvedResources
 ) -> Preflight | list[str]:
     import ray
 
-    assert needed.gpus_per_worker != "auto"
     task = ray.remote(num_cpus=needed.cpus_per_worker, num_gpus=min(1, needed.gpus_per_worker))(
         _measured
     )

@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kdr.config.study import Resources, Study
 from kdr.config.trial import Trial
@@ -17,7 +17,8 @@ from kdr.results.reader import Log, read_log
 from kdr.results.schema import SCHEMAS
 from kdr.results.writer import LogWriter
 from kdr.run.attempt.logged_fit import has_weights, teacher_of
-from kdr.run.cluster.ray_session import nodes_of_ray, num_concurrent, ray_session, resolved
+from kdr.run.cluster.ray_session import nodes_of_ray, ray_session
+from kdr.run.cluster.trial_resources import ResolvedResources, num_concurrent, resolve
 from kdr.run.driver.sole_driver import sole_driver
 from kdr.run.driver.trial_claims import TrialClaims
 from kdr.run.kept_weights import KeptWeights
@@ -142,7 +143,7 @@ def _run_alone(
         from kdr.run.sweep import Sweep
 
         nodes = nodes_of_ray()
-        needed = resolved(study.resources, nodes)
+        needed = resolve(study.resources, nodes)
         concurrent = num_concurrent(needed, nodes)
         if (
             study.search is not None
@@ -230,13 +231,12 @@ def _noted(
     return [one.trial for one in (listed.trials.values() if rerun else listed.missing(past))]
 
 
-def _alone(needed: Resources, *, local: bool) -> Resources:
+def _alone(needed: ResolvedResources, *, local: bool) -> ResolvedResources:
     """What the teacher takes: nothing else runs beside it, so on this machine it gets every CPU."""
     if not local or needed.gpus_per_worker:
         return needed
-    return needed.with_changes(
-        cpus_per_worker=max(needed.cpus_per_worker, _num_cpus_here() // needed.workers)
-    )
+    cpus_per_worker = max(needed.cpus_per_worker, _num_cpus_here() // needed.workers)
+    return replace(needed, cpus_per_worker=cpus_per_worker)
 
 
 def _num_cpus_here() -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from ray import tune
 
 from kdr.config.search import EarlyStopping
-from kdr.config.study import Resources, Study
+from kdr.config.study import Study
 from kdr.config.trial import Trial, TrialConfig
 from kdr.errors import StorageError
 from kdr.results.reader import Log, read_log
@@ -19,7 +19,8 @@ from kdr.results.schema import Role
 from kdr.results.writer import LogWriter
 from kdr.run.attempt.logged_fit import num_attempts
 from kdr.run.attempt.trial_actor import ActorSettings, TrialActor, tune_config
-from kdr.run.cluster.ray_session import local_ray_ends, num_gpus_of
+from kdr.run.cluster.ray_session import local_ray_ends
+from kdr.run.cluster.trial_resources import ResolvedResources
 from kdr.run.driver.interruption import GracePeriod, Interruption, Terminated, end_by_exception
 from kdr.run.driver.trial_claims import Holder, TrialClaims
 from kdr.run.engine.gang import remove_leftover_groups
@@ -68,7 +69,7 @@ class Sweep:
     def run_search(
         self,
         make_trial: Callable[[TrialConfig], Trial],
-        resources: Resources,
+        resources: ResolvedResources,
         num_concurrent: int,
         *,
         rerun: bool = False,
@@ -85,7 +86,7 @@ class Sweep:
     def _search_once(
         self,
         make_trial: Callable[[TrialConfig], Trial],
-        resources: Resources,
+        resources: ResolvedResources,
         num_concurrent: int,
         *,
         rerun: bool,
@@ -110,7 +111,7 @@ class Sweep:
             interrupted=history.interrupted,
             num_used=history.num_used,
             hours_used=history.seconds_used / 3600,
-            num_gpus=num_gpus_of(resources),
+            num_gpus=resources.num_gpus,
             gpu_hours_used=history.gpu_hours_used,
             on_known=self._plan,
             may_run=partial(self._may_run, rerun=rerun),
@@ -130,7 +131,12 @@ class Sweep:
         return searcher.elsewhere
 
     def run_list(
-        self, listed: TrialList, resources: Resources, num_concurrent: int, *, rerun: bool = False
+        self,
+        listed: TrialList,
+        resources: ResolvedResources,
+        num_concurrent: int,
+        *,
+        rerun: bool = False,
     ) -> None:
         """Runs what is missing of a list of trials, each to its full length."""
         past = read_log(self.storage)
@@ -157,7 +163,7 @@ class Sweep:
     def run_teachers(
         self,
         teachers: Iterable[Trial],
-        resources: Resources,
+        resources: ResolvedResources,
         *,
         missing: Callable[[Log], Iterable[Trial]],
     ) -> None:
@@ -257,7 +263,7 @@ class Sweep:
     def _tune(
         self,
         space: dict[str, Any],
-        resources: Resources,
+        resources: ResolvedResources,
         num_concurrent: int,
         *,
         role: Role = "student",
@@ -364,13 +370,12 @@ def _grid(configs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"trial": tune.grid_search([config["trial"] for config in configs])}
 
 
-def _of_actor(resources: Resources) -> dict[str, float]:
+def _of_actor(resources: ResolvedResources) -> dict[str, float]:
     """What a trial's actor takes. One that has workers takes nothing: it would wait for them while
     they wait for its CPU.
     """
     if resources.workers > 1:
         return {"CPU": 0, "node:__internal_head__": 0.001}  # Tune refuses to take nothing at all
-    assert resources.gpus_per_worker != "auto"
     return {
         "CPU": resources.cpus_per_worker,
         **({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}),

@@ -13,6 +13,7 @@ from kdr.config.study import Study, study_from
 from kdr.errors import PreflightError
 from kdr.results.reader import read_log
 from kdr.run.cluster.ray_session import ray_session
+from kdr.run.cluster.trial_resources import ResolvedResources
 from kdr.run.preflight import check_before_start
 from kdr.run.study_run import run_study
 from kdr.run.trial_identity import trial_maker
@@ -100,7 +101,7 @@ def test_a_failed_pre_flight_ends_the_run_after_the_teacher_and_before_the_first
 def test_where_trials_have_gpus_or_a_cluster_it_is_a_task_of_ray(tmp_path: Path) -> None:
     storage, recorder = Storage.at(tmp_path), Recorder()
     study = study_with({"trial.teacher": None, "trial.distill": {}})
-    needed = study.resources.with_changes(gpus_per_worker=0.0)
+    needed = ResolvedResources()
     with ray_session(None):
         check = partial(
             check_before_start, storage=storage, observer=recorder, needed=needed, local=False

@@ -9,14 +9,13 @@ from typing import Any
 
 from ray import tune
 
-from kdr.config.study import Resources
 from kdr.config.trial import Trial, TrialConfig
 from kdr.errors import StorageError, TrialFailure
 from kdr.results.reader import TrialState, read_log
 from kdr.results.schema import METRICS, Role
 from kdr.results.writer import FLUSH_EVERY_S, LogWriter
 from kdr.run.attempt.logged_fit import LoggedTrial, num_attempts
-from kdr.run.cluster.ray_session import num_gpus_of
+from kdr.run.cluster.trial_resources import ResolvedResources
 from kdr.run.engine.engine import Engine, InlineEngine, ProcessLostError
 from kdr.storage.layout import Storage
 from kdr.training.metrics import EpochMetrics
@@ -32,8 +31,8 @@ class ActorSettings:
 
     storage: Storage
     study: str
-    resources: Resources
-    """Of one trial, `gpus_per_worker` as a number."""
+    resources: ResolvedResources
+    """Of one trial."""
     silence_s: float
     """Seconds without a batch after which a process of a trial ends itself."""
     role: Role = "student"
@@ -162,7 +161,7 @@ class TrialActor(tune.Trainable):
             role=self._settings.role,
             parameters=given["parameters"],
             trials_known=given["trials_known"],
-            num_gpus=num_gpus_of(self._settings.resources),
+            num_gpus=self._settings.resources.num_gpus,
         )
         self._epochs: Any = self._trial.epochs(self._engine)
         self._over = self._ended_in_this_run(given["attempts_before"])
@@ -200,7 +199,6 @@ class TrialActor(tune.Trainable):
 
 def _engine(settings: ActorSettings) -> Engine:
     resources = settings.resources
-    assert isinstance(resources.gpus_per_worker, float | int)
     if resources.workers == 1:
         import torch
 

@@ -1,11 +1,10 @@
-"""Starting Ray quietly on this machine, or joining a cluster; and how many trials fit at a time."""
+"""Starting Ray quietly on this machine, or joining a cluster."""
 
 import contextlib
 import functools
 import importlib
 import json
 import logging
-import math
 import os
 import shutil
 import signal
@@ -14,13 +13,13 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import kdr
-from kdr.config.study import Resources
 from kdr.errors import ResourcesError
+from kdr.run.cluster.trial_resources import Node
 
 # Ray and Tune read these when they are imported or when a process starts.
 QUIET = {
@@ -44,12 +43,6 @@ _OTHER_PORTS = {
     "8265": "that is the dashboard's port",
     "10001": "that is the port of Ray Client, through which Tune does not run",
 }
-
-_ROUNDING = 1e-6
-"""Ray counts resources in steps of 0.0001, and tells them as sums of floats."""
-
-Node = Mapping[str, float]
-"""A node's resources by Ray's names, such as CPU and GPU."""
 
 
 @contextlib.contextmanager
@@ -182,71 +175,6 @@ def _not_joined(address: str, error: Exception) -> ResourcesError:
         f"({reason}). Try --address auto; where the cluster asks for a token, set "
         f"RAY_AUTH_MODE=token and RAY_AUTH_TOKEN. {_FROM_ELSEWHERE}"
     )
-
-
-def resolved(resources: Resources, nodes: Sequence[Node]) -> Resources:
-    """Resources with `auto` GPUs as a number: one per worker where there are any."""
-    if resources.gpus_per_worker != "auto":
-        return resources
-    return resources.with_changes(
-        gpus_per_worker=1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
-    )
-
-
-def num_gpus_of(resources: Resources) -> float:
-    """GPUs of one trial, all its workers together; of resources with a number of GPUs."""
-    assert resources.gpus_per_worker != "auto"
-    return resources.workers * resources.gpus_per_worker
-
-
-def num_concurrent(resources: Resources, nodes: Sequence[Node]) -> int:
-    """How many trials fit at a time on the nodes of a cluster.
-
-    Args:
-        resources: of one trial, with a number of GPUs.
-        nodes: from `nodes_of_ray`.
-
-    Raises:
-        ResourcesError: if not even one fits.
-    """
-    workers_that_fit = sum(num_workers(node, resources) for node in nodes)
-    num_trials = workers_that_fit // resources.workers
-    if num_trials < 1:
-        found = ", ".join(
-            f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes
-        )
-        raise ResourcesError(
-            f"resources: one trial needs {needs(resources)}, got nodes with {found}: room for "
-            f"{workers_that_fit} workers. Lower resources.cpus_per_worker, "
-            "resources.gpus_per_worker or resources.workers, or name a cluster with --address"
-        )
-    return min(num_trials, resources.max_concurrent or num_trials)
-
-
-def needs(resources: Resources) -> str:
-    """What one trial takes, in words; of resources with a number of GPUs."""
-    assert resources.gpus_per_worker != "auto"
-    each = f"{resources.cpus_per_worker:g} CPUs and {resources.gpus_per_worker:g} GPUs"
-    return (
-        f"{resources.workers} workers with {each} each"
-        if resources.workers > 1
-        else f"{each} on one node"
-    )
-
-
-def num_workers(node: Node, resources: Resources) -> int:
-    """How many workers fit on a node, or on what is free of one. A fraction of a GPU is always of
-    one GPU.
-    """
-    gpus, cpus = resources.gpus_per_worker, resources.cpus_per_worker
-    assert gpus != "auto"
-    fit = math.floor(node.get("CPU", 0.0) / cpus + _ROUNDING)
-    if gpus:
-        # a part is what others have left of one
-        whole, part = divmod(node.get("GPU", 0.0) + _ROUNDING, 1)
-        shared = whole * math.floor(1 / gpus + _ROUNDING) + math.floor(part / gpus + _ROUNDING)
-        fit = min(fit, int(shared) if gpus < 1 else math.floor(whole / gpus))
-    return fit
 
 
 def nodes_of_ray() -> list[Node]:

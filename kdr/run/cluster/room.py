@@ -9,22 +9,21 @@ from typing import Any
 
 import ray
 
-from kdr.config.study import Resources
-from kdr.run.cluster.ray_session import Node, needs, num_workers
+from kdr.run.cluster.trial_resources import Node, ResolvedResources, num_workers
 from kdr.run.observer import Observer
 
 _LOOK_EVERY_S = 1.0
 _LONGEST_COMMAND = 200
 
 
-def wait_for_room(needed: Resources, observer: Observer) -> None:
+def wait_for_room(needed: ResolvedResources, observer: Observer) -> None:
     """Waits until one trial fits on what is free of the cluster, and tells what it waits for.
 
     Nothing is held meanwhile. When two studies see the same room, one of them gets it, and Ray lets
     the other's trials wait.
 
     Args:
-        needed: what one trial takes, with a number of GPUs.
+        needed: what one trial takes.
         observer: is told, once for each change.
     """
     told = ""
@@ -39,19 +38,19 @@ def wait_for_room(needed: Resources, observer: Observer) -> None:
         time.sleep(_LOOK_EVERY_S)
 
 
-def has_room(needed: Resources, free: Sequence[Node]) -> bool:
+def has_room(needed: ResolvedResources, free: Sequence[Node]) -> bool:
     """Whether one trial fits on what is free of each node."""
     return sum(num_workers(node, needed) for node in free) >= needed.workers
 
 
-def waiting_text(needed: Resources, free: Sequence[Node], others: Sequence[str]) -> str:
+def waiting_text(needed: ResolvedResources, free: Sequence[Node], others: Sequence[str]) -> str:
     """What a study waits for, and who holds it: the commands of others that have joined the
     cluster.
     """
     cpus, gpus = (sum(node.get(name, 0.0) for node in free) for name in ("CPU", "GPU"))
     held_by = ", ".join(map(_short, others)) or "processes that have ended just now"
     return (
-        f"Waiting for room: one trial needs {needs(needed)}; free are {cpus:g} CPUs and {gpus:g} "
+        f"Waiting for room: one trial needs {needed}; free are {cpus:g} CPUs and {gpus:g} "
         f"GPUs. Held by: {held_by}"
     )
 

@@ -2,38 +2,46 @@
 
 import pytest
 
-from kdr.config.study import Resources
 from kdr.run.cluster.room import has_room, waiting_text
+from kdr.run.cluster.trial_resources import ResolvedResources
 
 
 @pytest.mark.parametrize(
     ("resources", "free", "expected"),
     [
-        (Resources(gpus_per_worker=0), [{"CPU": 1.0}], True),
-        (Resources(gpus_per_worker=0), [{}], False),
-        (Resources(gpus_per_worker=0), [], False),
-        (Resources(gpus_per_worker=0, cpus_per_worker=2), [{"CPU": 1.0}, {"CPU": 1.0}], False),
-        (Resources(gpus_per_worker=0, workers=2), [{"CPU": 1.0}, {"CPU": 1.0}], True),
-        (Resources(gpus_per_worker=1), [{"CPU": 8.0}, {"CPU": 8.0, "GPU": 0.5}], False),
-        (Resources(gpus_per_worker=1), [{"CPU": 8.0, "GPU": 1.0}], True),
-        (Resources(gpus_per_worker=0.5), [{"CPU": 8.0, "GPU": 0.5}], True),
-        (Resources(gpus_per_worker=0.4), [{"CPU": 8.0, "GPU": 0.2}], False),
-        (Resources(gpus_per_worker=0.1), [{"CPU": 8.0, "GPU": 0.30000000000000004 - 0.2}], True),
+        (ResolvedResources(), [{"CPU": 1.0}], True),
+        (ResolvedResources(), [{}], False),
+        (ResolvedResources(), [], False),
         (
-            Resources(gpus_per_worker=1, workers=2),
+            ResolvedResources(cpus_per_worker=2),
+            [{"CPU": 1.0}, {"CPU": 1.0}],
+            False,
+        ),
+        (ResolvedResources(workers=2), [{"CPU": 1.0}, {"CPU": 1.0}], True),
+        (ResolvedResources(gpus_per_worker=1), [{"CPU": 8.0}, {"CPU": 8.0, "GPU": 0.5}], False),
+        (ResolvedResources(gpus_per_worker=1), [{"CPU": 8.0, "GPU": 1.0}], True),
+        (ResolvedResources(gpus_per_worker=0.5), [{"CPU": 8.0, "GPU": 0.5}], True),
+        (ResolvedResources(gpus_per_worker=0.4), [{"CPU": 8.0, "GPU": 0.2}], False),
+        (
+            ResolvedResources(gpus_per_worker=0.1),
+            [{"CPU": 8.0, "GPU": 0.30000000000000004 - 0.2}],
+            True,
+        ),
+        (
+            ResolvedResources(gpus_per_worker=1, workers=2),
             [{"CPU": 8.0, "GPU": 1.5}, {"CPU": 8.0, "GPU": 1.0}],
             True,
         ),
-        (Resources(gpus_per_worker=1, workers=2), [{"CPU": 8.0, "GPU": 1.5}], False),
+        (ResolvedResources(gpus_per_worker=1, workers=2), [{"CPU": 8.0, "GPU": 1.5}], False),
         (
-            Resources(gpus_per_worker=2),
+            ResolvedResources(gpus_per_worker=2),
             [{"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 1.0}],
             False,
         ),
     ],
 )
 def test_a_trial_has_room_where_all_its_workers_fit(
-    resources: Resources, free: list[dict[str, float]], expected: bool
+    resources: ResolvedResources, free: list[dict[str, float]], expected: bool
 ) -> None:
     assert has_room(resources, free) is expected
 
@@ -41,7 +49,7 @@ def test_a_trial_has_room_where_all_its_workers_fit(
 def test_who_waits_is_told_for_what_and_who_holds_it() -> None:
     others = ["/opt/venv/bin/python /kdr/orchestrate.py run /kdr/a.yaml", "x" * 500]
     text = waiting_text(
-        Resources(workers=2, gpus_per_worker=1, cpus_per_worker=4),
+        ResolvedResources(workers=2, gpus_per_worker=1, cpus_per_worker=4),
         [{"CPU": 3.0}, {"CPU": 1.0, "GPU": 1.0}],
         others,
     )
