@@ -32,9 +32,10 @@ def command(
     Example: kdr best quickstart --export best.yaml
     """
     from kdr.cli.logged_study import read_logged_study
-    from kdr.cli.output import json_text, plain_table
+    from kdr.cli.output import plain_table
     from kdr.cli.study_file import write_study_file
     from kdr.report.followup.best_study import best_study_yaml
+    from kdr.report.formatting import json_text
     from kdr.report.ranking import best_trial, ranking, searched_metric
 
     log, name = read_logged_study(study, storage)

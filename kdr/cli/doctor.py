@@ -46,9 +46,10 @@ def command(
     from rich.console import Console
 
     from kdr.cli.checks import all_checks, run_checks
-    from kdr.cli.output import json_text, print_finding
+    from kdr.cli.output import print_finding
     from kdr.config.study import read_study
     from kdr.errors import ConfigError
+    from kdr.report.formatting import json_text
     from kdr.storage.layout import Storage
     from kdr.training.findings import Finding
 

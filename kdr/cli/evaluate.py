@@ -58,10 +58,11 @@ def command(
     """
     import torch
 
-    from kdr.cli.output import json_text, plain_table, warn
+    from kdr.cli.output import plain_table, warn
     from kdr.data.loader import EvaluationBatches
     from kdr.data.splits import open_splits
     from kdr.detectors.checkpoint_files import open_student
+    from kdr.report.formatting import json_text
     from kdr.storage.files import fetched
     from kdr.storage.layout import Storage
     from kdr.training.evaluation import evaluate

@@ -5,7 +5,6 @@ elsewhere.
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -13,7 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from kdr.cli.output import print_finding, shown
+from kdr.cli.output import print_finding
+from kdr.report.formatting import cell_text, clock, settings_label, spaced
 from kdr.run.observer import TrialUpdate
 from kdr.training.findings import Finding
 
@@ -100,7 +100,7 @@ class LiveView:
 
     def _line(self, text: str) -> None:
         if self._live is None:
-            self._console.out(f"[{_clock(time.monotonic() - self._begin)}] {text}", highlight=False)
+            self._console.out(f"[{clock(time.monotonic() - self._begin)}] {text}", highlight=False)
 
     def _render(self) -> Group:
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -118,15 +118,15 @@ class LiveView:
         for trial in visible:
             table.add_row(
                 Text(trial.name),
-                Text(trial.state.replace("_", " "), style=_STYLES.get(trial.state, "")),
+                Text(spaced(trial.state), style=_STYLES.get(trial.state, "")),
                 ProgressBar(total=trial.epochs, completed=trial.epoch, width=16),
                 f"{trial.epoch}/{trial.epochs}",
                 "" if trial.value is None else f"{trial.value:.3f}",
-                Text(_first_line(trial.reason) or shown(short_settings(trial.parameters))),
+                Text(_first_line(trial.reason) or settings_label(trial.parameters)),
             )
         hidden = len(trials) - len(visible)
         head = Text(
-            f"{self._phase}  {_clock(time.monotonic() - self._begin)}{self._ended()}{self._left()}",
+            f"{self._phase}  {clock(time.monotonic() - self._begin)}{self._ended()}{self._left()}",
             style="bold",
         )
         more = [Text(f"and {hidden} more", style="dim")] if hidden else []
@@ -158,7 +158,7 @@ class LiveView:
         if self._num_trials is None or done == 0:
             return ""
         left = max(0.0, self._num_trials - self._num_before - done)
-        return f", about {_clock((time.monotonic() - self._trials_begin) / done * left)} left"
+        return f", about {clock((time.monotonic() - self._trials_begin) / done * left)} left"
 
 
 def _news(progress: TrialUpdate) -> tuple[object, ...]:
@@ -177,25 +177,4 @@ def _visible(trials: Sequence[TrialUpdate]) -> list[TrialUpdate]:
 
 
 def _first_line(text: str) -> str:
-    return shown(text.strip().partition("\n")[0])
-
-
-def short_settings(parameters: dict[str, Any]) -> str:
-    """Settings by the last part of their path, on one line: `weight=3.2  attention=both`."""
-    return "  ".join(
-        f"{path.rpartition('.')[2]}={_short(value)}" for path, value in parameters.items()
-    )
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    if isinstance(value, list | tuple):
-        return "+".join(str(item) for item in value) or "none"
-    return str(value)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return cell_text(text.strip().partition("\n")[0])

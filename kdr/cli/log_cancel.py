@@ -22,7 +22,7 @@ def command(
     Example: kdr log cancel KEY --reason "the loss does not fall"
     """
     from kdr.errors import ConfigError
-    from kdr.report.texts import duration
+    from kdr.report.formatting import duration
     from kdr.results.reader import read_log
     from kdr.results.schema import utc_now
     from kdr.results.trial_keys import find_trial

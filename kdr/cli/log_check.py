@@ -25,7 +25,7 @@ def command(
 
     Example: kdr log check --quarantine
     """
-    from kdr.cli.output import json_text
+    from kdr.report.formatting import json_text
     from kdr.results import check
     from kdr.results.fragments import logged_studies, num_fragments
     from kdr.storage.layout import Storage

@@ -5,18 +5,15 @@ JSON.
 import csv
 import decimal
 import io
-import json
-import math
 import sys
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kdr.report.texts import short_names
+from kdr.report.formatting import cell_text, json_text, plain_value, short_names
 from kdr.training.findings import Finding
 
 Format = Literal["table", "csv", "json"]
@@ -75,13 +72,13 @@ def drawn_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
             Text(name), justify="right" if _is_numeric(rows, index) else "left", overflow="fold"
         )
     for row in rows:
-        table.add_row(*(Text(shown(value)) for value in row))
+        table.add_row(*(Text(cell_text(value)) for value in row))
     return table
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Rows as aligned lines of text, as wide as they need to be."""
-    cells = [short_names(columns), *([shown(value) for value in row] for row in rows)]
+    cells = [short_names(columns), *([cell_text(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     right = [_is_numeric(rows, index) for index in range(len(columns))]
     lines = (
@@ -101,44 +98,17 @@ def csv_text(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     writer.writerow(columns)
     for row in rows:
         writer.writerow(
-            [json_text(value) if isinstance(value, list | dict) else _plain(value) for value in row]
+            [
+                json_text(value) if isinstance(value, list | dict) else plain_value(value)
+                for value in row
+            ]
         )
     return text.getvalue()
-
-
-def json_text(value: Any, *, indent: int | None = None) -> str:
-    """A value as JSON that every reader takes: NaN and infinities are null, times are ISO 8601."""
-    return json.dumps(_plain(value), indent=indent, ensure_ascii=False, default=str)
-
-
-def shown(value: Any) -> str:
-    """A value as a cell of a table: one line, numbers to four digits."""
-    value = value if isinstance(value, float) else _plain(value)
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"
-    text = json_text(value) if isinstance(value, list | dict) else str(value)
-    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _is_numeric(rows: Sequence[Sequence[Any]], index: int) -> bool:
     kinds = {type(row[index]) for row in rows if row[index] is not None}
     return bool(kinds) and kinds <= {int, float, decimal.Decimal}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _plain(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, decimal.Decimal):  # DuckDB's sums of whole numbers
-        return int(value) if value == value.to_integral_value() else float(value)
-    return value.isoformat() if isinstance(value, datetime) else value
 
 
 def print_finding(console: Console, finding: Finding) -> None:

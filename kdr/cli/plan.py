@@ -66,7 +66,7 @@ def command(
     if json_:
         import dataclasses
 
-        from kdr.cli.output import json_text
+        from kdr.report.formatting import json_text
 
         rows, arms = (
             [dataclasses.asdict(row) for row in table] for table in (plan.parameters, plan.arms)
@@ -123,7 +123,7 @@ def _checked_data(
 
 def _probed(plan: "StudyPlan", storage: "Storage") -> str:
     """What a few steps of the plan's baseline say about the cost of all its trials."""
-    from kdr.report.texts import duration
+    from kdr.report.formatting import duration
     from kdr.run.attempt.logged_fit import has_weights, teacher_of
     from kdr.run.trial_identity import trial_maker
     from kdr.training.probe import probe
@@ -180,7 +180,7 @@ def _print(
 
 
 def _changes(arm: "ArmPlan") -> str:
-    from kdr.cli.output import shown
+    from kdr.config.canonical import value_text
 
-    changes = ", ".join(f"{path} = {shown(value)}" for path, value in arm.changes.items())
+    changes = ", ".join(f"{path} = {value_text(value)}" for path, value in arm.changes.items())
     return (changes or "nothing") + (f" (the same trial as '{arm.same_as}')" if arm.same_as else "")

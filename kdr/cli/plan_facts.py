@@ -109,7 +109,7 @@ def _logged_cost(plan: "StudyPlan", log: "Log | None") -> str:
     cost = None
     if log is not None:
         from kdr.report.cost import logged_cost
-        from kdr.report.texts import duration
+        from kdr.report.formatting import duration
 
         cost = logged_cost(log, plan.missing, workers=plan.study.resources.workers)
     if cost is None:

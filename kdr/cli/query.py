@@ -72,7 +72,8 @@ def _cells(answer: "pa.Table") -> tuple[list[str], list[tuple[object, ...]]]:
 def _write(answer: "pa.Table", path: Path, chosen: QueryFormat) -> None:
     import pyarrow.parquet as pq
 
-    from kdr.cli.output import csv_text, json_text, plain_table
+    from kdr.cli.output import csv_text, plain_table
+    from kdr.report.formatting import json_text
     from kdr.storage.files import written_aside
 
     columns, rows = _cells(answer)

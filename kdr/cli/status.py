@@ -86,7 +86,7 @@ def _nothing_live() -> Any:
 
 
 def _json(progress: "StudyProgress") -> str:
-    from kdr.cli.output import json_text
+    from kdr.report.formatting import json_text
 
     return json_text(
         {**dataclasses.asdict(progress), "counts": progress.counts, "is_over": progress.is_over}
@@ -95,7 +95,7 @@ def _json(progress: "StudyProgress") -> str:
 
 def _text(progress: "StudyProgress") -> str:
     from kdr.cli.output import plain_table
-    from kdr.report.texts import duration
+    from kdr.report.formatting import duration
 
     rows = [
         [
@@ -131,7 +131,7 @@ def _counts(counts: dict[str, int]) -> list[tuple[str, int]]:
 
 
 def _headline(progress: "StudyProgress") -> str:
-    from kdr.report.texts import duration
+    from kdr.report.formatting import duration
 
     total = f" of {progress.total}" if progress.total is not None else ""
     counts = (

@@ -30,7 +30,7 @@ def command(
     """
     import dataclasses
 
-    from kdr.cli.output import json_text
+    from kdr.report.formatting import json_text
     from kdr.report.tables.verification import verified
 
     try:

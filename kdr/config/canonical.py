@@ -17,6 +17,13 @@ def canonical_json(content: Any) -> str:
     return json.dumps(_canonical(content), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def value_text(value: Any) -> str:
+    """Returns a setting's value as people read it: texts as they are, anything else as JSON."""
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
 def _canonical(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _canonical(inner) for name, inner in value.items()}

@@ -143,7 +143,9 @@ def _inner_path(message: str) -> tuple[str, str]:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value) if not isinstance(value, str) else repr(value)
+    """Returns a wrong value for a message: as the user wrote it, texts in quotes, cut off at 80."""
+    # not `value_text`: here "5" and 5 must look different, and names keep the order of the file
+    text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

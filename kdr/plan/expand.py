@@ -2,12 +2,12 @@
 already, and what looks wrong.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from kdr.config.ablation import Ablation
+from kdr.config.canonical import value_text
 from kdr.config.detector import BackboneName
 from kdr.config.search import Parameter, Search
 from kdr.config.study import Study
@@ -191,7 +191,7 @@ def _row(path: str, parameter: Parameter) -> ParameterRow:
     values = (
         [f"{members[0]:g} to {members[1]:g}"]
         if parameter.kind in ("float", "int")
-        else list(map(_shown, members))
+        else list(map(value_text, members))
     )
     if parameter.at_least:
         values.append(f"at least {parameter.at_least}")
@@ -209,11 +209,7 @@ def _row(path: str, parameter: Parameter) -> ParameterRow:
 def _condition(wanted: Any) -> str:
     if wanted in ("empty", "not empty"):
         return str(wanted)
-    return "is " + " or ".join(map(_shown, wanted if isinstance(wanted, list) else [wanted]))
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return "is " + " or ".join(map(value_text, wanted if isinstance(wanted, list) else [wanted]))
 
 
 def _warnings(study: Study, space: Space) -> Iterator[str]:

@@ -12,6 +12,7 @@ from kdr.report.arm_trials import ArmTrials, LoggedArms, ablation_of, logged_arm
 from kdr.report.comparison import Comparison, compared, not_paired, unequal_budget, unfinished
 from kdr.report.effects import Effect, Verdict, verdicts_on
 from kdr.report.factorial import factorial_effects
+from kdr.report.formatting import commit_text
 from kdr.report.measures import Measure, measure_of
 from kdr.results.reader import Log
 
@@ -238,7 +239,7 @@ def cautions(arms: Sequence[ArmTrials]) -> Iterator[str]:
     for name, values in (
         (
             "commits of the code",
-            {f"{event.commit}{' with changes' if event.dirty else ''}" for event in last},
+            {commit_text(event.commit, dirty=event.dirty) for event in last},
         ),
         ("versions of the data", {str(event.data_id) for event in last}),
     ):

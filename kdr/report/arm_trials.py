@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from kdr.config.ablation import BASELINE, Ablation
 from kdr.errors import ConfigError
+from kdr.report.formatting import counted, spaced
 from kdr.report.measures import Measure, measured
 from kdr.results.flat_settings import flat_settings
 from kdr.results.reader import Log, TrialState
@@ -35,10 +36,8 @@ class Budget:
         return (self.epochs, self.workers) != (other.epochs, other.workers) or not images
 
     def __str__(self) -> str:
-        images = "" if self.images_seen is None else f", {self.images_seen} images"
-        return (
-            f"{self.epochs} epochs{images}, {self.workers} worker{'s' if self.workers > 1 else ''}"
-        )
+        images = "" if self.images_seen is None else f", {counted(self.images_seen, 'image')}"
+        return f"{counted(self.epochs, 'epoch')}{images}, {counted(self.workers, 'worker')}"
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class ArmTrial:
         """What became of it, such as `failed (out_of_memory)`."""
         if self.state is None:
             return "not begun"
-        name = self.state.state.replace("_", " ")
+        name = spaced(self.state.state)
         kind = self.state.last.failure_kind if self.state.state == "failed" else None
         return f"{name} ({kind})" if kind else name
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kdr.report.arm_trials import ArmTrials
+from kdr.report.formatting import spaced
 from kdr.report.ranking import RankedTrial
 from kdr.results.reader import Log, State
 
@@ -127,7 +128,7 @@ def trial_curves(
     groups: dict[str, list[Curve]] = {}
     for trial in chosen:
         if trial.key in found:
-            name = BEST if trial.rank == 1 else trial.state.state.replace("_", " ")
+            name = BEST if trial.rank == 1 else spaced(trial.state.state)
             groups.setdefault(name, []).append(
                 Curve(trial.name, trial.key, trial.state.state, *found[trial.key])
             )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdr.errors import ConfigError
+from kdr.report.formatting import spaced
 from kdr.results.flat_settings import canonical
 from kdr.results.reader import Log, State, TrialState
 from kdr.results.schema import METRICS
@@ -99,8 +100,7 @@ def best_trial(log: Log, study: str, metric: str = "AP") -> RankedTrial:
 def count_states(trials: Sequence[RankedTrial]) -> dict[str, int]:
     """How many trials are in each state that occurs, in words, completed first."""
     counts = {
-        state.replace("_", " "): sum(trial.state.state == state for trial in trials)
-        for state in _ORDER
+        spaced(state): sum(trial.state.state == state for trial in trials) for state in _ORDER
     }
     return {name: count for name, count in counts.items() if count}
 

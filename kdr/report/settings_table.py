@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdr.errors import ConfigError
+from kdr.report.formatting import commit_text
 from kdr.report.ranking import value_of
 from kdr.results.flat_settings import canonical, flat_settings
 from kdr.results.reader import Log, TrialState
@@ -154,10 +155,7 @@ def _cautions(log: Log, study: str, completed: Sequence[TrialState]) -> list[str
     for name, values in (
         (
             "commits of the code",
-            {
-                f"{state.last.commit}{' with changes' if state.last.dirty else ''}"
-                for state in completed
-            },
+            {commit_text(state.last.commit, dirty=state.last.dirty) for state in completed},
         ),
         ("versions of the data", {state.last.data_id for state in completed}),
     ):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from kdr.report.formatting import commit_text, spaced
 from kdr.results.reader import Log, TrialState
 from kdr.results.usage import gpu_hours_used, seconds_used
 
@@ -113,7 +114,7 @@ def budget(
     log: Log, study: str, states: Sequence[TrialState], content: Mapping[str, Any]
 ) -> StudyCost:
     """What a study has used, from its rows."""
-    order = Counter(state.state.replace("_", " ") for state in states if state.role == "student")
+    order = Counter(spaced(state.state) for state in states if state.role == "student")
     of_study = log.epochs.filter(pc.equal(log.epochs["study"], study))
     speed = pc.approximate_median(of_study["images_per_s"]).as_py()
     search = content.get("search") or {}
@@ -139,11 +140,7 @@ def study_provenance(states: Sequence[TrialState]) -> Provenance:
     times = sorted(event.time for event in last)
     return Provenance(
         commits=_counted(
-            (
-                f"{event.commit[:12]}{' with changes' if event.dirty else ''}"
-                if event.commit
-                else None
-            )
+            (commit_text(event.commit[:12], dirty=event.dirty) if event.commit else None)
             for event in last
         ),
         data=_counted(event.data_id for event in last),

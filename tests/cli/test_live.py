@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from kdr.cli.live import MAX_ROWS, LiveView, short_settings
+from kdr.cli.live import MAX_ROWS, LiveView
 from kdr.run.observer import TrialUpdate
 
 
@@ -150,15 +150,3 @@ def test_without_a_number_of_trials_no_time_is_promised(view, terminal):
     view.plan(None, 0, 1)
     view.update(progress(1, "completed", epoch=4))
     assert "left" not in lines_of(view, terminal)[0]
-
-
-@pytest.mark.parametrize(
-    ("parameters", "text"),
-    [
-        ({}, ""),
-        ({"distill.kdr.weight": 3.14159, "training.epochs": 6}, "weight=3.14  epochs=6"),
-        ({"distill.kdr.review_links": ["P4->P3", "P5->P4"]}, "review_links=P4->P3+P5->P4"),
-    ],
-)
-def test_settings_are_told_on_one_short_line(parameters, text):
-    assert short_settings(parameters) == text

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdr.config.canonical import canonical_json
+from kdr.config.canonical import canonical_json, value_text
 
 plain_values = st.recursive(
     st.none()
@@ -41,3 +41,17 @@ def test_true_and_one_are_two_values_and_tuples_are_lists() -> None:
 def test_what_is_no_number_is_refused(value: float) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         canonical_json([value])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("é", "é"),
+        (["é", 1], '["é", 1]'),
+        (True, "true"),
+        (None, "null"),
+        ({"b": 1, "a": 2}, '{"a": 2, "b": 1}'),
+    ],
+)
+def test_a_value_reads_as_in_its_file(value: object, text: str) -> None:
+    assert value_text(value) == text

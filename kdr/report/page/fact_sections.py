@@ -4,16 +4,16 @@ from.
 
 from collections.abc import Mapping, Sequence
 
-from kdr.report.page.parts import Fact, LongText, Section, words
+from kdr.report.formatting import duration, spaced
+from kdr.report.page.parts import Fact, LongText, Section
 from kdr.report.study_facts import Failure, Provenance, StudyCost
-from kdr.report.texts import duration
 
 
 def budget_section(
     study: str, used: StudyCost, failed: tuple[Failure, ...], num_more: int
 ) -> Section:
     """What the study used, and what failed."""
-    declared = ", ".join(f"{value:g} {words(name)}" for name, value in used.limits.items())
+    declared = ", ".join(f"{value:g} {spaced(name)}" for name, value in used.limits.items())
     speed, memory = used.images_per_s, used.peak_memory_bytes
     facts = {
         "Trials": (

@@ -16,9 +16,9 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 import kdr
+from kdr.report.formatting import cell_text
 from kdr.report.page.drawing import DARK, LIGHT
 from kdr.report.page.parts import Section, Tile
-from kdr.report.tables.grid import Cell
 
 _WORD_CLASSES = {
     "helps": "helps",
@@ -67,7 +67,7 @@ def page_html(page: Page) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"cell": _cell, "word_class": _word_class}
+    environment.filters |= {"cell": cell_text, "word_class": _word_class}
     return environment.from_string(template).render(
         page=page,
         style=style,
@@ -88,15 +88,6 @@ def _figures_json(page: Page) -> str:
 
 def _digest(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _cell(value: Cell) -> str:
-    """A cell as people read it: numbers to four digits."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _word_class(text: str) -> str:

@@ -98,11 +98,6 @@ def epochs_query(study: str, metric: str) -> str:
     )
 
 
-def words(state: str) -> str:
-    """A state in words: `stopped early`."""
-    return state.replace("_", " ")
-
-
 def not_drawn(drawn: int, num_all: int) -> tuple[str, ...]:
     """A note on trials that are not drawn; none where all are."""
     note = f"Drawn are {drawn} of {num_all} trials: the best, and evenly many of the others."

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kdr.report.formatting import short_names, spaced, value_label
 from kdr.report.learning_curves import trial_curves
 from kdr.report.measures import Measure, measure_of
 from kdr.report.page.link_figures import link_means_figure
@@ -16,10 +17,9 @@ from kdr.report.page.parts import (
     epochs_query,
     not_drawn,
     trials_query,
-    words,
 )
 from kdr.report.page.review_links import PATH, LinkMean, link_means
-from kdr.report.page.sweep_figures import (
+from kdr.report.page.search_figures import (
     MOST_LINES,
     correlation_figure,
     cost_figure,
@@ -29,9 +29,15 @@ from kdr.report.page.sweep_figures import (
     trial_curves_figure,
 )
 from kdr.report.ranking import RankedTrial, ranking_rows
-from kdr.report.sweep_views import MOST_TRIALS, Fidelity, SearchView, fidelity, sweep, thinned
+from kdr.report.search_views import (
+    MOST_TRIALS,
+    Fidelity,
+    SearchView,
+    fidelity,
+    search_view,
+    thinned,
+)
 from kdr.report.tables.grid import Cell, Grid
-from kdr.report.texts import short_names
 from kdr.results.reader import Log
 
 NO_EFFECT = (
@@ -86,7 +92,7 @@ def trial_curves_section(
     if not curves.num_points:
         return Section("curves", "Learning curves", (f"No epoch with {metric} is logged yet.",))
     ends = [
-        (curve.name, words(curve.state), curve.epochs[-1], curve.values[-1] * measure.scale)
+        (curve.name, spaced(curve.state), curve.epochs[-1], curve.values[-1] * measure.scale)
         for curve in curves.curves
     ]
     block = FigureBlock(
@@ -127,7 +133,7 @@ def settings_section(
     study: str, trials: Sequence[RankedTrial], metric: str, search: Mapping[str, Any]
 ) -> Section:
     """Parallel coordinates, then each searched setting against the metric."""
-    found = sweep(trials, metric, search)
+    found = search_view(trials, metric, search)
     if not found.axes:
         return Section("settings", "Settings", (f"No trial has a value of {metric} yet.",))
     names = short_names([axis.path for axis in found.axes])
@@ -186,9 +192,9 @@ def _ranking_cell(value: Any, index: int, measure: Measure) -> Cell:
     if index == 3:
         return None if value is None else value * measure.scale
     if index == 2:
-        return words(value)
+        return spaced(value)
     if isinstance(value, str) and value.startswith("["):
-        return ", ".join(map(str, json.loads(value))) or "none"
+        return value_label(json.loads(value))
     return value if isinstance(value, int | float | None) else str(value)
 
 
@@ -210,7 +216,7 @@ def _settings_grid(found: SearchView, names: Sequence[str], paths: Sequence[str]
     rows = tuple(
         (
             trial.name,
-            words(trial.state.state),
+            spaced(trial.state.state),
             (trial.value or 0.0) * measure.scale,
             *(trial.parameters.get(path) for path in paths),
         )
@@ -261,7 +267,7 @@ def _cost_block(study: str, trials: Sequence[RankedTrial], metric: str) -> Figur
         return None
     shown, measure = thinned(timed, MOST_TRIALS), measure_of(metric)
     rows = tuple(
-        (it.name, words(it.state.state), it.state.seconds, (it.value or 0.0) * measure.scale)
+        (it.name, spaced(it.state.state), it.state.seconds, (it.value or 0.0) * measure.scale)
         for it in shown[:MOST_DATA_ROWS]
     )
     return FigureBlock(

@@ -2,7 +2,6 @@
 numbers came from.
 """
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from kdr.errors import ConfigError
 from kdr.report.ablation_table import AblationTable, ablation_table
 from kdr.report.arm_trials import ablation_of, logged_arms
 from kdr.report.followup.study_text import study_text
+from kdr.report.formatting import counted, duration, json_text, spaced
 from kdr.report.measures import measure_of
 from kdr.report.page.arm_sections import (
     arm_curves_section,
@@ -34,7 +34,6 @@ from kdr.report.page.search_sections import (
 from kdr.report.progress import StudyProgress, study_progress, trial_names
 from kdr.report.ranking import RankedTrial, count_states, ranking, searched_metric
 from kdr.report.study_facts import budget, failures, study_provenance
-from kdr.report.texts import counted, duration
 from kdr.results.reader import Log, TrialState
 from kdr.storage.files import StoredPath
 
@@ -133,12 +132,12 @@ def _study_file(content: Mapping[str, Any], study: str) -> str:
     try:
         return study_text(content, (), source=study)
     except ConfigError:
-        return json.dumps(content, indent=2, ensure_ascii=False)
+        return json_text(content, indent=2)
 
 
 def _kind(content: Mapping[str, Any], table: AblationTable | None, metric: str) -> str:
     if table is not None:
-        design = content["ablation"].get("design", "leave_one_out").replace("_", " ")
+        design = spaced(content["ablation"].get("design", "leave_one_out"))
         seeds = max(row.num_planned for row in table.rows)
         arms = f"{counted(len(table.rows), 'arm')} by {counted(seeds, 'seed')}"
         return f"Ablation ({design}): {arms}, compared by {metric} with {table.reference}"

@@ -5,6 +5,7 @@ log.
 from collections.abc import Mapping, Sequence
 
 from kdr.report.arm_trials import logged_arms
+from kdr.report.formatting import commit_text
 from kdr.report.measures import measure_of
 from kdr.report.tables.grid import Grid
 from kdr.results.reader import Log
@@ -41,11 +42,7 @@ def cell_sources(
                 state.epoch if state else None,
                 trial.key,
                 state.study if state else None,
-                (
-                    f"{state.last.commit or 'unknown'}{' with changes' if state.last.dirty else ''}"
-                    if state
-                    else None
-                ),
+                commit_text(state.last.commit, dirty=state.last.dirty) if state else None,
                 state.last.host if state else None,
                 state.last.device if state else None,
                 trial.batches[0] if trial.batches else None,

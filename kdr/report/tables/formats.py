@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from kdr.errors import ConfigError
-from kdr.report.tables.grid import Cell, Grid, cell_text
+from kdr.report.formatting import cell_text
+from kdr.report.tables.grid import Cell, Grid
 from kdr.report.tables.latex import latex_cells, latex_text
 
 FileFormat = Literal["md", "latex", "csv", "json", "html"]
@@ -108,7 +109,7 @@ def _source(text: str) -> dict[str, Any]:
 def _csv(grid: Grid) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(
-        [grid.columns, *(map(cell_text, row) for row in grid.rows)]
+        [grid.columns, *([cell_text(value, in_full=True) for value in row] for row in grid.rows)]
     )
     return text.getvalue() + "".join(f"# {note}\n" for note in grid.notes)
 
@@ -120,7 +121,10 @@ def _csv_cells(text: str) -> list[list[str]]:
 def _json_cells(text: str) -> list[list[str]]:
     rows = json.loads(text)["rows"]
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    return [columns, *([cell_text(row.get(name)) for name in columns] for row in rows)]
+    return [
+        columns,
+        *([cell_text(row.get(name), in_full=True) for name in columns] for row in rows),
+    ]
 
 
 def _markdown(grid: Grid) -> str:
@@ -129,7 +133,7 @@ def _markdown(grid: Grid) -> str:
 
     rows = [
         [
-            _markdown_text(cell_text(value), (index, column) in grid.bold)
+            _markdown_text(cell_text(value, in_full=True), (index, column) in grid.bold)
             for column, value in enumerate(row)
         ]
         for index, row in enumerate(grid.rows)
@@ -160,7 +164,7 @@ def _plain_markdown(cell: str) -> str:
 
 def _html(grid: Grid) -> str:
     def cell(value: Cell, tag: str = "td", bold: bool = False) -> str:
-        text = html.escape(cell_text(value))
+        text = html.escape(cell_text(value, in_full=True))
         return f"<{tag}>{f'<strong>{text}</strong>' if bold and text else text}</{tag}>"
 
     rows = [

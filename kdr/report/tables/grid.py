@@ -26,13 +26,6 @@ class Grid:
     """Rows above which a new part begins."""
 
 
-def cell_text(value: Cell) -> str:
-    """A cell as files show it: numbers in full, nothing for None."""
-    if value is None:
-        return ""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def decimals(sds: Iterable[float | None], default: int = 1) -> int:
     """Decimals of a column: its standard deviation keeps one digit, or two if it begins with 1.
 

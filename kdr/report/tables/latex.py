@@ -2,7 +2,8 @@
 
 import re
 
-from kdr.report.tables.grid import Cell, Grid, cell_text
+from kdr.report.formatting import cell_text
+from kdr.report.tables.grid import Cell, Grid
 
 _ESCAPES = {
     "\\": r"\textbackslash{}",
@@ -89,7 +90,9 @@ def escaped(text: str) -> str:
 
 
 def _row(cells: tuple[Cell, ...], bold: frozenset[int] = frozenset()) -> str:
-    texts = [_cell(cell_text(value), index in bold) for index, value in enumerate(cells)]
+    texts = [
+        _cell(cell_text(value, in_full=True), index in bold) for index, value in enumerate(cells)
+    ]
     return f"{' & '.join(texts)} \\\\"
 
 

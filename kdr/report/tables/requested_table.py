@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from kdr.errors import ConfigError
 from kdr.report.ablation_table import ablation_table
+from kdr.report.formatting import cell_text
 from kdr.report.measures import measure_of
 from kdr.report.ranking import count_states, ranking, ranking_rows, searched_metric
 from kdr.report.settings_table import SettingsTable, settings_table
@@ -120,31 +121,16 @@ def _pivot(request: TableRequest, found: SettingsTable) -> Grid:
     first, second = request.paths
     return Grid(
         title=f"{request.study}: {measure.title} by {first} (down) and {second} (across)",
-        columns=(first, *(_text(value) for value in across)),
+        columns=(first, *(cell_text(value) for value in across)),
         rows=tuple(
-            (_text(one), *(texts.get((one, other), "") for other in across)) for one in down
+            (cell_text(one), *(texts.get((one, other), "") for other in across)) for one in down
         ),
         notes=(f"{AP_IN_PERCENT} ±: standard deviation over trials.", *found.notes),
     )
 
 
 def _rounded(rows: list[list[Any]], in_full: bool) -> tuple[tuple[Cell, ...], ...]:
-    return tuple(tuple(value if in_full else _text(value) for value in row) for row in rows)
-
-
-def _text(value: Any) -> str:
-    """A value with numbers to four digits."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return (
-        f"{value:.4g}"
-        if isinstance(value, float) and not value.is_integer()
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    return tuple(tuple(value if in_full else cell_text(value) for value in row) for row in rows)
 
 
 def _order(value: Any) -> tuple[int, float, str]:

@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from kdr.report.ranking import ranking
-from kdr.report.sweep_views import fidelity, sweep, thinned
+from kdr.report.search_views import fidelity, search_view, thinned
 from kdr.results.reader import read_log
 from kdr.results.schema import EpochRow, TrialEvent
 from kdr.results.writer import LogWriter
@@ -36,7 +36,7 @@ def test_each_setting_is_an_axis_of_its_kind_over_completed_and_stopped_trials(e
         epoch=1,
     )
     example_log.trial("broken", parameters={WEIGHT: 5.0}, event="failed", AP=None, epoch=0)
-    found = sweep(trials(example_log), "AP", SEARCH)
+    found = search_view(trials(example_log), "AP", SEARCH)
     weight, links, attention = found.axes
     assert ([trial.key for trial in found.trials], found.num_trials) == (["a", "b", "early"], 3)
     assert (weight.kind, weight.values, weight.is_log) == ("number", (10.0, 0.1, 1.0), True)
@@ -52,7 +52,7 @@ def test_each_setting_is_an_axis_of_its_kind_over_completed_and_stopped_trials(e
 
 def test_a_setting_with_one_value_stands_in_the_middle(example_log):
     example_log.trial("a", parameters={WEIGHT: 3.0})
-    [axis] = sweep(trials(example_log), "AP", SEARCH).axes
+    [axis] = search_view(trials(example_log), "AP", SEARCH).axes
     assert axis.position(0) == 0.5
 
 
@@ -61,7 +61,7 @@ def test_of_too_many_trials_the_best_half_and_evenly_many_others_are_kept(exampl
         example_log.trial(f"trial-{number:02}", AP=1 - number / 20)
     kept = [trial.name for trial in thinned(trials(example_log), 6)]
     assert kept == ["trial-00", "trial-01", "trial-02", "trial-03", "trial-07", "trial-11"]
-    found = sweep(trials(example_log), "AP", SEARCH, most=6)
+    found = search_view(trials(example_log), "AP", SEARCH, most=6)
     assert (len(found.trials), found.num_trials) == (6, 12)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from kdr.config.canonical import value_text
 from kdr.report.learning_curves import evaluated_epochs
 from kdr.report.ranking import RankedTrial
 from kdr.results.reader import Log
@@ -88,7 +89,7 @@ class Fidelity:
         return self.correlations[self.epochs.index(self.early_epoch)]
 
 
-def sweep(
+def search_view(
     trials: Sequence[RankedTrial], metric: str, search: Mapping[str, Any], most: int = MOST_TRIALS
 ) -> SearchView:
     """The completed and early-stopped trials of a search with the settings that it drew.
@@ -203,11 +204,11 @@ def _axis(path: str, parameter: Mapping[str, Any], trials: Sequence[RankedTrial]
             path, "members", tuple(None if count is None else float(count) for count in members)
         )
     if parameter.get("choice") is not None:
-        listed = [_choice_text(value) for value in parameter["choice"]]
+        listed = [value_text(value) for value in parameter["choice"]]
         names = list(
-            dict.fromkeys([*listed, *(_choice_text(value) for value in drawn if value is not None)])
+            dict.fromkeys([*listed, *(value_text(value) for value in drawn if value is not None)])
         )[:MOST_CATEGORIES]
-        texts = [None if value is None else _choice_text(value) for value in drawn]
+        texts = [None if value is None else value_text(value) for value in drawn]
         indices = tuple(float(names.index(text)) if text in names else None for text in texts)
         return SettingAxis(path, "choice", indices, tuple(names))
     numbers = tuple(
@@ -216,9 +217,3 @@ def _axis(path: str, parameter: Mapping[str, Any], trials: Sequence[RankedTrial]
     )
     is_log = bool(parameter.get("log")) and all(value is None or value > 0 for value in numbers)
     return SettingAxis(path, "number", numbers, is_log=is_log)
-
-
-def _choice_text(value: Any) -> str:
-    return (
-        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
-    )

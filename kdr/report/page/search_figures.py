@@ -5,6 +5,7 @@ epochs, and cost.
 import math
 from collections.abc import Sequence
 
+from kdr.report.formatting import cell_text, spaced, value_label
 from kdr.report.learning_curves import BEST, LearningCurves
 from kdr.report.measures import measure_of
 from kdr.report.page.drawing import (
@@ -19,7 +20,7 @@ from kdr.report.page.drawing import (
     rounded,
 )
 from kdr.report.ranking import RankedTrial
-from kdr.report.sweep_views import Fidelity, SearchView, SettingAxis
+from kdr.report.search_views import Fidelity, SearchView, SettingAxis
 
 MOST_LINES = 200
 """Trials in the parallel coordinates."""
@@ -63,24 +64,24 @@ def trial_curves_figure(curves: LearningCurves) -> Figure:
     )
 
 
-def parallel_figure(sweep: SearchView, names: Sequence[str]) -> Figure:
+def parallel_figure(view: SearchView, names: Sequence[str]) -> Figure:
     """Each trial as a line over all settings, one below the other, and the metric last; the best
     fifth stands out.
 
     Args:
-        sweep: its first `MOST_LINES` trials are drawn.
+        view: its first `MOST_LINES` trials are drawn.
         names: of the settings, as the figure shows them.
     """
-    measure = measure_of(sweep.metric)
+    measure = measure_of(view.metric)
     values = tuple(
-        None if trial.value is None else trial.value * measure.scale for trial in sweep.trials
+        None if trial.value is None else trial.value * measure.scale for trial in view.trials
     )
-    axes = [*sweep.axes, SettingAxis(measure.title, "number", values)]
+    axes = [*view.axes, SettingAxis(measure.title, "number", values)]
     titles = [*names, measure.title]
     traces = [
         lines(
             [(_positions(axes, index), list(range(len(axes)))) for index in chosen],
-            hover=[_line_texts(axes, titles, index, sweep.trials[index].name) for index in chosen],
+            hover=[_line_texts(axes, titles, index, view.trials[index].name) for index in chosen],
             color=color,
             width=2.2 if color == _BEST_SHADE else 1.2,
             opacity=0.9 if color == _BEST_SHADE else 0.5,
@@ -90,7 +91,7 @@ def parallel_figure(sweep: SearchView, names: Sequence[str]) -> Figure:
             marker={"size": 5},
             showlegend=color in ("$stopped", _BEST_SHADE),
         )
-        for color, chosen in _shaded(sweep, most=MOST_LINES).items()
+        for color, chosen in _shaded(view, most=MOST_LINES).items()
         if chosen
     ]
     has_lane = any(value is None for axis in axes for value in axis.values)
@@ -109,19 +110,19 @@ def parallel_figure(sweep: SearchView, names: Sequence[str]) -> Figure:
     )
 
 
-def setting_figure(sweep: SearchView, axis: SettingAxis, name: str) -> Figure:
+def setting_figure(view: SearchView, axis: SettingAxis, name: str) -> Figure:
     """The metric by one setting; a point is a trial."""
-    measure = measure_of(sweep.metric)
+    measure = measure_of(view.metric)
     is_discrete = axis.kind != "number"
     x = [
         None if value is None else _spread(value, index) if is_discrete else rounded(value)
         for index, value in enumerate(axis.values)
     ]
     hover = [
-        f"{trial.name}: {name} {_value_text(axis, index)}, {_result(trial, sweep.metric)}"
-        for index, trial in enumerate(sweep.trials)
+        f"{trial.name}: {name} {_value_text(axis, index)}, {_result(trial, view.metric)}"
+        for index, trial in enumerate(view.trials)
     ]
-    traces = _by_state(sweep.trials, x, hover, sweep.metric)
+    traces = _by_state(view.trials, x, hover, view.metric)
     ticks: Figure = {"type": "log", "dtick": 1} if axis.is_log else {}
     if axis.kind == "choice":
         ticks = {
@@ -201,13 +202,13 @@ def cost_figure(trials: Sequence[RankedTrial], metric: str) -> Figure:
     )
 
 
-def _shaded(sweep: SearchView, *, most: int) -> dict[str, list[int]]:
+def _shaded(view: SearchView, *, most: int) -> dict[str, list[int]]:
     """Indices of trials by the colour of their line: completed ones in shades by rank, the best
     last and darkest.
     """
-    shown = range(min(most, len(sweep.trials)))
-    completed = [index for index in shown if sweep.trials[index].rank is not None]
-    groups = {"$stopped": [index for index in shown if sweep.trials[index].rank is None]}
+    shown = range(min(most, len(view.trials)))
+    completed = [index for index in shown if view.trials[index].rank is not None]
+    groups = {"$stopped": [index for index in shown if view.trials[index].rank is None]}
     for order, index in enumerate(reversed(completed), start=1):
         groups.setdefault(f"$shade{math.ceil(order * SHADES / len(completed)) - 1}", []).append(
             index
@@ -259,7 +260,7 @@ def _by_state(
 def _result(trial: RankedTrial, metric: str) -> str:
     measure = measure_of(metric)
     value = "none" if trial.value is None else f"{trial.value * measure.scale:.2f}"
-    return f"{metric} {value} ({trial.state.state.replace('_', ' ')}, {trial.state.epoch} epochs)"
+    return f"{metric} {value} ({spaced(trial.state.state)}, {trial.state.epoch} epochs)"
 
 
 def _positions(axes: Sequence[SettingAxis], index: int) -> list[float]:
@@ -270,7 +271,7 @@ def _value_text(axis: SettingAxis, index: int) -> str:
     value = axis.values[index]
     if value is None:
         return "unset"
-    return axis.names[int(value)] if axis.kind == "choice" else f"{value:.4g}"
+    return axis.names[int(value)] if axis.kind == "choice" else cell_text(value)
 
 
 def _spread(value: float, index: int) -> float:
@@ -302,9 +303,9 @@ def _axis_texts(axis: SettingAxis, title: str, row: int) -> list[Figure]:
         ]
     else:
         marks = (
-            [(0.5, f"{ends[0]:.3g}")]
+            [(0.5, value_label(ends[0]))]
             if low == high
-            else [(0.0, f"{ends[0]:.3g}"), (1.0, f"{ends[1]:.3g}")]
+            else [(0.0, value_label(ends[0])), (1.0, value_label(ends[1]))]
         )
     if None in axis.values:
         marks.append((_LANE, "unset"))
