@@ -1,4 +1,4 @@
-"""Fixtures and settings that every test shares."""
+"""Fixtures and settings for all tests."""
 
 import json
 import os
@@ -16,26 +16,26 @@ from hypothesis import settings
 
 import kdr
 from kdr.config.study import study_from, study_yaml
-from kdr.results.schema import ArmRow, EpochRow, TrialEvent
+from kdr.results.schema import ArmRow, EpochRow, Event, TrialEvent
 from kdr.results.writer import LogWriter
 from kdr.storage.layout import Storage
 from tests.faults.invariants import toll
 
-# One thread, here and in what the tests start: the tensors are small, and threads that wait for
-# each other cost more.
+# One thread, in the tests and in the processes they start: on tensors this small, threads spend
+# more time waiting for each other than computing.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("kdr", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("kdr")
 
-# A suite that is started in the background has Ctrl-C ignored, and would hand that on to the runs
-# that it interrupts.
+# A shell starts background jobs with SIGINT ignored. The runs that the tests interrupt would
+# inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Gives one process all modules that start Ray: two of them at once would starve each other."""
+    """Sends all modules that start Ray to one process, since two Rays would starve each other."""
     from xdist.scheduler import LoadScopeScheduling
 
     tests = Path(__file__).parent
@@ -45,7 +45,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         if "mark.ray" in path.read_text()
     }
 
-    class RayInOneProcess(LoadScopeScheduling):
+    class RayInOneProcess(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
         def _split_scope(self, nodeid: str) -> str:
             return "ray" if nodeid.partition("::")[0] in with_ray else nodeid
 
@@ -60,8 +60,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The table of the faults that studies went through (`record_property("fault", ...)`), one line
-    for each test."""
+    """Prints which faults studies survived (`record_property("fault", ...)`), one test a line."""
     reports = [
         report
         for outcome in ("passed", "failed")
@@ -91,8 +90,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
-    # Native threads of the libraries under test have crashed the interpreter's teardown, after
-    # everything had passed.
+    # Leaves without the interpreter's teardown: native threads of the libraries under test have
+    # crashed it after all tests had passed.
     if _EXIT_STATUS in config.stash:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -104,8 +103,7 @@ _EXIT_STATUS = pytest.StashKey[int]()
 
 @dataclass
 class ExampleLog:
-    """A trial log on disk, written by the real writer: a search over the weight and the links of
-    KDR."""
+    """A trial log on disk, written by `LogWriter`: a search over KDR's weight and review links."""
 
     storage: Storage
     study: str = "example"
@@ -142,7 +140,7 @@ class ExampleLog:
         }
 
     def tick(self) -> datetime:
-        """The next second of the log's time."""
+        """Advances the log's clock by a second and returns it."""
         self.time += timedelta(seconds=1)
         return self.time
 
@@ -152,7 +150,7 @@ class ExampleLog:
         *,
         parameters: Mapping[str, Any] | None = None,
         changes: Mapping[str, Any] | None = None,
-        event: str = "completed",
+        event: Event = "completed",
         epoch: int = 4,
         AP: float | None = 0.2,
         arm: str | None = None,
@@ -160,39 +158,55 @@ class ExampleLog:
         levels: Mapping[str, str] | None = None,
         **columns: Any,
     ) -> None:
-        """One trial from its arm to its last event, with a row per epoch; `levels` make it an arm
-        of an ablation."""
+        """Writes one trial from its arm to its last event, with a row per epoch.
+
+        Args:
+            key: of the trial.
+            parameters: what the search drew, by path.
+            changes: further settings, by path.
+            event: the last one.
+            epoch: the last finished one.
+            AP: at the last epoch; rises linearly from 0.
+            arm: its name; by default the key.
+            seconds_per_epoch: of training, without evaluation.
+            levels: make it an arm of an ablation.
+            columns: of every event.
+        """
         study = study_from(self.content, folder=Path("/"))
         parameters = {"distill.kdr.weight": 2.0} if parameters is None else parameters
         config = study.trial_with({**parameters, **(changes or {})})
-        row = {"study": self.study, "key": key, "seed": config.seed}
         drawn = json.dumps(parameters)
         with LogWriter(self.storage, self.study) as writer:
-            of_arm = (
-                {}
-                if levels is None
-                else {"levels": json.dumps(levels), "is_reference": arm == "baseline"}
-            )
-            study_config = json.dumps(study_yaml(study))
             writer.arms(
                 [
                     ArmRow(
-                        **row,
+                        study=self.study,
+                        key=key,
+                        seed=config.seed,
                         arm=arm or key,
                         parameters=drawn,
-                        study_config=study_config,
+                        study_config=json.dumps(study_yaml(study)),
                         time=self.tick(),
-                        **of_arm,
+                        levels=None if levels is None else json.dumps(levels),
+                        is_reference=None if levels is None else arm == "baseline",
                     )
                 ]
             )
-            common = {"config": config.model_dump_json(), **row, "parameters": drawn, **columns}
+            common: dict[str, Any] = {
+                "study": self.study,
+                "key": key,
+                "seed": config.seed,
+                "config": config.model_dump_json(),
+                "parameters": drawn,
+                **columns,
+            }
             writer.event(TrialEvent(**common, event="started", time=self.tick()))
             for number in range(1, epoch + 1):
                 metric = AP if AP is None or epoch == 0 else AP * number / epoch
                 writer.epoch(
                     EpochRow(
-                        **{name: value for name, value in row.items() if name != "seed"},
+                        study=self.study,
+                        key=key,
                         attempt=columns.get("attempt", 1),
                         epoch=number,
                         step=number * 10,
@@ -204,19 +218,21 @@ class ExampleLog:
                     )
                 )
             if event not in ("started", "resumed"):
-                ended = {
-                    **common,
-                    "AP": AP,
-                    "epoch": epoch,
-                    "seconds": epoch * (seconds_per_epoch + 1),
-                }
-                writer.event(TrialEvent(**ended, event=event, time=self.tick()))
+                writer.event(
+                    TrialEvent(
+                        **common,
+                        AP=AP,
+                        epoch=epoch,
+                        seconds=epoch * (seconds_per_epoch + 1),
+                        event=event,
+                        time=self.tick(),
+                    )
+                )
 
 
 @dataclass
 class AblationLog:
-    """The log of an ablation, written by the real writer arm by arm: the baseline first, then
-    others with their seeds' AP."""
+    """The log of an ablation, written by `LogWriter` arm by arm, with the AP of each seed."""
 
     storage: Storage
     study: str = "ablate"
@@ -225,11 +241,11 @@ class AblationLog:
     )
     workers: int = 1
     prefix: str = ""
-    """Begins every key, so that two studies have trials of their own."""
+    """Start of every key, so that two studies can have different trials."""
     time: datetime = datetime(2026, 1, 1, tzinfo=UTC)
 
     def content(self) -> dict[str, Any]:
-        """The study as its file says it."""
+        """Returns the study as plain values, as in its file."""
         trial = ExampleLog(self.storage).content["trial"] | {"data": {"dataset": "shapes"}}
         ablation = {
             "design": "arms",
@@ -253,61 +269,67 @@ class AblationLog:
         levels: Mapping[str, str] | None = None,
         changes: Mapping[str, Any] | None = None,
         keys: str | None = None,
-        event: str = "completed",
+        event: Event = "completed",
         epoch_columns: Mapping[str, Any] | None = None,
         batch: str = "batch",
         **columns: Any,
     ) -> None:
-        """Trials of one arm: by seed an AP, or None for a trial that is not begun; seeds count from
-        0 in a list.
+        """Writes the trials of one arm.
 
         Args:
             name: of the arm; `baseline` and `nothing` are references.
-            APs: of the last epoch.
-            levels: level of each factor.
+            APs: at the last epoch, by seed, or in a list for the seeds 0, 1, ...; None for a trial
+                that has not started.
+            levels: of each factor.
             changes: settings, by path.
-            keys: another arm whose trials these are.
-            event: how the trials ended.
+            keys: name of another arm with the same trials, which are not written again.
+            event: the last one of each trial.
             epoch_columns: of each epoch's row.
-            batch: begins the hashes of the first batches, which end with seed and epoch.
+            batch: start of the hashes of the first batches, which end with seed and epoch.
             columns: of the last event.
         """
         by_seed = APs if isinstance(APs, Mapping) else dict(enumerate(APs))
         study = study_from(self.content(), folder=Path("/"))
         content, is_reference = json.dumps(study_yaml(study)), name in ("baseline", "nothing")
-        common = {
-            seed: {
-                "study": self.study,
-                "key": f"{self.prefix}{keys or name}-{seed}",
-                "time": self.tick(),
-            }
+        arms = [
+            ArmRow(
+                study=self.study,
+                key=f"{self.prefix}{keys or name}-{seed}",
+                arm=name,
+                seed=seed,
+                study_config=content,
+                levels=json.dumps(levels or {}),
+                is_reference=is_reference,
+                time=self.tick(),
+            )
             for seed in by_seed
-        }
-        arm = {
-            "arm": name,
-            "study_config": content,
-            "levels": json.dumps(levels or {}),
-            "is_reference": is_reference,
-        }
+        ]
+        rows = {arm.seed: arm for arm in arms}
         with LogWriter(self.storage, self.study) as writer:
-            writer.arms([ArmRow(**common[seed], **arm, seed=seed) for seed in by_seed])
+            writer.arms(arms)
             for seed, AP in by_seed.items():
                 if AP is None or keys is not None:
                     continue
                 config = study.trial_with({**(changes or {}), "seed": seed})
                 epochs = config.training.epochs
+                of_trial: dict[str, Any] = {
+                    "study": self.study,
+                    "key": rows[seed].key,
+                    "time": rows[seed].time,
+                }
                 for epoch in range(1, epochs + 1):
-                    row = {
+                    row: dict[str, Any] = {
                         "AP": AP * epoch / epochs,
                         "AP50": AP + 0.2,
                         "seconds": 10.0 + seed,
                         "images_seen": epoch * 512,
+                        "first_batch_hash": f"{batch}-{seed}-{epoch}",
+                        **(epoch_columns or {}),
                     }
-                    row |= {"first_batch_hash": f"{batch}-{seed}-{epoch}", **(epoch_columns or {})}
                     writer.epoch(
-                        EpochRow(**common[seed], attempt=1, epoch=epoch, step=epoch * 32, **row)
+                        EpochRow(**of_trial, attempt=1, epoch=epoch, step=epoch * 32, **row)
                     )
-                ended = {
+                ended: dict[str, Any] = {
                     "epoch": epochs,
                     "AP": AP,
                     "AP50": AP + 0.2,
@@ -317,19 +339,17 @@ class AblationLog:
                     **columns,
                 }
                 writer.event(
-                    TrialEvent(
-                        **common[seed], event=event, config=config.model_dump_json(), **ended
-                    )
+                    TrialEvent(**of_trial, event=event, config=config.model_dump_json(), **ended)
                 )
 
     def tick(self) -> datetime:
-        """The next second of the log's time."""
+        """Advances the log's clock by a second and returns it."""
         self.time += timedelta(seconds=1)
         return self.time
 
 
 def start_python(code: str, *arguments: object) -> subprocess.Popen[bytes]:
-    """Starts another Python process that runs `code`, with `arguments` in its `sys.argv[1:]`."""
+    """Starts a Python process that runs `code` with `arguments` in `sys.argv[1:]`."""
     root = Path(kdr.__file__).parents[1]
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
@@ -339,14 +359,13 @@ def start_python(code: str, *arguments: object) -> subprocess.Popen[bytes]:
 
 @pytest.fixture
 def python_process() -> Callable[..., subprocess.Popen[bytes]]:
-    """Starts Python processes beside the test: real ones, to be killed or to write at the same
-    time."""
+    """Starts real Python processes, to be killed or to write at the same time."""
     return start_python
 
 
 @pytest.fixture
 def room_for_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than two images in one pass of a training ask for more memory than there is."""
+    """Makes training run out of memory when a pass has more than two images."""
     import torch
 
     from kdr.training.training_state import TrainingState
@@ -363,13 +382,12 @@ def room_for_two(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def example_log(tmp_path: Path) -> ExampleLog:
-    """An empty log in a folder of its own, to be filled trial by trial."""
+    """An empty log in its own folder, to be filled trial by trial."""
     return ExampleLog(Storage.at(tmp_path / "runs"))
 
 
 def write_mmdetection_file(path: Path, categories: tuple[str, ...] | None) -> str:
-    """A RetinaNet's weights in mmdetection's names of layers, with or without the names of its
-    classes."""
+    """Writes RetinaNet weights under mmdetection's layer names, with or without class names."""
     import torch
 
     from kdr.config.detector import DetectorConfig
@@ -410,12 +428,11 @@ def write_mmdetection_file(path: Path, categories: tuple[str, ...] | None) -> st
 
 @pytest.fixture
 def mmdetection_file(tmp_path: Path) -> Callable[[tuple[str, ...] | None], str]:
-    """Writes the file `teacher.pth` of a RetinaNet-R18 of mmdetection with six classes, of these
-    names or of none."""
+    """Writes `teacher.pth`: a RetinaNet-R18 of mmdetection with six classes, named or unnamed."""
     return lambda categories: write_mmdetection_file(tmp_path / "teacher.pth", categories)
 
 
 @pytest.fixture
 def ablation_log(tmp_path: Path) -> AblationLog:
-    """An ablation of five seeds without any rows yet."""
+    """The empty log of an ablation with five seeds."""
     return AblationLog(Storage.at(tmp_path / "runs"))

@@ -51,7 +51,6 @@ PENDING = (
     "tests/benchmarks/",
     "tests/cli/",
     "tests/config/",
-    "tests/conftest.py",
     "tests/data/",
     "tests/deploy/",
     "tests/detectors/",
