@@ -19,6 +19,7 @@ from kdr.cli import (
     best,
     doctor,
     evaluate,
+    init,
     log_cancel,
     log_check,
     log_compact,
@@ -64,10 +65,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help=(
         "Distils object detectors: searches and ablations on Ray, every trial in a Parquet "
-        "log.\n\nA first look: [bold]kdr run search_spaces/quickstart.yaml[/]"
+        "log.\n\nA first look: [bold]kdr init quickstart[/], then [bold]kdr run quickstart.yaml[/]"
     ),
 )
 COMMANDS = {
+    "init": init,
     "plan": plan,
     "run": run,
     "status": status,
@@ -83,7 +85,7 @@ COMMANDS = {
     "doctor": doctor,
 }
 for name, module in COMMANDS.items():
-    app.command(name, no_args_is_help=name not in ("schema", "doctor"))(module.command)
+    app.command(name, no_args_is_help=name not in ("init", "schema", "doctor"))(module.command)
 
 log_app = typer.Typer(
     no_args_is_help=True,

@@ -57,7 +57,9 @@ def command(
 
     chosen, place = read_study(study, set_ or ()), Storage.at(storage)
     log = _read_log(place)
+    missing = _missing_paths(chosen)
     plan, unknown = _plan(chosen, place, log)
+    unknown = "files are missing, see below" if unknown and missing else unknown
     data_lines = [] if check_data == "none" else _checked_data(chosen, place, check_data)
     facts = plan_facts(plan, log, unknown=unknown, probed=_probed(plan, place) if probe else "") | {
         "log": str(place.log)
@@ -78,12 +80,15 @@ def command(
                     "parameters": rows,
                     "arms": arms,
                     "warnings": warnings,
+                    "missing_paths": [
+                        {"setting": setting, "path": path} for setting, path in missing
+                    ],
                     "data": data_lines,
                 }
             )
         )
         return
-    _print(facts, plan, data_lines, warnings)
+    _print(facts, plan, data_lines, warnings, missing)
 
 
 def _read_log(storage: "Storage") -> "Log | None":
@@ -110,6 +115,28 @@ def _plan(study: "Study", storage: "Storage", log: "Log | None") -> tuple["Study
         return expand_study(study, make_trial=trial_maker(study, storage), known=known), ""
     except (DataError, WeightsError) as error:
         return expand_study(study, make_trial=None, known=known), str(error).splitlines()[0]
+
+
+def _missing_paths(study: "Study") -> list[tuple[str, str]]:
+    """Returns (setting, path) for each file and folder that the study names and that is not on this
+    machine.
+    """
+    from pathlib import Path
+
+    from kdr.plan.inputs import data_of, weights_files_of
+
+    named = [
+        (f"data.{setting}", getattr(data, setting))
+        for data in data_of(study)
+        if data.dataset == "coco"
+        for setting in ("train_images", "train_annotations", "val_images", "val_annotations")
+    ]
+    named += [("weights", path) for path in weights_files_of(study)]
+    return [
+        (setting, path)
+        for setting, path in dict.fromkeys(named)
+        if not Path(path).expanduser().exists()
+    ]
 
 
 def _checked_data(
@@ -159,7 +186,11 @@ def _chosen_with(plan: "StudyPlan", log: "Log | None") -> list[str]:
 
 
 def _print(
-    facts: dict[str, object], plan: "StudyPlan", data_lines: list[str], warnings: list[str]
+    facts: dict[str, object],
+    plan: "StudyPlan",
+    data_lines: list[str],
+    warnings: list[str],
+    missing: list[tuple[str, str]],
 ) -> None:
     from kdr.cli.output import plain_table, print_table
 
@@ -177,6 +208,10 @@ def _print(
         print_table(["arm", *known, "changes"], arms)
     for warning in warnings:
         print(f"\nwarning: {warning}")
+    if missing:
+        print("\nMissing on this machine:")
+        print_table(["setting", "path"], missing)
+        print("Fill in the paths in the study file, or run `kdr plan` where the files are.")
 
 
 def _changes(arm: "ArmPlan") -> str:

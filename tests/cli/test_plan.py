@@ -405,9 +405,9 @@ def test_data_that_is_not_here_is_no_obstacle_to_a_plan(orchestrate, write, tmp_
     result = orchestrate("plan", path, "--storage", tmp_path / "runs")
     assert (result.returncode, result.stderr) == (0, "")
     known = facts(result.stdout)["known already"]
-    assert known.startswith(
-        f"cannot be counted here: {tmp_path}/nowhere/train.json: needs an annotation file"
-    )
+    assert known == "cannot be counted here: files are missing, see below"
+    assert "\nMissing on this machine:\n" in result.stdout
+    assert f"\ndata.train_annotations  {tmp_path}/nowhere/train.json\n" in result.stdout
     checked = orchestrate("plan", path, "--storage", tmp_path / "runs", "--check-data", "headers")
     assert checked.returncode == 2
     assert checked.stderr.startswith(
