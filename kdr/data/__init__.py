@@ -1,4 +1,4 @@
-"""Images and boxes: COCO format, generated shapes, transforms, loaders.
+"""Data sets: COCO files, generated shapes, transforms and loaders.
 
 Letters in shapes: N images, H x W pixels, M boxes, K classes.
 """

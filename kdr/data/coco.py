@@ -1,6 +1,4 @@
-"""A data set in COCO format as an index in memory: read, checked and counted once, with no image
-decoded. Free of torch.
-"""
+"""Reads and checks a COCO data set into an in-memory index, without torch or decoding images."""
 
 import contextlib
 import io
@@ -27,16 +25,17 @@ _TRUTH = np.dtype(
 _COUNTED = {
     "crowd": "crowd boxes kept for evaluation only",
     "clipped": "boxes clipped to their image",
-    "no_area": "boxes of no area dropped",
+    "no_area": "boxes without area dropped",
     "empty": "images without boxes",
     "greyscale": "greyscale files",
     "cmyk": "CMYK files",
     "palette": "palette files",
     "rgba": "files with transparency",
-    "exif": "files turned as their EXIF says",
+    "exif": "files rotated by their EXIF orientation",
 }
+"""Special case -> its words in `CocoIndex.summary`."""
 
-_KINDS = {
+_FILE_KINDS = {
     "1": "greyscale",
     "L": "greyscale",
     "I": "greyscale",
@@ -49,28 +48,26 @@ _KINDS = {
     "LA": "rgba",
     "RGBA": "rgba",
 }
+"""PIL's mode -> key of `_COUNTED`; plain RGB has none."""
 
 
 @dataclass(frozen=True, eq=False)
 class CocoIndex:
-    """Images, boxes and labels of one annotation file, by position; images are in the order of
-    their ids.
+    """Images, boxes and labels of one annotation file, sorted by image id.
 
     Args:
         image_ids: n image ids of the file.
         paths: n image files.
-        sizes: (n, 2) height and width in pixels, as the file says.
-        boxes: n arrays (M, 4) float32 of training boxes xyxy, clipped to the image, crowds left
-            out.
-        labels: n arrays (M,) int64 of labels 0..K-1, the position of the category in `categories`.
+        sizes: (n, 2) height and width in pixels, from the annotation file.
+        boxes: n arrays (M, 4) float32 of training boxes xyxy, clipped to the image, without
+            crowds.
+        labels: n arrays (M,) int64 of labels 0..K-1, positions in `categories`.
         categories: K names, in the order of their ids.
-        category_ids: K ids of the file, which need not be contiguous.
-        orient: (n,) bool, whether the EXIF orientation is applied when the image is decoded; set by
-            `check_images`.
-        counts: how often each special case of `summary` was met in the whole file.
-        annotations: the annotation file.
-        truth: n record arrays of the evaluation's annotations, crowds included and boxes not
-            clipped.
+        category_ids: K ids from the file, not necessarily contiguous.
+        orient: (n,) bool, whether decoding applies the EXIF orientation; set by `check_images`.
+        counts: how often each special case of `summary` occurs in the whole file.
+        annotations: path of the annotation file.
+        truth: n record arrays of annotations for the evaluation, with crowds and unclipped boxes.
     """
 
     image_ids: list[int]
@@ -89,7 +86,7 @@ class CocoIndex:
         return len(self.image_ids)
 
     def subset(self, positions: Iterable[int]) -> "CocoIndex":
-        """The images at `positions`, in that order. `counts` stay those of the whole file."""
+        """Returns the images at `positions`, in that order. `counts` remain those of the file."""
         chosen = [int(position) for position in positions]
         return replace(
             self,
@@ -103,9 +100,7 @@ class CocoIndex:
         )
 
     def summary(self) -> str:
-        """One line: images, boxes and categories, and how often each special case was met and
-        handled in the file.
-        """
+        """Returns one line: numbers of images, boxes, categories, and of each special case."""
         handled = [
             f"{self.counts[name]:,} {words}"
             for name, words in _COUNTED.items()
@@ -120,11 +115,11 @@ class CocoIndex:
 
 
 def read_coco(images: Path, annotations: Path) -> CocoIndex:
-    """Reads and checks an annotation file; the images themselves are looked at by `check_images`.
+    """Reads and checks an annotation file; `check_images` checks the image files.
 
-    Crowd boxes are no training targets but stay in the evaluation's annotations. Boxes are clipped
-    to their image. Boxes of no area, or none inside the image, are dropped everywhere, since no
-    detection can match them.
+    Crowd boxes are not training targets, but the evaluation keeps them. Training boxes are clipped
+    to their image. Boxes without area, or without area inside their image, are dropped everywhere,
+    because no detection can match them.
 
     Args:
         images: the folder that `file_name` is relative to.
@@ -132,22 +127,20 @@ def read_coco(images: Path, annotations: Path) -> CocoIndex:
 
     Raises:
         DataError: for missing or broken files, missing keys, duplicate ids, and annotations of
-            unknown images or categories. It names the file and the ids, up to 20 problems at once.
+            unknown images or categories. Lists up to 20 problems, with file and ids.
     """
     content = read_annotation_file(annotations)
     raise_problems(list(annotation_problems(content, annotations)))
     if not images.is_dir():
-        raise DataError(
-            f"{images}: needs the folder of the images of {annotations}, got no folder. Check the "
-            "path"
-        )
+        raise DataError(f"{images}: no such image folder (for {annotations}). Check the path")
     coco = _pycocotools_index(content)
     category_ids = tuple(sorted(coco.cats))
     image_ids = sorted(coco.imgs)
     sizes = np.array(
         [[coco.imgs[i]["height"], coco.imgs[i]["width"]] for i in image_ids], dtype=np.int64
     ).reshape(-1, 2)
-    # position of each box's image
+    # One array holds the boxes of all images, since a loop over COCO's 860,000 is slow. `owner` is
+    # the position of each box's image.
     owner = np.repeat(np.arange(len(image_ids)), [len(coco.imgToAnns[i]) for i in image_ids])
     truth = _truth([annotation for i in image_ids for annotation in coco.imgToAnns[i]])
     boxes, clipped, has_area = _clipped_boxes(truth["bbox"], sizes[owner])
@@ -176,49 +169,45 @@ def read_coco(images: Path, annotations: Path) -> CocoIndex:
 
 
 def check_images(index: CocoIndex, *, full: bool) -> CocoIndex:
-    """The index after a look at every image file: with `orient` set and the kinds of files counted.
+    """Checks every image file and returns the index with `orient` set and kinds of files counted.
 
-    EXIF orientation is applied where that gives the size of the annotation file; where it gives
-    another size, the image is taken as it is stored. Orientations that keep the size (a half turn,
-    a square image) are applied: viewers show such images turned.
+    The EXIF orientation is applied if the rotated image has the size in the annotation file;
+    otherwise the image is used as stored. Orientations that keep the size (a half turn, a square
+    image) are applied too, because annotation tools show such images rotated.
 
     Args:
-        index: as `read_coco` gives it.
-        full: decode every image, which finds damage behind a sound header; else only headers are
-            read.
+        index: from `read_coco`.
+        full: decode every image, which also finds damage behind an intact header; otherwise only
+            headers are read.
 
     Raises:
-        DataError: for images that are missing, damaged, or of another size than the annotation file
-            says, with file and id.
+        DataError: if images are missing, damaged, or differ in size from the annotation file.
     """
-    # threads: opening files on a network folder is waiting, and PIL decodes without the interpreter
-    # lock
+    # Threads are enough: opening files on a network folder is mostly waiting, and PIL releases the
+    # GIL while it decodes. Chunks of 64 keep the overhead of the futures low.
     with ThreadPoolExecutor(max_workers=8) as pool:
         chunks = np.array_split(np.arange(len(index)), math.ceil(len(index) / 64) or 1)
-        looks = [
-            look
+        checks = [
+            check
             for chunk in pool.map(
-                lambda chunk: [_look(index, int(i), full=full) for i in chunk], chunks
+                lambda chunk: [_checked_file(index, int(i), full=full) for i in chunk], chunks
             )
-            for look in chunk
+            for check in chunk
         ]
-    raise_problems([look.problem for look in looks if look.problem])
+    raise_problems([check.problem for check in checks if check.problem])
     counts = Counter(index.counts)
-    counts.update(look.kind for look in looks if look.kind)
-    counts["exif"] += sum(look.oriented for look in looks)
+    counts.update(check.kind for check in checks if check.kind)
+    counts["exif"] += sum(check.oriented for check in checks)
     return replace(
-        index, orient=np.array([look.oriented for look in looks], dtype=np.bool_), counts=counts
+        index, orient=np.array([check.oriented for check in checks], dtype=np.bool_), counts=counts
     )
 
 
 def coco_ground_truth(index: CocoIndex) -> dict[str, Any]:
-    """The evaluation's annotations of the images in the index, in COCO's format with the original
-    image and category ids.
-
-    Annotation ids are given anew from 1 on: pycocotools counts a box whose id is 0 as never found.
+    """Returns the annotations for the evaluation in COCO's format, with the file's own image ids.
 
     Returns:
-        A dict with `images`, `annotations` (crowds included, boxes xywh as in the file) and
+        A dict with `images`, `annotations` (with crowds, boxes xywh as in the file) and
         `categories`.
     """
     images = [
@@ -231,6 +220,8 @@ def coco_ground_truth(index: CocoIndex) -> dict[str, Any]:
     for image_id, truth in zip(index.image_ids, index.truth, strict=True):
         for category_id, bbox, area, iscrowd, ignore in truth.tolist():
             annotation = {
+                # Ids start at 1. pycocotools (2.0.11) stores the id of the matched box and reads 0
+                # as "no match", so a file with id 0 loses a box: cocodataset/cocoapi#664.
                 "id": len(annotations) + 1,
                 "image_id": image_id,
                 "category_id": category_id,
@@ -247,14 +238,15 @@ def coco_ground_truth(index: CocoIndex) -> dict[str, Any]:
 def _pycocotools_index(content: Mapping[str, Any]) -> COCO:
     coco = COCO()
     coco.dataset = dict(content)
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()):  # createIndex prints its progress
         coco.createIndex()
     return coco
 
 
 def _truth(annotations: Sequence[Mapping[str, Any]]) -> NDArray[Any]:
-    """Record array of annotations; an absent area is the box's, as in files that have no
-    segmentation.
+    """Returns annotations as a record array.
+
+    `area` is optional: without one, as in files without segmentations, it is the box's.
     """
     rows = [
         (
@@ -272,32 +264,40 @@ def _truth(annotations: Sequence[Mapping[str, Any]]) -> NDArray[Any]:
 def _clipped_boxes(
     xywh: NDArray[Any], sizes: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[Any]]:
-    """Boxes xyxy (M, 4) inside images of (height, width); (M,) whether clipping moved a side; (M,)
-    whether area is left.
+    """Clips boxes to their images.
+
+    Args:
+        xywh: (M, 4) boxes.
+        sizes: (M, 2) height and width of each box's image.
+
+    Returns:
+        (M, 4) float32 boxes xyxy; (M,) whether clipping moved a side; (M,) whether any area is
+        left.
     """
     corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     boxes = np.clip(corners, 0, sizes[:, [1, 0, 1, 0]]).astype(np.float32)
-    clipped = (np.abs(boxes - corners) > 0.01).any(axis=1)  # less than that is rounding in the file
+    # a smaller difference is rounding: COCO's files have two decimals
+    clipped = (np.abs(boxes - corners) > 0.01).any(axis=1)
     return boxes, clipped, (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
 
 
 def _per_image(rows: NDArray[Any], owner: NDArray[np.int64], num_images: int) -> list[NDArray[Any]]:
-    """Rows in the order of their images, cut into one array per image."""
+    """Splits rows, sorted by image, into one array per image."""
     return np.split(rows, np.cumsum(np.bincount(owner, minlength=num_images))[:-1])
 
 
 @dataclass(frozen=True)
-class _Look:
-    """What one image file showed: a problem, or its kind (one of `_COUNTED`, empty for RGB) and
-    whether it is to be turned.
-    """
+class _FileCheck:
+    """The result of checking one image file: a problem, or its kind and orientation."""
 
     problem: str = ""
     kind: str = ""
+    """A key of `_COUNTED`, empty for RGB."""
     oriented: bool = False
+    """Whether decoding must apply the EXIF orientation."""
 
 
-def _look(index: CocoIndex, position: int, *, full: bool) -> _Look:
+def _checked_file(index: CocoIndex, position: int, *, full: bool) -> _FileCheck:
     path, image_id = index.paths[position], index.image_ids[position]
     height, width = (int(value) for value in index.sizes[position])
     name = f"{path}: image {image_id} of {index.annotations.name}"
@@ -307,27 +307,29 @@ def _look(index: CocoIndex, position: int, *, full: bool) -> _Look:
             if full:
                 image.load()
     except FileNotFoundError:
-        return _Look(f"{name} must exist, got no such file")
+        return _FileCheck(f"{name}: no such file")
     # PIL's readers raise OSError, SyntaxError, ValueError, struct.error and more on damaged files
     except Exception as error:
-        return _Look(f"{name} must be a readable image, got {type(error).__name__}: {error}")
-    turned = stored[::-1] if orientation >= 5 else stored
-    oriented = orientation != 1 and turned == (width, height)
+        return _FileCheck(f"{name}: not a readable image ({type(error).__name__}: {error})")
+    # orientations 5 to 8 rotate by a quarter turn, so they swap width and height
+    rotated = stored[::-1] if orientation >= 5 else stored
+    oriented = orientation != 1 and rotated == (width, height)
     if not oriented and stored != (width, height):
-        return _Look(
-            f"{name} must be {width} x {height} pixels as its annotations say, got {stored[0]} x "
-            f"{stored[1]}"
+        return _FileCheck(
+            f"{name}: the file has {stored[0]} x {stored[1]} pixels, its annotations say {width} x "
+            f"{height}"
         )
-    return _Look(kind=_KINDS.get(mode, ""), oriented=oriented)
+    return _FileCheck(kind=_FILE_KINDS.get(mode, ""), oriented=oriented)
 
 
 def _exif_orientation(image: Image.Image) -> int:
-    """EXIF orientation 1..8 of an opened image, 1 where it has none."""
-    # getexif() decodes a whole PNG in search of a late chunk; PIL turns TIFF files itself
+    """Returns the EXIF orientation 1..8 of an open image; 1 if it has none."""
+    # PIL (13) decodes a whole PNG in getexif(), as the chunk may follow the pixels. torchvision
+    # ignores such a late chunk. TIFF files are rotated by PIL itself when it decodes them.
     if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
         return 1
     try:
         orientation = image.getexif().get(0x0112, 1)
-    except Exception:  # a damaged EXIF block is no reason to refuse a sound picture
+    except Exception:  # a damaged EXIF block does not make the pixels unusable
         return 1
     return orientation if orientation in range(1, 9) else 1

@@ -1,6 +1,4 @@
-"""One image file as an RGB tensor, whatever its kind: greyscale, CMYK, palette, transparent, 16
-bit, turned by EXIF.
-"""
+"""Decodes any image file to an RGB tensor: greyscale, CMYK, palette, transparent, 16-bit, EXIF."""
 
 import io
 import warnings
@@ -13,31 +11,35 @@ from torch import Tensor
 from torchvision.io import decode_image
 
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG")
+"""First bytes of JPEG and PNG files; names and their endings are not trusted."""
 
 
 def decode_rgb(path: Path, *, orient: bool) -> Tensor:
-    """The image as (3, H, W) uint8; transparency is left out, 16 bits are brought to 8.
+    """Returns the image as (3, H, W) uint8, without transparency, 16 bits reduced to 8.
 
-    torchvision decodes JPEG and PNG, PIL any other kind (an animation: its first frame).
+    torchvision decodes JPEG and PNG, PIL all other formats (of an animation, the first frame).
 
     Args:
         path: the file.
-        orient: turn the image as its EXIF orientation says.
+        orient: apply the EXIF orientation.
 
     Raises:
-        OSError: if there is no such file, or PIL cannot read it.
+        OSError: if the file does not exist, or PIL cannot read it.
         RuntimeError: if torchvision cannot decode it.
     """
     content = path.read_bytes()
     if not content.startswith(_SIGNATURES):
         with Image.open(io.BytesIO(content)) as image:
-            turned = ImageOps.exif_transpose(image) if orient else image
-            return torch.from_numpy(np.array(turned.convert("RGB"))).permute(2, 0, 1).contiguous()
+            rotated = ImageOps.exif_transpose(image) if orient else image
+            return torch.from_numpy(np.array(rotated.convert("RGB"))).permute(2, 0, 1).contiguous()
     with warnings.catch_warnings():
-        # since torchvision 0.29: a note that torchcodec will take over
+        # torchvision 0.29 deprecates its decoders in favour of torchcodec (pytorch/vision#9609).
+        # torchcodec 0.16 always applies the EXIF orientation (meta-pytorch/torchcodec#1560), so it
+        # cannot replace this call until `orient=False` has an equivalent there.
         warnings.simplefilter("ignore", DeprecationWarning)
         encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
         pixels: Tensor = decode_image(encoded, mode="RGB", apply_exif_orientation=orient)
     if pixels.dtype == torch.uint16:
+        # torch has no right shift for uint16
         pixels = (pixels.to(torch.int32) >> 8).to(torch.uint8)
     return pixels

@@ -1,6 +1,4 @@
-"""The identity of a data set: a hash that two share only if their images and boxes do. Free of
-torch, numpy and pycocotools.
-"""
+"""Fingerprint of a data set: equal for equal images and boxes. Needs neither torch nor numpy."""
 
 import contextlib
 import hashlib
@@ -19,21 +17,22 @@ from kdr.storage.layout import Storage
 if TYPE_CHECKING:
     from kdr.config.data import CocoData, ShapesData
 
-# it lives here and not in shapes.py, so that a plan can be made without numpy
+# here and not in shapes.py, so that `kdr plan` starts without importing numpy
 SHAPES_VERSION = 1
-"""Raised by hand when `kdr.data.shapes` draws other images from the same settings."""
+"""Increase it whenever `kdr.data.shapes` draws different images from the same settings."""
 
 
 def data_fingerprint(data: "ShapesData | CocoData", storage: Storage) -> str:
-    """The fingerprint of a data set: 20 hexadecimal digits.
+    """Returns the fingerprint of a data set: 20 hexadecimal digits.
 
-    Generated shapes: a hash of the generator's settings and version; no file is needed. COCO: a
-    hash of the annotation files' content and of the names and sizes of the image files they refer
-    to. Where the files lie is not in it, nor how they are resized, augmented or split.
+    Generated shapes: a hash of the generator's settings and version, without reading a file. COCO:
+    a hash of the annotation files' content and of the names and sizes of the images they list.
+    The fingerprint does not depend on where the files are stored, nor on resizing, augmentation and
+    splits.
 
-    A COCO fingerprint is cached in the storage, if that can be written, and taken from there while
-    neither the annotation file (time and size) nor the folders of the images (time) have changed;
-    an image overwritten in place goes unnoticed until then.
+    A COCO fingerprint is cached in the storage if the storage is writable. The cache is valid until
+    the annotation file (time and size) or a folder of images (time) changes. An image overwritten
+    in place changes neither and is not noticed before that.
 
     Raises:
         DataError: if an annotation file is missing or broken, or an image file is missing.
@@ -51,8 +50,7 @@ def _half_fingerprint(images: Path, annotations: Path, storage: Storage) -> str:
         stat = annotations.stat()
     except OSError as error:
         raise DataError(
-            f"{annotations}: needs an annotation file in COCO format, got none ({error.strerror}). "
-            "Check the path"
+            f"{annotations}: cannot read the annotation file ({error.strerror}). Check the path"
         ) from error
     identity = [
         str(annotations.absolute()),
@@ -61,13 +59,14 @@ def _half_fingerprint(images: Path, annotations: Path, storage: Storage) -> str:
         str(images.absolute()),
     ]
     cache = storage.data / "fingerprints" / f"{_digest(identity)}.json"
-    known = _cached(cache)
-    if known is not None:
-        return known
+    cached = _cached(cache)
+    if cached is not None:
+        return cached
     with annotations.open("rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
     sizes, folders = _file_sizes(images, annotations)
     fingerprint = _digest([content, sorted(sizes.items())])
+    # a storage that is read-only or full costs time, not the plan
     with contextlib.suppress(OSError), written_aside(cache) as aside:
         aside.write_text(json.dumps({"fingerprint": fingerprint, "folders": folders}))
     return fingerprint
@@ -80,15 +79,13 @@ def _cached(cache: Path) -> str | None:
             Path(folder).stat().st_mtime_ns == time for folder, time in known["folders"].items()
         )
         return str(known["fingerprint"]) if unchanged else None
-    # no cache, or one that cannot be used, is only slower
+    # without a cache, or with a damaged one, the files are read again
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def _file_sizes(images: Path, annotations: Path) -> tuple[dict[str, int], Mapping[str, int]]:
-    """Size in bytes of each image that is referred to, by its name, and the time of each folder
-    that holds one.
-    """
+    """Returns the size in bytes of each listed image, and the time of each folder with images."""
     names: dict[str, list[str]] = defaultdict(list)
     for image in read_annotation_file(annotations)["images"]:
         name = image.get("file_name")
@@ -112,9 +109,7 @@ def _file_sizes(images: Path, annotations: Path) -> tuple[dict[str, int], Mappin
             try:
                 sizes[name] = found[PurePosixPath(name).name].stat().st_size
             except (KeyError, FileNotFoundError):
-                missing.append(
-                    f"{images / name}: must exist, as {annotations} refers to it, got no such file"
-                )
+                missing.append(f"{images / name}: no such file, but {annotations} lists it")
     raise_problems(missing)
     return sizes, folders
 

@@ -1,29 +1,30 @@
-"""Label spaces by category name: which of the teacher's classes is which of the student's."""
+"""Matches the teacher's classes to the student's by category name."""
 
 import difflib
 from collections.abc import Mapping, Sequence
 
 from kdr.errors import ConfigError
 
-_NO_CLASS = ("__background__", "N/A")  # fillers in torchvision's lists of COCO categories
+# torchvision's COCO lists have 91 entries for 80 classes; these names fill the unused ids
+_NO_CLASS = ("__background__", "N/A")
 
 
 def match_labels(
     teacher: Sequence[str], student: Sequence[str], mapping: Mapping[str, str] | None = None
 ) -> tuple[int, ...]:
-    """For each class of the student, the index of the same class in the teacher's list.
+    """Returns, for each class of the student, the index of the same class in the teacher's list.
 
-    Classes that only the teacher knows are left out.
+    Classes that only the teacher has are dropped.
 
     Args:
-        teacher: the teacher's category names by index, torchvision's `__background__` and `N/A`
-            included where it has them.
+        teacher: the teacher's category names by index, with torchvision's `__background__` and
+            `N/A` if they are there.
         student: the data set's category names by index.
-        mapping: the teacher's name -> the data set's name, where they differ (`teacher.labels`).
+        mapping: the teacher's name -> the data set's name where they differ (`teacher.labels`).
 
     Raises:
-        ConfigError: if a class of the student has no class of the teacher, or more than one; or if
-            the mapping has a name that the teacher or the data set does not know.
+        ConfigError: if a class of the student matches no class of the teacher, or several; or if
+            the mapping contains a name that the teacher or the data set does not have.
     """
     mapping = mapping or {}
     known = {name: index for index, name in enumerate(teacher) if name not in _NO_CLASS}
@@ -41,20 +42,20 @@ def match_labels(
     sources: dict[str, list[str]] = {name: [] for name in student}
     for name in known:
         sources.get(mapping.get(name, name), []).append(name)
-    # a name that is mapped on purpose wins over one that is equal by chance
+    # an explicit mapping wins over a name that happens to be equal
     chosen = {
         target: [n for n in names if n in mapping] or names for target, names in sources.items()
     }
     for target, names in chosen.items():
         if not names:
             problems.append(
-                "teacher.labels: every category of the data set needs one of the teacher, got "
-                f"none for {target!r}{_nearest(target, known)} Map a category of the teacher to "
-                f"it: {{<teacher's name>: {target}}}"
+                "teacher.labels: must match each category of the data set to one of the teacher's, "
+                f"got none for {target!r}{_nearest(target, known)} Map one to it: "
+                f"{{<teacher's name>: {target}}}"
             )
         elif len(names) > 1:
             problems.append(
-                f"teacher.labels: one category of the teacher must be {target!r}, got "
+                f"teacher.labels: must map exactly one category of the teacher to {target!r}, got "
                 f"{', '.join(names)}"
             )
     if problems:

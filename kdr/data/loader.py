@@ -1,8 +1,7 @@
-"""Batches of images with their boxes, the same for any number of loader workers, any world size,
-and after any resume.
+"""Batches of images and boxes, identical for any number of loader workers and after a resume.
 
-The samplers yield (epoch, position), so a data set has no state and worker processes live for all
-epochs.
+The samplers yield (epoch, position). The data set therefore has no state, and its worker processes
+can stay alive for all epochs.
 """
 
 import hashlib
@@ -24,14 +23,15 @@ from kdr.data.order import TrainingOrder
 from kdr.data.transforms import EvalTransform, TrainTransform
 from kdr.errors import ConfigError, TrialFailure
 
-_STRIDE = 32
+_PAD_MULTIPLE = 32
+"""Batches are padded to this multiple in pixels, as in torchvision's GeneralizedRCNNTransform."""
 _CACHE_BYTES = 512 * 2**20
+"""Memory for decoded images, over all workers; a data set that fits is decoded only once."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """N images with their boxes. Images lie at the top left of a tensor that is zero to their right
-    and below.
+    """N images with their boxes, each in the top left corner of a tensor padded with zeros.
 
     Args:
         images: (N, 3, H, W) uint8 RGB; H and W are multiples of 32.
@@ -53,14 +53,12 @@ class Batch:
         return len(self.image_ids)
 
     def every(self, stride: int, first: int) -> "Batch":
-        """The images `first`, `first + stride`, `first + 2 stride` and so on, padded as before: a
-        view of this batch.
-        """
+        """Returns a view of the images `first`, `first + stride`, ..., with their padding."""
         return Batch(*(getattr(self, field.name)[first::stride] for field in fields(self)))
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The batch on a device, without waiting for the copy where the memory is pinned."""
-        # one copy for all boxes: dozens of tiny ones would each wait for the device
+        """Returns the batch on a device; from pinned memory the copy is asynchronous."""
+        # one copy for all boxes, because dozens of small ones would each synchronise
         counts = [len(boxes) for boxes in self.boxes]
         return replace(
             self,
@@ -71,22 +69,21 @@ class Batch:
 
 
 class TrainingBatches:
-    """Augmented batches in an order drawn per epoch. Every rank gets its share of the same global
-    batches.
+    """Augmented batches in a new order each epoch; each rank gets its share of a global batch.
 
     Args:
         index: the training images.
         data: resizing, augmentation, grouping by aspect ratio.
         seed: the trial's seed.
-        batch_size: images of a global batch, over all ranks. The incomplete last batch is dropped,
+        batch_size: images in a global batch, over all ranks. An incomplete last batch is dropped
             unless it is the only one.
-        num_workers: processes that load; 0 loads in this one.
+        num_workers: loader processes; 0 loads in this process.
         rank: of this process.
-        num_ranks: processes that train together; every one gets `batch_size / num_ranks` images of
+        num_ranks: processes that train together; each gets `batch_size / num_ranks` images of
             each batch.
 
     Raises:
-        ConfigError: if a batch cannot be shared out evenly over the ranks.
+        ConfigError: if the batch size is not a multiple of the number of ranks.
     """
 
     def __init__(
@@ -102,9 +99,9 @@ class TrainingBatches:
     ) -> None:
         if min(batch_size, len(index)) % num_ranks:
             raise ConfigError(
-                f"training.batch_size: a batch must be a multiple of the {num_ranks} workers that "
-                f"share it, got {min(batch_size, len(index))} images (batch_size {batch_size}, "
-                f"{len(index)} training images). Change batch_size or resources.workers"
+                f"training.batch_size: must be a multiple of the number of workers, {num_ranks}, "
+                f"got {min(batch_size, len(index))} images (batch_size {batch_size}, {len(index)} "
+                "training images). Change batch_size or resources.workers"
             )
         portrait = (
             (index.sizes[:, 0] > index.sizes[:, 1]).tolist() if data.aspect_ratio_grouping else None
@@ -120,33 +117,35 @@ class TrainingBatches:
         return self._order.num_batches
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of one epoch, counted as the trial counts them; any epoch can be asked for at
-        any time.
+        """Yields the batches of one epoch. Epochs can be requested in any order.
+
+        Args:
+            number: of the epoch, as the trial counts.
 
         Raises:
-            TrialFailure: of kind `bad_data`, if an image cannot be decoded, with its file and id.
+            TrialFailure: of kind `bad_data`, with file and id, if an image cannot be decoded.
         """
         self._order.epoch = number
         yield from self._batches
 
     def close(self) -> None:
-        """Ends the worker processes; the next epoch would start new ones."""
+        """Ends the worker processes; another epoch would start new ones."""
         self._batches.close()
 
 
 class EvaluationBatches:
-    """Batches without augmentation, in the order of the index, the incomplete last one included.
+    """Batches without augmentation, in the order of the index, including an incomplete last one.
 
     Iterating raises TrialFailure of kind `bad_data` if an image cannot be decoded.
 
     Args:
         index: the images.
         data: resizing.
-        batch_size: images of a batch.
-        num_workers: processes that load; 0 loads in this one.
+        batch_size: images in a batch.
+        num_workers: loader processes; 0 loads in this process.
         rank: of this process.
-        num_ranks: processes that evaluate together; each gets whole batches, and every image is in
-            one batch of one rank.
+        num_ranks: processes that evaluate together. Each gets whole batches, and each image is in
+            exactly one batch of one rank.
     """
 
     def __init__(
@@ -178,23 +177,25 @@ class EvaluationBatches:
         yield from self._batches
 
     def close(self) -> None:
-        """Ends the worker processes; the next iteration would start new ones."""
+        """Ends the worker processes; another iteration would start new ones."""
         self._batches.close()
 
 
 def first_batches(
     index: CocoIndex, data: ShapesData | CocoData, *, count: int, batch_size: int
 ) -> Iterator[Batch]:
-    """At most `count` batches without augmentation, of the first images of the index: the same for
-    every trial.
+    """Yields up to `count` batches of the first images, without augmentation.
+
+    They are the same for every trial.
     """
     first = index.subset(range(min(count * batch_size, len(index))))
     yield from EvaluationBatches(first, data, batch_size=batch_size)
 
 
 def first_batch_hash(batch: Batch) -> str:
-    """16 hexadecimal digits of a batch's pixels, boxes and labels: equal in arms that are
-    paired.
+    """Returns a hash of pixels, boxes and labels, 16 hexadecimal digits.
+
+    Trials that are paired have the same hash for the first batch of each epoch.
     """
     content = hashlib.blake2b(digest_size=8)
     for tensor in (batch.images, *batch.boxes, *batch.labels):
@@ -205,8 +206,10 @@ def first_batch_hash(batch: Batch) -> str:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A transformed sample. Boxes and labels are numpy arrays: tensors would cost a file handle
-    each between processes.
+    """A transformed sample.
+
+    Boxes and labels are numpy arrays, because torch sends each tensor of a worker through shared
+    memory of its own, which costs a file descriptor.
     """
 
     image: Tensor
@@ -217,21 +220,22 @@ class _Loaded:
 
 
 class _Samples(Dataset[_Loaded | TrialFailure]):
-    """Decodes and transforms the image at (epoch, position). Small data sets are decoded once and
-    kept, per process.
-    """
+    """Decodes and transforms the image at (epoch, position); caches small data sets."""
 
     def __init__(
         self, index: CocoIndex, transform: TrainTransform | EvalTransform, num_workers: int
     ) -> None:
         self._index, self._transform = index, transform
         decoded_bytes = 3 * int(index.sizes.prod(axis=1).sum())
-        self._keep = decoded_bytes <= _CACHE_BYTES // max(1, num_workers)
-        self._kept: dict[int, Tensor] = {}
+        # each worker sees every image sooner or later, so each needs room for all of them
+        self._use_cache = decoded_bytes <= _CACHE_BYTES // max(1, num_workers)
+        self._cache: dict[int, Tensor] = {}
 
     def __getitem__(self, address: tuple[int, int]) -> "_Loaded | TrialFailure":
-        """The sample at (epoch, position); a failure is a value here, since torch cannot raise it
-        from a worker as it is.
+        """Returns the sample at (epoch, position), or the failure to load it.
+
+        A failure is returned, not raised: torch re-raises a worker's exception with the traceback
+        as its only argument, which would lose kind and reason.
         """
         epoch, position = address
         index = self._index
@@ -246,8 +250,8 @@ class _Samples(Dataset[_Loaded | TrialFailure]):
         return _Loaded(image, boxes.numpy(), labels.numpy(), _pair(index.sizes[position]), image_id)
 
     def _image(self, position: int) -> Tensor:
-        if position in self._kept:
-            return self._kept[position]
+        if position in self._cache:
+            return self._cache[position]
         path, size = self._index.paths[position], _pair(self._index.sizes[position])
         name = f"{path}: image {self._index.image_ids[position]}"
         try:
@@ -255,15 +259,15 @@ class _Samples(Dataset[_Loaded | TrialFailure]):
         # decoders raise RuntimeError, OSError, SyntaxError and more on damaged files
         except Exception as error:
             raise TrialFailure(
-                "bad_data", f"{name} must be a readable image, got {type(error).__name__}: {error}"
+                "bad_data", f"{name}: not a readable image ({type(error).__name__}: {error})"
             ) from error
         if image.shape[-2:] != size:
             raise TrialFailure(
                 "bad_data",
-                f"{name} must have (height, width) {size}, got {tuple(image.shape[-2:])}",
+                f"{name}: height and width are {tuple(image.shape[-2:])}, expected {size}",
             )
-        if self._keep:
-            self._kept[position] = image
+        if self._use_cache:
+            self._cache[position] = image
         return image
 
 
@@ -272,9 +276,7 @@ def _pair(size: np.ndarray[Any, Any]) -> tuple[int, int]:
 
 
 class _Batches:
-    """Iterates over batches as often as asked; its worker processes live from the first time until
-    `close`, or a failure.
-    """
+    """Batches that can be iterated repeatedly; its workers run until `close` or a failure."""
 
     def __init__(
         self, samples: _Samples, order: Any, data: ShapesData | CocoData, num_workers: int
@@ -293,8 +295,9 @@ class _Batches:
                 break
             yield _unpacked(packed)
         if failure is not None:
-            # torch waits 5 s for workers whose loader is garbage in a cycle, as with a traceback:
-            # let go of it before raising
+            # The traceback would keep the loader alive in a reference cycle. torch (2.14) then
+            # waits up to 5 s for each worker when it collects the loader, and a DataLoader cannot
+            # be closed by hand (pytorch/pytorch#64766), so the last reference goes here.
             self.close()
             raise failure
 
@@ -309,7 +312,7 @@ class _Batches:
             num_workers=self._num_workers,
             persistent_workers=self._num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            # otherwise each epoch draws a number from torch's global generator
+            # without it, torch (2.14) draws the workers' seed from the global generator
             generator=torch.Generator(),
         )
 
@@ -317,8 +320,9 @@ class _Batches:
 def _packed(
     samples: Sequence[_Loaded | TrialFailure], *, square_px: int | None
 ) -> dict[str, Any] | TrialFailure:
-    """The fields of a Batch, as they travel between processes; a failure instead if one of the
-    samples is one.
+    """Collates samples into the fields of a Batch, or returns the first failure among them.
+
+    Runs in the worker: a dict with numpy arrays is cheaper to send than a Batch of small tensors.
     """
     loaded = []
     for sample in samples:
@@ -327,12 +331,12 @@ def _packed(
         loaded.append(sample)
     sizes = [(sample.image.shape[-2], sample.image.shape[-1]) for sample in loaded]
     height, width = (
-        math.ceil(max(side, square_px or 1) / _STRIDE) * _STRIDE
+        math.ceil(max(side, square_px or 1) / _PAD_MULTIPLE) * _PAD_MULTIPLE
         for side in map(max, zip(*sizes, strict=True))
     )
     images = torch.zeros((len(loaded), 3, height, width), dtype=torch.uint8)
-    # decoded pixels have their channels side by side in memory: numpy takes them apart twice as
-    # fast as torch
+    # decoded pixels are channels-last in memory, and numpy copies them to planes twice as fast as
+    # torch
     for image, sample, (h, w) in zip(images.numpy(), loaded, sizes, strict=True):
         image[:, :h, :w] = sample.image.numpy()
     return {

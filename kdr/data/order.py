@@ -1,6 +1,4 @@
-"""The order of training images: which are in each global batch of an epoch, and which of those one
-rank loads.
-"""
+"""The order of training images: the global batches of an epoch, and one rank's share of them."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -11,8 +9,9 @@ from kdr.randomness import address
 
 
 class TrainingOrder:
-    """A batch sampler: yields this rank's (epoch, position) pairs of each global batch of `epoch`,
-    which is set from outside.
+    """Batch sampler that yields this rank's (epoch, position) pairs of each global batch.
+
+    The caller sets `epoch` before it iterates.
     """
 
     def __init__(
@@ -29,6 +28,7 @@ class TrainingOrder:
         self._batches = partial(
             training_order, num_images, batch_size, seed=seed, portrait=portrait
         )
+        # every num_ranks-th image, so that a global batch is the same set for any world size
         self._share = slice(rank, None, num_ranks)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -45,17 +45,18 @@ def training_order(
     epoch: int,
     portrait: Sequence[bool] | None = None,
 ) -> list[list[int]]:
-    """The positions of each global batch of an epoch: `num_images // batch_size` batches, or one if
-    there are fewer images.
+    """Returns the positions in each global batch of an epoch.
+
+    There are `num_images // batch_size` batches, or one if there are fewer images.
 
     Args:
-        num_images: images of the training set.
-        batch_size: images of a global batch.
+        num_images: in the training set.
+        batch_size: images in a global batch.
         seed: the trial's seed.
-        epoch: the epoch.
-        portrait: which images are higher than wide. With it, a batch holds images of one kind; only
-            the last batch may mix what both kinds leave over, so that grouping changes neither the
-            number of steps nor how many images are seen.
+        epoch: number of the epoch.
+        portrait: which images are taller than wide; None does not group. With it, a batch holds
+            images of one orientation. Only the last batch may mix the remainders, so that grouping
+            changes neither the number of steps nor the number of images seen.
     """
     generator = torch.Generator().manual_seed(address(seed, "order", epoch))
     shuffled = torch.randperm(num_images, generator=generator).tolist()
@@ -67,7 +68,8 @@ def training_order(
         if len(group) == batch_size:
             batches.append(group.copy())
             group.clear()
-    left = [*groups[False], *groups[True]]
-    if len(left) >= batch_size or not batches:
-        batches.append(left[:batch_size])
+    # Each group has fewer than batch_size images left, so both together fill at most one batch.
+    remainder = [*groups[False], *groups[True]]
+    if len(remainder) >= batch_size or not batches:
+        batches.append(remainder[:batch_size])
     return batches

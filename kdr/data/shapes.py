@@ -1,9 +1,9 @@
-"""Generated shapes: a data set in COCO format, drawn in seconds from a seed, that is hard for a
-small detector. Free of torch.
+"""Generates images of shapes in COCO format from a seed, in seconds and without torch.
 
-Each image has one to six objects, rotated, stretched, textured, partly hidden by one another, over
-a noisy background with lines and blobs that belong to no class. Draws are addressed by (seed,
-split, number of the image): a longer data set begins with the images of a shorter one.
+The task is not trivial for a small detector. Each image has one to six objects, rotated, stretched,
+textured and partly hidden by each other, on a noisy background with lines and blobs that belong to
+no class. Draws are addressed by (seed, split, number of the image), so a longer data set starts
+with the images of a shorter one.
 """
 
 import json
@@ -22,14 +22,18 @@ from kdr.errors import StorageError
 from kdr.randomness import address
 
 _OVERSAMPLING = 3
-_LEAST_VISIBLE = 0.3
+"""Shapes are drawn at this multiple of the resolution and averaged, for smooth edges."""
+_MIN_VISIBLE_SHARE = 0.3
+"""Every object keeps at least this share of its area visible, so that it can be found."""
+_MAX_PLACEMENTS = 10
+"""After this many places without enough room an object is left out."""
 _Floats = NDArray[np.float32]
 _Outline = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class _Object:
-    """A shape in an image: its label, the box xywh of its visible pixels, and how many they are."""
+    """A shape in an image: its label, and the box and the number of its visible pixels."""
 
     label: int
     box_xywh: tuple[int, int, int, int]
@@ -37,11 +41,10 @@ class _Object:
 
 
 def write_shapes(config: ShapesData, folder: Path) -> None:
-    """Writes `train/`, `val/`, `train.json` and `val.json` into `folder`: JPEG files and COCO
-    annotations.
+    """Writes `train/`, `val/`, `train.json` and `val.json` into `folder`: JPEGs and annotations.
 
-    The folder appears whole or not at all: it is written aside and renamed. Of two processes that
-    race, one's folder stays; both hold the same images.
+    The folder is written aside and renamed, so it is either complete or absent. If two processes
+    race, one folder remains; both would hold the same images.
 
     Raises:
         StorageError: if the folder cannot be written.
@@ -49,18 +52,19 @@ def write_shapes(config: ShapesData, folder: Path) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as aside:
-            made = Path(aside) / folder.name
-            _write_split(config, made, "train", config.num_train)
-            _write_split(config, made, "val", config.num_val)
+            written = Path(aside) / folder.name
+            _write_split(config, written, "train", config.num_train)
+            _write_split(config, written, "val", config.num_val)
             try:
-                made.rename(folder)
+                written.rename(folder)
             except OSError:
+                # renaming fails if the other process was first; its folder is as good as this one
                 if not folder.is_dir():
                     raise
     except OSError as error:
         raise StorageError(
-            f"{folder}: needs a folder that can be written, got an error ({error.strerror}). "
-            "Name another storage with --storage, or change its permissions"
+            f"{folder}: cannot write the generated shapes ({error.strerror}). Choose another "
+            "storage with --storage, or change its permissions"
         ) from error
 
 
@@ -78,15 +82,15 @@ def _write_split(
         file_name = f"{image_id:06d}.jpg"
         Image.fromarray(pixels).save(folder / split / file_name, quality=90)
         images.append({"id": image_id, "file_name": file_name, "width": side, "height": side})
-        for thing in objects:
+        for shape in objects:
             annotation = {
                 "id": len(annotations) + 1,
                 "image_id": image_id,
-                "category_id": thing.label + 1,
+                "category_id": shape.label + 1,
                 "iscrowd": 0,
             }
             annotations.append(
-                annotation | {"bbox": list(thing.box_xywh), "area": thing.visible_px}
+                annotation | {"bbox": list(shape.box_xywh), "area": shape.visible_px}
             )
     categories = [
         {"id": label + 1, "name": name}
@@ -99,35 +103,37 @@ def _write_split(
 def _draw_image(
     rng: np.random.Generator, config: ShapesData
 ) -> tuple[NDArray[np.uint8], list[_Object]]:
-    """One image (side, side, 3) and its objects, back to front."""
+    """Draws one image (side, side, 3) and returns it with its objects, back to front."""
     side = config.image_size_px
     canvas = _background(rng, side)
-    owner = np.full((side, side), -1, dtype=np.int8)  # the object whose pixel it is
+    owner = np.full((side, side), -1, dtype=np.int8)  # number of the topmost object of each pixel
     labels: list[int] = []
     areas: list[float] = []
     for _ in range(int(rng.integers(1, 7))):
         label = int(rng.integers(config.num_classes))
-        for _ in range(10):
+        for _ in range(_MAX_PLACEMENTS):
             window, coverage, area = _place(rng, SHAPE_CLASSES[label], side, config.object_size)
             covered = coverage > 0.5
             visible = np.bincount(owner[owner >= 0], minlength=len(labels)).astype(np.float64)
             visible -= np.bincount(
                 (taken := owner[window][covered])[taken >= 0], minlength=len(labels)
             )
-            # another place, rather than a shape that is mostly hidden and yet to be found
+            # Neither this object nor one below it may be mostly hidden: a box around a few pixels
+            # is a target that no detector can learn.
             if (
-                covered.sum() >= _LEAST_VISIBLE * area
-                and (visible >= _LEAST_VISIBLE * np.array(areas)).all()
+                covered.sum() >= _MIN_VISIBLE_SHARE * area
+                and (visible >= _MIN_VISIBLE_SHARE * np.array(areas)).all()
             ):
                 _paint(rng, canvas[window], coverage)
                 owner[window][covered] = len(labels)
                 labels.append(label)
                 areas.append(area)
                 break
-    return _photographed(rng, canvas), [_found(owner == i, label) for i, label in enumerate(labels)]
+    objects = [_visible_object(owner == i, label) for i, label in enumerate(labels)]
+    return _photographed(rng, canvas), objects
 
 
-def _found(visible: NDArray[np.bool_], label: int) -> _Object:
+def _visible_object(visible: NDArray[np.bool_], label: int) -> _Object:
     rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
     x, y = int(columns[0]), int(rows[0])
     return _Object(
@@ -136,9 +142,7 @@ def _found(visible: NDArray[np.bool_], label: int) -> _Object:
 
 
 def _background(rng: np.random.Generator, side: int) -> _Floats:
-    """Cloudy noise over a gradient, with lines and irregular blobs that look like nothing in the
-    label set.
-    """
+    """Draws clouds over a gradient, with lines and irregular blobs that resemble no class."""
     clouds = np.stack([_clouds(rng, side, side) for _ in range(3)], axis=-1) * rng.uniform(20, 70)
     ramp = np.linspace(-1, 1, side, dtype=np.float32)
     angle = rng.uniform(0, 2 * math.pi)
@@ -161,9 +165,7 @@ def _background(rng: np.random.Generator, side: int) -> _Floats:
 
 
 def _clouds(rng: np.random.Generator, height: int, width: int) -> _Floats:
-    """Smooth noise (height, width) in about [-1, 1], with blotches of a third to a twelfth of the
-    sides.
-    """
+    """Returns smooth noise (height, width) in about [-1, 1], with 3 to 12 cells along each side."""
     cells = int(rng.integers(3, 13))
     coarse = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
     return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
@@ -179,11 +181,13 @@ def _blob(rng: np.random.Generator, side: int) -> list[tuple[float, float]]:
 def _place(
     rng: np.random.Generator, name: str, side: int, object_size: tuple[float, float]
 ) -> tuple[tuple[slice, slice], _Floats, float]:
-    """A shape somewhere in the image: a window around it, the covered share (h, w) of its pixels,
-    the whole shape's area in px.
+    """Places a shape at random in the image.
 
-    The logarithm of the diameter is uniform, so that small ones are more frequent. Parts outside
-    the image count in the area.
+    The logarithm of the diameter is uniform, so small shapes are more frequent.
+
+    Returns:
+        The window around the shape, the covered share (h, w) of each of its pixels, and the area of
+        the whole shape in pixels, including parts outside the image.
     """
     diameter = side * math.exp(rng.uniform(math.log(object_size[0]), math.log(object_size[1])))
     angle, stretch = rng.uniform(0, 2 * math.pi), math.exp(rng.uniform(-0.15, 0.15))
@@ -212,12 +216,12 @@ def _place(
 
 
 def _outline(name: str) -> tuple[_Outline, _Outline | None]:
-    """Corners (n, 2) of a shape of radius 1, and of its hole if it has one."""
+    """Returns the corners (n, 2) of a shape of radius 1, and those of its hole if it has one."""
     if name == "circle":
         return _arc(0, 2 * math.pi, 1), None
     if name == "ring":
         return _arc(0, 2 * math.pi, 1), _arc(0, 2 * math.pi, 0.55)
-    # the unit disc without the disc of radius 0.75 around (0.55, 0); the circles cross at x = 0.673
+    # the unit disc minus the disc of radius 0.75 around (0.55, 0); the circles cross at x = 0.673
     if name == "crescent":
         outer, inner = math.acos(0.673), math.acos((0.673 - 0.55) / 0.75)
         bite = _arc(2 * math.pi - inner, inner, 0.75) + np.array([0.55, 0])
@@ -249,12 +253,11 @@ def _polygon_area(points: _Outline) -> float:
 
 
 def _paint(rng: np.random.Generator, canvas: _Floats, coverage: _Floats) -> None:
-    """Paints a shape over its window of the canvas, slightly transparent, in a colour that differs
-    from what is under it.
-    """
+    """Paints a shape on its window of the canvas, slightly transparent, in a contrasting colour."""
     under = np.einsum("hwc,hw->c", canvas, coverage) / coverage.sum()
     colours = rng.uniform(0, 255, (4, 3)).astype(np.float32)
     contrast = np.linalg.norm(colours - under, axis=1)
+    # the first of four colours that is far enough from the background, else the farthest
     colour = colours[np.argmax(contrast > 60) if contrast.max() > 60 else np.argmax(contrast)]
     opacity = coverage[..., None] * rng.uniform(0.75, 1)
     fill = np.clip(colour + _texture(rng, *coverage.shape)[..., None] * rng.uniform(0, 45), 0, 255)
@@ -262,7 +265,7 @@ def _paint(rng: np.random.Generator, canvas: _Floats, coverage: _Floats) -> None
 
 
 def _texture(rng: np.random.Generator, height: int, width: int) -> _Floats:
-    """Clouds or stripes (height, width) in [-1, 1]."""
+    """Returns clouds or stripes (height, width) in [-1, 1]."""
     if rng.random() < 0.5:
         return _clouds(rng, height, width)
     y, x = np.mgrid[:height, :width]
@@ -272,7 +275,7 @@ def _texture(rng: np.random.Generator, height: int, width: int) -> _Floats:
 
 
 def _photographed(rng: np.random.Generator, canvas: _Floats) -> NDArray[np.uint8]:
-    """The canvas with a lens's blur and a sensor's noise."""
+    """Returns the canvas with the blur of a lens and the noise of a sensor."""
     image = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8)).filter(
         ImageFilter.GaussianBlur(rng.uniform(0, 0.9))
     )

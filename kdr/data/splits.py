@@ -1,4 +1,4 @@
-"""The images that a trial trains on and those that it is evaluated on."""
+"""Training and evaluation images of a trial."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,9 @@ class Splits:
     """The images of a trial.
 
     Args:
-        train: what it trains on, without the search split.
-        evaluation: what it is evaluated on: the search split if there is one, else the validation
-            set.
-        categories: K names; label k is the k-th.
+        train: the training images without the search split.
+        evaluation: the search split if there is one, otherwise the validation set.
+        categories: K names, in the order of the labels.
     """
 
     train: CocoIndex
@@ -32,18 +31,16 @@ class Splits:
 def open_splits(
     data: ShapesData | CocoData, storage: Storage, *, check: Literal["headers", "full"] = "headers"
 ) -> Splits:
-    """Reads and checks a data set; generated shapes are drawn first if they are not yet in the
-    storage.
+    """Reads and checks a data set. Generates shapes first if the storage does not have them.
 
     Args:
         data: the settings.
-        storage: where generated shapes are kept.
-        check: read the `headers` of all images, or decode them in `full`.
+        storage: where generated shapes are stored.
+        check: `headers` reads the header of each image file, `full` decodes it.
 
     Raises:
-        DataError: for anything wrong with the files, as `read_coco` and `check_images` say; if
-            training and validation set differ in their categories; if the search split leaves no
-            training images.
+        DataError: as `read_coco` and `check_images` raise it; if training and validation set differ
+            in their categories; if the search split leaves no training images.
         StorageError: if shapes cannot be written.
     """
     train, val = (
@@ -51,40 +48,44 @@ def open_splits(
     )
     if train.categories != val.categories:
         only = sorted(set(train.categories) ^ set(val.categories))
+        # labels are positions in the list of categories, so the order must be equal too
+        difference = f"only one of them has {', '.join(only)}" if only else "the order differs"
         raise DataError(
-            f"{val.annotations}: must have the categories of {train.annotations}, in the same "
-            "order of ids, got others"
-            + (f": only in one of the files are {', '.join(only)}" if only else "")
+            f"{val.annotations}: its categories differ from those of {train.annotations}: "
+            f"{difference}. Both files need the same names in the same order of ids"
         )
     kept, held_out = search_split(train, data.search_split)
     return Splits(kept, held_out if len(held_out) else val, train.categories)
 
 
 def open_validation(data: ShapesData | CocoData, storage: Storage) -> CocoIndex:
-    """Reads and checks the validation set alone, which a search does not evaluate on. Raises what
-    `open_splits` does.
+    """Reads and checks the validation set alone, which trials of a search do not use.
+
+    Raises the same errors as `open_splits`.
     """
     _, files = _files(data, storage)
     return check_images(read_coco(*files), full=False)
 
 
 def search_split(index: CocoIndex, amount: float) -> tuple[CocoIndex, CocoIndex]:
-    """The images that stay in training, and those held out: the same in every trial, whatever its
-    seed.
+    """Splits the training images into those to train on and those held out for a search.
+
+    The split is the same in all trials, independent of their seeds.
 
     Args:
         index: the training images.
-        amount: a share below 1, or a number of images; 0 holds out none.
+        amount: a share if below 1, else a number of images; 0 holds out none.
 
     Raises:
-        DataError: if no image would be left to train on.
+        DataError: if no training images are left.
     """
     num_held_out = int(amount) if amount >= 1 else max(round(amount * len(index)), int(amount > 0))
     if num_held_out >= len(index):
         raise DataError(
             f"data.search_split: must leave training images, got {amount:g} of the {len(index)} "
-            f"images of {index.annotations}"
+            f"images of {index.annotations}. Hold out fewer"
         )
+    # Every image has an address of its own, so that a larger split contains the smaller one.
     drawn = sorted(
         range(len(index)),
         key=lambda position: address(0, "search_split", index.image_ids[position]),
@@ -98,9 +99,7 @@ def search_split(index: CocoIndex, amount: float) -> tuple[CocoIndex, CocoIndex]
 def _files(
     data: ShapesData | CocoData, storage: Storage
 ) -> tuple[tuple[Path, Path], tuple[Path, Path]]:
-    """Image folder and annotation file of the training and of the validation set; shapes that are
-    missing are drawn.
-    """
+    """Returns (image folder, annotation file) of training and validation set; generates shapes."""
     if data.dataset == "coco":
         return (Path(data.train_images), Path(data.train_annotations)), (
             Path(data.val_images),

@@ -1,5 +1,8 @@
-"""Resizing and augmenting an image with its boxes. Draws are addressed by (seed, epoch, image),
-never from a global generator.
+"""Resizes and augments an image with its boxes, with random draws addressed by image and epoch.
+
+torchvision's detectors resize on their own (torchvision 0.29: a random size in training, the last
+one in evaluation), so a teacher in evaluation would see another size than its student. Images are
+therefore resized here, once for both, and the detectors' own resizing is not used.
 """
 
 import torch
@@ -16,31 +19,30 @@ Sample = tuple[Tensor, Tensor, Tensor]
 
 
 class EvalTransform:
-    """Resizes; with several short sides to the last.
+    """Resizes an image, to the last of several short sides.
 
     Args:
-        resize: the size to bring images to; None keeps their size.
+        resize: the target size; None keeps the image's own.
     """
 
     def __init__(self, resize: Resize | None) -> None:
         self._resize = resize
 
     def __call__(self, image: Tensor, boxes: Tensor, labels: Tensor, **_address: int) -> Sample:
-        """The resized sample, the same in every epoch. Boxes of no area are dropped with their
-        labels.
-        """
-        return _dropped(*_resized(image, _canvas(boxes, image), self._resize, draw=1.0), labels)
+        """Returns the resized sample, without boxes that have no area left, and their labels."""
+        resized, canvas = _resized(image, _canvas(boxes, image), self._resize, draw=1.0)
+        return _without_empty_boxes(resized, canvas, labels)
 
 
 class TrainTransform:
-    """Resizes, flips and changes colours at random.
+    """Resizes an image, and flips it and changes its colours at random.
 
-    A sample's draws depend on (seed, epoch, image id) alone. Each setting has a draw of its own, so
-    that switching one on moves no other.
+    The draws depend only on (seed, epoch, image id). Each setting has its own draw, so enabling one
+    does not change the others.
 
     Args:
-        resize: the size to bring images to; with several short sides one is drawn per image and
-            epoch; None keeps their size.
+        resize: the target size; one of several short sides is drawn per image and epoch; None keeps
+            the image's own.
         augment: probability of a flip, strength of colour changes.
         seed: the trial's seed.
     """
@@ -51,10 +53,12 @@ class TrainTransform:
     def __call__(
         self, image: Tensor, boxes: Tensor, labels: Tensor, *, epoch: int, image_id: int
     ) -> Sample:
-        """The augmented sample of one image in one epoch. Boxes of no area are dropped with their
-        labels.
+        """Returns the augmented sample of one image in one epoch.
+
+        Boxes that have no area left are dropped, with their labels.
         """
         generator = torch.Generator().manual_seed(address(self._seed, "augment", epoch, image_id))
+        # always five draws, also for settings that are off: this is what keeps arms paired
         scale, flip, *colours = torch.rand(5, generator=generator).tolist()
         image, canvas = _resized(image, _canvas(boxes, image), self._resize, draw=scale)
         if flip < self._augment.flip:
@@ -63,17 +67,17 @@ class TrainTransform:
             image = _jittered(
                 image, [1 + self._augment.colour_jitter * (2 * colour - 1) for colour in colours]
             )
-        return _dropped(image, canvas, labels)
+        return _without_empty_boxes(image, canvas, labels)
 
 
 def resized_size(height: int, width: int, resize: Resize, *, draw: float = 1.0) -> tuple[int, int]:
-    """Height and width in pixels that an image is brought to, its aspect ratio kept up to rounding.
+    """Returns height and width after resizing, in pixels; the aspect ratio is kept up to rounding.
 
     Args:
         height: of the image, in pixels.
         width: of the image, in pixels.
         resize: the setting.
-        draw: in [0, 1], which of several short sides is taken; 1 is the last.
+        draw: in [0, 1], which of several short sides to use; 1 is the last.
     """
     short, long = min(height, width), max(height, width)
     if resize.square_px is not None:
@@ -106,7 +110,7 @@ def _resized(
 
 
 def _jittered(image: Tensor, factors: list[float]) -> Tensor:
-    """Brightness, contrast and saturation times a factor each, in this order."""
+    """Multiplies brightness, contrast and saturation by one factor each, in this order."""
     brightness, contrast, saturation = factors
     image = F.adjust_brightness(image, brightness)
     image = F.adjust_contrast(image, contrast)
@@ -114,7 +118,8 @@ def _jittered(image: Tensor, factors: list[float]) -> Tensor:
     return jittered
 
 
-def _dropped(image: Tensor, boxes: tv_tensors.BoundingBoxes, labels: Tensor) -> Sample:
+def _without_empty_boxes(image: Tensor, boxes: tv_tensors.BoundingBoxes, labels: Tensor) -> Sample:
     inside = F.clamp_bounding_boxes(boxes).as_subclass(Tensor)
+    # the regression target of a box without area would be log 0
     kept = (inside[:, 2:] > inside[:, :2]).all(dim=1)
     return image.as_subclass(Tensor), inside[kept], labels[kept]

@@ -411,7 +411,7 @@ def test_data_that_is_not_here_is_no_obstacle_to_a_plan(orchestrate, write, tmp_
     checked = orchestrate("plan", path, "--storage", tmp_path / "runs", "--check-data", "headers")
     assert checked.returncode == 2
     assert checked.stderr.startswith(
-        f"{tmp_path}/nowhere/train.json: needs an annotation file in COCO format, got none"
+        f"{tmp_path}/nowhere/train.json: cannot read the annotation file"
     )
     assert "Traceback" not in checked.stderr
 

@@ -1,4 +1,4 @@
-"""A small COCO folder that has every special case at once, as people's data sets have them."""
+"""A small COCO data set with every special case of real ones."""
 
 import json
 from collections.abc import Callable
@@ -15,19 +15,20 @@ Content = dict[str, list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class CocoFolder:
-    """Images and an annotation file on disk, and the file's content."""
+    """Images and an annotation file on disk, with the file's content."""
 
     images: Path
     annotations: Path
     content: Content
 
     def rewrite(self, change: Callable[[Content], object]) -> None:
+        """Changes the content in place and writes it to the file."""
         change(self.content)
         self.annotations.write_text(json.dumps(self.content))
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:
-    """A smooth RGB picture, which JPEG keeps well."""
+    """Returns a smooth RGB picture, which JPEG changes only a little."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -64,7 +65,7 @@ def awkward(tmp_path: Path) -> CocoFolder:
         18: "bitmap.bmp",
     }
     boxes = [
-        # image, category, x, y, width, height, crowd
+        # image id, category id, x, y, width, height, crowd
         (11, 90, 10, 5, 20, 30, 0),
         (11, 3, -5, -5, 20, 20, 0),
         (11, 3, 50, 30, 40, 40, 0),

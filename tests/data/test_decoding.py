@@ -40,14 +40,14 @@ def test_every_kind_of_file_decodes_as_pil_does(
     assert np.abs(decoded.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 2
 
 
-def test_transparency_is_left_out(rgb: Image.Image, tmp_path: Path) -> None:
+def test_transparency_is_dropped(rgb: Image.Image, tmp_path: Path) -> None:
     rgb.putalpha(40)
     rgb.save(tmp_path / "image.png")
     decoded = decode_rgb(tmp_path / "image.png", orient=False)
     assert np.array_equal(decoded.permute(1, 2, 0).numpy(), np.asarray(rgb)[..., :3])
 
 
-def test_sixteen_bits_are_brought_to_eight(tmp_path: Path) -> None:
+def test_sixteen_bits_are_reduced_to_eight(tmp_path: Path) -> None:
     deep = np.linspace(0, 65535, 40 * 60).reshape(40, 60).astype(np.uint16)
     Image.fromarray(deep).save(tmp_path / "image.png")
     decoded = decode_rgb(tmp_path / "image.png", orient=False)
@@ -56,13 +56,16 @@ def test_sixteen_bits_are_brought_to_eight(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-def test_an_image_is_turned_as_exif_says_only_if_asked(
+def test_the_exif_orientation_is_applied_only_on_request(
     rgb: Image.Image, tmp_path: Path, suffix: str, orientation: int
 ) -> None:
     tags = Image.Exif()
     tags[0x0112] = orientation
     path = tmp_path / f"image.{suffix}"
-    rgb.save(path, exif=tags, **({"lossless": True} if suffix == "webp" else {}))
+    if suffix == "webp":
+        rgb.save(path, exif=tags, lossless=True)
+    else:
+        rgb.save(path, exif=tags)
     with Image.open(path) as stored:
         variants = ((False, stored.copy()), (True, ImageOps.exif_transpose(stored)))
     for orient, expected in variants:
@@ -74,7 +77,7 @@ def test_an_image_is_turned_as_exif_says_only_if_asked(
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp"])
 @pytest.mark.parametrize("kept", [0, 20, 0.5])
-def test_a_cut_off_file_is_an_error_and_never_half_a_picture(
+def test_a_truncated_file_is_an_error_and_never_half_a_picture(
     rgb: Image.Image, tmp_path: Path, suffix: str, kept: float
 ) -> None:
     path = tmp_path / f"image.{suffix}"

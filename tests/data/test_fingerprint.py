@@ -10,6 +10,7 @@ from kdr.config.data import Augment, CocoData, Resize, ShapesData
 from kdr.data.fingerprint import data_fingerprint
 from kdr.errors import DataError
 from kdr.storage.layout import Storage
+from tests.data.conftest import CocoFolder
 
 
 def _coco(folder: Path, **settings: object) -> CocoData:
@@ -24,7 +25,7 @@ def _coco(folder: Path, **settings: object) -> CocoData:
     )
 
 
-def test_shapes_need_no_file_and_only_what_is_drawn_counts(tmp_path: Path) -> None:
+def test_shapes_need_no_file_and_only_settings_of_the_images_count(tmp_path: Path) -> None:
     storage = Storage.at(tmp_path / "nowhere")
     base = ShapesData(dataset="shapes")
     fingerprint = data_fingerprint(base, storage)
@@ -44,7 +45,7 @@ def test_shapes_need_no_file_and_only_what_is_drawn_counts(tmp_path: Path) -> No
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_moved_copy_has_the_same_fingerprint(awkward, tmp_path: Path) -> None:
+def test_a_copy_elsewhere_has_the_same_fingerprint(awkward: CocoFolder, tmp_path: Path) -> None:
     storage = Storage.at(tmp_path / "storage")
     fingerprint = data_fingerprint(_coco(tmp_path), storage)
     assert len(fingerprint) == 20
@@ -54,8 +55,8 @@ def test_a_moved_copy_has_the_same_fingerprint(awkward, tmp_path: Path) -> None:
     assert data_fingerprint(copied, storage) == fingerprint
 
 
-def test_other_annotations_or_another_image_change_it_also_when_it_is_cached(
-    awkward, tmp_path: Path
+def test_changed_annotations_or_images_change_it_despite_the_cache(
+    awkward: CocoFolder, tmp_path: Path
 ) -> None:
     storage = Storage.at(tmp_path / "storage")
     seen = [data_fingerprint(_coco(tmp_path), storage)]
@@ -67,26 +68,26 @@ def test_other_annotations_or_another_image_change_it_also_when_it_is_cached(
     assert len(set(seen)) == 3
 
 
-def test_a_file_that_nothing_refers_to_does_not_matter(awkward, tmp_path: Path) -> None:
+def test_a_file_that_is_not_listed_does_not_matter(awkward: CocoFolder, tmp_path: Path) -> None:
     before = data_fingerprint(_coco(tmp_path), Storage.at(tmp_path / "storage"))
     (awkward.images / "thumbs.db").write_text("left by a viewer")
     assert data_fingerprint(_coco(tmp_path), Storage.at(tmp_path / "storage")) == before
 
 
-def test_the_second_call_reads_no_annotations(awkward, tmp_path: Path) -> None:
+def test_the_second_call_does_not_read_the_annotations(awkward: CocoFolder, tmp_path: Path) -> None:
     storage = Storage.at(tmp_path / "storage")
     fingerprint = data_fingerprint(_coco(tmp_path), storage)
-    # same time and size, but broken: only a call that reads the file notices
+    # same time and size, but damaged: only a call that reads the file notices
     stat, size = awkward.annotations.stat(), len(awkward.annotations.read_bytes())
     awkward.annotations.write_bytes(b"x" * size)
     os.utime(awkward.annotations, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert data_fingerprint(_coco(tmp_path), storage) == fingerprint
-    with pytest.raises(DataError, match="must be JSON"):
+    with pytest.raises(DataError, match="not valid JSON"):
         data_fingerprint(_coco(tmp_path), Storage.at(tmp_path / "other"))
 
 
-def test_a_storage_that_cannot_be_written_or_a_damaged_cache_only_costs_time(
-    awkward, tmp_path: Path
+def test_a_read_only_storage_or_a_damaged_cache_only_costs_time(
+    awkward: CocoFolder, tmp_path: Path
 ) -> None:
     storage = Storage.at(tmp_path / "storage")
     fingerprint = data_fingerprint(_coco(tmp_path), storage)
@@ -99,21 +100,21 @@ def test_a_storage_that_cannot_be_written_or_a_damaged_cache_only_costs_time(
     )
 
 
-def test_missing_files_are_named(awkward, tmp_path: Path) -> None:
+def test_missing_files_are_reported_by_name(awkward: CocoFolder, tmp_path: Path) -> None:
     storage = Storage.at(tmp_path / "storage")
     (awkward.images / "plain.jpg").unlink()
     shutil.rmtree(awkward.images / "nested")
     with pytest.raises(
-        DataError, match=r"plain\.jpg: must exist, as .*instances\.json refers to it"
+        DataError, match=r"plain\.jpg: no such file, but .*instances\.json lists it"
     ) as caught:
         data_fingerprint(_coco(tmp_path), storage)
-    assert "transparent.png: must exist" in str(caught.value)
+    assert "transparent.png: no such file" in str(caught.value)
     awkward.annotations.unlink()
-    with pytest.raises(DataError, match=r"instances\.json: needs an annotation file"):
+    with pytest.raises(DataError, match=r"instances\.json: cannot read the annotation file"):
         data_fingerprint(_coco(tmp_path), storage)
 
 
-def test_importing_it_loads_no_heavy_package() -> None:
+def test_importing_the_module_loads_no_heavy_package() -> None:
     code = (
         "import sys, kdr.data.fingerprint; print([name for name in ('torch', 'numpy', 'PIL', "
         "'pycocotools', 'ray', 'pydantic') if name in sys.modules])"

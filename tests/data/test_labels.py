@@ -8,11 +8,11 @@ from kdr.errors import ConfigError
 _COCO = ("__background__", "person", "bicycle", "N/A", "car", "N/A", "traffic light")
 
 
-def test_labels_are_matched_by_name_whatever_the_order() -> None:
+def test_labels_are_matched_by_name_in_any_order() -> None:
     assert match_labels(("cat", "dog", "car"), ("car", "cat")) == (2, 0)
 
 
-def test_fillers_of_torchvision_are_no_classes_but_keep_their_index() -> None:
+def test_fillers_in_torchvisions_list_are_not_classes_but_keep_their_index() -> None:
     assert match_labels(_COCO, ("car", "traffic light", "person")) == (4, 6, 1)
     with pytest.raises(ConfigError, match="got none for 'N/A'"):
         match_labels(_COCO, ("N/A",))
@@ -33,8 +33,8 @@ def test_a_mapping_wins_over_an_equal_name() -> None:
             ("person", "cars"),
             None,
             (
-                "teacher.labels: every category of the data set needs one of the teacher, got none "
-                "for 'cars'. Did you mean 'car'?"
+                "teacher.labels: must match each category of the data set to one of the teacher's, "
+                "got none for 'cars'. Did you mean 'car'? Map one to it: {<teacher's name>: cars}"
             ),
         ),
         (
@@ -55,18 +55,18 @@ def test_a_mapping_wins_over_an_equal_name() -> None:
         (
             ("vehicle",),
             {"car": "vehicle", "bicycle": "vehicle"},
-            "must be 'vehicle', got bicycle, car",
+            "must map exactly one category of the teacher to 'vehicle', got bicycle, car",
         ),
     ],
 )
-def test_label_spaces_that_do_not_agree_are_refused(
-    student: tuple[str], mapping: dict[str, str] | None, message: str
+def test_label_spaces_that_do_not_match_are_refused(
+    student: tuple[str, ...], mapping: dict[str, str] | None, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         match_labels(_COCO, student, mapping)
 
 
-def test_every_missing_class_is_named_at_once() -> None:
+def test_all_missing_classes_are_reported_at_once() -> None:
     with pytest.raises(ConfigError, match="'zebra'") as caught:
         match_labels(_COCO, ("person", "zebra", "giraffe"))
     assert len(caught.value.problems) == 2

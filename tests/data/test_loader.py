@@ -1,5 +1,4 @@
 import multiprocessing
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from kdr.data.loader import (
 from kdr.data.splits import open_splits
 from kdr.errors import ConfigError, TrialFailure
 from kdr.storage.layout import Storage
+from tests.data.conftest import CocoFolder
 
 
 def _data(**settings: object) -> ShapesData:
@@ -40,7 +40,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> CocoIndex:
     return open_splits(_data(), Storage.at(tmp_path_factory.mktemp("storage"))).train
 
 
-def _awkward_index(awkward) -> CocoIndex:
+def _awkward_index(awkward: CocoFolder) -> CocoIndex:
     return check_images(read_coco(awkward.images, awkward.annotations), full=False)
 
 
@@ -55,7 +55,9 @@ def _hashes(batches: TrainingBatches, epoch: int) -> list[str]:
     return [first_batch_hash(batch) for batch in batches.epoch(epoch)]
 
 
-def test_workers_past_epochs_and_abandoned_epochs_change_nothing(index: CocoIndex) -> None:
+def test_batches_do_not_depend_on_workers_or_on_past_and_abandoned_epochs(
+    index: CocoIndex,
+) -> None:
     resized = _data(resize=Resize(short_side_px=(32, 48, 64)))
     plain = TrainingBatches(index, resized, seed=0, batch_size=4)
     expected = [_hashes(plain, epoch) for epoch in range(3)]
@@ -69,7 +71,7 @@ def test_workers_past_epochs_and_abandoned_epochs_change_nothing(index: CocoInde
     assert _hashes(TrainingBatches(index, resized, seed=1, batch_size=4), 2) != expected[2]
 
 
-def test_closing_ends_the_workers_and_the_next_epoch_starts_new_ones(index: CocoIndex) -> None:
+def test_close_ends_the_workers_and_the_next_epoch_starts_new_ones(index: CocoIndex) -> None:
     batches = TrainingBatches(index, _data(), seed=0, batch_size=4, num_workers=1)
     first = _hashes(batches, 0)
     (worker,) = multiprocessing.active_children()
@@ -81,7 +83,7 @@ def test_closing_ends_the_workers_and_the_next_epoch_starts_new_ones(index: Coco
     batches.close()
 
 
-def test_loading_leaves_the_global_generator_alone(index: CocoIndex) -> None:
+def test_loading_does_not_draw_from_the_global_generator(index: CocoIndex) -> None:
     before = torch.get_rng_state()
     list(TrainingBatches(index, _data(), seed=0, batch_size=4).epoch(0))
     list(EvaluationBatches(index, _data(), batch_size=4))
@@ -89,9 +91,7 @@ def test_loading_leaves_the_global_generator_alone(index: CocoIndex) -> None:
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
-def test_the_world_size_does_not_change_what_is_in_a_global_batch(
-    index: CocoIndex, num_ranks: int
-) -> None:
+def test_a_global_batch_is_the_same_for_any_world_size(index: CocoIndex, num_ranks: int) -> None:
     whole = list(TrainingBatches(index, _data(), seed=3, batch_size=8).epoch(1))
     ranks = [
         list(
@@ -116,10 +116,14 @@ def test_the_world_size_does_not_change_what_is_in_a_global_batch(
         )
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused(index: CocoIndex) -> None:
+def test_a_batch_that_does_not_divide_by_the_number_of_workers_is_refused(
+    index: CocoIndex,
+) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"training\.batch_size: a batch must be a multiple of the 3 workers .* got 8 images",
+        match=(
+            r"training\.batch_size: must be a multiple of the number of workers, 3, got 8 images"
+        ),
     ):
         TrainingBatches(index, _data(), seed=0, batch_size=8, num_ranks=3)
     with pytest.raises(ConfigError, match=r"got 22 images \(batch_size 64, 22 training images\)"):
@@ -133,7 +137,7 @@ def test_a_set_smaller_than_a_batch_is_one_batch(index: CocoIndex) -> None:
     assert sorted(batch.image_ids) == index.image_ids
 
 
-def test_evaluation_goes_through_all_images_in_order_without_augmentation(
+def test_evaluation_covers_all_images_in_order_without_augmentation(
     index: CocoIndex,
 ) -> None:
     for num_workers in (0, 1):
@@ -150,7 +154,7 @@ def test_evaluation_goes_through_all_images_in_order_without_augmentation(
         assert np.array_equal(loaded[1].labels[1].numpy(), index.labels[9])
 
 
-def test_first_batches_are_the_first_images_as_evaluated(index: CocoIndex) -> None:
+def test_first_batches_are_those_of_the_evaluation(index: CocoIndex) -> None:
     evaluated = [
         first_batch_hash(batch) for batch in EvaluationBatches(index, _data(), batch_size=8)
     ]
@@ -162,7 +166,9 @@ def test_first_batches_are_the_first_images_as_evaluated(index: CocoIndex) -> No
     ] == evaluated
 
 
-def test_every_kind_of_image_lies_at_the_top_left_of_a_zero_padded_batch(awkward) -> None:
+def test_every_kind_of_image_is_at_the_top_left_of_a_zero_padded_batch(
+    awkward: CocoFolder,
+) -> None:
     index = _awkward_index(awkward)
     (batch,) = EvaluationBatches(
         index, _coco_data(resize=Resize(short_side_px=(80,), long_side_px=105)), batch_size=20
@@ -181,7 +187,9 @@ def test_every_kind_of_image_lies_at_the_top_left_of_a_zero_padded_batch(awkward
 
 
 @pytest.mark.parametrize(("square", "padded"), [(64, 64), (100, 128)])
-def test_a_square_is_the_size_of_every_batch(awkward, square: int, padded: int) -> None:
+def test_with_square_px_every_batch_has_that_size(
+    awkward: CocoFolder, square: int, padded: int
+) -> None:
     data = _coco_data(resize=Resize(square_px=square))
     shapes = {
         batch.images.shape[1:]
@@ -190,7 +198,7 @@ def test_a_square_is_the_size_of_every_batch(awkward, square: int, padded: int) 
     assert shapes == {(3, padded, padded)}
 
 
-def test_grouping_keeps_portraits_and_landscapes_apart(tmp_path: Path, awkward) -> None:
+def test_grouping_separates_portraits_from_landscapes(awkward: CocoFolder) -> None:
     index = _awkward_index(awkward)
     index = index.subset([5, 0, 5, 1, 5, 2, 5, 3, 1])
     batches = list(TrainingBatches(index, _coco_data(), seed=0, batch_size=2).epoch(0))
@@ -199,15 +207,15 @@ def test_grouping_keeps_portraits_and_landscapes_apart(tmp_path: Path, awkward) 
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-@pytest.mark.parametrize("damage", ["cut off", "gone", "resized"])
-def test_an_image_that_goes_bad_later_fails_the_trial_with_its_file_and_id(
-    awkward, num_workers: int, damage: str
+@pytest.mark.parametrize("damage", ["truncated", "deleted", "resized"])
+def test_an_image_damaged_after_the_check_fails_the_trial_with_its_file_and_id(
+    awkward: CocoFolder, num_workers: int, damage: str
 ) -> None:
     index = _awkward_index(awkward)
     path = awkward.images / "plain.jpg"
     content = path.read_bytes()
     path.unlink()
-    if damage == "cut off":
+    if damage == "truncated":
         path.write_bytes(content[: len(content) // 2])
     elif damage == "resized":
         Image.new("RGB", (50, 40)).save(path)
@@ -217,13 +225,13 @@ def test_an_image_that_goes_bad_later_fails_the_trial_with_its_file_and_id(
             0
         ),
     ):
-        with pytest.raises(TrialFailure, match=r"^bad_data: .*plain\.jpg: image 11 must") as caught:
+        with pytest.raises(TrialFailure, match=r"^bad_data: .*plain\.jpg: image 11: ") as caught:
             list(batches)
         assert caught.value.kind == "bad_data"
         assert multiprocessing.active_children() == []
 
 
-def test_the_hash_of_a_batch_sees_one_pixel_one_box_and_one_label(index: CocoIndex) -> None:
+def test_the_hash_of_a_batch_depends_on_every_pixel_box_and_label(index: CocoIndex) -> None:
     def loaded() -> Batch:
         return next(first_batches(index, _data(), count=1, batch_size=4))
 
@@ -235,7 +243,7 @@ def test_the_hash_of_a_batch_sees_one_pixel_one_box_and_one_label(index: CocoInd
     assert len(hashes) == 4
 
 
-def test_a_batch_moves_whole_to_a_device(awkward) -> None:
+def test_to_moves_all_tensors_of_a_batch(awkward: CocoFolder) -> None:
     (batch,) = EvaluationBatches(_awkward_index(awkward), _coco_data(), batch_size=20)
     moved = batch.to(torch.device("cpu"))
     assert first_batch_hash(moved) == first_batch_hash(batch)

@@ -10,7 +10,7 @@ from kdr.data.order import training_order
     seed=st.integers(0, 5),
     data=st.data(),
 )
-def test_an_order_holds_every_image_once_but_for_the_incomplete_remainder(
+def test_an_order_has_every_image_once_except_an_incomplete_remainder(
     num_images: int, batch_size: int, seed: int, data: st.DataObject
 ) -> None:
     portrait = data.draw(

@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_files_are_a_sound_coco_data_set(folder: Path) -> None:
+def test_the_files_are_a_valid_coco_data_set(folder: Path) -> None:
     index = check_images(read_coco(folder / "train", folder / "train.json"), full=True)
     assert index.categories == SHAPE_CLASSES
     assert len(index) == 150
@@ -32,7 +32,7 @@ def test_the_files_are_a_sound_coco_data_set(folder: Path) -> None:
     assert {len(boxes) for boxes in index.boxes} == {1, 2, 3, 4, 5, 6}
 
 
-def test_boxes_hold_the_visible_pixels_and_span_the_promised_sizes(folder: Path) -> None:
+def test_boxes_contain_the_visible_pixels_and_span_the_range_of_sizes(folder: Path) -> None:
     annotations = json.loads((folder / "train.json").read_text())["annotations"]
     width, height, area = np.array([[a["bbox"][2], a["bbox"][3], a["area"]] for a in annotations]).T
     assert (area <= width * height).all()
@@ -42,7 +42,7 @@ def test_boxes_hold_the_visible_pixels_and_span_the_promised_sizes(folder: Path)
     assert 48 < longest.max() <= 72
 
 
-def test_a_shape_can_be_told_from_its_surroundings(folder: Path) -> None:
+def test_a_shape_contrasts_with_its_surroundings(folder: Path) -> None:
     content = json.loads((folder / "train.json").read_text())
     contrasts = []
     for image in content["images"][:60]:
@@ -64,7 +64,7 @@ def test_a_shape_can_be_told_from_its_surroundings(folder: Path) -> None:
     assert np.median(contrasts) > 40
 
 
-def test_an_image_depends_on_seed_split_and_number_alone(folder: Path, tmp_path: Path) -> None:
+def test_an_image_depends_only_on_seed_split_and_number(folder: Path, tmp_path: Path) -> None:
     write_shapes(
         ShapesData(dataset="shapes", num_train=4, num_val=2, num_classes=8), tmp_path / "short"
     )
@@ -98,7 +98,7 @@ def test_other_sizes_and_few_classes_work(tmp_path: Path, side: int) -> None:
     assert index.categories == ("circle",)
 
 
-def test_a_killed_generation_leaves_no_folder_behind_and_the_next_one_succeeds(
+def test_a_killed_generator_leaves_no_folder_and_the_next_one_succeeds(
     tmp_path: Path,
 ) -> None:
     code = (
@@ -109,7 +109,7 @@ def test_a_killed_generation_leaves_no_folder_behind_and_the_next_one_succeeds(
     process = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".made-*/made/train/000003.jpg")):
-        assert process.poll() is None, "the generation ended too early"
+        assert process.poll() is None, "the generator ended too early"
         assert time.monotonic() < deadline, "no image was drawn"
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -119,8 +119,8 @@ def test_a_killed_generation_leaves_no_folder_behind_and_the_next_one_succeeds(
     assert len(list((tmp_path / "made/train").iterdir())) == 2
 
 
-def test_two_that_write_the_same_folder_at_once_both_succeed(tmp_path: Path) -> None:
-    failures = []
+def test_concurrent_writers_of_one_folder_all_succeed(tmp_path: Path) -> None:
+    failures: list[Exception] = []
 
     def write() -> None:
         try:
@@ -138,9 +138,9 @@ def test_two_that_write_the_same_folder_at_once_both_succeed(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported_by_name(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StorageError, match=r"file/made: needs a folder that can be written"):
+    with pytest.raises(StorageError, match=r"file/made: cannot write the generated shapes"):
         write_shapes(
             ShapesData(dataset="shapes", num_train=1, num_val=1), tmp_path / "file" / "made"
         )

@@ -8,13 +8,14 @@ from kdr.data.coco import coco_ground_truth
 from kdr.data.splits import open_splits, search_split
 from kdr.errors import DataError
 from kdr.storage.layout import Storage
+from tests.data.conftest import CocoFolder
 
 
 def _shapes(**settings: object) -> ShapesData:
     return ShapesData(dataset="shapes", image_size_px=32, num_train=20, num_val=5, **settings)
 
 
-def _coco(awkward, **settings: object) -> CocoData:
+def _coco(awkward: CocoFolder, **settings: object) -> CocoData:
     images, annotations = str(awkward.images), str(awkward.annotations)
     files = {
         "train_images": images,
@@ -25,7 +26,7 @@ def _coco(awkward, **settings: object) -> CocoData:
     return CocoData(dataset="coco", **(files | settings))
 
 
-def test_shapes_are_drawn_once_and_then_read(tmp_path: Path) -> None:
+def test_shapes_are_generated_once_and_then_read(tmp_path: Path) -> None:
     storage = Storage.at(tmp_path)
     splits = open_splits(_shapes(), storage)
     assert (len(splits.train), len(splits.evaluation)) == (20, 5)
@@ -37,7 +38,7 @@ def test_shapes_are_drawn_once_and_then_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("amount", "held_out"), [(0.25, 5), (0.01, 1), (3.0, 3), (19.0, 19)])
-def test_a_search_split_is_evaluated_on_instead_of_the_validation_set(
+def test_a_search_split_replaces_the_validation_set(
     tmp_path: Path, amount: float, held_out: int
 ) -> None:
     splits = open_splits(_shapes(search_split=amount), Storage.at(tmp_path))
@@ -56,32 +57,36 @@ def test_a_larger_search_split_contains_the_smaller_one(tmp_path: Path) -> None:
     assert small != {1, 2, 3, 4}
 
 
-def test_a_coco_folder_opens_with_orientation_and_counts(awkward, tmp_path: Path) -> None:
+def test_a_coco_data_set_opens_with_orientation_and_counts(
+    awkward: CocoFolder, tmp_path: Path
+) -> None:
     splits = open_splits(_coco(awkward), Storage.at(tmp_path / "storage"), check="full")
     assert splits.train.orient.sum() == 1
     assert "1 CMYK files" in splits.evaluation.summary()
 
 
-def test_a_search_split_that_leaves_nothing_is_refused(awkward, tmp_path: Path) -> None:
+def test_a_search_split_that_leaves_nothing_is_refused(awkward: CocoFolder, tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"data\.search_split: must leave training images, got 9 of the 9 images"
     ):
         open_splits(_coco(awkward, search_split=9), Storage.at(tmp_path / "storage"))
 
 
-def test_categories_of_training_and_validation_must_agree(awkward, tmp_path: Path) -> None:
+def test_categories_of_training_and_validation_must_be_equal(
+    awkward: CocoFolder, tmp_path: Path
+) -> None:
     content = json.loads(awkward.annotations.read_text())
     content["categories"][0]["name"] = "brush"
     other = tmp_path / "val.json"
     other.write_text(json.dumps(content))
     with pytest.raises(
         DataError,
-        match=r"val\.json: must have the categories of .*instances\.json.* brush, toothbrush",
+        match=r"val\.json: its categories differ from .*instances\.json: .* brush, toothbrush",
     ):
         open_splits(_coco(awkward, val_annotations=str(other)), Storage.at(tmp_path / "storage"))
 
 
-def test_only_the_full_check_decodes(awkward, tmp_path: Path) -> None:
+def test_only_the_full_check_decodes(awkward: CocoFolder, tmp_path: Path) -> None:
     path = awkward.images / "plain.jpg"
     path.write_bytes(path.read_bytes()[:-200])
     open_splits(_coco(awkward), Storage.at(tmp_path / "storage"))
