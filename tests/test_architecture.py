@@ -62,7 +62,6 @@ AT_HOME: dict[str, set[str]] = {
     "yaml": {"config"},
     "pyarrow": {"results", "report", "storage"},  # the log is handed over as Arrow tables
     "duckdb": {"results"},
-    "scipy": {"report"},
     "plotly": {"report"},
     "jinja2": {"report"},
     "torch": {"data", "detectors", "distill", "training"},

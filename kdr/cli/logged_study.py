@@ -63,8 +63,10 @@ def read_logged_study(
     """
     from kdr.cli.output import warn
     from kdr.results.fragments import logged_studies
+    from kdr.results.pandas_free import start_without_pandas
     from kdr.results.reader import read_log
 
+    start_without_pandas()
     place, name = Storage.at(storage), study_name(argument)
     log = read_log(place, name, leave_out=leave_out)
     warn(damage(log))

@@ -95,8 +95,10 @@ def _read_log(storage: "Storage") -> "Log | None":
     """The log; None where there is none yet, so that a first plan is instant."""
     if not storage.log.exists():
         return None
+    from kdr.results.pandas_free import start_without_pandas
     from kdr.results.reader import read_log
 
+    start_without_pandas()
     return read_log(storage)
 
 

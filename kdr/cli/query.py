@@ -46,12 +46,14 @@ def command(
     """
     from kdr.cli.logged_study import damage
     from kdr.cli.output import print_table, warn
+    from kdr.results.pandas_free import start_without_pandas
     from kdr.results.sql import query
     from kdr.storage.layout import Storage
 
     chosen = format_ or _format_of(output)
     if chosen == "parquet" and output is None:
         raise ConfigError("--format: parquet needs a file, got none. Add --output FILE")
+    start_without_pandas()
     answer = query(Storage.at(storage), sql, on_log=lambda log: warn(damage(log)))
     if output is not None:
         _write(answer, output, chosen)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from kdr.config.data import CocoData, ShapesData
+from kdr.config.descriptions import descriptions_of
 from kdr.config.renamed import old_names
 from kdr.config.study import Study
 from kdr.config.trial import TrialConfig
@@ -28,7 +29,10 @@ def settings_reference() -> str:
     """Returns the reference as Markdown: one table per group of settings, as in a study file."""
     sections = [HEAD]
     for path, model in settings_groups():
-        rows = "".join(_row(path, name, field) for name, field in model.model_fields.items())
+        texts = descriptions_of(model)
+        rows = "".join(
+            _row(path, name, field, texts[name]) for name, field in model.model_fields.items()
+        )
         summary = " ".join((model.__doc__ or "").split())
         sections.append(
             f"## {_title(path, model)}\n\n{summary}\n\n| setting | takes | default | meaning "
@@ -69,9 +73,9 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     )
 
 
-def _row(group: str, name: str, field: FieldInfo) -> str:
+def _row(group: str, name: str, field: FieldInfo, text: str) -> str:
     former = [f"Formerly `{old}`." for old in old_names(group, name)]
-    meaning = " ".join([*(field.description or "").split(), *former])
+    meaning = " ".join([*text.split(), *former])
     cells = (f"`{field.alias or name}`", _takes(field), _default(field), meaning)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 

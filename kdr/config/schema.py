@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from kdr.config.descriptions import DescribedJsonSchema
 from kdr.config.reference import settings_groups
 from kdr.config.renamed import old_names
 from kdr.config.search import EarlyStopping, Sampler
@@ -17,8 +18,10 @@ from kdr.config.trial import TrialConfig
 
 def study_schema() -> dict[str, Any]:
     """The schema (draft 2020-12) as plain values."""
-    schema = Study.model_json_schema(by_alias=True)
-    trial = TrialConfig.model_json_schema(by_alias=True, ref_template="#/$defs/{model}")
+    schema = Study.model_json_schema(schema_generator=DescribedJsonSchema)
+    trial = TrialConfig.model_json_schema(
+        ref_template="#/$defs/{model}", schema_generator=DescribedJsonSchema
+    )
     definitions = {**schema.pop("$defs"), **trial.pop("$defs"), "TrialConfig": trial}
     _add_old_names(definitions)
     for settings, names in (

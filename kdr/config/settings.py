@@ -16,9 +16,7 @@ Count = Annotated[int, Field(ge=1)]
 class Settings(BaseModel):
     """A frozen group of settings whose field docstrings are their documentation."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def with_changes(self, **changes: Any) -> Self:
         """A copy with some fields changed. The fields that the user set stay the fields that the

@@ -6,6 +6,7 @@ equivalence test are all those of Student's t; beside them stands the exact sign
 no normal distribution. `docs/ablations.md` tells users what the words mean.
 """
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +14,15 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special
+
+from kdr.report.student_t import t_cdf, t_quantile
 
 Word = Literal["helps", "hurts", "no relevant effect", "undecided"]
 ALPHA = 0.05
 """Level of every test, after adjustment; intervals cover 1 - ALPHA."""
 MOST_SEEDS = 1000
 """Where the search for a sufficient number of seeds ends."""
+_t_cdf = np.vectorize(t_cdf, otypes=[float])
 _MOST_FLIPS = 40  # seeds up to which all 2^n signs are counted, as two halves of at most 2^20
 
 
@@ -164,19 +167,19 @@ def holm(p: ArrayLike) -> Any:
 
 def two_sided_p(difference: Any, se: Any, df: Any) -> Any:
     """Two-sided p of the t test that a difference is 0; for numbers or arrays."""
-    return 2 * special.stdtr(df, -np.abs(difference) / se)
+    return 2 * _t_cdf(-np.abs(difference) / se, df)
 
 
-def half_width(se: Any, df: Any, level: float = ALPHA) -> Any:
-    """Half the width of the t interval that covers 1 - level; for numbers or arrays."""
-    return special.stdtrit(df, 1 - level / 2) * se
+def half_width(se: Any, df: float, level: float = ALPHA) -> Any:
+    """Half the width of the t interval that covers 1 - level; for numbers or arrays of errors."""
+    return t_quantile(1 - level / 2, df) * se
 
 
 def equivalence_p(difference: Any, se: Any, df: Any, margin: float) -> Any:
     """The larger p of two one-sided t tests (TOST; Schuirmann 1987) that a difference lies within
     +-margin.
     """
-    return special.stdtr(df, (np.abs(difference) - margin) / se)
+    return _t_cdf((np.abs(difference) - margin) / se, df)
 
 
 def sign_flip_p(differences: ArrayLike) -> float | None:
@@ -232,9 +235,13 @@ def _more_seeds(effect: Effect, margin: float | None, family: int) -> int:
     """The smallest number of further seeds at which a test decides, as the hardest of its
     family.
     """
-    n = np.arange(effect.n + 1, effect.n + MOST_SEEDS)
-    se, df = effect.with_seeds(n)
-    decides = family * two_sided_p(effect.difference, se, df) < ALPHA
-    if margin is not None:
-        decides |= family * equivalence_p(effect.difference, se, df, margin) < ALPHA
-    return int(n[decides][0]) - effect.n if decides.any() else MOST_SEEDS
+
+    def decides(num_more: int) -> bool:
+        se, df = effect.with_seeds(effect.n + num_more)
+        p = two_sided_p(effect.difference, se, df)
+        if margin is not None:
+            p = min(p, equivalence_p(effect.difference, se, df, margin))
+        return bool(family * p < ALPHA)
+
+    # every further seed lowers the p of a test that can ever decide, so bisection finds the first
+    return 1 + bisect.bisect_left(range(1, MOST_SEEDS), True, key=decides)

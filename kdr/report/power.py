@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import special
 
 from kdr.report.effects import ALPHA
+from kdr.report.student_t import noncentral_t_cdf, t_quantile
 
 POWER = 0.8
 """Share of studies in which an effect of the smallest decidable size is found."""
@@ -49,10 +49,9 @@ def power_of(effect: float, num_seeds: int, num_comparisons: int = 1) -> float:
     the paired differences.
     """
     df, shift = num_seeds - 1, effect * math.sqrt(num_seeds)
-    critical = special.stdtrit(df, 1 - ALPHA / num_comparisons / 2)
-    # NaN where it is 0 to the last bit
-    below, not_above = np.nan_to_num(special.nctdtr(df, shift, [-critical, critical]))
-    return float(1 - not_above + below)
+    critical = t_quantile(1 - ALPHA / num_comparisons / 2, df)
+    below = noncentral_t_cdf(-critical, df, shift)
+    return 1 - noncentral_t_cdf(critical, df, shift) + below
 
 
 def spread_of_differences(

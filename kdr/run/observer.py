@@ -1,9 +1,10 @@
 """What a run tells whoever watches it. The command line draws it; the engine does not know how."""
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from kdr.training.findings import Finding
+if TYPE_CHECKING:
+    from kdr.training.findings import Finding
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Observer(Protocol):
     def phase(self, text: str) -> None:
         """A new part of the run has begun."""
 
-    def finding(self, finding: Finding) -> None:
+    def finding(self, finding: "Finding") -> None:
         """The pre-flight has found something."""
 
     def plan(self, num_trials: int | None, num_done: int, num_concurrent: int) -> None:
