@@ -16,7 +16,8 @@ Count = Annotated[int, Field(ge=1)]
 class Settings(BaseModel):
     """A frozen group of settings whose field docstrings are their documentation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # validators are built when a group is first read: most commands read few groups
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     def with_changes(self, **changes: Any) -> Self:
         """A copy with some fields changed. The fields that the user set stay the fields that the

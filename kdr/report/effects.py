@@ -59,7 +59,7 @@ class Effect:
     @property
     def interval(self) -> tuple[float, float] | None:
         """The 95 % t interval of the difference, not adjusted for other comparisons."""
-        if self.se is None:
+        if self.se is None or self.df is None:
             return None
         half = float(half_width(self.se, self.df))
         return self.difference - half, self.difference + half
