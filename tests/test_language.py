@@ -37,7 +37,6 @@ PENDING = (
     "kdr/cli/",
     "kdr/config/",
     "kdr/detectors/",
-    "kdr/distill/",
     "kdr/errors.py",
     "kdr/plan/",
     "kdr/randomness.py",

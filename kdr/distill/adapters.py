@@ -1,5 +1,7 @@
-"""Adapters from a student's channels to a teacher's: convolutions whose draws are addressed and
-shift no other.
+"""Adapters from a student's channels to a teacher's.
+
+Each convolution draws its initial weights from its own generator, so adding or removing one
+changes no other.
 """
 
 import math
@@ -17,16 +19,18 @@ AdapterInit = Literal["dirac", "kaiming", "tiny"]
 
 
 class Adapter(nn.Sequential):
-    """A convolution from one number of channels to another, with a normalisation or a bias; or
-    nothing at all.
+    """A convolution that changes the number of channels, followed by a norm or with a bias.
+
+    The kind `identity` has no layer at all.
 
     Args:
         num_in: channels in.
         num_out: channels out.
         kind: `conv1x1`, `conv3x3` or `identity`.
-        norm: `none`, `batch` (of this process alone, as in ReviewKD) or `group`.
-        init: `dirac` where channels in = out, else kaiming uniform with a=1 as in ReviewKD; or
-            always `kaiming`; or `tiny`, so that what comes out starts near 0, as in DeFeat.
+        norm: `none`, `batch` (statistics of this process alone, as in ReviewKD) or `group`.
+        init: `dirac` is the identity where channels in = out, else Kaiming uniform with a=1 as in
+            ReviewKD; `kaiming` is always the latter; `tiny` starts the output near 0, as in
+            DeFeat.
         seed: seed of the initial weights.
     """
 
@@ -44,11 +48,12 @@ class Adapter(nn.Sequential):
         if kind == "identity":
             return
         side = {"conv1x1": 1, "conv3x3": 3}[kind]
+        # a norm has a bias of its own, which makes the convolution's redundant
         conv = blank_conv(num_in, num_out, side, bias=norm == "none")
         generator = torch.Generator().manual_seed(seed)
         if init == "dirac" and num_in == num_out:
             nn.init.dirac_(conv.weight)
-        elif init == "tiny":
+        elif init == "tiny":  # DeFeat's: a normal cut at two deviations, times 1e-4
             nn.init.trunc_normal_(conv.weight, std=1e-4, a=-2e-4, b=2e-4, generator=generator)
         else:
             nn.init.kaiming_uniform_(conv.weight, a=1, generator=generator)
@@ -60,13 +65,15 @@ class Adapter(nn.Sequential):
 
 
 class BatchNormOfAnySize(nn.BatchNorm2d):
-    """Batch norm that uses its running statistics where a channel has one value: one image at a
-    level of one cell.
+    """Batch norm that falls back to its running statistics if a channel has a single value.
+
+    That happens with one image at a level of one cell, where torch's own raises "Expected more
+    than 1 value per channel when training".
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises (N, C, H, W)."""
-        if x.numel() > x.shape[1]:
+        if x.numel() > x.shape[1]:  # shapes are known on the host: no wait for the GPU
             return super().forward(x)
         return F.batch_norm(
             x,
@@ -80,9 +87,7 @@ class BatchNormOfAnySize(nn.BatchNorm2d):
 
 
 def refuse_identity(setting: str, kind: AdapterKind, level: str, num_in: int, num_out: int) -> None:
-    """Raises ConfigError, naming the setting's path, if an identity adapter would have to change
-    the number of channels.
-    """
+    """Raises ConfigError, naming the setting, if an identity adapter would change the channels."""
     if kind == "identity" and num_in != num_out:
         raise ConfigError(
             f"{setting}: identity needs equal channels in and out, got {num_in} and {num_out} at "
@@ -91,10 +96,9 @@ def refuse_identity(setting: str, kind: AdapterKind, level: str, num_in: int, nu
 
 
 def default_conv(num_in: int, num_out: int, side: int = 1, *, seed: int) -> nn.Conv2d:
-    """A convolution with the weights that torch would draw by default, and a bias that starts at
-    0.
-    """
+    """Builds a convolution with torch's default distribution of weights, and a bias of 0."""
     conv = blank_conv(num_in, num_out, side, bias=True)
+    # a=sqrt(5) as in nn.Conv2d.reset_parameters
     nn.init.kaiming_uniform_(
         conv.weight, a=math.sqrt(5), generator=torch.Generator().manual_seed(seed)
     )
@@ -102,7 +106,11 @@ def default_conv(num_in: int, num_out: int, side: int = 1, *, seed: int) -> nn.C
 
 
 def blank_conv(num_in: int, num_out: int, side: int, *, bias: bool) -> nn.Conv2d:
-    """A convolution whose weights are still to be set; torch's global generator is not touched."""
+    """Builds a convolution whose weights are not initialised.
+
+    nn.Conv2d draws weights from torch's global generator, which would shift every later draw of the
+    trial. Built on `meta`, it draws nothing.
+    """
     conv = nn.Conv2d(num_in, num_out, side, padding=side // 2, bias=bias, device="meta").to_empty(
         device="cpu"
     )
@@ -112,7 +120,7 @@ def blank_conv(num_in: int, num_out: int, side: int, *, bias: bool) -> nn.Conv2d
 
 
 def _num_groups(channels: int) -> int:
-    """At most 32 groups, of at least 8 channels each if there are as many."""
+    """Returns the most groups, up to 32, that divide the channels into parts of 8 or more."""
     return max(
         groups for groups in range(1, max(1, min(32, channels // 8)) + 1) if channels % groups == 0
     )

@@ -1,6 +1,4 @@
-"""The student's feature levels as most methods compare them: in the channels and cells of the
-teacher's.
-"""
+"""Brings the student's feature levels to the channels and cells of the teacher's."""
 
 from collections.abc import Iterator
 
@@ -15,17 +13,16 @@ from kdr.randomness import address
 
 
 class AlignedLevels(nn.Module):
-    """Brings each level of the student that learns to the channels and cells of its teacher's
-    level.
+    """Aligns each student level with its teacher level: channels by an adapter, cells by resizing.
 
     Args:
-        method: name of the method that asks.
+        method: name of the method, for messages and as part of the address of initial weights.
         levels: the levels that learn.
         seed: the trial's seed.
         kind: kind of the adapters.
         init: their initial weights, see `Adapter`.
-        where_channels_differ: adapt only the levels whose channels differ from the teacher's, as
-            FGD, MGD and CWD do.
+        where_channels_differ: adapt only levels whose channels differ from the teacher's, as FGD,
+            MGD and CWD do.
 
     Raises:
         ConfigError: if an identity adapter would have to change the number of channels.
@@ -49,13 +46,14 @@ class AlignedLevels(nn.Module):
         ):
             if kind == "identity" and num_in != num_out:
                 raise ConfigError(
-                    f"distill.{method}: without adapters needs equal channels of student and "
-                    f"teacher, got {num_in} and {num_out} at {name}. Give the student as many FPN "
-                    "channels, or take a method with adapters, such as cwd"
+                    f"distill.{method}: without adapters, student and teacher need equal channels, "
+                    f"got {num_in} and {num_out} at {name}. Set student.fpn_channels to the "
+                    "teacher's, or use a method with adapters, such as cwd"
                 )
             its_kind: AdapterKind = (
                 "identity" if where_channels_differ and num_in == num_out else kind
             )
+            # addressed by name, not index: leaving a level out keeps the others' initial weights
             its_seed = address(seed, method, "align", name)
             self.adapters[name] = Adapter(
                 num_in, num_out, kind=its_kind, norm="none", init=init, seed=its_seed
@@ -63,8 +61,9 @@ class AlignedLevels(nn.Module):
         self._to_teachers_grid = ToTeachersGrid(method)
 
     def forward(self, student: Outputs, teacher: Outputs) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Yields (name, aligned student features, teacher features) of each level, finest first, in
-        equal shapes.
+        """Yields (name, aligned student features, teacher features) per level, finest first.
+
+        Both features of a level have the same shape.
         """
         of_student = self.levels.of_student(student.features)
         of_teacher = self.levels.of_teacher(teacher.features)

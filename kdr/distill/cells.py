@@ -1,6 +1,4 @@
-"""The cells of feature maps: how many there are, which of them see an image, and one map brought to
-the cells of another.
-"""
+"""The cells of feature maps: which of them see an image, and resizing one map to another's."""
 
 import logging
 from collections.abc import Sequence
@@ -15,19 +13,20 @@ _log = logging.getLogger(__name__)
 
 
 def grid_of(features: Tensor) -> tuple[int, int]:
-    """(H, W) of a feature map."""
+    """Returns (H, W) of a feature map."""
     return features.shape[-2], features.shape[-1]
 
 
 class ValidCells:
-    """Which cells of feature maps touch the unpadded images of a batch: V in docs/method.md, F.1,
-    once for each size of map.
+    """Marks the cells that touch the unpadded images of a batch: V in docs/method.md, F.1.
+
+    Computed once per size of feature map.
 
     Args:
         image_sizes: (height, width) of each image in pixels, before padding.
         batch_size: (height, width) of the padded batch in pixels.
         device: of the feature maps.
-        count_padding: take every image to fill its batch: V = 1.
+        count_padding: count padded cells too: V = 1 everywhere.
     """
 
     def __init__(
@@ -41,10 +40,11 @@ class ValidCells:
         self._image_sizes = [batch_size] * len(image_sizes) if count_padding else image_sizes
         self._batch_size, self._device = batch_size, device
         self._is_padded = is_padded(self._image_sizes, batch_size)
+        # by size: student and teacher levels mostly share one, and so one mask
         self._of_grids: dict[tuple[int, int], Tensor] = {}
 
     def like(self, features: Tensor) -> Tensor:
-        """(N, H, W) bool, for a feature map (N, C, H, W)."""
+        """Returns (N, H, W) bool for a feature map (N, C, H, W)."""
         grid = grid_of(features)
         if grid not in self._of_grids:
             self._of_grids[grid] = valid_cells(
@@ -53,35 +53,41 @@ class ValidCells:
         return self._of_grids[grid]
 
     def padding_like(self, features: Tensor) -> Tensor | None:
-        """The other cells, (N, 1, H, W) bool, for a feature map (N, C, H, W); None where there are
-        none.
+        """Returns the padded cells, (N, 1, H, W) bool, for a feature map (N, C, H, W).
+
+        None if no image is padded: callers can skip masking without reading the mask, which would
+        wait for the GPU.
         """
         return ~self.like(features)[:, None] if self._is_padded else None
 
 
 class ToTeachersGrid:
-    """Resizes features of the student to the cells of the teacher's (bilinear), and says so once
-    per level.
+    """Resizes student features to the teacher's cells (bilinear), and logs it once per level.
 
     Args:
-        method: name of the method that asks.
+        method: name of the method, for the log.
     """
 
     def __init__(self, method: str) -> None:
         self._method = method
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
     def __call__(self, features: Tensor, teacher: Tensor, level: str) -> Tensor:
-        """(N, C, H, W) of the student with H and W of the teacher's; `level` is its name for the
-        log.
+        """Returns student features (N, C, H, W) with H and W of the teacher's.
+
+        Args:
+            features: (N, C, H, W) student features.
+            teacher: (N, C, H, W) teacher features.
+            level: name of the level, for the log.
         """
         grid = grid_of(teacher)
         if grid_of(features) == grid:
             return features
-        if level not in self._told:
-            self._told.add(level)
+        # logged, because it blurs the student's features and no setting asked for it
+        if level not in self._logged:
+            self._logged.add(level)
             _log.info(
-                "%s: %s of the student, %s cells, is resized to the teacher's %s",
+                "%s: student level %s of %s cells is resized to the teacher's %s",
                 self._method,
                 level,
                 grid_of(features),

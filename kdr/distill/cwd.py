@@ -1,6 +1,4 @@
-"""CWD: each channel is a distribution over the cells, and the student's is drawn towards the
-teacher's.
-"""
+"""CWD: each channel as a distribution over cells; the student's is matched to the teacher's."""
 
 from typing import Any
 
@@ -16,8 +14,9 @@ from kdr.distill.method import Method, Outputs, Setup, Term
 
 
 def channel_divergence(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
-    r"""Kullback-Leibler divergence of the channels' distributions over cells, mean over images and
-    channels.
+    r"""Returns the KL divergence of the channels' distributions over cells.
+
+    Mean over images and channels (docs/method.md, A.6):
 
         L = tau^2 / (N C) sum_{n,c} KL( softmax_{hw}(T_{nc} / tau) || softmax_{hw}(S_{nc} / tau) )
 
@@ -36,6 +35,7 @@ def channel_divergence(student: Tensor, teacher: Tensor, *, temperature: float) 
         ShapeMismatchError: if the two feature maps differ in shape.
     """
     refuse_unequal_shapes(student, teacher)
+    # a softmax over the 16,800 cells of P3 at 800 x 1344 px is too coarse in 16 bits
     with torch.autocast(student.device.type, enabled=False):
         dtype = torch.promote_types(
             torch.promote_types(student.dtype, teacher.dtype), torch.float32
@@ -44,6 +44,7 @@ def channel_divergence(student: Tensor, teacher: Tensor, *, temperature: float) 
             (features.to(dtype).flatten(2) / temperature).log_softmax(-1)
             for features in (student, teacher.detach())
         )
+        # summed here and divided below, since "batchmean" divides by images and not by channels
         divergence = F.kl_div(of_student, of_teacher, reduction="sum", log_target=True)
         return divergence * temperature**2 / (student.shape[0] * student.shape[1])
 
@@ -51,7 +52,7 @@ def channel_divergence(student: Tensor, teacher: Tensor, *, temperature: float) 
 class Cwd(Method):
     """L = sum_l `channel_divergence`(a_l(S_l), T_l), with 1x1 adapters a_l where channels differ.
 
-    The softmax goes over padding, too, as in the original.
+    The softmax includes padded cells, as in the original.
 
     Args:
         aligned: the levels, adapted.

@@ -1,4 +1,4 @@
-"""DeFeat: foreground and background of the neck's features are imitated apart."""
+"""DeFeat: foreground and background of the neck's features are distilled separately."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,11 +16,12 @@ from kdr.distill.method import Method, Outputs, Setup, Term
 
 
 def decoupled_distances(student: Tensor, teacher: Tensor, regions: Tensor) -> Tensor:
-    r"""Half the mean squared difference over each region of the whole batch: (J,).
+    r"""Returns half the mean squared difference over each region of the whole batch: (J,).
 
         L_j = sum_n sum_{hw} M_j sum_c (S - T)^2 / max(1, 2 C sum_n sum_{hw} M_j)
 
-    Guo et al., "Distilling Object Detectors via Decoupled Features", CVPR 2021, as in its code.
+    Guo et al., "Distilling Object Detectors via Decoupled Features", CVPR 2021, as in its code
+    (docs/method.md, A.2).
 
     Args:
         student: (N, C, H, W) student features, already projected to the teacher's channels.
@@ -29,17 +30,17 @@ def decoupled_distances(student: Tensor, teacher: Tensor, regions: Tensor) -> Te
     """
     errors = squared_errors(student, teacher)
     regions = regions.to(errors.dtype)
+    # `errors` is a mean over channels, so C cancels; the clamp matters for an empty region alone
     return (regions * errors).sum((1, 2, 3)) / (2 * regions.sum((1, 2, 3))).clamp(min=1)
 
 
 class Defeat(Method):
-    """DeFeat's loss of the neck: L = 1/L sum_l ( w_fg L_fg + w_bg L_bg ), with L_j of
-    `decoupled_distances`, 3x3 adapters.
+    """DeFeat's neck loss: L = 1/L sum_l ( w_fg L_fg + w_bg L_bg ), L_j from `decoupled_distances`.
 
-    Each box is foreground on the one level of its size (`boxes_of_level`), background everywhere
-    else. What differs from the original: a box covers every cell that it touches
-    (`foreground_mask`), where the original cuts its edges to whole cells and leaves a single cell
-    of a box that is long but thin. The loss of the original's head is not here.
+    Adapters are 3x3 convolutions. Each box is foreground on the one level of its size
+    (`boxes_of_level`) and background on all others. Different from the original: a box covers every
+    cell it touches (`foreground_mask`); the original truncates edges to whole cells, and a long
+    thin box keeps a single cell. The original's head loss is not implemented.
 
     Args:
         aligned: the levels, adapted.
@@ -70,10 +71,12 @@ class Defeat(Method):
     ) -> list[Term]:
         """Returns the terms `defeat.foreground` and `defeat.background`. See `Method`."""
         stacked = padded_boxes(boxes)
+        # as if every image filled its batch: padding counts, as in the original
         valid = ValidCells([batch_size] * len(boxes), batch_size, stacked.device)
         num_levels = len(self.aligned.levels)
         distances = []
         for level, (_, features, target) in enumerate(self.aligned(student, teacher)):
+            # counted from the finest level that learns, as in the original, not by stride
             its_boxes = boxes_of_level(stacked, level, num_levels)
             foreground = foreground_mask(its_boxes, valid.like(target), batch_size, values="binary")
             regions = torch.stack([foreground, background_mask(foreground, valid.like(target))])
@@ -85,7 +88,7 @@ class Defeat(Method):
         ]
 
     def units(self, grids: Sequence[tuple[int, int]], boxes_per_image: float) -> dict[str, float]:  # noqa: ARG002
-        """Half a region's weight over the number of levels."""
+        """Returns half of each region's weight, divided by the number of levels."""
         names = self.aligned.levels.names
         return {
             f"{term}.{name}": weight / 2 / len(names)
@@ -101,6 +104,8 @@ def build_defeat(settings: DefeatConfig, setup: Setup) -> Defeat:
         ConfigError: if no level matches.
     """
     levels = matched_levels(setup, "defeat").only(settings.levels, "distill.defeat.levels")
+    # `tiny` starts the loss near the teacher's energy and passes almost no gradient on, so
+    # `calibrate` would measure the adapters and not the method (docs/evidence.md)
     aligned = AlignedLevels("defeat", levels, seed=setup.seed, kind="conv3x3", init="tiny")
     return Defeat(
         aligned,

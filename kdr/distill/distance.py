@@ -1,4 +1,4 @@
-"""How far two feature maps are apart, as a weighted mean of squares at several pooling scales.
+"""The distance between two feature maps: weighted mean squares at several pooling scales.
 
 Equations: docs/method.md, F.4. Always in float32 (float64 stays float64), even under autocast.
 """
@@ -24,8 +24,7 @@ def masked_pyramid_distance(
     scales: Sequence[Scale],
     scales_below: ScalesBelow = "side",
 ) -> Tensor:
-    """Measures how far student features are from the teacher's, averaged over several pooling
-    scales.
+    """Returns the distance of student features from the teacher's, averaged over pooling scales.
 
     Equations: docs/method.md, F.4. With weight 1 everywhere and `scales_below="height"` this is
     ReviewKD's hierarchical context loss (Chen et al., CVPR 2021).
@@ -34,15 +33,15 @@ def masked_pyramid_distance(
         student: (N, C, H, W) student features, already projected to the teacher's channels.
         teacher: (N, C, H, W) teacher features; no gradient flows into them.
         weight: (N, H, W) non-negative weights; an image whose weights are all 0 contributes 0.
-        scales: "full" or the side k of a k x k grid; scales that do not fit are skipped, "full" is
-            used if none fits.
-        scales_below: a scale k fits if k is smaller than the shorter side, or than the height.
+        scales: "full" or the side k of a k x k grid. Scales that do not fit are skipped; if none
+            fits, "full" is used.
+        scales_below: whether k must be below the shorter side of the map or below its height.
 
     Returns:
         Scalar, mean over images, in units of squared feature.
 
     Raises:
-        ShapeMismatchError: if the two feature maps differ in shape, or the weight in its cells.
+        ShapeMismatchError: if the feature maps differ in shape, or the weight differs in cells.
     """
     return masked_pyramid_distances(
         student, teacher, weight[None], scales=scales, scales_below=scales_below
@@ -57,12 +56,11 @@ def masked_pyramid_distances(
     scales: Sequence[Scale],
     scales_below: ScalesBelow = "side",
 ) -> Tensor:
-    """Measures the same two feature maps under J weightings at once: `masked_pyramid_distance` for
-    each, (J,).
+    """Returns `masked_pyramid_distance` of two feature maps under J weightings at once: (J,).
 
-    Masked pooling is one matrix product of the difference with the pooling matrices times the
-    weights: the difference is read once for all regions and scales, and its gradient, unlike that
-    of adaptive pooling on a GPU, is deterministic.
+    Masked pooling is one matrix product of the difference with (weights x pooling matrices). It
+    reads the difference once for all regions and scales, and its gradient is deterministic on a
+    GPU, unlike that of adaptive pooling.
 
     Args:
         student: (N, C, H, W), see `masked_pyramid_distance`.
@@ -82,13 +80,15 @@ def masked_pyramid_distances(
             f"and {tuple(weights.shape)}. Project and resize first"
         )
     used = used_scales(scales, (height, width), below=scales_below)
+    # halved per scale that is used, not per scale that is set: ReviewKD's rule
     halves = [0.5**i for i in range(len(used))]
     omegas = [half / sum(halves) for half in halves]
+    # 16-bit sums over thousands of squares lose digits, or overflow in fp16
     with torch.autocast(student.device.type, enabled=False):
         difference = _difference(student, teacher)
         weights = weights.detach().to(difference.dtype)
         total = difference.new_zeros(len(weights))
-        if used[0] == "full":
+        if used[0] == "full":  # no pooling matrix: it would be (H W) x (H W)
             total = total + omegas[0] * _cell_distances(difference, weights)
         pooled = [(k, omega) for k, omega in zip(used, omegas, strict=True) if k != "full"]
         if pooled:
@@ -99,7 +99,7 @@ def masked_pyramid_distances(
 def squared_errors(
     student: Tensor, teacher: Tensor, *, channel_weights: Tensor | None = None
 ) -> Tensor:
-    """The squared difference of each cell, as a mean over channels: (N, H, W).
+    """Returns the squared difference of each cell, as a mean over channels: (N, H, W).
 
     Args:
         student: (N, C, H, W) student features, already projected to the teacher's channels.
@@ -118,9 +118,7 @@ def squared_errors(
 
 
 def refuse_unequal_shapes(student: Tensor, teacher: Tensor) -> None:
-    """Raises ShapeMismatchError where student features (N, C, H, W) have not been brought to the
-    teacher's shape.
-    """
+    """Raises ShapeMismatchError unless both features have one shape (N, C, H, W)."""
     if student.shape != teacher.shape:
         raise ShapeMismatchError(
             "distill: student and teacher features must agree in images, channels and cells, "
@@ -131,20 +129,20 @@ def refuse_unequal_shapes(student: Tensor, teacher: Tensor) -> None:
 def used_scales(
     scales: Sequence[Scale], grid: tuple[int, int], *, below: ScalesBelow
 ) -> list[Scale]:
-    """The scales that fit a feature map of (H, W) cells, largest first; `full` if no other does."""
+    """Returns the scales that fit a map of (H, W) cells, largest first; `full` if no other fits."""
     limit = min(grid) if below == "side" else grid[0]
     numbers = sorted({k for k in scales if k != "full" and k < limit}, reverse=True)
     return ["full", *numbers] if "full" in scales or not numbers else [*numbers]
 
 
 def _difference(student: Tensor, teacher: Tensor) -> Tensor:
-    """Student minus teacher in float32 or better."""
+    """Returns student minus teacher, in float32 or better."""
     dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
     return student.to(dtype) - teacher.detach()
 
 
 def _cell_distances(difference: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean over cells, mean over channels and images, of the squared difference: (J,)."""
+    """Returns d_full: weighted mean over cells, mean over channels and images: (J,)."""
     energy = difference.square().mean(1)  # (N, H, W)
     mass = weights.sum((2, 3))  # (J, N)
     coefficient = weights * (_reciprocal(mass) / len(difference))[:, :, None, None]
@@ -154,16 +152,15 @@ def _cell_distances(difference: Tensor, weights: Tensor) -> Tensor:
 def _pooled_distances(
     difference: Tensor, weights: Tensor, scales: Sequence[tuple[int, float]]
 ) -> Tensor:
-    """Sum over (scale k, omega) of omega d_k, with d_k the distance of masked means in the bins of
-    a k x k grid: (J,).
-    """
+    """Returns the sum of omega d_k over (scale k, omega), d_k from k x k masked means: (J,)."""
     num_images, _, height, width = difference.shape
     # (H W, Q)
     pooling = torch.cat([_pooling_matrix(height, width, k, like=difference) for k, _ in scales], 1)
-    # (N, H W, J, Q)
+    # (N, H W, J, Q): Q is 21 for the scales 4, 2 and 1, so this is small beside the features
     weighted = weights.permute(1, 2, 3, 0).flatten(1, 2)[..., None] * pooling[:, None, :]
     mass = weighted.sum(1)  # (N, J, Q)
     sums = difference.flatten(2) @ weighted.flatten(2)  # (N, C, J Q)
+    # masked mean per bin, then squared: pooling the masked product would shrink bins with few cells
     energy = (sums * _reciprocal(mass).flatten(1)[:, None]).square().mean(1).view_as(mass)
     shares = [
         omega * part * _reciprocal(part.sum(-1, keepdim=True))
@@ -175,8 +172,10 @@ def _pooled_distances(
 
 
 def _pooling_matrix(height: int, width: int, k: int, *, like: Tensor) -> Tensor:
-    """Adaptive average pooling to k x k as a matrix (H W, k k): it is linear, so the matrix is what
-    it makes of unit maps.
+    """Returns adaptive average pooling to k x k as a matrix (H W, k k).
+
+    Pooling is linear, so the columns of its matrix are the pooled unit maps. Bins overlap where k
+    does not divide the side, exactly as torch's do.
     """
     rows, columns = (
         F.adaptive_avg_pool1d(torch.eye(size, dtype=like.dtype, device=like.device), k)
@@ -186,4 +185,5 @@ def _pooling_matrix(height: int, width: int, k: int, *, like: Tensor) -> Tensor:
 
 
 def _reciprocal(mass: Tensor) -> Tensor:
+    """Returns 1 / mass, and 0 for a mass of 0: a bin or an image without weight counts nothing."""
     return torch.where(mass > 0, 1 / mass, 0)

@@ -1,6 +1,4 @@
-"""FGD: focal distillation of foreground and background under the teacher's attention, and global
-distillation of relations.
-"""
+"""FGD: focal distillation by region and attention, and global distillation of relations."""
 
 import math
 from collections.abc import Sequence
@@ -21,12 +19,13 @@ from kdr.randomness import address
 
 
 def spatial_attention(features: Tensor, *, temperature: float) -> Tensor:
-    """Attention to cells: H W softmax_{hw}( mean_c |F| / tau ), of mean 1 over the cells of an
-    image.
+    """Returns the attention to cells, H W softmax_{hw}( mean_c |F| / tau ).
+
+    Its mean over the cells of an image is 1.
 
     Args:
         features: (N, C, H, W).
-        temperature: tau; the higher, the more even.
+        temperature: tau; higher values give more even attention.
 
     Returns:
         (N, H, W) in float32 or better.
@@ -36,18 +35,15 @@ def spatial_attention(features: Tensor, *, temperature: float) -> Tensor:
 
 
 def channel_attention(features: Tensor, *, temperature: float) -> Tensor:
-    """Attention to channels: C softmax_c( mean_{hw} |F| / tau ), of mean 1 over the channels of an
-    image: (N, C).
-    """
+    """Returns the attention to channels, C softmax_c( mean_{hw} |F| / tau ): (N, C), mean 1."""
     return _attention(_magnitude(features).mean((2, 3)), temperature)
 
 
 def focal_weights(foreground: Tensor, valid: Tensor) -> Tensor:
-    """FGD's region weights: foreground by 1 / (cells of the box), background by 1 / (cells of the
-    background).
+    """Returns FGD's region weights: 1 / (cells of the box) and 1 / (cells of the background).
 
-    The weights of the foreground sum to the number of boxes, as far as they do not meet, those of
-    the background to 1.
+    Foreground weights sum to the number of boxes (less where boxes overlap), background weights
+    to 1.
 
     Args:
         foreground: (N, H, W), see `foreground_mask` with `area`.
@@ -57,18 +53,21 @@ def focal_weights(foreground: Tensor, valid: Tensor) -> Tensor:
         (2, N, H, W).
     """
     background = background_mask(foreground, valid)
+    # the clamp: an image full of boxes has no background cell
     return torch.stack([foreground, background / background.sum((1, 2), keepdim=True).clamp(min=1)])
 
 
 def focal_distances(
     student: Tensor, teacher: Tensor, weights: Tensor, *, temperature: float
 ) -> Tensor:
-    r"""Sums of squared differences per region, under the teacher's attention, mean over images.
+    r"""Returns sums of squared differences per region under the teacher's attention.
+
+    Mean over images:
 
         L_j = 1/N sum_n sum_{hw} w_j G^S(T)_{hw} sum_c G^C(T)_c (S - T)^2
 
-    Yang et al., "Focal and Global Knowledge Distillation for Detectors", CVPR 2022, its focal loss
-    without alpha and beta.
+    The focal loss of Yang et al., "Focal and Global Knowledge Distillation for Detectors", CVPR
+    2022, without alpha and beta (docs/method.md, A.3).
 
     Args:
         student: (N, C, H, W) student features, already projected to the teacher's channels.
@@ -80,6 +79,7 @@ def focal_distances(
         (J,), in units of squared feature, summed over cells and channels.
     """
     teacher = teacher.detach()
+    # of the teacher alone, as the author says it is meant (yzd-v/FGD#12)
     of_channels = channel_attention(teacher, temperature=temperature)
     errors = squared_errors(student, teacher, channel_weights=of_channels) * student.shape[1]
     errors = errors * spatial_attention(teacher, temperature=temperature)
@@ -87,8 +87,9 @@ def focal_distances(
 
 
 def attention_distance(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
-    """Sum of absolute differences of both attentions, mean over images; FGD's attention loss
-    without its gamma.
+    """Returns FGD's attention loss without gamma.
+
+    The sum of absolute differences of both attentions, mean over images.
     """
     both = [
         (
@@ -105,23 +106,27 @@ def attention_distance(student: Tensor, teacher: Tensor, *, temperature: float) 
 def relation_distance(
     student: Tensor, teacher: Tensor, of_student: Tensor, of_teacher: Tensor
 ) -> Tensor:
-    """Sum of squared differences of features plus their contexts, mean over images; FGD's global
-    loss without its lambda.
+    """Returns FGD's global loss without lambda.
+
+    The sum of squared differences of features plus their contexts, mean over images.
 
     Args:
         student: (N, C, H, W) student features, already projected to the teacher's channels.
         teacher: (N, C, H, W) teacher features; no gradient flows into them.
         of_student: (N, C, 1, 1) context of the student's features, see `Context`.
-        of_teacher: (N, C, 1, 1) context of the teacher's features; what makes it is trained, too.
+        of_teacher: (N, C, 1, 1) context of the teacher's features; gradients do flow into it, since
+            its module is trained.
     """
     dtype = torch.promote_types(student.dtype, torch.float32)
+    # both contexts on the student's side: `squared_errors` detaches what is on the teacher's
     shifted = student.to(dtype) + (of_student.to(dtype) - of_teacher.to(dtype))
     return squared_errors(shifted, teacher).sum() * student.shape[1] / len(student)
 
 
 class Context(nn.Module):
-    """The global context that GcBlock adds to every cell: W2 ReLU(LN(W1 sum_j softmax_j(W_k F_j)
-    F_j)), 0 at the start.
+    """The global context that GcBlock adds to every cell, 0 at the start.
+
+        W2 ReLU(LN(W1 sum_j softmax_j(W_k F_j) F_j))
 
     Cao et al., "GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond", ICCVW 2019,
     ratio 1/2.
@@ -134,7 +139,8 @@ class Context(nn.Module):
     def __init__(self, channels: int, *, seed: int) -> None:
         super().__init__()
         hidden = max(1, channels // 2)
-        self.attend = blank_conv(channels, 1, 1, bias=False)  # softmax does not see a bias
+        # no bias: a softmax is invariant to a constant
+        self.attend = blank_conv(channels, 1, 1, bias=False)
         nn.init.kaiming_normal_(
             self.attend.weight, generator=torch.Generator().manual_seed(address(seed, "attend"))
         )
@@ -154,15 +160,14 @@ class Context(nn.Module):
 class Fgd(Method):
     """FGD: L = sum_l ( alpha L_fg + beta L_bg + gamma L_attention + lambda L_relation ).
 
-    L_fg and L_bg are `focal_distances` under `focal_weights`, of every box on every level; 1x1
-    adapters where channels differ. The teacher's `Context` is trained as the student's is, so the
-    target of the relation moves, as in the original.
+    L_fg and L_bg are `focal_distances` under `focal_weights`, with every box on every level.
+    Adapters are 1x1 where channels differ. The teacher's `Context` is trained like the student's,
+    so the target of the relation moves, as in the original.
 
-    What differs from the original, and why: boxes are measured against the padded batch, where the
-    original divides by the unpadded image and so stretches its masks in batches of unequal images;
-    a box covers the cells that it touches, where the original adds a column to the right and a row
-    below. That the weights of the foreground sum to the number of boxes, and those of the
-    background to 1, is the paper's.
+    Different from the original: boxes are measured against the padded batch. The original divides
+    by the unpadded image, which stretches its masks in batches of unequal images. A box covers the
+    cells it touches; the original adds a column to the right and a row below. As in the paper,
+    foreground weights sum to the number of boxes and background weights to 1.
 
     Args:
         aligned: the levels, adapted.
@@ -216,13 +221,15 @@ class Fgd(Method):
         batch_size: tuple[int, int],
         **_: Any,
     ) -> list[Term]:
-        """Returns the terms `fgd.foreground`, `fgd.background`, `fgd.attention` and `fgd.relation`.
+        """Returns the terms `fgd.foreground`, `.background`, `.attention` and `.relation`.
+
         See `Method`.
         """
         stacked = padded_boxes(boxes)
+        # as if every image filled its batch: padding counts, as in the original
         valid = ValidCells([batch_size] * len(boxes), batch_size, stacked.device)
         tau = self.temperature
-        levels = []
+        levels = []  # (4,) per level, in the order of `self.weights`
         for name, features, target in self.aligned(student, teacher):
             foreground = foreground_mask(stacked, valid.like(target), batch_size, values="area")
             focal = focal_distances(
@@ -240,8 +247,9 @@ class Fgd(Method):
         ]
 
     def units(self, grids: Sequence[tuple[int, int]], boxes_per_image: float) -> dict[str, float]:
-        """What each sum of squares is of a mean: channels times boxes, times 1, times cells;
-        attention has no such unit.
+        """Returns each sum's multiple of a mean: channels x boxes, x 1, x cells.
+
+        The attention term compares no features and has no unit.
         """
         levels = self.aligned.levels
         return {
@@ -280,5 +288,5 @@ def _magnitude(features: Tensor) -> Tensor:
 
 
 def _attention(energy: Tensor, temperature: float) -> Tensor:
-    """Softmax over the last axis times its length: (N, K) of mean 1."""
+    """Returns the softmax over the last axis times its length: (N, K) of mean 1."""
     return energy.shape[1] * torch.softmax(energy / temperature, 1)

@@ -13,11 +13,11 @@ from kdr.distill.method import Method, Outputs, Setup, Term
 
 
 class Fitnet(Method):
-    """L = sum_l mean( (a_l(S_l) - T_l)^2 ), with adapters a_l, mean over images, channels and
-    cells.
+    """L = sum_l mean( (a_l(S_l) - T_l)^2 ), the mean over images, channels and cells.
 
-    Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, on every level of the neck, as
-    the imitation baseline of later papers has it. Padding counts, as there.
+    Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, with adapters a_l on every level
+    of the neck, as later papers use it as a baseline (docs/method.md, A.8). Padding counts, as in
+    theirs.
 
     Args:
         aligned: the levels, adapted.
@@ -38,7 +38,7 @@ class Fitnet(Method):
         return [Term("fitnet.feature", torch.stack(errors).sum())]
 
     def units(self, grids: Sequence[tuple[int, int]], boxes_per_image: float) -> dict[str, float]:  # noqa: ARG002
-        """1 on every level."""
+        """Returns 1 for every level: the method is the unit itself."""
         return {f"fitnet.feature.{name}": 1.0 for name in self.aligned.levels.names}
 
 

@@ -1,6 +1,4 @@
-"""FRS: cells count by how sure the teacher is of any class there, features and class scores
-alike.
-"""
+"""FRS: features and class scores, weighted by how certain the teacher is of a class there."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,32 +18,36 @@ from kdr.errors import ShapeMismatchError
 
 @torch.no_grad()
 def feature_richness(teacher_logits: Tensor) -> Tensor:
-    """Scores cells by the most probable class among all of the teacher's boxes there: (N, H, W), in
-    [0, 1].
+    """Returns the probability of the most probable class of any of the teacher's boxes in a cell.
 
     Du et al., "Distilling Object Detectors with Feature Richness", NeurIPS 2021.
 
     Args:
         teacher_logits: (N, A, K, H, W) class logits.
+
+    Returns:
+        (N, H, W), in [0, 1].
     """
+    # the sigmoid is monotonic: taken after the maximum, it is computed once per cell
     return teacher_logits.flatten(1, 2).amax(1).sigmoid()
 
 
 def richness_mean(of_cells: Tensor, richness: Tensor) -> Tensor:
-    """The mean over all cells of a batch, weighted by their richness: a scalar; 0 where no cell has
-    any.
+    """Returns the mean over all cells of a batch, weighted by richness.
 
     Args:
-        of_cells: (N, H, W) what is averaged.
-        richness: (N, H, W) non-negative.
+        of_cells: (N, H, W) values to average.
+        richness: (N, H, W) non-negative weights.
+
+    Returns:
+        Scalar; 0 if every weight is 0.
     """
     weights = richness.to(of_cells.dtype)
     return (weights * of_cells).sum() / weights.sum().clamp(min=torch.finfo(of_cells.dtype).tiny)
 
 
 def score_errors(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Cross entropy between the class probabilities of two detectors, summed over boxes and
-    classes: (N, H, W).
+    """Returns the cross entropy of class probabilities, summed over boxes and classes: (N, H, W).
 
     Args:
         student_logits: (N, A, K, H, W) class logits.
@@ -56,10 +58,11 @@ def score_errors(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """
     if student_logits.shape != teacher_logits.shape:
         raise ShapeMismatchError(
-            "distill.frs: student and teacher must agree in boxes per cell, classes and cells of "
-            f"their logits, got {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}. "
-            "Choose detectors of one kind and size"
+            "distill.frs: logits of student and teacher must agree in boxes per cell, classes and "
+            f"cells, got {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}. "
+            "Use two detectors of the same kind"
         )
+    # from logits and in fp32, so that extreme scores have finite losses
     with torch.autocast(student_logits.device.type, enabled=False):
         dtype = torch.promote_types(
             torch.promote_types(student_logits.dtype, teacher_logits.dtype), torch.float32
@@ -71,16 +74,18 @@ def score_errors(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 class Frs(Method):
-    r"""Distils features and class scores where the teacher sees something.
+    r"""Distils features and class scores where the teacher sees an object.
 
-        L = sum_l [ w_f mean_q( ||a_l(S_l) - T_l||^2 ) + w_s mean_q( sum_{a,k} BCE(sigma(s_l),
-        sigma(t_l)) ) ] q = max_{a,k} sigma(t_l),   mean_q(x) = sum q x / sum q over the cells of
-        the batch
+        L = sum_l [ w_f mean_q( ||a_l(S_l) - T_l||^2 )
+                    + w_s mean_q( sum_{a,k} BCE(sigma(s_l), sigma(t_l)) ) ]
+        q = max_{a,k} sigma(t_l)
+        mean_q(x) = sum q x / sum q over the cells of the batch
 
     with 3x3 adapters a_l, class logits s_l and t_l, and the sum of squares taken over channels. No
-    ground truth is used. Cells of padding count as much as the teacher sees in them.
+    ground truth is used. Padded cells count by what the teacher sees in them.
 
-    Source: Du et al., "Distilling Object Detectors with Feature Richness", NeurIPS 2021.
+    Source: Du et al., "Distilling Object Detectors with Feature Richness", NeurIPS 2021
+    (docs/method.md, A.7).
 
     Args:
         aligned: the levels, adapted.
@@ -100,6 +105,7 @@ class Frs(Method):
 
     def forward(self, student: Outputs, teacher: Outputs, **_: Any) -> list[Term]:
         """Returns the terms `frs.feature` and `frs.score`. See `Method`."""
+        # both follow from FrsConfig.needs()
         assert student.class_logits is not None
         assert teacher.class_logits is not None
         levels = self.aligned.levels
@@ -112,6 +118,7 @@ class Frs(Method):
         features, scores = [], []
         for (name, aligned, target), logits, target_logits in of_levels:
             richness = feature_richness(target_logits)
+            # `squared_errors` is a mean over channels, the paper's a sum
             features.append(
                 target.shape[1] * richness_mean(squared_errors(aligned, target), richness)
             )
@@ -126,9 +133,7 @@ class Frs(Method):
         ]
 
     def units(self, grids: Sequence[tuple[int, int]], boxes_per_image: float) -> dict[str, float]:  # noqa: ARG002
-        """Of the features, the weight times the channels that are summed over; the scores have
-        none.
-        """
+        """Returns the weight times the channels it sums over, for features; scores have no unit."""
         levels = self.aligned.levels
         return {
             f"frs.feature.{name}": self.feature_weight * channels
@@ -136,7 +141,7 @@ class Frs(Method):
         }
 
     def _resized(self, logits: Tensor, target: Tensor, level: str) -> Tensor:
-        """(N, A, K, H, W) logits of the student in the cells of the teacher's."""
+        """Returns the student's logits (N, A, K, H, W), resized to the teacher's cells."""
         if logits.shape[-2:] == target.shape[-2:]:
             return logits
         resized = self._to_teachers_grid(logits.flatten(1, 2), target, level)

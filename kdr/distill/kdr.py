@@ -24,17 +24,19 @@ _log = logging.getLogger(__name__)
 
 
 class Kdr(Method):
-    r"""Distils the reviewed student's features, foreground and background apart, at several scales.
+    r"""Distils reviewed student features, foreground and background separately, at several scales.
 
-        L = sum_l [ b D_l(M_fg) + (1 - b) D_l(M_bg) ],   without masks   L = sum_l D_l(V) D_l(w) =
-        sum_i omega_i d_{k_i}(w) / sum_i omega_i,   omega_i = (1/2)^i d_k(w) = sum_n v_n sum_bins
-        pi_k (1/C) sum_c mu_k^2,   mu_k = A_k(w D) / A_k(w),   D = (G_l - T_l) / sigma_l
+        L = sum_l [ b D_l(M_fg) + (1 - b) D_l(M_bg) ],   without masks   L = sum_l D_l(V)
+        D_l(w) = sum_i omega_i d_{k_i}(w) / sum_i omega_i,   omega_i = (1/2)^i
+        d_k(w) = sum_n v_n sum_bins pi_k (1/C) sum_c mu_k^2
+        mu_k = A_k(w D) / A_k(w),   D = (G_l - T_l) / sigma_l
 
     with G_l the reviewed student features of level l (`ReviewChain`), T_l the teacher's, sigma_l
     the teacher's standard deviation (one for all levels, or the level's own, or 1), A_k adaptive
     average pooling to k x k, pi_k a bin's share of the mass A_k(w), v_n = 1/N for images with any
     mass, M_fg and M_bg the region weights (`kdr.distill.masks`), V the cells that see the image and
-    b the balance of foreground. docs/method.md, F.8, lists what the abstract leaves open.
+    b the share of the foreground. docs/method.md, F, has every symbol; docs/method.md, F.8, lists
+    what the paper's abstract leaves open.
 
     Source: Zhang Yao, Pan Zhisong, "Object detection distillation based on knowledge review and
     feature decoupling", Application Research of Computers 2023(5): 1542-1547.
@@ -43,12 +45,12 @@ class Kdr(Method):
         review: the review chain over the matched levels.
         levels: the matched levels.
         foreground_share: b.
-        masks: `boxes`, or `none` for no decoupling.
+        masks: `boxes`, or `none` to compare whole images without decoupling.
         mask_values: weight of a foreground cell, `area` or `binary`.
         scales: pooling scales.
         scales_below: which scales fit, see `masked_pyramid_distance`.
         teacher_std: sigma_l per matched level; None for 1.
-        padding: whether cells that only see padding are `ignored` or `counted`.
+        padding: whether cells that see nothing but padding are `ignored` or `counted`.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Kdr(Method):
         **_: Any,
     ) -> list[Term]:
         """Returns the terms `kdr.foreground` and `kdr.background`, or `kdr.feature` without masks.
+
         See `Method`.
         """
         distances = self.level_distances(
@@ -108,14 +111,16 @@ class Kdr(Method):
         image_sizes: Sequence[tuple[int, int]],
         batch_size: tuple[int, int],
     ) -> Tensor:
-        """Measures each region at each matched level: (2, L) foreground and background, or (1, L)
-        without masks.
+        """Returns D_l of each region at each matched level.
+
+        Shape (2, L), foreground and background; (1, L) without masks.
         """
         matched = self.levels.of_student(student)
         valid = ValidCells(
             image_sizes, batch_size, matched[0].device, count_padding=self.counts_padding
         )
         reviewed = self.review(matched, [valid.padding_like(features) for features in matched])
+        # once per step: painting reads only this tensor, on the device, for all levels
         stacked = padded_boxes(boxes) if self.masks == "boxes" else None
         distances = []
         for name, features, target, std in zip(
@@ -125,6 +130,7 @@ class Kdr(Method):
             self.teacher_std,
             strict=True,
         ):
+            # in 16 bits, weights of 1 / (cells of the box) would not sum to 1
             dtype = torch.promote_types(features.dtype, torch.float32)
             distance = masked_pyramid_distances(
                 self._to_teachers_grid(features, target, name),
@@ -133,20 +139,16 @@ class Kdr(Method):
                 scales=self.scales,
                 scales_below=self.scales_below,
             )
-            # D is homogeneous: dividing both features by std divides it by std^2
+            # D is homogeneous of degree two: dividing the result saves a copy of both features
             distances.append(distance / std**2)
         return torch.stack(distances, 1)
 
     def logged_numbers(self) -> dict[str, Tensor]:
-        """How much of the coarse level each link adds, such as `zeta.P5->P4`; none under gated
-        fusion.
-        """
+        """Returns the scale of each link, such as `zeta.P5->P4`; {} under gated fusion."""
         return {f"zeta.{name}": zeta.detach() for name, zeta in self.review.zetas().items()}
 
     def units(self, grids: Sequence[tuple[int, int]], boxes_per_image: float) -> dict[str, float]:  # noqa: ARG002
-        """A region's share over the variance that its features are divided by; pooling scales
-        aside.
-        """
+        """Returns a region's share over the variance of its level, pooling scales aside."""
         return {
             f"{term}.{name}": share / std**2
             for term, share in self._shares().items()
@@ -154,7 +156,7 @@ class Kdr(Method):
         }
 
     def _shares(self) -> dict[str, float]:
-        """The terms and their shares of the method's weight."""
+        """Returns the names of the terms and their shares of the method's weight."""
         if self.masks == "none":
             return {"kdr.feature": 1.0}
         return {
@@ -169,7 +171,7 @@ class Kdr(Method):
         batch_size: tuple[int, int],
         dtype: torch.dtype,
     ) -> Tensor:
-        """The weights of the regions that are measured: (2, N, H, W) or (1, N, H, W)."""
+        """Returns the weights of the regions: (2, N, H, W), or (1, N, H, W) without masks."""
         if boxes_xyxy is None:
             return valid.to(dtype)[None]
         foreground = foreground_mask(
@@ -186,6 +188,8 @@ def build_kdr(settings: KdrConfig, setup: Setup) -> Kdr:
             deviation is not positive.
     """
     levels = matched_levels(setup, "kdr")
+    # links are checked against all of the student's levels, so that a typo is an error while a link
+    # to an unmatched level is only dropped
     review = ReviewChain(
         levels.names,
         levels.student_channels,
@@ -219,10 +223,12 @@ def build_kdr(settings: KdrConfig, setup: Setup) -> Kdr:
 def _divisors(
     normalisation: Literal["teacher_std", "level_std", "none"], levels: MatchedLevels, setup: Setup
 ) -> tuple[float, ...] | None:
-    """sigma_l of each matched level."""
+    """Returns sigma_l of each matched level; None for 1."""
     if normalisation == "none":
         return None
     stds = levels.teacher_std(setup, "distill.kdr.normalisation")
+    # One number for all levels: with each level's own, the coarsest had 69 % of the gradient's
+    # squared norm and the finest 0.1 %, and AP was lower (docs/evidence.md).
     return (
         stds
         if normalisation == "level_std"
@@ -233,9 +239,7 @@ def _divisors(
 def _usable_links(
     links: Literal["all"] | Sequence[str], all_names: Sequence[str], names: Sequence[str]
 ) -> list[str]:
-    """The links between neighbouring matched levels; a known link that lost a level in the matching
-    is dropped.
-    """
+    """Returns the links between neighbouring matched levels; drops links of unmatched levels."""
     known, usable = _links_between(all_names), _links_between(names)
     if links == "all":
         return usable
@@ -243,14 +247,15 @@ def _usable_links(
     if unknown:
         raise ConfigError(
             f"distill.kdr.review_links: each must be one of {', '.join(known) or 'none'}, got "
-            f"{', '.join(unknown)}. A link joins two neighbouring levels of the student"
+            f"{', '.join(unknown)}. A link joins two neighbouring student levels"
         )
     dropped = [link for link in links if link not in usable]
     if dropped:
         _log.warning(
-            "kdr: review links %s are dropped: the teacher has no such level", ", ".join(dropped)
+            "kdr: review links %s are dropped: the teacher lacks one of their levels",
+            ", ".join(dropped),
         )
-    return [link for link in usable if link in links]
+    return [link for link in usable if link in links]  # finest first, however they were written
 
 
 def _links_between(names: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which feature level of the student learns from which level of the teacher."""
+"""Matches the student's feature levels to the teacher's, by stride."""
 
 import logging
 import math
@@ -16,9 +16,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MatchedLevels:
-    """The levels of a student that learn, finest first, and those of the teacher that they learn
-    from.
-    """
+    """The student levels that learn, finest first, with the teacher levels they learn from."""
 
     names: tuple[str, ...]
     """Unique names by the student's stride, such as P3."""
@@ -33,16 +31,16 @@ class MatchedLevels:
         return len(self.names)
 
     def only(self, names: Collection[str] | None, setting: str) -> "MatchedLevels":
-        """Those of some names; all for None.
+        """Returns the levels with the given names, or all for None.
 
         Args:
-            names: names of levels; one that is not here is left out, since the teacher has none of
-                its stride.
-            setting: path of the setting that names them.
+            names: names of levels; levels that the teacher lacks are skipped.
+            setting: path of the setting, for the error.
 
         Raises:
-            ConfigError: if none is left.
+            ConfigError: if no level is left.
         """
+        # a name that the teacher lacks has been logged by `matched_levels`
         kept = [i for i, name in enumerate(self.names) if names is None or name in names]
         if not kept:
             raise ConfigError(
@@ -57,45 +55,45 @@ class MatchedLevels:
         )
 
     def of_student(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """Those of the student's tensors, one per level, that are matched."""
+        """Returns the matched ones of the student's tensors, given one per level."""
         return [levels[level] for level, _ in self.pairs]
 
     def of_teacher(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """Those of the teacher's tensors, one per level, that are matched; no gradient flows into
-        them.
-        """
+        """Returns the matched ones of the teacher's tensors, given one per level, detached."""
         return [levels[level].detach() for _, level in self.pairs]
 
     def teacher_std(self, setup: Setup, setting: str) -> tuple[float, ...]:
-        """Standard deviations of the teacher's matched levels.
+        """Returns the standard deviations of the teacher's matched levels.
 
         Args:
-            setup: what the method is built for.
-            setting: path of the setting that divides by them.
+            setup: the detectors and the seed.
+            setting: path of the setting that divides by them, for the error.
 
         Raises:
-            ConfigError: if one is missing or cannot be divided by.
+            ConfigError: if one is missing, 0 or not finite.
         """
         measured = dict(enumerate(setup.teacher_std or ()))
+        # NaN for a missing one, so that a single check below catches missing, 0, NaN and infinity
         stds = [measured.get(level, math.nan) for _, level in self.pairs]
         for name, std in zip(self.names, stds, strict=True):
             if not 0 < std < math.inf:
                 raise ConfigError(
-                    f"{setting}: needs a positive standard deviation of the teacher's features at "
-                    f"every level, got {std} at {name}. Check the teacher's weights, or use none"
+                    f"{setting}: the teacher's features must have a positive, finite standard "
+                    f"deviation at every level, got {std} at {name}. Check the teacher's weights, "
+                    "or use none"
                 )
         return tuple(stds)
 
 
 def matched_levels(setup: Setup, method: str) -> MatchedLevels:
-    """The levels that a method distils; those of the student that it leaves out are logged.
+    """Returns the levels that a method distils; logs student levels that have no partner.
 
     Args:
-        setup: what the method is built for.
-        method: its name.
+        setup: the detectors and the seed.
+        method: name of the method, for the log.
 
     Raises:
-        ConfigError: if no level of the student has one of the teacher.
+        ConfigError: if the detectors share no level.
     """
     student, teacher = setup.student, setup.teacher
     pairs = match_levels(student.strides, teacher.strides)
@@ -103,7 +101,7 @@ def matched_levels(setup: Setup, method: str) -> MatchedLevels:
     names = [all_names[level] for level, _ in pairs]
     if dropped := [name for name in all_names if name not in names]:
         _log.warning(
-            "%s: levels %s of the student learn nothing: the teacher has none of their stride",
+            "%s: student levels %s learn nothing: the teacher has no level of their stride",
             method,
             ", ".join(dropped),
         )
@@ -139,6 +137,8 @@ def match_levels(
         for teacher, of_teacher in enumerate(teacher_strides)
     )
     pairs: dict[int, int] = {}
+    # Greedy, nearest first; the tuples sort ties to the earlier level. By stride, since indices do
+    # not line up: P3 is the first level of RetinaNet and the second of Faster R-CNN.
     for distance, student, teacher in distances:
         if distance < 0.5 and student not in pairs and teacher not in pairs.values():
             pairs[student] = teacher
@@ -146,14 +146,15 @@ def match_levels(
         raise ConfigError(
             "distill: student and teacher must share a feature level (strides within a factor of "
             f"sqrt(2)), got strides {_shown(student_strides)} and {_shown(teacher_strides)}. "
-            "Choose detectors whose pyramids overlap"
+            "Use detectors whose pyramids overlap"
         )
     return sorted(pairs.items())
 
 
 def unique_level_names(strides: Sequence[float]) -> list[str]:
-    """Names levels by stride, P3 for stride 8; a second level of the same stride is P3b, a third
-    P3c.
+    """Returns names of levels by stride: P3 for stride 8, then P3b, P3c for the same stride.
+
+    torchvision's fasterrcnn_mobilenet_v3_large_320_fpn has two levels of one stride.
     """
     names = [level_name(stride) for stride in strides]
     return [

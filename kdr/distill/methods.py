@@ -1,8 +1,8 @@
-"""All methods of a trial, each times its weight.
+"""The methods of a trial, each multiplied by its weight.
 
-To add a method: its settings (`kdr/config/distill.py` has their place), its file and builder here
-beside `kdr.py`, one line in `_BUILDERS`. The builder takes the settings and the `Setup`; the module
-is a `Method`.
+To add a method: add its settings to `kdr/config/distill.py`, its file with a `Method` and a builder
+beside `kdr.py`, and one line to `_BUILDERS`. The contract tests then run on it
+(`tests/distill/test_contract.py`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,20 +38,18 @@ _BUILDERS: dict[str, Callable[[Any, Setup], Method]] = {
 
 @dataclass(frozen=True)
 class Weight:
-    """The weight of one method in the course of a training: lambda(t) = lambda clip(t / t_ramp, 0,
-    1).
-    """
+    """The weight of one method at each step: lambda(t) = lambda clip(t / t_ramp, 0, 1)."""
 
     value: float
     """lambda."""
     ramp_steps: float = 0.0
-    """t_ramp; 0 for none."""
+    """t_ramp; 0 for no ramp."""
     calibrate: float | None = None
-    """Ratio of gradients from which `value` is measured before the first step; None where it is
-    set."""
+    """Ratio of gradients from which `value` is measured before the first step; None if the settings
+    give `value`."""
 
     def at(self, step: int) -> float:
-        """lambda(t) after `step` optimiser steps."""
+        """Returns lambda(t) after `step` optimiser steps."""
         return self.value * (min(max(step / self.ramp_steps, 0.0), 1.0) if self.ramp_steps else 1.0)
 
 
@@ -60,7 +58,7 @@ class Methods(nn.ModuleDict):
 
     Args:
         methods: by name, in the order in which their losses are added; empty for plain training.
-        weights: of each.
+        weights: weight of each method.
     """
 
     def __init__(self, methods: Mapping[str, Method], weights: Mapping[str, Weight]) -> None:
@@ -78,7 +76,8 @@ class Methods(nn.ModuleDict):
         step: int,
         share: tuple[int, int] = (0, 1),
     ) -> dict[str, list[Term]]:
-        """Returns each method's terms, times its weight at this step. See `Method`."""
+        """Returns each method's terms, multiplied by its weight at this step. See `Method`."""
+        # the same arguments for all: a method names those it needs and ignores the rest by `**_`
         call: dict[str, Any] = {
             "boxes": boxes,
             "image_sizes": image_sizes,
@@ -91,7 +90,7 @@ class Methods(nn.ModuleDict):
         }
 
     def units(self, grids: Sequence[tuple[int, int]], boxes_per_image: float) -> dict[str, float]:
-        """What the weights mean, ramps aside, by `unit.term.level`. See `Method.units`."""
+        """Returns what the weights mean, ramps aside, by `unit.term.level`. See `Method.units`."""
         return {
             f"unit.{term}": self.weights[name].value * unit
             for name, method in self.items()
@@ -99,9 +98,7 @@ class Methods(nn.ModuleDict):
         }
 
     def logged_numbers(self) -> dict[str, float]:
-        """Further numbers for the log, by `method.number`; among them the weights that were
-        measured.
-        """
+        """Returns further numbers for the log by `method.number`, measured weights included."""
         measured = {
             f"{name}.weight": value for name, value in MeasuredWeights(self).state_dict().items()
         }
@@ -117,17 +114,19 @@ class Methods(nn.ModuleDict):
 
 
 class MeasuredWeights:
-    """The weights of `calibrate`, as a part of a checkpoint.
+    """The weights measured by `calibrate`, in the form of a part of a checkpoint.
+
+    A resumed trial must not measure again: its student is trained by then.
 
     Args:
-        methods: whose weights these are.
+        methods: the methods that hold the weights.
     """
 
     def __init__(self, methods: Methods) -> None:
         self._methods = methods
 
     def state_dict(self) -> dict[str, float]:
-        """Returns the measured weights by method; empty where all are set."""
+        """Returns the measured weights by method; {} if the settings give all weights."""
         return {
             name: weight.value
             for name, weight in self._methods.weights.items()
@@ -144,8 +143,9 @@ def build_methods(distill: DistillConfig, setup: Setup) -> Methods:
     """Builds every method that is on.
 
     Raises:
-        ConfigError: if settings do not fit the two detectors.
+        ConfigError: if the settings do not fit the two detectors.
     """
+    # in the order of DistillConfig's fields: the sum of their losses depends on it in its last bits
     on = distill.methods()
     return Methods(
         {name: _BUILDERS[name](settings, setup) for name, settings in on.items()},

@@ -1,4 +1,4 @@
-"""PKD: features are compared by their Pearson correlation, channel by channel."""
+"""PKD: features are compared by the Pearson correlation of each channel."""
 
 from typing import Any
 
@@ -11,48 +11,48 @@ from kdr.distill.distance import squared_errors
 from kdr.distill.levels import matched_levels
 from kdr.distill.method import Method, Outputs, Setup, Term
 
-_EPSILON = 1e-6
+_EPSILON = 1e-6  # as in mmrazor
 
 
 def pearson_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""Half the mean squared difference of standardised features: (n - 1)/n (1 - r), averaged over
-    channels.
+    r"""Returns half the mean squared difference of standardised features.
 
-    r is the Pearson correlation of a channel of the student with that of the teacher over the n = N
-    H W cells of the batch. Cao et al., "PKD: General Distillation Framework for Object Detectors
-    via Pearson Correlation Coefficient", NeurIPS 2022; with unbiased deviations and 1e-6 added to
-    them, as in mmrazor.
+    That is (n - 1)/n (1 - r), averaged over channels, with r the Pearson correlation of a student
+    channel with the teacher's over the n = N H W cells of the batch. Cao et al., "PKD: General
+    Distillation Framework for Object Detectors via Pearson Correlation Coefficient", NeurIPS 2022,
+    with unbiased deviations plus 1e-6, as in mmrazor (docs/method.md, A.5).
 
     Args:
         student: (N, C, H, W) student features.
         teacher: (N, C, H, W) teacher features; no gradient flows into them.
 
     Returns:
-        Scalar in [0, 2]. A channel that is constant in both adds 0.
+        Scalar in [0, 2]. A channel that is constant on both sides adds 0.
     """
     with torch.autocast(student.device.type, enabled=False):
         return squared_errors(standardised(student), standardised(teacher.detach())).mean() / 2
 
 
 def standardised(features: Tensor) -> Tensor:
-    """Features (N, C, H, W) with mean 0 and deviation 1 in each channel over the whole batch, in
-    float32 or better.
+    """Returns features (N, C, H, W) with mean 0 and deviation 1 per channel of the batch.
+
+    In float32 or better.
     """
     features = features.to(torch.promote_types(features.dtype, torch.float32))
     cells = features.numel() // features.shape[1]
-    # a single cell has no unbiased deviation; its difference from the mean is 0 anyway
+    # one pass for both; a single cell has no unbiased deviation, but its deviation is 0 anyway
     std, mean = torch.std_mean(features, (0, 2, 3), correction=min(1, cells - 1), keepdim=True)
     return (features - mean) / (std + _EPSILON)
 
 
 class Pkd(Method):
-    """L = sum_l `pearson_distance`(S_l, T_l), with the student's features as they are, resized to
-    the teacher's cells.
+    """L = sum_l `pearson_distance`(S_l, T_l), without adapters.
 
-    Each process standardises over its own images, and over padding, as the original does.
+    Student features are resized to the teacher's cells. Each process standardises over its own
+    images, padding included, as in the original.
 
     Args:
-        aligned: the levels, not adapted.
+        aligned: the levels, without adapters.
     """
 
     counts_padding = True

@@ -1,5 +1,4 @@
-"""Knowledge review: the student's coarse levels are aligned with its finer ones, attended to and
-fused.
+"""Knowledge review: fuses the student's coarse levels into its finer ones, with attention.
 
 Equations: docs/method.md, F.2. Used in training only; the detector's head reads its own features.
 """
@@ -32,16 +31,17 @@ _REDUCTION = 16
 
 
 class ReviewChain(nn.Module):
-    """Reviews a student's feature pyramid from coarse to fine: R_L = X_L, then R_l = fuse(X_l,
-    Up(R_{l+1})) where linked.
+    """Reviews a student's feature pyramid from coarse to fine.
 
-    X_l = V a_l(S_l) with adapters a_l into M channels (the most that the teacher has at a level),
-    and the reviewed features G_l = V o_l(R_l) with projections o_l into the teacher's channels; V
-    is 1 where a cell sees the image. See `Link` for the fusion. What is handed down is R, before
-    the projection, as in ReviewKD (Chen et al., CVPR 2021).
+        R_L = X_L,   R_l = fuse(X_l, Up(R_{l+1})) where linked, else X_l
 
-    Every module draws its initial weights from a generator of its own, addressed by the seed and
-    the module's name: a link more or less shifts no other draw.
+    X_l = V a_l(S_l) with adapters a_l into M channels (the most that the teacher has at a level).
+    The reviewed features are G_l = V o_l(R_l) with projections o_l into the teacher's channels. V
+    is 1 where a cell sees the image. See `Link` for the fusion. R is passed down before the
+    projection, as in ReviewKD (Chen et al., CVPR 2021).
+
+    Each module draws its initial weights from its own generator, addressed by the seed and the
+    module's name: adding or removing a link shifts no other draw.
 
     Args:
         level_names: L names such as P3, finest first.
@@ -49,14 +49,14 @@ class ReviewChain(nn.Module):
         teacher_channels: C of the teacher, per level.
         links: the active links, such as `P5->P4`; only between neighbours in `level_names`.
         seed: seed of the initial weights.
-        attention: what the gates of a link look at.
+        attention: the inputs of the gates: `none`, `spatial`, `channel` or `both`.
         fusion: `residual` or `gated`.
         gates: `softmax` or `sigmoid`.
         align: kind of the adapters a_l.
         project: kind of the adapters o_l.
-        norm: normalisation at the end of an adapter; identity adapters have none.
+        norm: norm at the end of an adapter; identity adapters have none.
         init: `dirac` starts convolutions with equal channels in and out as the identity.
-        upsample: how a coarse level is brought to the size of the finer one.
+        upsample: interpolation of a coarse level to the size of the finer one.
 
     Raises:
         ConfigError: if an identity adapter would have to change the number of channels.
@@ -80,6 +80,7 @@ class ReviewChain(nn.Module):
         upsample: Upsample,
     ) -> None:
         super().__init__()
+        # the teacher's channels, not the student's, so that Dirac and identity projections exist
         width = max(teacher_channels)
         self.level_names = tuple(level_names)
         self.align, self.project, self.links = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
@@ -121,17 +122,19 @@ class ReviewChain(nn.Module):
 
         Args:
             student: (N, C, H, W) per level, finest first.
-            padding: (N, 1, H, W) bool per level, True in cells that do not count; None where all
-                do.
+            padding: (N, 1, H, W) bool per level, True in cells that do not count; None if all
+                count.
 
         Returns:
             (N, C of the teacher, H, W) per level.
         """
+        # Padding is set to 0 after each step: a bias would fill it, and the 3x3 projection would
+        # carry it into the image.
         aligned = [
             _filled(self.align[name](x), p)
             for name, x, p in zip(self.level_names, student, padding, strict=True)
         ]
-        reviewed = aligned[-1:]
+        reviewed = aligned[-1:]  # grows at the front: reviewed[0] is the next coarser level
         for level in reversed(range(len(aligned) - 1)):
             link = f"{self.level_names[level + 1]}->{self.level_names[level]}"
             x = aligned[level]
@@ -144,7 +147,7 @@ class ReviewChain(nn.Module):
         ]
 
     def zetas(self) -> dict[str, nn.Parameter]:
-        """The scale of each link under residual fusion, by link; {} under gated fusion."""
+        """Returns the scale of each link under residual fusion; {} under gated fusion."""
         scales = {name: link.zeta for name, link in self.links.items()}
         return {name: zeta for name, zeta in scales.items() if isinstance(zeta, nn.Parameter)}
 
@@ -152,16 +155,15 @@ class ReviewChain(nn.Module):
 class Link(nn.Module):
     """Passes the reviewed coarse level u down to the next finer level x.
 
-    With u brought to the size of x, spatial logits p = conv1x1([x; u]) (N, 2, H, W) and channel
-    logits q = W2 ReLU(W1 GAP([x; u])) (N, 2, M), reduction 16, the mean taken over cells that
-    count:
+    With u resized to x, spatial logits p = conv1x1([x; u]) (N, 2, H, W) and channel logits
+    q = W2 ReLU(W1 GAP([x; u])) (N, 2, M), reduction 16, GAP over the cells that count:
 
     - `softmax` gates: (g^x, g^u) = softmax over the two branches of p + q (`both`), p (`spatial`),
-      q (`channel`) or 0 (`none`); always convex, so that kinds of attention differ in attention and
+      q (`channel`) or 0 (`none`). They are convex, so kinds of attention differ in attention and
       not in scale.
-    - `sigmoid` gates: sigmoid of p, of q, their product, or 1/2; ReviewKD has p alone.
-    - `gated` fusion: g^x x + g^u u. `residual` fusion: x + zeta g^u u with a scalar zeta, 0 at the
-      start.
+    - `sigmoid` gates: sigmoid of p, of q, their product, or 1/2. ReviewKD uses p alone.
+    - `gated` fusion: g^x x + g^u u. `residual` fusion: x + zeta g^u u with a scalar zeta that
+      starts at 0.
 
     Args:
         channels: M.
@@ -184,6 +186,7 @@ class Link(nn.Module):
     ) -> None:
         super().__init__()
         self.gates, self.upsample = gates, upsample
+        # a submodule exists only if its logits are used, so that DDP finds no unused parameter
         hidden = max(1, 2 * channels // _REDUCTION)
         spatial, channel = attention in ("spatial", "both"), attention in ("channel", "both")
         self.spatial = (
@@ -195,8 +198,7 @@ class Link(nn.Module):
         self.excite = (
             default_conv(hidden, 2 * channels, seed=address(seed, "excite")) if channel else None
         )
-        # without dimensions, so that weight decay leaves it alone: it would pull every link towards
-        # being off
+        # 0-dimensional, so that weight decay skips it: decay would pull every link towards off
         self.zeta = nn.Parameter(torch.zeros(())) if fusion == "residual" else None
 
     def forward(self, x: Tensor, coarse: Tensor, padding: Tensor | None) -> Tensor:
@@ -206,16 +208,17 @@ class Link(nn.Module):
         gate_u = self._gate(logits, 1)
         if self.zeta is not None:
             return x + self.zeta * gate_u * u
+        # residual fusion never reads gate_x, so it is computed only here
         gate_x = 1 - gate_u if self.gates == "softmax" else self._gate(logits, 0)
         return gate_x * x + gate_u * u
 
     def _gate(
         self, logits: Sequence[tuple[Tensor, Tensor]], branch: Literal[0, 1]
     ) -> Tensor | float:
-        """The gate of x, branch 0, or of u."""
+        """Returns the gate of x (branch 0) or of u (branch 1)."""
         if not logits:
             return 0.5
-        if self.gates == "softmax":  # over two branches: the sigmoid of their difference
+        if self.gates == "softmax":  # over two branches it is the sigmoid of their difference
             first, *others = (both[branch] - both[1 - branch] for both in logits)
             return sum(others, first).sigmoid()
         return math.prod(
@@ -225,7 +228,7 @@ class Link(nn.Module):
     def _spatial_logits(self, x: Tensor, u: Tensor) -> list[tuple[Tensor, Tensor]]:
         if self.spatial is None:
             return []
-        # the convolution of [x; u] without writing [x; u] to memory
+        # the convolution of [x; u], without writing [x; u] to memory
         of_x, of_u = self.spatial.weight.chunk(2, 1)
         both = F.conv2d(x, of_x, self.spatial.bias) + F.conv2d(u, of_u)
         return [(both[:, :1], both[:, 1:])]
@@ -243,8 +246,9 @@ class Link(nn.Module):
 
 
 def _mean_over_cells(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Mean over the cells that count of features that are 0 elsewhere: (N, C, 1, 1), in float32 or
-    better.
+    """Returns the mean over cells that count: (N, C, 1, 1), in float32 or better.
+
+    Features must be 0 in the other cells.
     """
     total = x.sum((2, 3), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
     num_cells = x.shape[2] * x.shape[3] if padding is None else (~padding).sum((2, 3), keepdim=True)

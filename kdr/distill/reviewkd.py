@@ -1,4 +1,4 @@
-"""ReviewKD: the student's levels are fused from coarse to fine and compared at several scales."""
+"""ReviewKD: fuses the student's levels from coarse to fine, compares them at several scales."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,10 +17,10 @@ from kdr.randomness import address
 class ReviewKd(Method):
     """L = sum_l HCL(G_l, T_l): reviewed features under the hierarchical context loss.
 
-    Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, as its code for detection
-    has it: adapters with batch norm, gates from a 1x1 convolution and a sigmoid (`ReviewChain`);
-    HCL is `masked_pyramid_distance` with weight 1 everywhere at the scales full, 4, 2 and 1, of
-    which those below the height are used. Each process normalises by its own images.
+    Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, as in its detection code
+    (docs/method.md, A.1): adapters with batch norm, gates from a 1x1 convolution and a sigmoid
+    (`ReviewChain`). HCL is `masked_pyramid_distance` with weight 1 everywhere at those of the
+    scales full, 4, 2 and 1 that are below the height. Each process normalises by its own images.
 
     Args:
         review: the review chain over the levels.
@@ -52,7 +52,7 @@ class ReviewKd(Method):
         return [Term("reviewkd.feature", torch.stack(distances).sum())]
 
     def units(self, grids: Sequence[tuple[int, int]], boxes_per_image: float) -> dict[str, float]:  # noqa: ARG002
-        """1 on every level; pooling scales aside."""
+        """Returns 1 for every level, pooling scales aside."""
         return {f"reviewkd.feature.{name}": 1.0 for name in self.levels.names}
 
 
@@ -63,6 +63,7 @@ def build_reviewkd(_: MethodConfig, setup: Setup) -> ReviewKd:
         ConfigError: if no level matches.
     """
     levels = matched_levels(setup, "reviewkd")
+    # the review of `kdr: {preset: kdr-paper, attention: spatial}`; a test compares the two
     review = ReviewChain(
         levels.names,
         levels.student_channels,

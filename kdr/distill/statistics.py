@@ -1,4 +1,4 @@
-"""The spread of a teacher's features, level by level: what KDR's `normalisation` divides by."""
+"""The standard deviation of each teacher level, by which KDR's `normalisation` divides."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,11 @@ from kdr.distill.masks import is_padded, valid_cells
 
 
 class LevelStd:
-    """Standard deviation of each feature level over all channels and valid cells of many batches,
-    in double precision.
+    """Standard deviation of each feature level, over all channels and valid cells of many batches.
 
-    Batches are merged by their means and sums of squared deviations (Chan, Golub and LeVeque,
-    1979), on the device: nothing waits for a GPU before `result`.
+    In double precision, on the device: nothing waits for a GPU before `result`. Batches are merged
+    by their means and sums of squared deviations (Chan, Golub and LeVeque, 1979), which keeps its
+    digits where features have a large mean; a sum of squares would lose them.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class LevelStd:
         )
 
     def result(self) -> list[float]:
-        """The population standard deviation per level, in the order of the features."""
+        """Returns the population standard deviation per level, in the order of the features."""
         if not self._levels:
             raise ValueError("LevelStd.result needs at least one update")
         return [float((squares / count).sqrt()) for count, _, squares in self._levels]
@@ -51,6 +51,8 @@ class LevelStd:
 def _moments(
     features: Tensor, image_sizes: Sequence[tuple[int, int]], batch_size: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns number of valid values, their mean, and the sum of squared deviations."""
+    # two passes, mean then deviations; `is_padded` is known on the host and saves the masking
     values = features.double()
     grid = (values.shape[-2], values.shape[-1])
     outside = ~valid_cells(image_sizes, batch_size, grid, device=values.device)[:, None]
@@ -68,6 +70,7 @@ def _moments(
 def _merged(
     first: tuple[Tensor, Tensor, Tensor], second: tuple[Tensor, Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the moments of both sets of values together."""
     (count_a, mean_a, squares_a), (count_b, mean_b, squares_b) = first, second
     count, gap = count_a + count_b, mean_b - mean_a
     return (

@@ -132,7 +132,7 @@ def test_scores_of_another_size_are_resized_to_the_teachers():
 def test_unequal_boxes_or_classes_are_refused():
     with pytest.raises(
         ShapeMismatchError,
-        match=r"distill\.frs: .* got \(2, 1, 4, 8, 8\) and \(2, 3, 4, 8, 8\)\. Choose",
+        match=r"distill\.frs: .* got \(2, 1, 4, 8, 8\) and \(2, 3, 4, 8, 8\)\. Use two",
     ):
         built()(outputs(0, anchors=1), outputs(100), **CALL)
 

@@ -302,7 +302,7 @@ def test_levels_of_another_size_are_resized_to_the_teachers_and_said_once(
         )
     torch.testing.assert_close(found, expected)
     assert [record.getMessage() for record in caplog.records] == [
-        "kdr: P5 of the student, (4, 5) cells, is resized to the teacher's (4, 6)"
+        "kdr: student level P5 of (4, 5) cells is resized to the teacher's (4, 6)"
     ]
 
 
@@ -317,7 +317,7 @@ def test_levels_without_a_partner_learn_nothing_and_lose_their_links(make_scene,
         kdr = build_kdr(KdrConfig(review_links=LINKS, normalisation="none"), setup).double()
     assert kdr.levels.pairs == ((0, 1), (1, 2), (2, 3), (3, 4))
     assert list(kdr.logged_numbers()) == [f"zeta.{link}" for link in LINKS[:3]]
-    assert "levels P7 of the student learn nothing" in caplog.text
+    assert "student levels P7 learn nothing" in caplog.text
     assert "review links P7->P6 are dropped" in caplog.text
     scene = make_scene()
     matched = replace(scene, student=scene.student[:4], teacher=scene.teacher[:4])

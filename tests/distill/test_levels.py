@@ -50,7 +50,7 @@ def test_matching_is_one_to_one_within_half_an_octave_and_leaves_no_pair_over(st
 
 
 def test_a_pyramid_without_a_common_level_is_refused_with_both_strides():
-    with pytest.raises(ConfigError, match=r"got strides \(8, 16\) and \(64\)\. Choose detectors"):
+    with pytest.raises(ConfigError, match=r"got strides \(8, 16\) and \(64\)\. Use detectors"):
         match_levels((8, 16), (64,))
 
 

@@ -112,6 +112,6 @@ def test_the_method_adds_up_the_levels(make_scene, make_method):
 def test_channels_that_differ_are_refused(make_method):
     with pytest.raises(
         ConfigError,
-        match=r"distill\.pkd: without adapters needs equal channels .* got 6 and 8 at P3\. .*cwd",
+        match=r"distill\.pkd: without adapters, .* equal channels, got 6 and 8 at P3\. .*cwd",
     ):
         make_method("pkd")
