@@ -1,12 +1,15 @@
-# `make demo` runs a real sweep from nothing, `make demo-ablation` an ablation to its table and page, `make test` checks the code, and
-# `make test-all` also what becomes of a study when processes die and disks fill.
+# make demo           a real search on generated images
+# make demo-ablation  an ablation, its table and its report page
+# make test           ruff, mypy and the tests
+# make test-all       the same, and the fault tests: kills, interruptions, full disks
+# make docs           the docs site, in site/
 PYTHON ?= python3
 BIN := .venv/bin
 
-# Two at a time; those that start Ray keep to one of the two (tests/conftest.py).
+# Two processes; tests that start Ray share one of them (tests/conftest.py).
 PYTEST := $(BIN)/python -m pytest -n 2
 
-.PHONY: demo demo-ablation test test-all quick lint clean
+.PHONY: demo demo-ablation test test-all quick lint docs clean
 
 demo: .venv/installed
 	$(BIN)/python orchestrate.py run search_spaces/quickstart.yaml
@@ -29,6 +32,9 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: .venv/installed-docs
+	$(BIN)/zensical build --clean --strict
+
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kdr needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
@@ -42,5 +48,11 @@ lint: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+# The extra `docs` alone, without kdr and torch: the site is built from the source text.
+.venv/installed-docs: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' \
+		| $(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement /dev/stdin
+	touch $@
+
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv site .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,10 +1,12 @@
-"""Writes the tree of docs/architecture.md: every file with its first sentence.
+"""Writes the generated parts of docs/architecture.md: the tree of files and the table of imports.
 
-Run `python docs/tree.py` after a file is added, moved or renamed; a test compares the two.
+Run `python docs/tree.py` after a file is added, moved or renamed, or a table of
+tests/test_architecture.py has changed; a test compares the page with this script's output.
 """
 
 import ast
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +17,13 @@ _SUFFIXES = {".py", ".yaml", ".sh", ".md", ""}
 _LINES = ("tests/  mirrors kdr/; `faults/` kills and starves studies, simulated and real",)
 
 
+def up_to_date(page: str) -> str:
+    """Returns the page with both generated parts replaced."""
+    return with_tree(with_imports(page))
+
+
 def tree() -> str:
-    """The tree as text: two spaces a level, a file's first sentence beside its name."""
+    """Returns the tree as text: two spaces a level, a file's first sentence beside its name."""
     entries = [_entry(ROOT / "orchestrate.py", 0)]
     for folder in FOLDERS:
         entries += [(f"{folder}/", ""), *_below(ROOT / folder, 1)]
@@ -26,8 +33,31 @@ def tree() -> str:
 
 
 def with_tree(page: str) -> str:
-    """The page with its fenced tree replaced by today's."""
+    """Returns the page with its fenced tree replaced."""
     return re.sub(r"(?ms)^```\n.*?^```$", lambda _: f"```\n{tree()}\n```", page, count=1)
+
+
+def imports() -> str:
+    """Returns who may import whom as a Markdown table, from the tables of the architecture test."""
+    tables = runpy.run_path(str(ROOT / "tests" / "test_architecture.py"))
+    rows = ["| folder | holds | imports | home of |", "|---|---|---|---|"]
+    for folder, allowed in tables["MAY_IMPORT"].items():
+        if folder in tables["FOR_ALL"]:
+            continue
+        holds = _first_sentence(ROOT / "kdr" / folder / "__init__.py").rstrip(".")
+        home = [name for name, homes in tables["AT_HOME"].items() if folder in homes]
+        imported = [name for name in tables["MAY_IMPORT"] if name in allowed]
+        rows.append(f"| `{folder}/` | {holds} | {', '.join(imported)} | {', '.join(home)} |")
+    return "\n".join(rows)
+
+
+def with_imports(page: str) -> str:
+    """Returns the page with the table between its two marks replaced."""
+    return re.sub(
+        r"(?ms)(^<!-- imports: .*? -->\n).*?(^<!-- end of imports -->$)",
+        lambda match: f"{match[1]}\n{imports()}\n\n{match[2]}",
+        page,
+    )
 
 
 def _below(folder: Path, level: int) -> Iterator[tuple[str, str]]:
@@ -45,7 +75,7 @@ def _entry(path: Path, level: int) -> tuple[str, str]:
 
 
 def _first_sentence(path: Path) -> str:
-    """Of a module's docstring, of the comment at a file's head, or a page's title."""
+    """Returns it from a module's docstring, the comment at a file's head, or a page's title."""
     if not path.is_file():
         return ""
     text = path.read_text(encoding="utf-8")
@@ -55,9 +85,10 @@ def _first_sentence(path: Path) -> str:
         text = text.partition("\n")[0].lstrip("# ")
     else:
         comment = re.search(r"(?m)(^#(?!!).*\n)+", text)
-        text = re.sub(r"(?m)^# ?", "", comment[0]) if comment else ""
-    return re.split(r"(?<=[.?!])\s", " ".join(text.split()))[0]
+        lines = re.sub(r"(?m)^# ?", "", comment[0]) if comment else ""
+        text = re.sub(r"(?m)^yaml-language-server:.*\n", "", lines)
+    return re.split(r"(?<=[.?!])(?<!al\.)\s", " ".join(text.split()))[0]
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_tree(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(up_to_date(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

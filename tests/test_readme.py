@@ -1,7 +1,10 @@
-"""README.md and docs/ stay true: the tree is today's, and links lead to files."""
+"""README.md and docs/ stay true: generated parts are current, links lead somewhere, sizes hold."""
 
 import re
 import runpy
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,16 +12,88 @@ import pytest
 import kdr
 
 ROOT = Path(kdr.__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("**/*.md"))]
+LINK = re.compile(r"(?<!\\)\]\(<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\)|(?:href|src)=\"([^\"]+)\"")
 
 
-def test_the_tree_is_up_to_date() -> None:
+def test_the_architecture_page_is_up_to_date() -> None:
     written = runpy.run_path(str(ROOT / "docs" / "tree.py"))
     page = written["PAGE"].read_text(encoding="utf-8")
-    assert written["with_tree"](page) == page, "python docs/tree.py"
+    assert "<!-- imports:" in page
+    assert written["up_to_date"](page) == page, "run: python docs/tree.py"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_to_files(page: Path) -> None:
-    links = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text(encoding="utf-8"))
-    assert [link for link in links if not (page.parent / link).exists()] == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_anchors_exist(page: Path) -> None:
+    assert [link for link in links(page) if not leads_somewhere(page, link)] == []
+
+
+def test_the_readme_fits_its_size_and_starts_with_a_command() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.encode()) <= 8 * 1024
+    assert len(text.partition("make demo")[0].split()) < 100
+    assert "make test" in text
+
+
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = re.findall(r"^ +- .*?([\w./-]+\.md)$", config, re.MULTILINE)
+    docs = ROOT / "docs"
+    assert sorted(listed) == sorted(str(page.relative_to(docs)) for page in docs.glob("**/*.md"))
+
+
+def test_every_file_named_as_a_workaround_exists() -> None:
+    page = (ROOT / "docs" / "decisions" / "workarounds.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(kdr/[\w/]+\.py)`", page)
+    assert len(named) > 20
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+def links(page: Path) -> Iterator[str]:
+    """Yields the targets of a page's links and images, outside of code."""
+    for first, second in LINK.findall(without_code(page.read_text(encoding="utf-8"))):
+        link = first or second
+        if not re.match(r"[a-z]+:", link):
+            yield link
+
+
+def leads_somewhere(page: Path, link: str) -> bool:
+    name, _, anchor = link.partition("#")
+    target = page.parent / name if name else page
+    return target.exists() and (not anchor or anchor in anchors(target.resolve()))
+
+
+@cache
+def anchors(page: Path) -> set[str]:
+    """Returns the anchors of a page's headings, by GitHub's rules."""
+    text = re.sub(r"(?ms)^(```|~~~).*?^\1", "", page.read_text(encoding="utf-8"))
+    seen: Counter[str] = Counter()
+    found = set()
+    for heading in re.findall(r"(?m)^#{1,6} +(.+?)(?: +#+)? *$", text):
+        slug = slug_of(heading)
+        found.add(f"{slug}-{seen[slug]}" if seen[slug] else slug)
+        seen[slug] += 1
+    return found
+
+
+def slug_of(heading: str) -> str:
+    shown = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+    return re.sub(r"[^\w\- ]", "", shown.strip().lower()).replace(" ", "-")
+
+
+def without_code(text: str) -> str:
+    text = re.sub(r"(?ms)^ *(```|~~~).*?^ *\1", "", text)
+    return re.sub(r"(`+)[^`].*?\1", "", text)
+
+
+@pytest.mark.parametrize(
+    ("heading", "slug"),
+    [
+        ('Why three seeds say "undecided"', "why-three-seeds-say-undecided"),
+        ("`calibrate` and [units](x.md)", "calibrate-and-units"),
+        ("100 nodes, 100,000 trials", "100-nodes-100000-trials"),
+        ("A - B", "a---b"),
+    ],
+)
+def test_anchors_follow_githubs_rules(heading: str, slug: str) -> None:
+    assert slug_of(heading) == slug
