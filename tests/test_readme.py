@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 
 import kdr
+from kdr.config.strict_yaml import parse_yaml
+from kdr.config.study import study_from
+from kdr.plan.expand import expand_study
 
 ROOT = Path(kdr.__file__).parents[1]
+README = ROOT / "README.md"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("**/*.md"))]
 LINK = re.compile(r"(?<!\\)\]\(<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\)|(?:href|src)=\"([^\"]+)\"")
 
@@ -29,17 +33,36 @@ def test_links_and_anchors_exist(page: Path) -> None:
 
 
 def test_the_readme_fits_its_size_and_starts_with_a_command() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = README.read_text(encoding="utf-8")
     assert len(text.encode()) <= 8 * 1024
     assert len(text.partition("make demo")[0].split()) < 100
     assert "make test" in text
+
+
+def test_the_studies_in_the_readme_are_valid() -> None:
+    search, ablation = re.findall(r"(?ms)^```yaml\n(.*?)^```", README.read_text(encoding="utf-8"))
+    study = parse_yaml(search, source="README.md")
+    expand_study(study_from(study, folder=ROOT))
+    del study["search"]
+    expand_study(study_from(study | parse_yaml(ablation, source="README.md"), folder=ROOT))
+
+
+def test_the_ablation_table_in_the_readme_is_from_the_evidence() -> None:
+    evidence = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8").replace("\\", "")
+    rows = re.findall(r"(?m)^\| (\w+) .*\| (\d\.\d .*) \|$", README.read_text(encoding="utf-8"))
+    assert len(rows) == 5
+    for arm, cells in rows:
+        [row, *_] = [line for line in evidence.splitlines() if line.startswith(f"| {arm} ")]
+        numbers = re.findall(r"[\d.]+", cells)
+        assert [number for number in numbers if number not in row] == []
 
 
 def test_every_page_is_in_the_navigation_of_the_site() -> None:
     config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     listed = re.findall(r"^ +- .*?([\w./-]+\.md)$", config, re.MULTILINE)
     docs = ROOT / "docs"
-    assert sorted(listed) == sorted(str(page.relative_to(docs)) for page in docs.glob("**/*.md"))
+    pages = sorted(str(page.relative_to(docs)) for page in docs.glob("**/*.md"))
+    assert sorted(listed) == pages, "new pages go into nav in mkdocs.yml"
 
 
 def test_every_file_named_as_a_workaround_exists() -> None:

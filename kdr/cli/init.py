@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
 STARTERS = {
-    "quickstart": "a search on generated shapes: about 5 minutes on 2 CPU cores, no data",
+    "quickstart": "a search on generated shapes: 2 to 7 minutes on 2 CPU cores, no data",
     "ablation": "which parts of KDR matter, on generated shapes: about 10 minutes, no data",
     "coco": "with and without KDR on your data in COCO format: GPUs, and four paths to fill in",
 }
