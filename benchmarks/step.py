@@ -49,6 +49,7 @@ from kdr.distill.kdr import Kdr
 from kdr.distill.masks import background_mask, foreground_mask, padded_boxes
 from kdr.run.trial_identity import trial_maker
 from kdr.storage.layout import Storage
+from kdr.storage.local_path import LocalPath
 from kdr.training.fit import _step
 from kdr.training.loss_sums import LossSums
 from kdr.training.shared_parts import SharedParts
@@ -132,7 +133,7 @@ def prepared_states(
     study = study_from(content, folder=Path())
     assert study.base.teacher is not None
     save_student(
-        weights,
+        LocalPath(weights),
         build_detector(study.base.teacher.with_changes(weights=None), SHAPE_CLASSES, seed=0),
         extra={},
     )

@@ -1,4 +1,4 @@
-"""A real server that speaks S3 on this machine, for tests of storages in an object store."""
+"""A real S3 server on this machine, for tests of storages in an object store."""
 
 import collections
 import contextlib
@@ -13,17 +13,17 @@ from kdr.storage.layout import Storage
 
 moto = pytest.importorskip(
     "moto.server",
-    reason="moto[s3], a server that speaks S3, is among the packages of the extra `dev`",
+    reason="moto[s3], an S3 server, is a package of the extra `dev`",
 )
 
 
 @dataclass
 class BucketServer:
-    """The server; its buckets stay while it is away."""
+    """The server; its buckets survive `stop`."""
 
     port: int = 0
     requests: list[tuple[str, str]] = field(default_factory=list)
-    """Method and path of each."""
+    """Method and path of each request."""
     _running: Any = None
 
     def start(self) -> None:
@@ -42,13 +42,13 @@ class BucketServer:
         self._running.stop()
 
     def counts(self) -> dict[str, int]:
-        """Requests since this was last asked, by method."""
+        """Number of requests by method, since the last call."""
         found = dict(collections.Counter(method for method, _ in self.requests))
         self.requests.clear()
         return found
 
     def place(self, bucket: str) -> Storage:
-        """An empty place in a new bucket."""
+        """An empty prefix in a new bucket."""
         urllib.request.urlopen(
             urllib.request.Request(f"http://127.0.0.1:{self.port}/{bucket}", method="PUT")
         ).close()
@@ -59,8 +59,7 @@ class BucketServer:
 
 @contextlib.contextmanager
 def bucket_server() -> Iterator[BucketServer]:
-    """A running server; the environment names it and its credentials meanwhile, also to processes
-    that are started."""
+    """A running server, with the environment set to it for this process and its children."""
     with pytest.MonkeyPatch.context() as patch:
         running = BucketServer()
         running.start()

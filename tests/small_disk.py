@@ -1,4 +1,4 @@
-"""A disk that is soon full."""
+"""A small disk that can be filled."""
 
 import contextlib
 import subprocess
@@ -10,8 +10,8 @@ import pytest
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A folder on a disk of its own, of a size such as `1m`; the test is skipped where none can be
-    mounted."""
+    """A folder on a disk of its own, of a size such as `1m`; skips the test where mounting is not
+    allowed."""
     folder.mkdir()
     if subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True
@@ -24,12 +24,12 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 
 def fill(disk: Path) -> None:
-    """Leaves no room on it."""
+    """Fills it."""
     with contextlib.suppress(OSError), (disk / "ballast").open("wb", buffering=0) as file:
         while file.write(b"0" * 4096):
             pass
 
 
 def empty(disk: Path) -> None:
-    """Gives the room back."""
+    """Frees the space."""
     (disk / "ballast").unlink()

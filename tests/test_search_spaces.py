@@ -28,6 +28,7 @@ from kdr.plan.keys import make_trial
 from kdr.run.attempt.logged_fit import has_weights, teacher_of
 from kdr.run.trial_identity import trial_maker
 from kdr.storage.layout import Storage
+from kdr.storage.local_path import LocalPath
 from kdr.training.fit import fit
 from kdr.training.shared_parts import SharedParts
 
@@ -214,7 +215,9 @@ def small_weights(settings: dict[str, Any], files: Path) -> Path:
     )
     path = files / f"{settings['detector']}-{settings['head_norm']}.pt"
     if not path.exists():
-        save_student(path, build_detector(config, SHAPE_CLASSES[:NUM_CLASSES], seed=1), extra={})
+        save_student(
+            LocalPath(path), build_detector(config, SHAPE_CLASSES[:NUM_CLASSES], seed=1), extra={}
+        )
     return path
 
 

@@ -63,15 +63,15 @@ def command(
     from kdr.data.splits import open_splits
     from kdr.detectors.checkpoint_files import open_student
     from kdr.report.formatting import json_text
-    from kdr.storage.files import fetched
     from kdr.storage.layout import Storage
+    from kdr.storage.local_path import LocalPath
     from kdr.training.evaluation import evaluate
     from kdr.training.metrics import COCO_METRICS
     from kdr.training.pictures import write_pictures
 
     place = Storage.at(storage)
     path = _weights(checkpoint, place)
-    with fetched(path, path.with_suffix(".json").name) as local:
+    with path.fetched(path.with_suffix(".json").name) as local:
         student, settings = open_student(local), _data(local, data, set_ or (), place)
     splits = open_splits(settings, place)
     index = splits.evaluation if split == "evaluation" else splits.train
@@ -105,15 +105,18 @@ def command(
                 )
             )
     if show is not None:
-        num = write_pictures(show, student, batches, num_pictures=num_shown, min_score=min_score)
+        num = write_pictures(
+            LocalPath(show), student, batches, num_pictures=num_shown, min_score=min_score
+        )
         warn([f"{num} pictures in {show}"])
 
 
 def _weights(checkpoint: str, storage: "Storage") -> "StoredPath":
     """The weights that a path or a trial's key names."""
     from kdr.errors import WeightsError
+    from kdr.storage.local_path import LocalPath
 
-    path: StoredPath = Path(checkpoint)
+    path: StoredPath = LocalPath(checkpoint)
     if not path.is_file() and path.name == checkpoint:
         path = storage.trial(checkpoint) / "student.pt"
     if not path.is_file():

@@ -76,11 +76,11 @@ def _write(answer: "pa.Table", path: Path, chosen: QueryFormat) -> None:
 
     from kdr.cli.output import csv_text, plain_table
     from kdr.report.formatting import json_text
-    from kdr.storage.files import written_aside
+    from kdr.storage.local_path import LocalPath
 
     columns, rows = _cells(answer)
     try:
-        with written_aside(path.absolute()) as aside:
+        with LocalPath(path).absolute().written_aside() as aside:
             if chosen == "parquet":
                 pq.write_table(answer, aside, compression="zstd")
             elif chosen == "csv":

@@ -99,10 +99,10 @@ def _page(
 
 def _write(page: "Page", path: Path) -> None:
     from kdr.report.page.html import page_html
-    from kdr.storage.files import written_aside
+    from kdr.storage.local_path import LocalPath
 
     try:
-        with written_aside(path.absolute()) as aside:
+        with LocalPath(path).absolute().written_aside() as aside:
             aside.write_text(page_html(page), encoding="utf-8")
     except OSError as error:
         raise StorageError(

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kdr.errors import StorageError
-from kdr.storage.files import written_aside
+from kdr.storage.local_path import LocalPath
 
 
 def write_study_file(text: str, path: Path) -> None:
@@ -13,7 +13,7 @@ def write_study_file(text: str, path: Path) -> None:
         StorageError: if it cannot be written.
     """
     try:
-        with written_aside(path.absolute()) as aside:
+        with LocalPath(path).absolute().written_aside() as aside:
             aside.write_text(text, encoding="utf-8")
     except OSError as error:
         raise StorageError(

@@ -216,7 +216,7 @@ def _write(
     grid: "Grid", format_: TableFormat, request: "TableRequest", output: Path | None
 ) -> None:
     from kdr.report.tables.formats import written
-    from kdr.storage.files import written_aside
+    from kdr.storage.local_path import LocalPath
 
     if format_ == "table":
         raise ConfigError(
@@ -227,7 +227,7 @@ def _write(
         print(text, end="")
         return
     try:
-        with written_aside(output.absolute()) as aside:
+        with LocalPath(output).absolute().written_aside() as aside:
             aside.write_text(text, encoding="utf-8")
     except OSError as error:
         raise StorageError(

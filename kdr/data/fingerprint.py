@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from kdr.data.annotation_file import raise_problems, read_annotation_file
 from kdr.errors import DataError
-from kdr.storage.files import written_aside
 from kdr.storage.layout import Storage
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def _half_fingerprint(images: Path, annotations: Path, storage: Storage) -> str:
     sizes, folders = _file_sizes(images, annotations)
     fingerprint = _digest([content, sorted(sizes.items())])
     # a storage that is read-only or full costs time, not the plan
-    with contextlib.suppress(OSError), written_aside(cache) as aside:
+    with contextlib.suppress(OSError), cache.written_aside() as aside:
         aside.write_text(json.dumps({"fingerprint": fingerprint, "folders": folders}))
     return fingerprint
 

@@ -16,6 +16,8 @@ from kdr.errors import ConfigError, WeightsError
 from kdr.storage.files import StoredPath, store
 
 _FORMAT = "kdr student 1"
+_SUFFIX = ".json"
+"""The sidecar is beside the weights, under the same name with this suffix."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,6 @@ class Sidecar:
     noticed."""
     extra: dict[str, Any]
     """What the writer wanted to keep beside the weights."""
-
-
-def sidecar_path(weights: StoredPath) -> StoredPath:
-    """Returns where the sidecar of a weights file lies: beside it, with the ending `.json`."""
-    return weights.with_suffix(".json")
 
 
 def write_sidecar(weights: StoredPath, sidecar: Sidecar) -> None:
@@ -53,7 +50,9 @@ def write_sidecar(weights: StoredPath, sidecar: Sidecar) -> None:
         "weights_id": sidecar.weights_id,
         "extra": sidecar.extra,
     }
-    store(sidecar_path(weights), lambda aside: aside.write_text(json.dumps(content, indent=1)))
+    store(
+        weights.with_suffix(_SUFFIX), lambda aside: aside.write_text(json.dumps(content, indent=1))
+    )
 
 
 def read_sidecar(weights: Path) -> Sidecar:
@@ -63,7 +62,7 @@ def read_sidecar(weights: Path) -> Sidecar:
         WeightsError: if it is missing or damaged, or if the weights are not those that it was
             written for.
     """
-    path = sidecar_path(weights)
+    path = weights.with_suffix(_SUFFIX)
     content = _read_json(path)
     if content.get("format") != _FORMAT:
         raise WeightsError(
@@ -112,7 +111,7 @@ def weights_categories(source: str) -> tuple[str, ...] | None:
         return None
 
 
-def _read_json(path: StoredPath) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError as error:

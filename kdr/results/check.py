@@ -3,11 +3,8 @@ aside, nothing is deleted.
 """
 
 import contextlib
-import math
-import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow.compute as pc
@@ -24,7 +21,7 @@ from kdr.results.fragments import (
 from kdr.results.reader import Log, read_log
 from kdr.results.saved_weights import what_is_torn
 from kdr.results.schema import EVENTS, SCHEMAS, TableName
-from kdr.storage.files import StoredPath, listed, move, written_aside
+from kdr.storage.files import StoredPath, listed
 from kdr.storage.layout import Storage
 
 Kind = Literal[
@@ -82,11 +79,11 @@ def quarantine(storage: Storage, finding: LogProblem) -> list[StoredPath]:
         # a folder per file's old place, so that names cannot clash and it can be put back
         target = storage.quarantine / storage.name_of(path).removeprefix("log/")
         try:
-            with written_aside(target.with_name(f"{target.name}.reason.txt")) as aside:
+            with target.with_name(f"{target.name}.reason.txt").written_aside() as aside:
                 aside.write_text(
                     f"{finding.kind}: {finding.what}\nIt was {path}\n", encoding="utf-8"
                 )
-            move(path, target)
+            path.replace(target)
         except FileNotFoundError:
             continue  # a compaction has removed it meanwhile
         except OSError as error:
@@ -125,14 +122,14 @@ def _files(folder: StoredPath, table: TableName) -> Iterator[LogProblem]:
 
 def _left_over(folder: StoredPath) -> Iterator[LogProblem]:
     for path in listed(folder, "*.tmp"):
-        age_s = _age_s(path)
-        if age_s is not None and age_s > ORPHANED_AFTER_S:
-            yield LogProblem(
-                "temporary",
-                str(path),
-                "was left by a writer that was killed; no reader looks at it",
-                (path,),
-            )
+        with contextlib.suppress(FileNotFoundError):  # its writer has just renamed it
+            if path.age_s() > ORPHANED_AFTER_S:
+                yield LogProblem(
+                    "temporary",
+                    str(path),
+                    "was left by a writer that was killed; no reader looks at it",
+                    (path,),
+                )
 
 
 def _foreign(storage: Storage, folders: Collection[StoredPath]) -> Iterator[LogProblem]:
@@ -185,15 +182,6 @@ def _damaged(path: StoredPath, what: str) -> Iterator[LogProblem]:
     files = tuple(name for name in names if name.exists())
     if files:
         yield LogProblem("damaged", str(path), what, files)
-
-
-def _age_s(path: StoredPath) -> float | None:
-    if not isinstance(path, Path):
-        return math.inf  # nothing is written aside in an object store
-    try:
-        return time.time() - path.stat().st_mtime
-    except FileNotFoundError:
-        return None  # its writer has just renamed it
 
 
 def _newer_events(log: Log) -> Iterator[LogProblem]:

@@ -26,7 +26,7 @@ from kdr.results.fragments import (
 )
 from kdr.results.schema import SCHEMAS
 from kdr.results.writer import write_fragment
-from kdr.storage.files import StoredPath, listed, written_aside
+from kdr.storage.files import StoredPath, listed
 from kdr.storage.layout import Storage
 
 _COMPACTED = re.compile(r"c-(\d+)-[0-9a-f]+\.(parquet|json)")
@@ -63,9 +63,9 @@ def _compact_folder(listing: Listing) -> None:
     stem = f"c-{number:06d}-{uuid.uuid4().hex[:8]}"
     gone = before.replaces if before else frozenset()
     left_over = {path.name for path in listed(listing.folder)} & gone
-    with written_aside(listing.folder / f"{stem}.parquet") as aside:
+    with (listing.folder / f"{stem}.parquet").written_aside() as aside:
         write_fragment(pa.concat_tables(tables).combine_chunks(), os.fspath(aside))
-    with written_aside(listing.folder / f"{stem}.json") as aside:
+    with (listing.folder / f"{stem}.json").written_aside() as aside:
         # what an interrupted deletion leaves behind must stay replaced
         aside.write_text(
             json.dumps(

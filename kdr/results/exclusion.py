@@ -22,7 +22,7 @@ def exclude(storage: Storage, state: TrialState, reason: str) -> None:
             f"KEY: must be a trial that has begun and is not excluded, got {state.key}, which is "
             f"{state.state}"
         )
-    mark = storage.begin_anew(state.key)
+    mark = storage.restart_marker(state.key)
     mark.parent.mkdir(parents=True, exist_ok=True)
     # first the mark: an exclusion without it would let the next attempt go on from what was
     # excluded
@@ -43,7 +43,7 @@ def include(storage: Storage, state: TrialState) -> None:
             f"is {state.state}"
         )
     _write(storage, state, "included", None)
-    storage.begin_anew(state.key).unlink(missing_ok=True)
+    storage.restart_marker(state.key).unlink(missing_ok=True)
 
 
 def _write(storage: Storage, state: TrialState, event: Event, reason: str | None) -> None:

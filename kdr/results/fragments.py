@@ -13,8 +13,6 @@ import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -115,8 +113,9 @@ def files_by_key(storage: Storage, keys: Collection[str]) -> dict[str, list[Stor
         for folder in study_folders(storage, table).values():
             for path in list_folder(folder, table).fragments:
                 with contextlib.suppress(OSError, pa.ArrowException):
+                    source = path.arrow_source()
                     found = pc.unique(
-                        pq.read_table(_source(path), columns=["key"], partitioning=None)["key"]
+                        pq.read_table(source, columns=["key"], partitioning=None)["key"]
                     )
                     for key in found.filter(pc.is_in(found, value_set=wanted)).to_pylist():
                         files.setdefault(key, []).append(path)
@@ -146,7 +145,7 @@ def read_fragment(
     """
     try:
         with pq.ParquetFile(
-            _source(path), pre_buffer=False, page_checksum_verification=True
+            path.arrow_source(), pre_buffer=False, page_checksum_verification=True
         ) as file:
             columns = [name for name in file.schema_arrow.names if name not in leave_out]
             known = (
@@ -173,15 +172,8 @@ def read_fragment(
 
 def is_newer_version(path: StoredPath) -> bool:
     """Whether a fragment comes from a newer version, whose columns this one does not know."""
-    metadata = pq.read_schema(_source(path)).metadata or {}
+    metadata = pq.read_schema(path.arrow_source()).metadata or {}
     return int(metadata.get(b"kdr.schema_version", SCHEMA_VERSION)) > SCHEMA_VERSION
-
-
-def _source(path: StoredPath) -> Any:
-    """What pyarrow reads a file from: a fragment is small, so that one request is better than
-    several for parts of it.
-    """
-    return path if isinstance(path, Path) else pa.BufferReader(path.read_bytes())
 
 
 def _conforming(found: pa.Table, table: TableName) -> pa.Table:
@@ -215,5 +207,5 @@ def _generation(manifest: StoredPath) -> Generation:
     )
     # a Parquet file ends with its footer, so a torn one is found here, while the files that it
     # replaces may still be there
-    pq.read_metadata(_source(manifest.with_suffix(".parquet")))
+    pq.read_metadata(manifest.with_suffix(".parquet").arrow_source())
     return generation

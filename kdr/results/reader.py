@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -55,8 +54,6 @@ _STATES: dict[str, State] = {
     "cancelled": "cancelled",
     "excluded": "excluded",
 }
-_REQUESTS = 16
-"""Fragments that are asked for at a time in an object store, where each takes two round trips."""
 # a folder is listed again when a compaction deletes files between listing and reading
 _LISTINGS = 5
 
@@ -247,7 +244,7 @@ def read_log(storage: Storage, study: str | None = None, *, leave_out: Collectio
         study: only what this study ran or uses; another study's rows of the same keys are among it.
         leave_out: columns of the epochs that are not needed, such as `losses`; they read as null.
     """
-    with ThreadPoolExecutor(max_workers=4 if isinstance(storage.root, Path) else _REQUESTS) as pool:
+    with ThreadPoolExecutor(max_workers=storage.root.num_parallel_reads) as pool:
         reading = _Reading(storage, pool.map, leave_out)
         tables = (
             {name: reading.table(name) for name in SCHEMAS}

@@ -4,9 +4,8 @@ in it is run.
 
 import struct
 import zipfile
-from pathlib import Path
 
-from kdr.storage.files import StoredPath, fetched
+from kdr.storage.files import StoredPath
 
 
 def what_is_torn(path: StoredPath, *, read_all: bool = True) -> str | None:
@@ -23,10 +22,10 @@ def what_is_torn(path: StoredPath, *, read_all: bool = True) -> str | None:
     Raises:
         OSError: if it cannot be read.
     """
-    if not (read_all or isinstance(path, Path)):
-        return None  # an object appears whole or not at all
+    if not read_all and path.appears_whole:
+        return None
     try:
-        with fetched(path) as local, zipfile.ZipFile(local) as archive:
+        with path.fetched() as local, zipfile.ZipFile(local) as archive:
             entry = archive.testzip() if read_all else None
     except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, struct.error) as error:
         # RuntimeError: a damaged header may ask for a password, or for a method that zipfile does

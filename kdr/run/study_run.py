@@ -27,7 +27,6 @@ from kdr.run.observer import Observer
 from kdr.run.preflight import check_before_start
 from kdr.run.trial_identity import trial_maker
 from kdr.run.trial_list import TrialList
-from kdr.storage.files import remove_orphans
 from kdr.storage.layout import Storage
 
 
@@ -207,7 +206,7 @@ def _run_alone(
 def _remove_orphans(storage: Storage, study: Study) -> None:
     """Removes what killed processes have left half-written in the study's log."""
     for table in SCHEMAS:
-        remove_orphans(storage.fragments(table, study.study))
+        storage.fragments(table, study.study).remove_orphans()
 
 
 def _is_trained(teacher: Trial, past: Log, storage: Storage) -> bool:

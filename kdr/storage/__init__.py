@@ -1,3 +1,1 @@
-"""Where everything is stored: paths, files written safely, object stores, and retries when a
-storage is unreachable.
-"""
+"""Paths of a storage, safe writes, object stores, and retries while a storage is unreachable."""

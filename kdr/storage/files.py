@@ -1,34 +1,190 @@
-"""Files of a storage, on a file system or in an object store: written so that no reader sees a part
-of one, listed, fetched.
-"""
+"""StoredPath, one interface for files and objects; safe writes and listings on top of it."""
 
 import contextlib
 import fnmatch
 import os
-import platform
-import re
-import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, Protocol, Self, TypeVar
 
 from kdr.errors import StorageError
-from kdr.storage.object_store import ObjectPath
+from kdr.storage.local_path import LocalPath
 from kdr.storage.patience import PATIENCE_S, patiently
 
-StoredPath = Path | ObjectPath
-"""A file or folder of a storage: on a file system, or in an object store."""
+
+class StoredPath(Protocol):
+    """A file or folder of a storage.
+
+    `LocalPath` is one on a file system, `ObjectPath` one in an object store. The first half has the
+    names and the behaviour of `pathlib.Path`; the second half is what the two do differently.
+    """
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        ...
+
+    @property
+    def stem(self) -> str:
+        """The name without its suffix."""
+        ...
+
+    @property
+    def parent(self) -> Self:
+        """The folder of this path."""
+        ...
+
+    def __truediv__(self, name: str, /) -> Self: ...
+
+    def with_name(self, name: str, /) -> Self:
+        """Returns the path of another name in the same folder."""
+        ...
+
+    def with_suffix(self, suffix: str, /) -> Self:
+        """Returns the path with another suffix."""
+        ...
+
+    def exists(self) -> bool:
+        """Whether there is a file or folder here."""
+        ...
+
+    def is_file(self) -> bool:
+        """Whether there is a file here."""
+        ...
+
+    def is_dir(self) -> bool:
+        """Whether there is a folder here."""
+        ...
+
+    def iterdir(self) -> Iterator[Self]:
+        """Yields the direct children of a folder."""
+        ...
+
+    def read_bytes(self) -> bytes:
+        """Returns the content."""
+        ...
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        """Returns the content as text."""
+        ...
+
+    def write_bytes(self, content: bytes, /) -> object:
+        """Creates or overwrites the file."""
+        ...
+
+    def touch(self) -> None:
+        """Creates an empty file."""
+        ...
+
+    def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
+        """Creates a folder."""
+        ...
+
+    def rmdir(self) -> None:
+        """Removes an empty folder."""
+        ...
+
+    def unlink(self, *, missing_ok: bool = False) -> None:
+        """Removes a file."""
+        ...
+
+    def replace(self, target: Self, /) -> object:
+        """Moves a file within its storage, over the target if there is one."""
+        ...
+
+    @property
+    def appears_whole(self) -> bool:
+        """Whether files here are never cut off: readers see all of one or nothing."""
+        ...
+
+    @property
+    def num_parallel_reads(self) -> int:
+        """How many files are worth reading at the same time."""
+        ...
+
+    @property
+    def local_folder(self) -> LocalPath:
+        """The folder for files that must stay on this machine, such as Ray's."""
+        ...
+
+    def written_aside(self) -> AbstractContextManager[Path]:
+        """Yields a temporary path of this machine. Its content replaces this file when the block
+        ends without an error; readers see the old content or the new, never part of it.
+        """
+        ...
+
+    def fetched(self, *beside: str) -> AbstractContextManager[Path]:
+        """Yields a path of this machine with this file's content, valid until the block ends.
+
+        Args:
+            beside: names of files in the same folder to fetch with it, if they exist.
+
+        Raises:
+            FileNotFoundError: if there is no such file, at the latest when it is opened.
+        """
+        ...
+
+    def arrow_source(self) -> Any:
+        """Returns what pyarrow opens to read this file with few requests."""
+        ...
+
+    def expose_at(self, place: Path) -> None:
+        """Makes the files of this folder readable at a path of this machine, by link or copy."""
+        ...
+
+    def age_s(self) -> float:
+        """Returns the seconds since the file was last written.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+        """
+        ...
+
+    def remove_orphans(self) -> None:
+        """Removes temporary files that killed processes of this machine left in this folder."""
+        ...
+
+    def check_writable(self) -> None:
+        """Raises StorageError unless files can be written here; creates the folder if missing."""
+        ...
+
+    def with_patience(self, patience_s: float) -> Self:
+        """Returns the same path with another time limit for retries while it is unreachable."""
+        ...
+
+
+P = TypeVar("P", bound=StoredPath)
+
+
+def listed(folder: P, pattern: str = "*") -> list[P]:
+    """Returns the direct children of a folder, sorted by name; none if there is no such folder.
+
+    Args:
+        folder: the folder.
+        pattern: which names, such as `part-*.parquet`.
+
+    Raises:
+        OSError: if the folder cannot be read. (`Path.glob` would return nothing, as for an empty
+            folder, and a log that is unreachable must not look empty.)
+    """
+    try:
+        found = [path for path in folder.iterdir() if fnmatch.fnmatchcase(path.name, pattern)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(found, key=lambda path: path.name)
 
 
 def store(
     path: StoredPath, write: Callable[[Path], object], *, patience_s: float = PATIENCE_S
 ) -> None:
-    """Writes a file so that a reader sees the old content or the new, never a part of it; waits for
-    its storage if need be.
+    """Writes a file so that readers see the old content or the new, never part of it; retries while
+    the storage is unreachable.
 
     Args:
         path: the file.
-        write: writes the content to the path that it is given, if need be more than once.
-        patience_s: how long to wait for a storage that cannot be reached.
+        write: writes the content to the path that it is passed; called again on a retry.
+        patience_s: how long to retry.
 
     Raises:
         StorageError: if the file cannot be written.
@@ -36,9 +192,9 @@ def store(
 
     def once() -> None:
         try:
-            with written_aside(path) as aside:
+            with path.written_aside() as aside:
                 write(aside)
-        except RuntimeError as error:  # what torch makes of a full disk
+        except RuntimeError as error:  # torch's own, which hides that the disk is full
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
     with storage_errors(path.parent):
@@ -47,135 +203,12 @@ def store(
 
 @contextlib.contextmanager
 def storage_errors(folder: StoredPath) -> Iterator[None]:
-    """Gives the system's errors of writing to a folder as StorageError, with the way out."""
+    """Re-raises an OSError from writing to a folder as StorageError, with a hint."""
     try:
         yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error
         raise StorageError(
-            f"{folder}: must be a folder that can be written, got {reason}. Free space or change "
-            "its permissions, then run the same command again: what is logged is kept"
+            f"{folder} is not writable: {reason}. Free space or change its permissions, then run "
+            "the same command again: everything logged so far is kept"
         ) from error
-
-
-@contextlib.contextmanager
-def written_aside(path: StoredPath) -> Iterator[Path]:
-    """Yields a temporary path of this machine, whose content takes its place at `path` once the
-    block has ended without an error.
-
-    A reader sees the old content or the new, never a part of it. On a file system it lies beside
-    `path`, reaches the disk, and is renamed; into an object store it is sent in one request.
-    """
-    if isinstance(path, ObjectPath):
-        with tempfile.TemporaryDirectory(prefix="kdr-") as folder:
-            aside = Path(folder) / path.name
-            aside.touch()
-            yield aside
-            path.upload(aside)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(
-        prefix=f".{path.name}-", suffix=f"-{_writer()}.tmp", dir=path.parent
-    )
-    os.close(handle)
-    aside = Path(name)
-    try:
-        yield aside
-        with aside.open("rb+") as file:
-            os.fsync(file.fileno())
-        aside.chmod(0o666 & ~_umask())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def remove_orphans(folder: StoredPath) -> None:
-    """Removes the temporary files that processes of this machine left in a folder when they were
-    killed.
-    """
-    for path in listed(folder, f".*-{_HOST}-*.tmp") if isinstance(folder, Path) else ():
-        pid = path.stem.rpartition("-")[2]
-        if pid.isdigit() and not _is_alive(int(pid)):
-            path.unlink(missing_ok=True)
-
-
-_HOST = re.sub(r"[^A-Za-z0-9]+", "-", platform.node()) or "host"
-
-
-def _writer() -> str:
-    """Names this process in a temporary file, by which others see whether it still writes."""
-    return f"{_HOST}-{os.getpid()}"
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def listed(folder: StoredPath, pattern: str = "*") -> list[StoredPath]:
-    """What lies directly in a folder, sorted by name; nothing if there is no such folder.
-
-    Args:
-        folder: the folder.
-        pattern: of the names, such as `part-*.parquet`.
-
-    Raises:
-        OSError: if the folder cannot be read, which is no empty one. (`Path.glob` would not tell
-            the two apart.)
-    """
-    try:
-        found: list[StoredPath] = [
-            path for path in folder.iterdir() if fnmatch.fnmatchcase(path.name, pattern)
-        ]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(found, key=lambda path: path.name)
-
-
-def move(path: StoredPath, target: StoredPath) -> None:
-    """Moves a file within its storage.
-
-    Raises:
-        FileNotFoundError: if it is not there.
-    """
-    if isinstance(path, Path) and isinstance(target, Path):
-        path.replace(target)
-    else:
-        assert isinstance(path, ObjectPath)
-        assert isinstance(target, ObjectPath)
-        path.replace(target)
-
-
-@contextlib.contextmanager
-def fetched(path: StoredPath, *beside: str) -> Iterator[Path]:
-    """A path of this machine with a file's content: the file itself, or a copy for as long as the
-    block lasts.
-
-    Args:
-        path: the file.
-        beside: names of files in its folder that are wanted, too, if they are there.
-
-    Raises:
-        FileNotFoundError: if there is no such file in an object store.
-    """
-    if isinstance(path, Path):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="kdr-") as folder:
-        copy = Path(folder) / path.name
-        copy.write_bytes(path.read_bytes())
-        for name in beside:
-            with contextlib.suppress(FileNotFoundError):
-                copy.with_name(name).write_bytes(path.with_name(name).read_bytes())
-        yield copy
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

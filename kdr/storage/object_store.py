@@ -1,15 +1,17 @@
-"""Places in an object store (`s3://`, `gs://`), with the names and the behaviour of `pathlib.Path`
-where kdr needs them.
+"""ObjectPath: an object in an object store (`s3://`, `gs://`), through pyarrow's clients.
 
 Credentials come from the environment alone: the variables and files of the AWS and Google
-libraries, or the role of a machine. `AWS_ENDPOINT_URL` names a server that speaks S3. There are no
-folders, and no rename: an object appears whole, by one request.
+libraries, or the machine's role. `AWS_ENDPOINT_URL` selects another server that speaks S3. There
+are no folders and no rename, but an object appears whole, by a single request.
 """
 
+import contextlib
 import errno
 import functools
 import mmap
 import os
+import tempfile
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -18,41 +20,46 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from kdr.errors import StorageError
+from kdr.storage.local_path import LocalPath
 from kdr.storage.patience import BRIEF_S, patiently
 
 T = TypeVar("T")
 
 SCHEMES = ("s3", "gs")
+_LOCAL = "KDR_LOCAL"
+"""Variable with the folder for files that stay on this machine."""
+# pyarrow raises a plain OSError without errno for every failure of a store, so the error's text is
+# all there is to tell failures apart. Where pyarrow gets error classes, these two lists can go.
 _AWAY = (
-    *(
-        "NETWORK_CONNECTION",
-        "SLOW_DOWN",
-        "SERVICE_UNAVAILABLE",
-        "INTERNAL_FAILURE",
-        "REQUEST_TIMEOUT",
-        "THROTTLING",
-    ),
-    *("HTTP status 50", "curlCode", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Retry policy exhausted"),
+    "NETWORK_CONNECTION",
+    "SLOW_DOWN",
+    "SERVICE_UNAVAILABLE",
+    "INTERNAL_FAILURE",
+    "REQUEST_TIMEOUT",
+    "THROTTLING",
+    "HTTP status 50",
+    "curlCode",
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "Retry policy exhausted",
 )
-"""Of the words of pyarrow's errors those that say that the store cannot be reached, or is busy."""
+"""Parts of pyarrow's messages that mean: the store is unreachable or busy, so a retry may help."""
 _REFUSED = (
-    *(
-        "ACCESS_DENIED",
-        "INVALID_ACCESS_KEY",
-        "SIGNATURE_DOES_NOT_MATCH",
-        "INVALID_CLIENT_TOKEN",
-        "UNRECOGNIZED_CLIENT",
-    ),
-    *(
-        "MISSING_AUTHENTICATION",
-        "INVALID_SIGNATURE",
-        "EXPIRED",
-        "HTTP status 401",
-        "HTTP status 403",
-    ),
-    *("PERMISSION_DENIED", "UNAUTHENTICATED", "Could not create a OAuth2 access token"),
+    "ACCESS_DENIED",
+    "INVALID_ACCESS_KEY",
+    "SIGNATURE_DOES_NOT_MATCH",
+    "INVALID_CLIENT_TOKEN",
+    "UNRECOGNIZED_CLIENT",
+    "MISSING_AUTHENTICATION",
+    "INVALID_SIGNATURE",
+    "EXPIRED",
+    "HTTP status 401",
+    "HTTP status 403",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "Could not create a OAuth2 access token",
 )
-"""Those that say that the credentials are missing or do not open the bucket."""
+"""Parts that mean: the credentials are missing, or have no access to the bucket."""
 _CREDENTIALS = {
     "s3": (
         "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, in the environment of every "
@@ -64,54 +71,60 @@ _CREDENTIALS = {
 
 @dataclass(frozen=True, order=True)
 class ObjectPath:
-    """An object, or all objects whose names begin so.
+    """An object, or the common prefix of objects, with the methods of
+    `kdr.storage.files.StoredPath`.
 
-    It is no `os.PathLike`: what wants a file of this machine must ask for one
-    (`kdr.storage.files.fetched`).
+    Deliberately not an `os.PathLike`: code that needs a local file must ask for one with `fetched`,
+    and fails at once if it does not.
     """
 
     scheme: str
     key: str
-    """Bucket, then the name in it: `bucket/prefix/name`, without a slash at its end."""
+    """Bucket and name: `bucket/prefix/name`, without a trailing slash."""
     patience_s: float = field(default=BRIEF_S, compare=False)
-    """How long to wait for a store that cannot be reached."""
+    """How long to retry while the store is unreachable."""
+
+    appears_whole = True
+    """A PUT, or the last request of a multipart upload, makes all of an object visible at once."""
+    num_parallel_reads = 16
+    """Each read waits for two round trips; the processor is idle meanwhile."""
 
     @classmethod
     def at(cls, url: str, *, patience_s: float = BRIEF_S) -> "ObjectPath":
-        """The place at a URL, whose bucket is there.
+        """Returns the path of a URL after checking that its bucket exists.
 
         Raises:
-            StorageError: for another scheme, or a bucket that is not there or that the credentials
-                do not open.
+            StorageError: for another scheme, or a bucket that does not exist or is not accessible
+                with these credentials.
         """
         scheme, _, rest = url.partition("://")
         key = "/".join(part for part in rest.split("/") if part)
         if scheme not in SCHEMES:
             known = ", ".join(f"{name}://" for name in SCHEMES)
             raise StorageError(
-                f"--storage: must be a folder or a URL that begins with {known}, got {scheme}://..."
+                f"--storage: must be a folder or a URL that starts with {known}, got {scheme}://..."
             )
         if not key or any(mark in key for mark in "@?#"):
-            example = f"{scheme}://bucket/prefix"
+            # not repeated in the message: it may contain a password
             raise StorageError(
-                f"--storage: must be {example}, credentials and options in the environment, got "
-                "another form"
+                f"--storage: must be {scheme}://bucket/prefix, with credentials and options in the "
+                "environment, got another form"
             )
         place = cls(scheme, key, patience_s)
         place.check_bucket()
         return place
 
     def check_bucket(self) -> None:
-        """Raises StorageError unless the bucket is there."""
+        """Raises StorageError unless the bucket exists."""
         bucket = self.key.partition("/")[0]
         if not _found(self._ask(lambda store: store.get_file_info(bucket))):
             raise StorageError(_no_bucket(self))
 
     def with_patience(self, patience_s: float) -> "ObjectPath":
-        """The same place, waited for so long."""
+        """Returns the same path with another time limit for retries."""
         return replace(self, patience_s=patience_s)
 
-    def __truediv__(self, name: str) -> "ObjectPath":
+    def __truediv__(self, name: str, /) -> "ObjectPath":
         return replace(self, key=f"{self.key}/{name}")
 
     def __str__(self) -> str:
@@ -119,33 +132,33 @@ class ObjectPath:
 
     @property
     def name(self) -> str:
-        """What comes after the last slash."""
+        """The part after the last slash."""
         return self.key.rpartition("/")[2]
 
     @property
     def parent(self) -> "ObjectPath":
-        """What comes before it."""
+        """The part before it."""
         return replace(self, key=self.key.rpartition("/")[0])
 
     @property
     def stem(self) -> str:
-        """The name without its ending."""
+        """The name without its suffix."""
         return PurePosixPath(self.name).stem
 
-    def with_name(self, name: str) -> "ObjectPath":
-        """The object of another name beside this one."""
+    def with_name(self, name: str, /) -> "ObjectPath":
+        """Returns the object of another name under the same prefix."""
         return self.parent / name
 
-    def with_suffix(self, suffix: str) -> "ObjectPath":
-        """The object whose name has another ending."""
+    def with_suffix(self, suffix: str, /) -> "ObjectPath":
+        """Returns the object whose name has another suffix."""
         return self.with_name(f"{self.stem}{suffix}")
 
     def exists(self) -> bool:
-        """Whether there is such an object, or one below it."""
+        """Whether there is this object, or one below it."""
         return _found(self._ask(lambda store: store.get_file_info(self.key)))
 
     def is_file(self) -> bool:
-        """Whether there is such an object."""
+        """Whether there is this object."""
         return bool(self._ask(lambda store: store.get_file_info(self.key)).is_file)
 
     def is_dir(self) -> bool:
@@ -153,7 +166,7 @@ class ObjectPath:
         return next(self.iterdir(), None) is not None
 
     def iterdir(self) -> Iterator["ObjectPath"]:
-        """What lies directly below it."""
+        """Yields the objects and prefixes directly below it."""
         from pyarrow.fs import FileSelector
 
         for info in self._ask(
@@ -162,7 +175,7 @@ class ObjectPath:
             yield replace(self, key=info.path.rstrip("/"))
 
     def read_bytes(self) -> bytes:
-        """The content.
+        """Returns the content.
 
         Raises:
             FileNotFoundError: if there is no such object.
@@ -176,44 +189,39 @@ class ObjectPath:
         return self._ask(read)
 
     def read_text(self, encoding: str = "utf-8") -> str:
-        """The content as text.
+        """Returns the content as text.
 
         Raises:
             FileNotFoundError: if there is no such object.
         """
         return self.read_bytes().decode(encoding)
 
-    def write_bytes(self, content: "bytes | mmap.mmap") -> None:
-        """Makes or replaces the object, by one request; of more than 10 MB by several, of which the
-        last one makes it appear.
+    def write_bytes(self, content: "bytes | mmap.mmap", /) -> None:
+        """Creates or overwrites the object: in one request, or, above 10 MB, in several of which
+        the last one makes the object appear.
         """
 
         def write(store: Any) -> None:
             stream = store.open_output_stream(self.key)
             stream.write(content)
-            # not by a context: that would close it, and so make the object, after an error, too
+            # not `with`: leaving it by an exception would close the stream, and closing creates the
+            # object from what was sent so far
             stream.close()
 
         self._ask(write)
 
-    def upload(self, file: Path) -> None:
-        """Makes or replaces the object with the content of a file."""
-        with file.open("rb") as opened:
-            if not file.stat().st_size:
-                self.write_bytes(b"")
-                return
-            with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                self.write_bytes(content)
-
     def touch(self) -> None:
-        """Makes an empty object."""
+        """Creates an empty object."""
         self.write_bytes(b"")
 
     def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
-        """Nothing: there are no folders."""
+        """Does nothing: there are no folders."""
+
+    def rmdir(self) -> None:
+        """Does nothing: there are no folders."""
 
     def unlink(self, *, missing_ok: bool = False) -> None:
-        """Removes the object.
+        """Deletes the object.
 
         Raises:
             FileNotFoundError: if there is none, unless that is allowed.
@@ -224,8 +232,9 @@ class ObjectPath:
             if not missing_ok:
                 raise
 
-    def replace(self, target: "ObjectPath") -> None:
-        """Moves the object: first it is copied, then removed.
+    def replace(self, target: "ObjectPath", /) -> None:
+        """Moves the object: copies it, then deletes it. If that is interrupted, there are two
+        copies, never none.
 
         Raises:
             FileNotFoundError: if there is none.
@@ -233,9 +242,79 @@ class ObjectPath:
         self._ask(lambda store: store.copy_file(self.key, target.key))
         self.unlink(missing_ok=True)
 
+    @property
+    def local_folder(self) -> LocalPath:
+        """A folder of this machine named after the URL, in KDR_LOCAL (`~/.cache/kdr`)."""
+        folder = LocalPath(os.environ.get(_LOCAL) or "~/.cache/kdr").expanduser().absolute()
+        return folder / urllib.parse.quote(str(self), safe="")
+
+    @contextlib.contextmanager
+    def written_aside(self) -> Iterator[Path]:
+        """Yields a file of this machine and uploads it at the end; there is no temporary object."""
+        with tempfile.TemporaryDirectory(prefix="kdr-") as folder:
+            aside = Path(folder) / self.name
+            aside.touch()
+            yield aside
+            self._upload(aside)
+
+    @contextlib.contextmanager
+    def fetched(self, *beside: str) -> Iterator[Path]:
+        """Downloads the object, and others beside it, and removes the copies at the end."""
+        with tempfile.TemporaryDirectory(prefix="kdr-") as folder:
+            copy = Path(folder) / self.name
+            copy.write_bytes(self.read_bytes())
+            for name in beside:
+                with contextlib.suppress(FileNotFoundError):
+                    copy.with_name(name).write_bytes(self.with_name(name).read_bytes())
+            yield copy
+
+    def arrow_source(self) -> Any:
+        """Returns the content. A fragment is small: one request for all of it is faster than one
+        for each of its columns.
+        """
+        import pyarrow as pa
+
+        return pa.BufferReader(self.read_bytes())
+
+    def expose_at(self, place: Path) -> None:
+        """Downloads the objects directly below it into a new folder."""
+        place.mkdir(parents=True)
+        for path in self.iterdir():
+            (place / path.name).write_bytes(path.read_bytes())
+
+    def age_s(self) -> float:
+        """Returns the seconds since the object was written, by the clocks of store and machine.
+
+        Raises:
+            FileNotFoundError: if there is no such object.
+        """
+        info = self._ask(lambda store: store.get_file_info(self.key))
+        if not info.is_file:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
+        return time.time() - float(info.mtime.timestamp())
+
+    def remove_orphans(self) -> None:
+        """Does nothing: there are no temporary objects."""
+
+    def check_writable(self) -> None:
+        """Raises StorageError unless an object can be written; it stays, named `writable`."""
+        (self / "writable").write_bytes(b"kdr")
+
+    def _upload(self, file: Path) -> None:
+        with file.open("rb") as opened:
+            if not file.stat().st_size:  # an empty file cannot be mapped
+                self.write_bytes(b"")
+                return
+            # mapped, so that a large checkpoint is not read into memory
+            with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                self.write_bytes(content)
+
     def _ask(self, action: Callable[[Any], T]) -> T:
-        """What a store answers, waited for if need be; its errors as those of files, or with a way
-        out.
+        """Returns what an action on the store returns, with retries while it is unreachable.
+
+        Raises:
+            FileNotFoundError: if there is no such object.
+            StorageError: for any other failure, with a hint.
         """
 
         def once() -> T:
@@ -245,6 +324,7 @@ class ObjectPath:
                 raise
             except OSError as error:
                 if any(word in str(error) for word in _AWAY):
+                    # with an errno for which `patiently` retries
                     raise ConnectionError(errno.ENOTCONN, _reason(error)) from error
                 raise self._explained(error) from error
 
@@ -252,8 +332,8 @@ class ObjectPath:
             return patiently(once, patience_s=self.patience_s)
         except ConnectionError as error:
             raise StorageError(
-                f"{self}: the object store must be reachable, got: {error.strerror}. "
-                "What is logged is kept: run the same command again"
+                f"{self}: the object store is unreachable ({error.strerror}). Everything logged so "
+                "far is kept: run the same command again"
             ) from error
 
     def _explained(self, error: OSError) -> Exception:
@@ -265,14 +345,14 @@ class ObjectPath:
                 f"{self.scheme}://{self.key.partition('/')[0]}, got: {_reason(error)}. Set "
                 f"{_CREDENTIALS[self.scheme]}"
             )
-        return StorageError(f"{self}: the object store must answer, got: {_reason(error)}")
+        return StorageError(f"{self}: the object store failed: {_reason(error)}")
 
 
 def _no_bucket(path: ObjectPath) -> str:
     bucket = path.key.partition("/")[0]
     return (
-        f"--storage: needs a bucket that exists, got {path.scheme}://{bucket}, which does not. "
-        "Make it, or name another one"
+        f"--storage: must be in an existing bucket, got {path.scheme}://{bucket}, which does not "
+        "exist. Create it, or name another one"
     )
 
 
@@ -283,29 +363,31 @@ def _found(info: Any) -> bool:
 
 
 def _reason(error: OSError) -> str:
-    """What a store said, without the name of the object and the number of the request."""
+    """The store's own words, without the object's name and the request's number."""
     return str(error).partition(" (Request ID")[0].rpartition("AWS Error ")[2].splitlines()[0]
 
 
 @functools.lru_cache
 def _store(scheme: str, bucket: str) -> Any:
-    """Pyarrow's file system for one bucket; a process has one of each."""
+    """Pyarrow's file system for a bucket; cached, since each keeps connections open."""
     import pyarrow.fs
 
     if scheme == "gs":
+        # Google's client retries silently; `patiently` takes over after a while and says so
         return pyarrow.fs.GcsFileSystem(retry_time_limit=timedelta(seconds=15))
     endpoint = urllib.parse.urlsplit(
         os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     )
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if not region and not endpoint.netloc:
-        region = pyarrow.fs.resolve_s3_region(bucket)
+        region = pyarrow.fs.resolve_s3_region(bucket)  # asks AWS
     return pyarrow.fs.S3FileSystem(
         region=region or None,
         endpoint_override=endpoint.netloc or None,
         scheme=endpoint.scheme or None,
         connect_timeout=5,
         request_timeout=60,
+        # a failed write must raise at once, not when the stream is closed
         background_writes=False,
         allow_delayed_open=True,  # one request for a small object, not the three of a large one
     )

@@ -1,6 +1,4 @@
-"""Waiting for a storage that cannot be reached: a file server that is started anew, a network that
-is away for a minute.
-"""
+"""Retries while a storage is unreachable: a file server that restarts, a network outage."""
 
 import errno
 import logging
@@ -12,11 +10,13 @@ T = TypeVar("T")
 _say = logging.getLogger(__name__).warning
 
 PATIENCE_S = 300.0
-"""How long a run waits."""
+"""How long a run retries."""
 BRIEF_S = 10.0
-"""How long a command waits that someone looks at, and whatever is done before a run begins."""
+"""How long anything retries while a user waits for it: a command that reads, the start of a run."""
 _PAUSES_S = (1.0, 15.0)
-"""The first pause between two tries, and the longest."""
+"""The first pause between two tries, which doubles up to the second value."""
+# Left out on purpose are ENOSPC, EROFS and EACCES: a full disk or a missing permission does not go
+# away by waiting, and a run that fails at once says so while someone is still watching.
 _PASSES = {
     errno.EAGAIN,
     errno.EINTR,
@@ -34,20 +34,20 @@ _PASSES = {
     errno.ECONNRESET,
     errno.EPIPE,
 }
-"""Errors of a file server or a network that may be gone a minute later; a full disk or a missing
-permission stays."""
+"""Errors of a file server or network that may be gone a minute later. EIO and ESTALE are what NFS
+clients report while their server restarts."""
 
 
 def patiently(do: Callable[[], T], *, patience_s: float = PATIENCE_S) -> T:
-    """Does something with files, again and again while their storage cannot be reached; says so
-    once, and when it is over.
+    """Returns what `do` returns, retrying while its storage is unreachable; logs the first failure
+    and the recovery.
 
     Args:
-        do: may be done several times.
-        patience_s: how long to go on; then the error is raised.
+        do: what to do; must be safe to repeat.
+        patience_s: how long to retry before the error is raised.
 
     Raises:
-        OSError: as `do` raised it; at once where waiting does not help.
+        OSError: as `do` raised it; at once if waiting does not help.
     """
     begin, pause_s = time.monotonic(), _PAUSES_S[0]
     while True:
@@ -57,14 +57,15 @@ def patiently(do: Callable[[], T], *, patience_s: float = PATIENCE_S) -> T:
             left_s = begin + patience_s - time.monotonic()
             if error.errno not in _PASSES or left_s <= 0:
                 raise
+            # the pause still has its first value exactly once: one line per outage, not per try
             if pause_s == _PAUSES_S[0]:
                 _say(
-                    f"The storage cannot be reached ({error.strerror or error}). Trying again for "
+                    f"The storage is unreachable ({error.strerror or error}). Retrying for up to "
                     f"{patience_s:.0f} s"
                 )
             time.sleep(min(pause_s, left_s))
             pause_s = min(2 * pause_s, _PAUSES_S[1])
         else:
             if pause_s > _PAUSES_S[0]:
-                _say(f"The storage can be reached again, after {time.monotonic() - begin:.0f} s")
+                _say(f"The storage is reachable again, after {time.monotonic() - begin:.0f} s")
             return result

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from kdr.errors import WeightsError
-from kdr.storage.files import StoredPath, fetched, store
+from kdr.storage.files import StoredPath, store
 from kdr.storage.patience import patiently
 from kdr.training.metrics import EpochMetrics, Evaluation
 
@@ -70,7 +70,7 @@ def load_checkpoint(path: StoredPath, parts: dict[str, Stateful]) -> Progress:
     if not path.exists():
         return Progress()
     try:
-        with fetched(path) as local:
+        with path.fetched() as local:
             state = patiently(lambda: torch.load(local, map_location="cpu", weights_only=True))
     except (
         RuntimeError,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kdr.config.trial import Trial, TrialConfig
-from kdr.storage.files import StoredPath, written_aside
+from kdr.storage.files import StoredPath
 from kdr.storage.layout import Storage
 
 PREFLIGHT_VERSION = 1
@@ -213,7 +213,7 @@ def kept_preflight(storage: Storage, study: str, trial: Trial) -> Preflight | No
 
 def keep_preflight(storage: Storage, study: str, trial: Trial, measured: Preflight) -> None:
     """Writes what was measured where `kept_preflight` finds it."""
-    with written_aside(_path(storage, study, trial)) as aside:
+    with _path(storage, study, trial).written_aside() as aside:
         aside.write_text(json.dumps({"preflight": dataclasses.asdict(measured)}, indent=1))
 
 

@@ -10,7 +10,6 @@ import torch
 
 from kdr.config.trial import Trial
 from kdr.errors import OutOfMemory
-from kdr.storage.files import written_aside
 from kdr.storage.layout import Storage
 from kdr.training.ranks import ALONE, Ranks
 
@@ -76,7 +75,7 @@ def halve_micro_batch(trial: Trial, storage: Storage, failure: OutOfMemory) -> i
         path.unlink(missing_ok=True)  # nothing was found: on another device all is tried again
         return None
     smaller = -(-failure.num_images // 2)
-    with written_aside(path) as aside:
+    with path.written_aside() as aside:
         aside.write_text(str(smaller))
     return smaller
 

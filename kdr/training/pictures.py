@@ -3,7 +3,6 @@ foreground.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,7 @@ from torchvision.utils import draw_bounding_boxes
 from kdr.data.loader import Batch, EvaluationBatches
 from kdr.detectors.detector import Detector
 from kdr.distill.masks import MaskValues, foreground_mask, padded_boxes, valid_cells
-from kdr.storage.files import StoredPath, written_aside
+from kdr.storage.files import StoredPath
 
 MIN_SHOWN_PX = 320
 """Small images are enlarged to this width, so that names can be read."""
@@ -24,7 +23,7 @@ MASK_PX = 400
 
 @torch.no_grad()
 def write_pictures(
-    folder: Path,
+    folder: StoredPath,
     detector: Detector,
     batches: EvaluationBatches,
     *,
@@ -67,7 +66,7 @@ def write_pictures(
             ]
             left = _drawn(image, batch.boxes[index], truth, "lime")
             right = _drawn(image, found[index]["boxes"][sure].cpu(), names, "orange")
-            with written_aside(folder / f"{image_id}.jpg") as aside:
+            with (folder / f"{image_id}.jpg").written_aside() as aside:
                 Image.fromarray(_side_by_side(left, right).permute(1, 2, 0).numpy()).save(
                     aside, "JPEG", quality=90
                 )
@@ -111,7 +110,7 @@ def write_masks(
         panels.append(_framed(_tinted(small, mask, valid), name))
     paths = [folder / f"masks-{image_id}.png" for image_id in batch.image_ids]
     for path, of_image in zip(paths, zip(*panels, strict=True), strict=True):
-        with written_aside(path) as aside:
+        with path.written_aside() as aside:
             Image.fromarray(torch.cat(of_image, 2).permute(1, 2, 0).numpy()).save(
                 aside, "PNG", compress_level=1
             )

@@ -23,7 +23,7 @@ from kdr.distill.levels import match_levels
 from kdr.distill.method import weighted_sum
 from kdr.errors import OutOfMemory
 from kdr.randomness import address
-from kdr.storage.files import StoredPath, written_aside
+from kdr.storage.files import StoredPath
 from kdr.storage.layout import Storage
 from kdr.training.calibration import calibrate
 from kdr.training.distilled_student import StepLosses, gradient_norms
@@ -251,7 +251,7 @@ def _teacher_ap(
     if not path.exists():
         index = open_validation(data, storage)
         AP, num_measured = _measured_ap(trial.config, teacher, index, precision)
-        with written_aside(path) as aside:
+        with path.written_aside() as aside:
             aside.write_text(json.dumps([AP, num_measured, len(index)]))
     AP, num_measured, num_val = json.loads(path.read_text())
     return AP, num_measured, num_val

@@ -5,14 +5,12 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 
 from kdr.config.trial import Trial
 from kdr.data.loader import Batch
 from kdr.errors import OutOfMemory
-from kdr.storage.files import StoredPath
 from kdr.storage.layout import Storage
 from kdr.training.fit import fit
 from kdr.training.out_of_memory import halve_micro_batch, release_memory
@@ -60,16 +58,10 @@ def probe(
         aside = Storage.at(folder)
         # generated images stay, as those of `plan --check-data` do
         storage.data.mkdir(parents=True, exist_ok=True)
-        _link(aside.data, storage.data)
+        storage.data.expose_at(aside.data)
         if teacher is None and trial.teacher_id is not None:
-            _link(
-                aside.local / storage.name_of(storage.teacher(trial.teacher_id)),
-                storage.teacher(trial.teacher_id),
-            )
-            _link(
-                aside.local / storage.name_of(storage.trial(trial.teacher_id)),
-                storage.trial(trial.teacher_id),
-            )
+            for known in (storage.teacher(trial.teacher_id), storage.trial(trial.teacher_id)):
+                known.expose_at(aside.local / storage.name_of(known))
         return [_probed(one, aside, loader_workers) for one in (teacher, trial) if one is not None]
 
 
@@ -133,16 +125,3 @@ class _Clock:
     def seconds(self, purpose: str) -> float:
         """Seconds of all batches."""
         return self.step(purpose) * self._counts[purpose]
-
-
-def _link(place: Path, target: StoredPath) -> None:
-    """Lets a folder appear at another place, whose content is not changed; from an object store it
-    is copied.
-    """
-    if isinstance(target, Path) and target.exists():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(target, target_is_directory=True)
-    elif not isinstance(target, Path):
-        place.mkdir(parents=True)
-        for path in target.iterdir():
-            (place / path.name).write_bytes(path.read_bytes())

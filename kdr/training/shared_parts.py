@@ -20,7 +20,6 @@ from kdr.detectors.weights import load_configured_weights
 from kdr.distill.statistics import LevelStd
 from kdr.errors import WeightsError
 from kdr.randomness import address
-from kdr.storage.files import fetched, written_aside
 from kdr.storage.layout import Storage
 
 _log = logging.getLogger(__name__)
@@ -96,7 +95,7 @@ class SharedParts:
             )
             if not self.lasting:
                 return values
-            with written_aside(path) as aside:
+            with path.written_aside() as aside:
                 aside.write_text(json.dumps({"level_std": values}))
         found: list[float] = json.loads(path.read_text())["level_std"]
         return found
@@ -112,7 +111,7 @@ class SharedParts:
                     f"trial.teacher: its training has left no weights at {path}. Run the study "
                     "again to train it"
                 )
-            with fetched(path, "student.json") as local:
+            with path.fetched("student.json") as local:
                 teacher = open_student(local)
             lines = [f"all keys of its training's student.pt, trial {trial.trained_teacher_key}"]
         else:

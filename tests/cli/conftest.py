@@ -101,8 +101,9 @@ def _save_eager_detector(path: Path, settings: dict[str, Any]) -> None:
     from kdr.config.detector import DetectorConfig
     from kdr.detectors.build import build_detector
     from kdr.detectors.checkpoint_files import save_student
+    from kdr.storage.local_path import LocalPath
 
     detector = build_detector(DetectorConfig(**settings), SHAPE_CLASSES[:6], seed=0)
     with torch.no_grad():
         detector.model.get_parameter("head.classification_head.cls_logits.bias").add_(4)
-    save_student(path, detector, extra={})
+    save_student(LocalPath(path), detector, extra={})

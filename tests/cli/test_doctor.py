@@ -34,6 +34,7 @@ from kdr.detectors.build import build_detector
 from kdr.detectors.checkpoint_files import save_student
 from kdr.errors import DataError
 from kdr.storage.layout import Storage
+from kdr.storage.local_path import LocalPath
 
 CONTENT: dict[str, Any] = {
     "study": "small",
@@ -88,7 +89,7 @@ def test_a_storage_that_is_a_file_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
     [found] = run_checks({"storage": lambda: storage_folder(Storage.at(tmp_path / "runs"))})
     assert found.state == "failed"
-    assert found.text.startswith("--storage: needs a folder that can be written, got")
+    assert found.text.startswith("--storage: must be a writable folder, got")
 
 
 def test_a_damaged_file_of_the_log_is_named(example_log: Any) -> None:
@@ -202,7 +203,9 @@ def test_the_pre_flight_measures_once_and_judges_each_time(
 ) -> None:
     config = DetectorConfig(backbone="mobilenet_v3_small", fpn_channels=32)
     save_student(
-        tmp_path / "teacher.pt", build_detector(config, SHAPE_CLASSES[:6], seed=0), extra={}
+        LocalPath(tmp_path / "teacher.pt"),
+        build_detector(config, SHAPE_CLASSES[:6], seed=0),
+        extra={},
     )
     teacher = {
         "backbone": "mobilenet_v3_small",

@@ -133,7 +133,7 @@ def test_problems_are_told_before_anything_is_written(trained, invoke, tmp_path:
         )
     assert not (tmp_path / "runs").exists()
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match=r"--storage: needs a folder that can be written"):
+    with pytest.raises(StorageError, match=r"--storage: must be a writable folder"):
         invoke(train_one.command, trained.study, "--storage", tmp_path / "file")
 
 

@@ -10,6 +10,7 @@ from kdr.detectors.build import build_detector, torchvision_model
 from kdr.detectors.checkpoint_files import open_student, save_student
 from kdr.detectors.sidecar import read_sidecar, weights_categories
 from kdr.errors import WeightsError
+from kdr.storage.local_path import LocalPath
 
 CATEGORIES = ("circle", "square")
 CONFIG = StudentConfig(
@@ -24,7 +25,7 @@ def detector():
 
 @pytest.fixture
 def path(tmp_path, detector):
-    save_student(tmp_path / "student.pt", detector, extra={"trial": "abc"})
+    save_student(LocalPath(tmp_path / "student.pt"), detector, extra={"trial": "abc"})
     return tmp_path / "student.pt"
 
 
@@ -49,7 +50,9 @@ def test_the_file_is_a_plain_state_dict_that_loads_strictly_into_torchvisions_mo
 
 def test_equal_weights_give_equal_bytes_and_no_other_file_is_left(path, detector):
     again = path.parent / "again.pt"
-    save_student(again, copy.deepcopy(detector).to(memory_format=torch.channels_last), extra={})
+    save_student(
+        LocalPath(again), copy.deepcopy(detector).to(memory_format=torch.channels_last), extra={}
+    )
     assert again.read_bytes() == path.read_bytes()
     assert sorted(file.name for file in path.parent.iterdir()) == [
         "again.json",
@@ -68,7 +71,7 @@ def test_a_student_of_frozen_norm_and_enum_weights_is_rebuilt_without_them(tmp_p
         trainable_stages=3,
     )
     student = build_detector(config, CATEGORIES, seed=0, new_classes=True)
-    save_student(tmp_path / "student.pt", student, extra={})
+    save_student(LocalPath(tmp_path / "student.pt"), student, extra={})
     opened = open_student(tmp_path / "student.pt")
     assert opened.model.backbone.body["0"][1].eps == 0.0
     assert opened.categories == CATEGORIES

@@ -15,6 +15,7 @@ from kdr.detectors.layouts import in_torchvisions_names
 from kdr.detectors.state_file import StateFile
 from kdr.detectors.weights import load_configured_weights
 from kdr.errors import WeightsError
+from kdr.storage.local_path import LocalPath
 
 pytestmark = pytest.mark.slow  # few of these tests are, all together are
 
@@ -470,7 +471,7 @@ def test_a_student_that_started_from_such_a_file_is_saved_and_opened_as_it_is(
     start, _ = loaded(
         tmp_path / "w.pth", foreign_network("detectron2").state, {"weights_layout": "detectron2"}
     )
-    save_student(tmp_path / "student.pt", start.float(), extra={})
+    save_student(LocalPath(tmp_path / "student.pt"), start.float(), extra={})
     opened = open_student(tmp_path / "student.pt").eval().double()
     assert all(
         torch.equal(a, b)

@@ -16,6 +16,7 @@ from kdr.detectors.weights import (
     load_weights,
 )
 from kdr.errors import WeightsError
+from kdr.storage.local_path import LocalPath
 
 CATEGORIES = ("circle", "square", "star")
 RETINANET = DetectorConfig(backbone="mobilenet_v3_small", fpn_channels=32)
@@ -94,7 +95,7 @@ def test_of_faster_rcnn_with_other_classes_only_the_second_stages_last_layer_sta
     tmp_path, others
 ):
     path = tmp_path / "student.pt"
-    save_student(path, built(FASTER_RCNN, others, seed=1), extra={})
+    save_student(LocalPath(path), built(FASTER_RCNN, others, seed=1), extra={})
     detector, initial = built(FASTER_RCNN), built(FASTER_RCNN).model.state_dict()
     report = load_weights(detector, str(path), min_share=1.0)
     assert report.mismatched == FASTER_RCNN_CLASS_LAYER
@@ -107,7 +108,7 @@ def test_of_faster_rcnn_with_other_classes_only_the_second_stages_last_layer_sta
 
 def test_faster_rcnns_own_classes_are_loaded_in_full(tmp_path):
     path = tmp_path / "student.pt"
-    save_student(path, built(FASTER_RCNN, seed=1), extra={})
+    save_student(LocalPath(path), built(FASTER_RCNN, seed=1), extra={})
     report = load_weights(built(FASTER_RCNN), str(path), min_share=1.0)
     assert (report.backbone, report.neck, report.head, report.mismatched) == (1.0, 1.0, 1.0, ())
 
@@ -165,7 +166,9 @@ def test_a_neck_of_another_width_is_refused(tmp_path):
 
 def test_the_layer_of_as_many_but_other_classes_is_not_loaded(tmp_path):
     save_student(
-        tmp_path / "student.pt", built(categories=("star", "circle", "square"), seed=1), extra={}
+        LocalPath(tmp_path / "student.pt"),
+        built(categories=("star", "circle", "square"), seed=1),
+        extra={},
     )
     detector, initial = built(), built().model.state_dict()
     report = load_weights(detector, str(tmp_path / "student.pt"), min_share=1.0)
@@ -176,7 +179,7 @@ def test_the_layer_of_as_many_but_other_classes_is_not_loaded(tmp_path):
 
 def test_class_names_without_the_head_for_them_are_refused(tmp_path):
     config = RETINANET.with_changes(fpn_channels=64)
-    save_student(tmp_path / "student.pt", built(config), extra={})
+    save_student(LocalPath(tmp_path / "student.pt"), built(config), extra={})
     with pytest.raises(
         WeightsError, match=r"must fill at least 100% of the head's keys, got .*head_norm"
     ):

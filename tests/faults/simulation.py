@@ -27,8 +27,8 @@ from kdr.errors import OutOfMemory, TrialFailure
 from kdr.randomness import address
 from kdr.run.search.searcher import StudySearcher
 from kdr.run.study_run import Outcome, run_study
-from kdr.storage.files import _HOST, remove_orphans, written_aside
 from kdr.storage.layout import Storage
+from kdr.storage.local_path import _HOST, LocalPath
 from kdr.training.checkpoint import Progress
 from kdr.training.metrics import EpochMetrics, Evaluation
 
@@ -115,7 +115,7 @@ class Machine:
     def _alone(self, storage: Storage, study: str, **_: Any) -> Iterator[str]:
         """There is no other machine: a driver that has died is followed at once, and what it has
         claimed counts no more."""
-        remove_orphans(storage.drivers(study))
+        storage.drivers(study).remove_orphans()
         yield f"driver-{self.num_deaths}"
 
     @contextlib.contextmanager
@@ -136,8 +136,8 @@ class Machine:
                 "os.fsync": lambda _file: self.change(),
                 "os.replace": asked_first(os.replace),
                 "os.unlink": asked_first(os.unlink),
-                "kdr.storage.files._writer": lambda: f"{_HOST}-{self.num_deaths}",
-                "kdr.storage.files._is_alive": lambda process: process == self.num_deaths,
+                "kdr.storage.local_path._writer": lambda: f"{_HOST}-{self.num_deaths}",
+                "kdr.storage.local_path._is_alive": lambda process: process == self.num_deaths,
                 "kdr.run.study_run.ray_session": no_ray,
                 "kdr.run.study_run.sole_driver": self._alone,
                 "kdr.run.study_run.nodes_of_ray": lambda: [{"CPU": 8}],
@@ -376,8 +376,8 @@ def fails(config: TrialConfig) -> bool:
     return config.needs_teacher and quality(config) < 0.2
 
 
-def save_simulated_student(path: Path, _detector: Any, *, extra: dict[str, Any]) -> None:
+def save_simulated_student(path: LocalPath, _detector: Any, *, extra: dict[str, Any]) -> None:
     """The two files of a student, one after the other."""
     for name in (path, path.with_suffix(".json")):
-        with written_aside(name) as aside:
+        with name.written_aside() as aside:
             aside.write_text(extra["trial"])

@@ -111,7 +111,7 @@ def test_a_study_without_a_disk_ends_and_goes_on_later(
         break_(disk)
         assert driver.wait(180) == 2
     text = (tmp_path / "output.txt").read_text()
-    assert f"must be a folder that can be written, got {reason}" in text
+    assert f"is not writable: {reason}" in text
     assert "the same command" in text
     assert "Traceback" not in text
     states = Counter(state.state for state in read_log(storage).states().values())

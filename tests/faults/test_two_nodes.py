@@ -156,7 +156,9 @@ def test_a_job_is_submitted_from_elsewhere_and_watched_from_there(
 
 
 def test_a_job_must_not_store_where_ray_removes_it(cluster: Cluster, study: Path) -> None:
-    assert "--storage: needs a folder that outlives the job, got" in submitted(cluster, study=study)
+    assert "--storage: must be a folder that outlives the job, got" in submitted(
+        cluster, study=study
+    )
 
 
 def test_without_the_token_the_cluster_is_closed_and_the_way_in_is_told(

@@ -82,7 +82,7 @@ def test_a_study_runs_in_a_bucket_that_is_away_for_a_minute_and_again_does_nothi
         server.start()
 
     text = run(storage, away_for_a_minute)
-    assert "The storage cannot be reached (" in text
+    assert "The storage is unreachable (" in text
     assert "2 trials run" in text
     states = read_log(storage).states()
     assert [state.state for state in states.values()] == ["completed"] * 3

@@ -47,7 +47,7 @@ def test_excluding_removes_no_row_and_can_be_undone(judged):
     log = read_log(judged.storage)
     assert known_keys(log) == {"good", "fair"}
     assert best_trial(log, "example").value == 0.5
-    assert not judged.storage.begin_anew("good").exists()
+    assert not judged.storage.restart_marker("good").exists()
     events = [row["event"] for row in log.trials.to_pylist() if row["key"] == "good"]
     assert events == ["started", "completed", "excluded", "included"]
 

@@ -2,11 +2,12 @@ import pytest
 import torch
 
 from kdr.results.saved_weights import what_is_torn
+from kdr.storage.local_path import LocalPath
 
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    path = tmp_path / "checkpoint.pt"
+    path = LocalPath(tmp_path / "checkpoint.pt")
     torch.save({"weights": torch.arange(1000.0), "epoch": 3}, path)
     return path
 

@@ -114,9 +114,7 @@ def test_a_log_that_cannot_be_written_is_a_storage_error_and_keeps_the_rows(tmp_
     blocked.write_text("a file where the folder should be")
     writer = LogWriter(storage, "s")
     writer.epoch(epoch(1))
-    with pytest.raises(
-        StorageError, match=r"study=s: must be a folder that can be written, got .*Free space"
-    ):
+    with pytest.raises(StorageError, match=r"study=s is not writable: .*Free space"):
         writer.flush()
     blocked.unlink()
     writer.flush()

@@ -311,7 +311,5 @@ def test_a_machine_too_small_for_one_trial_is_told_before_ray_starts(tmp_path: P
 
 def test_storage_that_cannot_be_written_is_told_first(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(
-        StorageError, match=r"--storage: needs a folder that can be written, got .*file"
-    ):
+    with pytest.raises(StorageError, match=r"--storage: must be a writable folder, got .*file"):
         run_study(study_with(), storage=Storage.at(tmp_path / "file"), observer=Recorder())

@@ -1,5 +1,4 @@
-"""A storage in an object store: a real server that speaks S3 on this machine, pyarrow's own client,
-and a bucket."""
+"""A storage in an object store: a real S3 server on this machine, and pyarrow's own client."""
 
 import contextlib
 import threading
@@ -17,13 +16,13 @@ from kdr.errors import BusyError, StorageError
 from kdr.results.check import check_log, quarantine
 from kdr.results.compact import compact
 from kdr.results.reader import read_log
-from kdr.results.schema import ArmRow, EpochRow, TrialEvent
+from kdr.results.schema import ArmRow, EpochRow, Event, TrialEvent
 from kdr.results.writer import LogWriter
 from kdr.run.attempt.cancellation import ask_to_end, asked_to_end
 from kdr.run.driver import sole_driver as drivers
 from kdr.run.driver.sole_driver import sole_driver
 from kdr.run.driver.trial_claims import TrialClaims
-from kdr.storage.files import fetched, listed, written_aside
+from kdr.storage.files import listed
 from kdr.storage.layout import Storage
 from kdr.storage.object_store import ObjectPath
 from kdr.storage.patience import PATIENCE_S
@@ -38,12 +37,12 @@ def server() -> Iterator[BucketServer]:
 
 @pytest.fixture
 def storage(server: BucketServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
-    """An empty place in a bucket of the test's own."""
+    """An empty prefix in a bucket of the test's own."""
     monkeypatch.setenv("KDR_LOCAL", str(tmp_path / "local"))
     return server.place(f"bucket-{abs(hash(tmp_path)) % 10**9}")
 
 
-def event(key: str, name: Any = "completed", **columns: Any) -> TrialEvent:
+def event(key: str, name: Event = "completed", **columns: Any) -> TrialEvent:
     return TrialEvent(study="s", key=key, event=name, config="{}", **columns)
 
 
@@ -61,7 +60,7 @@ def test_each_fragment_is_one_put_and_nothing_else(storage: Storage, server: Buc
     assert found.keys_of("s") == ("k",)
 
 
-def test_a_log_is_compacted_and_checked_and_its_damage_moved_aside(
+def test_a_log_is_compacted_checked_and_its_damaged_files_quarantined(
     storage: Storage, server: BucketServer
 ) -> None:
     log = LogWriter(storage, "s")
@@ -72,7 +71,7 @@ def test_a_log_is_compacted_and_checked_and_its_damage_moved_aside(
     server.counts()
     compact(storage, "s")
     assert server.counts()["PUT"] <= 2 + 3, (
-        "data and manifest; pyarrow marks a folder when it deletes in it"
+        "data and manifest; pyarrow recreates the folder's marker object when it deletes"
     )
     folder = storage.log / "trials" / "study=s"
     assert [path.name[:8] for path in listed(folder, "c-*.json")] == ["c-000001", "c-000002"]
@@ -115,7 +114,7 @@ def test_the_commands_read_a_bucket(storage: Storage, example_log: Any) -> None:
     assert command("log", "check").startswith(f"{storage.log}: 3 files that count, no problem")
 
 
-def test_a_driver_in_a_bucket_is_alone_and_a_dead_one_is_followed(
+def test_a_bucket_has_one_driver_per_study_and_a_dead_one_is_replaced(
     storage: Storage, monkeypatch: pytest.MonkeyPatch, server: BucketServer
 ) -> None:
     monkeypatch.setattr(drivers, "BEAT_S", 0.05)
@@ -129,16 +128,16 @@ def test_a_driver_in_a_bucket_is_alone_and_a_dead_one_is_followed(
         [claim] = listed(storage.drivers("s"))
         content = claim.read_text()
         time.sleep(0.3)
-        assert claim.read_text() != content, "it shows signs of life"
+        assert claim.read_text() != content, "no heartbeat"
     assert listed(storage.drivers("s")) == []
     claim.write_bytes(content.replace(drivers._machine(), "another machine").encode())
-    told: list[str] = []
-    with sole_driver(storage, "s", on_waiting=told.append):
-        assert len(told) == 1
+    messages: list[str] = []
+    with sole_driver(storage, "s", on_waiting=messages.append):
+        assert len(messages) == 1
         assert not claim.exists()
 
 
-def test_a_trial_in_a_bucket_is_one_drivers_at_a_time(storage: Storage) -> None:
+def test_a_trial_in_a_bucket_is_claimed_by_one_driver_at_a_time(storage: Storage) -> None:
     with (
         sole_driver(storage, "one", on_waiting=pytest.fail) as one,
         TrialClaims(storage, "one", one) as first,
@@ -150,28 +149,28 @@ def test_a_trial_in_a_bucket_is_one_drivers_at_a_time(storage: Storage) -> None:
         ):
             assert second.take(["a", "c"]) == {"c"}
             assert [(holder.study, holder.keys) for holder in second.holders(["a", "c"])] == [
-                ("one", {"a"})
+                ("one", frozenset({"a"}))
             ]
             first.give_back("a")
             assert second.take(["a"]) == {"a"}
     assert listed(storage.drivers("one")) == listed(storage.drivers("two")) == []
 
 
-def test_a_request_to_end_a_trial_is_seen(storage: Storage) -> None:
+def test_a_cancellation_request_is_seen(storage: Storage) -> None:
     assert asked_to_end(storage, "k") is None
     ask_to_end(storage, "k", "it is slow")
     assert asked_to_end(storage, "k") == "it is slow"
 
 
 @pytest.mark.slow
-def test_a_store_that_is_away_for_a_while_costs_no_row(
+def test_no_row_is_lost_while_the_store_is_unreachable(
     storage: Storage, server: BucketServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
+    messages: list[str] = []
 
     def say(text: str) -> None:
-        told.append(text)
-        if len(told) == 1:
+        messages.append(text)
+        if len(messages) == 1:
             threading.Timer(1.0, server.start).start()
 
     monkeypatch.setattr("kdr.storage.patience._PAUSES_S", (0.1, 0.2))
@@ -190,14 +189,14 @@ def test_a_store_that_is_away_for_a_while_costs_no_row(
         "completed",
         [1, 2, 3],
     )
-    first, last = told
-    assert first.startswith("The storage cannot be reached (")
-    assert first.endswith("Trying again for 300 s")
-    assert last.startswith("The storage can be reached again, after ")
+    first, last = messages
+    assert first.startswith("The storage is unreachable (")
+    assert first.endswith("Retrying for up to 300 s")
+    assert last.startswith("The storage is reachable again, after ")
 
 
 @pytest.mark.slow
-def test_a_store_that_stays_away_is_an_error_and_no_empty_log(
+def test_an_unreachable_store_is_an_error_not_an_empty_log(
     server: BucketServer, storage: Storage
 ) -> None:
     assert isinstance(storage.root, ObjectPath)
@@ -207,10 +206,10 @@ def test_a_store_that_stays_away_is_an_error_and_no_empty_log(
     try:
         with pytest.raises(
             StorageError,
-            match=r"s3://.*: the object store must be reachable, got: .*connect.*is kept",
+            match=r"s3://.*: the object store is unreachable \(.*connect.*is kept",
         ):
             read_log(hasty)
-        with pytest.raises(StorageError, match="must be reachable"):
+        with pytest.raises(StorageError, match="is unreachable"):
             LogWriter(hasty, "s").event(event("k"))
     finally:
         server.start()
@@ -222,27 +221,25 @@ def test_a_store_that_stays_away_is_an_error_and_no_empty_log(
     [
         (
             "s3://no-such-bucket/runs",
-            r"needs a bucket that exists, got s3://no-such-bucket, which does not\. Make it",
+            r"must be in an existing bucket, got s3://no-such-bucket, which does not exist\. Cr",
         ),
         (
             "http://host/runs",
-            r"must be a folder or a URL that begins with s3://, gs://, got http://\.\.\.",
+            r"must be a folder or a URL that starts with s3://, gs://, got http://\.\.\.",
         ),
-        ("file:///runs", r"must be a folder or a URL that begins with s3://"),
+        ("file:///runs", r"must be a folder or a URL that starts with s3://"),
         ("s3://", r"must be s3://bucket/prefix"),
         (
             "s3://key:secret@bucket/runs",
             (
-                r"must be s3://bucket/prefix, credentials and options in the environment, got"
+                r"must be s3://bucket/prefix, with credentials and options in the environment, got"
                 r" another form$"
             ),
         ),
         ("s3://bucket/runs?region=x", r"must be s3://bucket/prefix"),
     ],
 )
-def test_a_place_that_cannot_be_used_is_named_at_once(
-    server: BucketServer, url: str, problem: str
-) -> None:
+def test_an_unusable_url_is_refused_at_once(server: BucketServer, url: str, problem: str) -> None:
     with pytest.raises(StorageError, match=problem):
         Storage.at(url)
 
@@ -250,10 +247,10 @@ def test_a_place_that_cannot_be_used_is_named_at_once(
 @pytest.mark.parametrize(
     "word", ["ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH"]
 )
-def test_credentials_that_open_nothing_say_where_they_come_from(
+def test_refused_credentials_are_an_error_that_says_where_they_come_from(
     storage: Storage, word: str
 ) -> None:
-    """As pyarrow words it; the server of these tests lets everyone in."""
+    """With pyarrow's messages, because the server of these tests accepts any credentials."""
     assert isinstance(storage.root, ObjectPath)
 
     def refuse(_store: Any) -> None:
@@ -271,23 +268,23 @@ def test_credentials_that_open_nothing_say_where_they_come_from(
         storage.root._ask(refuse)
 
 
-def test_a_large_file_goes_there_and_back_and_one_that_cannot_be_written_leaves_the_old_one(
+def test_a_large_file_survives_the_round_trip_and_a_failed_write_keeps_it(
     storage: Storage,
 ) -> None:
     place = storage.trial("k") / "checkpoint.pt"
     content = b"0123456789" * 1_200_000
-    with written_aside(place) as aside:
+    with place.written_aside() as aside:
         aside.write_bytes(content)
-    with contextlib.suppress(ZeroDivisionError), written_aside(place) as aside:
+    with contextlib.suppress(ZeroDivisionError), place.written_aside() as aside:
         aside.write_bytes(b"half")
         1 / 0  # noqa: B018
-    with fetched(place) as copy:
+    with place.fetched() as copy:
         assert copy.read_bytes() == content
     assert not copy.exists()
     assert not aside.exists()
 
 
-def test_what_must_lie_on_this_machine_does(storage: Storage, tmp_path: Path) -> None:
+def test_files_that_must_stay_on_this_machine_do(storage: Storage, tmp_path: Path) -> None:
     for folder in (
         storage.data,
         storage.ray,
@@ -310,7 +307,7 @@ def test_what_must_lie_on_this_machine_does(storage: Storage, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_trial_goes_on_from_its_checkpoint_in_the_bucket_on_another_machine(
+def test_a_trial_resumes_from_its_checkpoint_in_the_bucket_on_another_machine(
     storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
@@ -362,8 +359,20 @@ def test_a_trial_goes_on_from_its_checkpoint_in_the_bucket_on_another_machine(
         for place in (storage, folder)
     ]
     assert values[0] == values[1]
-    with fetched(storage.trial(one.key) / "student.pt") as copy:
+    with (storage.trial(one.key) / "student.pt").fetched() as copy:
         assert (
             copy.read_bytes()
             == (tmp_path / "folder" / "trials" / one.key / "student.pt").read_bytes()
         )
+
+
+def test_objects_have_an_age_and_are_exposed_at_a_local_path(
+    storage: Storage, tmp_path: Path
+) -> None:
+    folder = storage.teacher("t")
+    (folder / "a.json").write_bytes(b"[]")
+    assert 0 <= (folder / "a.json").age_s() + 1 < 60  # the server's clock counts whole seconds
+    with pytest.raises(FileNotFoundError):
+        (folder / "b.json").age_s()
+    folder.expose_at(tmp_path / "exposed")
+    assert [path.read_text() for path in (tmp_path / "exposed").iterdir()] == ["[]"]

@@ -1,10 +1,12 @@
-"""Files that are written while their storage is full, read-only, or away for a while."""
+"""Writes to a storage that is full, read-only or unreachable."""
 
 import errno
 import logging
 import os
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,27 +15,28 @@ from kdr.errors import StorageError, WeightsError
 from kdr.results.reader import read_log
 from kdr.results.schema import EpochRow, TrialEvent
 from kdr.results.writer import LogWriter
-from kdr.storage import patience
 from kdr.storage.files import store
 from kdr.storage.layout import Storage
+from kdr.storage.local_path import LocalPath
 from kdr.storage.patience import patiently
 from kdr.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from tests.small_disk import empty, fill, small_disk
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    """Sleeping costs no time here, and is counted."""
-    slept = []
-    monkeypatch.setattr(patience.time, "sleep", slept.append)
-    monkeypatch.setattr(patience.time, "monotonic", lambda: sum(slept))
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Sleeping takes no time, and is recorded."""
+    slept: list[float] = []
+    monkeypatch.setattr("kdr.storage.patience.time.sleep", slept.append)
+    monkeypatch.setattr("kdr.storage.patience.time.monotonic", lambda: sum(slept))
     return slept
 
 
-def failing(times, number=errno.ESTALE):
+def failing(times: int, number: int = errno.ESTALE) -> Callable[[], str]:
+    """Fails as often as given, then succeeds."""
     errors = [OSError(number, os.strerror(number))] * times
 
-    def do():
+    def do() -> str:
         if errors:
             raise errors.pop()
         return "done"
@@ -41,29 +44,35 @@ def failing(times, number=errno.ESTALE):
     return do
 
 
-def test_what_cannot_be_reached_is_tried_again_and_both_are_said_once(clock, caplog):
+def test_an_unreachable_storage_is_retried_with_one_line_for_the_outage_and_one_for_its_end(
+    clock: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         assert patiently(failing(4)) == "done"
     assert clock == [1, 2, 4, 8]
     first, last = (record.getMessage() for record in caplog.records)
-    assert first == "The storage cannot be reached (Stale file handle). Trying again for 300 s"
-    assert last == "The storage can be reached again, after 15 s"
+    assert first == "The storage is unreachable (Stale file handle). Retrying for up to 300 s"
+    assert last == "The storage is reachable again, after 15 s"
 
 
-def test_patience_ends(clock):
+def test_retries_end_after_the_time_limit(clock: list[float]) -> None:
     with pytest.raises(OSError, match="Stale"):
         patiently(failing(1000), patience_s=60)
     assert sum(clock) == 60
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENOENT])
-def test_what_waiting_does_not_mend_is_raised_at_once(clock, number):
+def test_an_error_that_waiting_does_not_fix_is_raised_at_once(
+    clock: list[float], number: int
+) -> None:
     with pytest.raises(OSError, match=os.strerror(number)):
         patiently(failing(1, number))
     assert clock == []
 
 
-def test_no_row_is_lost_while_the_storage_is_away(tmp_path, clock, monkeypatch):
+def test_no_row_is_lost_while_the_storage_is_unreachable(
+    tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     place, away = Storage.at(tmp_path), failing(6)
     replace = Path.replace
     monkeypatch.setattr(Path, "replace", lambda *paths: away() and replace(*paths))
@@ -79,12 +88,12 @@ def test_no_row_is_lost_while_the_storage_is_away(tmp_path, clock, monkeypatch):
 
 
 @pytest.fixture
-def disk(tmp_path):
+def disk(tmp_path: Path) -> Iterator[Path]:
     with small_disk(tmp_path / "disk", "1m") as folder:
         yield folder
 
 
-def test_a_full_disk_is_a_storage_error_and_harms_nothing_that_is_there(disk):
+def test_a_full_disk_is_a_storage_error_and_damages_no_file(disk: Path) -> None:
     place, module = Storage.at(disk), torch.nn.Linear(100, 100)
     path = place.trial("k") / "checkpoint.pt"
     with LogWriter(place, "s") as log:
@@ -94,15 +103,12 @@ def test_a_full_disk_is_a_storage_error_and_harms_nothing_that_is_there(disk):
         log.epoch(EpochRow(study="s", key="k", attempt=1, epoch=1, step=1))
         with pytest.raises(
             StorageError,
-            match=(
-                r"study=s: must be a folder that can be written, got No space left on device\."
-                r" Free"
-            ),
+            match=(r"study=s is not writable: No space left on device\. Free"),
         ):
             log.flush()
         with pytest.raises(
             StorageError,
-            match=r"trials/k: must be a folder that can be written, got No space left on device",
+            match=r"trials/k is not writable: No space left on device",
         ):
             save_checkpoint(path, Progress(2), {"model": module})
         assert read_log(place).states()["k"].state == "running"
@@ -113,7 +119,7 @@ def test_a_full_disk_is_a_storage_error_and_harms_nothing_that_is_there(disk):
     assert list(disk.rglob("*.tmp")) == []
 
 
-def test_a_read_only_disk_can_be_read_and_is_a_storage_error_to_writers(disk):
+def test_a_read_only_disk_is_readable_and_a_storage_error_for_writers(disk: Path) -> None:
     place = Storage.at(disk)
     LogWriter(place, "s").event(TrialEvent(study="s", key="k", event="completed", config="{}"))
     place.trial("k").mkdir(parents=True)
@@ -121,28 +127,26 @@ def test_a_read_only_disk_can_be_read_and_is_a_storage_error_to_writers(disk):
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     with pytest.raises(
         StorageError,
-        match=r"trials/k: must be a folder that can be written, got Read-only file system",
+        match=r"trials/k is not writable: Read-only file system",
     ):
         place.forget_weights("k")
-    with pytest.raises(
-        StorageError, match="must be a folder that can be written, got Read-only file system"
-    ):
+    with pytest.raises(StorageError, match="is not writable: Read-only file system"):
         LogWriter(place, "s").event(
             TrialEvent(study="s", key="other", event="completed", config="{}")
         )
     with pytest.raises(
         StorageError,
-        match=r"--storage: needs a folder that can be written, got .*Read-only file system",
+        match=r"--storage: must be a writable folder, got .*Read-only file system",
     ):
         place.check_writable()
     assert list(read_log(place).states()) == ["k"]
 
 
-def test_a_writer_that_is_refused_leaves_the_old_content(tmp_path):
-    path = tmp_path / "file"
+def test_a_write_error_keeps_the_old_content(tmp_path: Path) -> None:
+    path = LocalPath(tmp_path / "file")
     path.write_text("old")
 
-    def write(aside):
+    def write(aside: Path) -> None:
         aside.write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -153,10 +157,10 @@ def test_a_writer_that_is_refused_leaves_the_old_content(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../other", "/etc", "a/b", "a\\b", "a\0b"])
-def test_no_name_leads_out_of_the_storage(tmp_path, name):
-    """Keys and studies are read from the log, and a file of it may have been written by anyone."""
+def test_no_name_leads_out_of_the_storage(tmp_path: Path, name: str) -> None:
+    """Keys and studies are read from the log, whose files anyone may have written."""
     place = Storage.at(tmp_path)
-    for path in (
+    paths: list[Callable[[str], object]] = [
         place.trial,
         place.lock,
         place.teacher,
@@ -164,7 +168,8 @@ def test_no_name_leads_out_of_the_storage(tmp_path, name):
         place.preflight,
         place.search,
         place.loggers,
-    ):
+    ]
+    for path in paths:
         with pytest.raises(StorageError, match="must be a name without path characters"):
             path(name)
     with pytest.raises(StorageError, match="must be a name without path characters"):
@@ -175,16 +180,16 @@ def test_no_name_leads_out_of_the_storage(tmp_path, name):
 
 
 class Bomb:
-    """Leaves a mark when it is unpickled."""
+    """Records when it is unpickled."""
 
     marks: list[str] = []
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return self.marks.append, ("exploded",)
 
 
-def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path):
-    path, module = tmp_path / "checkpoint.pt", torch.nn.Linear(1, 1)
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
+    path, module = LocalPath(tmp_path / "checkpoint.pt"), torch.nn.Linear(1, 1)
     torch.save({"version": 1, "progress": Bomb(), "parts": {}}, path)
     with pytest.raises(
         WeightsError,

@@ -22,6 +22,7 @@ from kdr.detectors.detector import Detector
 from kdr.distill.masks import foreground_mask, padded_boxes, valid_cells
 from kdr.errors import OutOfMemory
 from kdr.storage.layout import Storage
+from kdr.storage.local_path import LocalPath
 from kdr.training import preflight
 from kdr.training.evaluation import coco_evaluation, detection_rows, evaluate
 from kdr.training.findings import Preflight, findings_of
@@ -62,7 +63,7 @@ def eager() -> Detector:
 
 def saved(detector: Detector, path: Path) -> dict[str, Any]:
     """Settings of a teacher with the weights of a detector."""
-    save_student(path, detector, extra={})
+    save_student(LocalPath(path), detector, extra={})
     return {**EAGER.model_dump(exclude_unset=True), "weights": str(path)}
 
 

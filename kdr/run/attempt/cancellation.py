@@ -2,7 +2,6 @@
 after each epoch.
 """
 
-from kdr.storage.files import written_aside
 from kdr.storage.layout import Storage
 from kdr.storage.patience import patiently
 
@@ -14,7 +13,7 @@ def ask_to_end(storage: Storage, key: str, reason: str) -> None:
     """Asks the process that runs a trial, on whatever machine, to end it after its present
     epoch.
     """
-    with written_aside(storage.cancellation(key)) as aside:
+    with storage.cancellation(key).written_aside() as aside:
         aside.write_text(reason, encoding="utf-8")
 
 

@@ -19,7 +19,7 @@ from kdr.results.writer import LogWriter
 from kdr.run.attempt.cancellation import CANCELLED, asked_to_end
 from kdr.run.cluster.provenance import provenance
 from kdr.run.engine.engine import Engine, ProcessLostError
-from kdr.storage.files import StoredPath, remove_orphans, storage_errors, written_aside
+from kdr.storage.files import StoredPath, storage_errors
 from kdr.storage.layout import Storage
 from kdr.storage.patience import patiently
 from kdr.training.metrics import EpochMetrics
@@ -144,7 +144,7 @@ class LoggedTrial:
         """
         key, folder = self.trial.key, self.storage.trial(self.trial.key)
         folder.mkdir(parents=True, exist_ok=True)
-        remove_orphans(folder)
+        folder.remove_orphans()
         if not self.attempt:
             # it was meant for an attempt before this object's
             self.storage.cancellation(key).unlink(missing_ok=True)
@@ -251,7 +251,7 @@ def teacher_of(trial: Trial) -> Trial | None:
 
 def has_weights(trial: Trial, storage: Storage) -> bool:
     """Whether a trial's student has been trained and kept, and is not excluded."""
-    return (storage.trial(trial.key) / "student.pt").exists() and not storage.begin_anew(
+    return (storage.trial(trial.key) / "student.pt").exists() and not storage.restart_marker(
         trial.key
     ).exists()
 
@@ -260,7 +260,7 @@ def _drop_excluded(storage: Storage, key: str) -> None:
     """Removes what earlier attempts at an excluded trial have left, so that it is trained from its
     first epoch.
     """
-    mark = storage.begin_anew(key)
+    mark = storage.restart_marker(key)
     if mark.exists():
         storage.forget_weights(key)
         mark.unlink()
@@ -288,7 +288,7 @@ def num_attempts(storage: Storage, key: str) -> int:
 
 def _next_attempt(storage: Storage, key: str) -> int:
     attempt = num_attempts(storage, key) + 1
-    with written_aside(_attempts(storage, key)) as aside:
+    with _attempts(storage, key).written_aside() as aside:
         aside.write_text(str(attempt))
     return attempt
 

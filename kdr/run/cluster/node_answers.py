@@ -104,9 +104,8 @@ def remove_marks(folder: StoredPath, marks: Iterable[str]) -> None:
     for mark in marks:
         with contextlib.suppress(OSError, KdrError):
             (folder / mark).unlink(missing_ok=True)
-    if isinstance(folder, Path):
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+    with contextlib.suppress(OSError):  # another node's mark is still there
+        folder.rmdir()
 
 
 def versions_here() -> dict[str, str]:

@@ -23,7 +23,7 @@ from random import Random
 
 from kdr.errors import BusyError, StorageError
 from kdr.results.schema import utc_now
-from kdr.storage.files import StoredPath, listed, remove_orphans, store
+from kdr.storage.files import StoredPath, listed, store
 from kdr.storage.layout import Storage
 
 BEAT_S = 10.0
@@ -144,7 +144,7 @@ class Claims:
     def take(self, on_waiting: Callable[[str], None]) -> None:
         """Claims the study for this process, once no other claim lives."""
         random, told = Random(self.own.name), False  # noqa: S311 - so that two that begin at once do not meet again
-        remove_orphans(self._folder)
+        self._folder.remove_orphans()
         self._write(self.own)
         while others := self.living():
             if holder := next(
