@@ -8,7 +8,7 @@ import atexit
 import os
 import signal
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -34,6 +34,7 @@ from kdr.cli import (
     train_one,
     verify,
 )
+from kdr.cli.json_errors import print_error, wants_json
 from kdr.errors import KdrError, TrialFailure
 from kdr.run.driver.interruption import GracePeriod, RayTerminated, Terminated, end_by_exception
 
@@ -41,6 +42,10 @@ _NOT_A_PAIR = """\
 torch, torchvision: must be a matching pair from one package index, got two builds that do not fit
 together. A CPU-only torch does not work with the registry's torchvision. Install both at once:
 pip install torch torchvision"""
+
+
+_NO_PAIR = "operator torchvision::nms does not exist"
+_CONTINUES = "What was finished is in the log; the same command continues."
 
 
 class _Interrupted(Exception):  # noqa: N818 - nothing is wrong
@@ -120,37 +125,53 @@ def _options(
 
 
 def main() -> None:
-    """Runs the command line; errors that a user can fix are printed without a traceback."""
+    """Runs the command line; errors that a user can fix are printed without a traceback.
+
+    With `--json` every failure also prints a JSON object, as the last line of standard output.
+    """
     try:
         with GracePeriod(0, end_by_exception):
             app(standalone_mode=True)
+    except SystemExit as ending:
+        # typer has printed the error of a wrong option, and exits while handling it
+        if message := getattr(ending.__context__, "format_message", None):
+            _note("UsageError", message(), code=int(ending.code or 0))
+        raise
     except TrialFailure as failure:
-        _fail(str(failure), code=1)
+        _fail(type(failure).__name__, str(failure), code=1)
     except KdrError as error:
-        _fail(str(error), code=2)
-    except (RuntimeError, ImportError) as error:
-        if "operator torchvision::nms does not exist" not in str(error):
-            raise
-        _fail(_NOT_A_PAIR, code=2)
+        _fail(type(error).__name__, str(error), code=2)
     except (_Interrupted, KeyboardInterrupt):
-        _fail("Interrupted. What was finished is in the log; the same command continues.", code=130)
+        _fail("Interrupted", f"Interrupted. {_CONTINUES}", code=130)
     except RayTerminated:
-        print(
-            "Terminated, and Ray with it. What was finished is in the log; the same command "
-            "continues.",
-            file=sys.stderr,
-        )
-        sys.stdout.flush()
+        _say("Terminated", f"Terminated, and Ray with it. {_CONTINUES}", code=143)
         os._exit(143)  # at exit, Ray's library would wait a minute for Ray's processes
     except Terminated:
-        _fail("Terminated. What was finished is in the log; the same command continues.", code=143)
+        _fail("Terminated", f"Terminated. {_CONTINUES}", code=143)
+    except Exception as error:
+        if isinstance(error, RuntimeError | ImportError) and _NO_PAIR in str(error):
+            _fail("PackageError", _NOT_A_PAIR, code=2)
+        _note("InternalError", f"{type(error).__name__}: {error}", code=1)
+        raise
     finally:
         # all has been said: one more Ctrl-C must not print what it interrupts in libraries that
         # clean up
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 
-def _fail(message: str, *, code: int) -> None:
+def _fail(kind: str, message: str, *, code: int) -> NoReturn:
+    _say(kind, message, code=code)
+    sys.exit(code)
+
+
+def _say(kind: str, message: str, *, code: int) -> None:
+    """Prints an error for people, and for programs that asked for JSON."""
     for line in message.splitlines():
         print(line, file=sys.stderr)
-    sys.exit(code)
+    _note(kind, message, code=code)
+
+
+def _note(kind: str, message: str, *, code: int) -> None:
+    """Prints an error for programs that asked for JSON."""
+    if wants_json(sys.argv[1:]):
+        print_error(kind, message, exit_code=code)

@@ -1,6 +1,7 @@
 """`run`: what is missing of a study, on Ray; then what it has found."""
 
-from typing import Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +15,13 @@ from kdr.cli.options import (
     StudyFile,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kdr.config.study import Study
+    from kdr.run.study_run import Outcome
+    from kdr.storage.layout import Storage
+
 
 def command(
     study: StudyFile,
@@ -25,6 +33,9 @@ def command(
         bool, typer.Option("--rerun", help="Run trials again whose results are in the log.")
     ] = False,
     preflight: PreflightOption = True,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print JSON, one object per line and event.")
+    ] = False,
 ) -> None:
     """Run what is missing of a study, then print its ranking, or the table of its arms.
 
@@ -38,31 +49,69 @@ def command(
 
     Example: kdr run search_spaces/quickstart.yaml
     """
-    from rich.console import Console
-
-    from kdr.cli.live import LiveView
-    from kdr.cli.table import print_ranking
     from kdr.config.study import read_study
     from kdr.run.study_run import run_study
     from kdr.storage.layout import Storage
 
-    chosen = read_study(study, set_ or ())
-    place = Storage.at(storage)
+    chosen, place = read_study(study, set_ or ()), Storage.at(storage)
+    run = partial(
+        run_study,
+        chosen,
+        storage=place,
+        address=address,
+        send_code=send_code,
+        rerun=rerun,
+        preflight=preflight,
+    )
+    outcome = (_run_as_json if json_ else _run_for_people)(chosen, place, run)
+    if code := exit_code(outcome):
+        raise typer.Exit(code)
+
+
+def exit_code(outcome: "Outcome") -> int:
+    """Returns the exit code of a run."""
+    if outcome.interrupted:
+        return 143 if outcome.terminated else 130
+    return 1 if outcome.num_failed else 0
+
+
+def _run_as_json(study: "Study", storage: "Storage", run: "Callable[..., Outcome]") -> "Outcome":
+    from kdr.cli.json_view import JsonView, json_output
+    from kdr.plan.expand import expand_study
+
+    num_trials = expand_study(study).num_trials
+    with json_output() as out:
+        view = JsonView(out, metric=study.metric)
+        view.launch(study, storage, num_trials=num_trials)
+        outcome = run(observer=view)
+        view.done(outcome, counts=_counts(study, storage), exit_code=exit_code(outcome))
+    return outcome
+
+
+def _counts(study: "Study", storage: "Storage") -> dict[str, int]:
+    """Returns the number of the study's trials in each state, from the log: trials that an earlier
+    run completed count, too.
+    """
+    from kdr.report.progress import study_progress
+    from kdr.results.reader import read_log
+    from kdr.results.schema import utc_now
+
+    return study_progress(read_log(storage, study.study), study.study, now=utc_now()).counts
+
+
+def _run_for_people(study: "Study", storage: "Storage", run: "Callable[..., Outcome]") -> "Outcome":
+    from rich.console import Console
+
+    from kdr.cli.live import LiveView
+    from kdr.cli.table import print_ranking
+
     console = Console()
-    with LiveView(console, metric=chosen.metric, log=str(place.log)) as view:
-        outcome = run_study(
-            chosen,
-            storage=place,
-            observer=view,
-            address=address,
-            send_code=send_code,
-            rerun=rerun,
-            preflight=preflight,
-        )
+    with LiveView(console, metric=study.metric, log=str(storage.log)) as view:
+        outcome = run(observer=view)
     console.print()
-    print_ranking(console, place, chosen, chosen.metric)
+    print_ranking(console, storage, study, study.metric)
     console.out(
-        f"\n{outcome.num_run} trials run in {outcome.seconds:.0f} s. The log: {place.log}",
+        f"\n{outcome.num_run} trials run in {outcome.seconds:.0f} s. The log: {storage.log}",
         highlight=False,
     )
     if outcome.interrupted:
@@ -70,10 +119,8 @@ def command(
         console.print(
             f"{how}: what was finished is kept. The same command continues.", style="magenta"
         )
-        raise typer.Exit(143 if outcome.terminated else 130)
-    if outcome.abort_reason:
+    elif outcome.abort_reason:
         console.print(
             f"Stopped: {outcome.abort_reason}", style="red", markup=False, highlight=False
         )
-    if outcome.num_failed:
-        raise typer.Exit(1)
+    return outcome

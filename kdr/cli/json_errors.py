@@ -1,0 +1,33 @@
+"""The last line of a command with `--json` that failed: the error as a JSON object."""
+
+import sys
+from collections.abc import Sequence
+
+
+def wants_json(arguments: Sequence[str]) -> bool:
+    """Whether a command line asks for JSON. Read from its words, since errors in options are
+    raised before any option has a value.
+    """
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return "--json" in options
+
+
+def print_error(kind: str, message: str, *, exit_code: int) -> None:
+    """Prints {"error": {"kind", "message", "problems", "exit_code"}} to standard output.
+
+    Args:
+        kind: name of the error's class; `UsageError` for a wrong option, `Interrupted`,
+            `Terminated`, or `InternalError` for a bug.
+        message: the text that people read on standard error.
+        exit_code: of the command.
+    """
+    from kdr.report.formatting import json_text
+
+    error = {
+        "kind": kind,
+        "message": message,
+        "problems": message.splitlines(),
+        "exit_code": exit_code,
+    }
+    print(json_text({"error": error}))
+    sys.stdout.flush()
