@@ -83,7 +83,7 @@ def command(
                     "missing_paths": [
                         {"setting": setting, "path": path} for setting, path in missing
                     ],
-                    "data": data_lines,
+                    "checked_data": data_lines,
                 }
             )
         )

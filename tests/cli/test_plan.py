@@ -320,7 +320,8 @@ def test_json_holds_the_same_for_scripts(invoke, write, tmp_path):
     found = json.loads(invoke(plan.command, write(), "--storage", tmp_path, "--json").stdout)
     assert (found["study"], found["trials"], found["known already"]) == ("small", 5, "0 of 1")
     assert [row["path"] for row in found["parameters"]] == list(SMALL["search"]["parameters"])
-    assert (found["warnings"], found["data"]) == ([], [])
+    assert (found["warnings"], found["checked_data"]) == ([], [])
+    assert found["data"].startswith("shapes: ")
 
 
 def test_settings_can_be_overridden(invoke, write):
