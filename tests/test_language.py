@@ -51,7 +51,6 @@ PENDING = (
     "kdr/report/",
     "kdr/results/",
     "kdr/run/",
-    "kdr/training/",
     "search_spaces/",
     "tests/benchmarks/",
     "tests/cli/",

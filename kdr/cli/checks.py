@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from kdr.errors import KdrError
 from kdr.storage.layout import Storage
-from kdr.training.findings import Finding, findings_of, keep_preflight, kept_preflight
+from kdr.training.findings import Finding, findings_of, load_preflight, save_preflight
 
 if TYPE_CHECKING:
     from kdr.config.study import Study
@@ -292,10 +292,10 @@ def study_preflight(study: "Study", storage: Storage) -> Iterator[Finding]:
             "pre-flight", "ok", "waits for the teacher, which the study trains: `run` does it then"
         )
         return
-    measured = kept_preflight(storage, study.study, trial)
+    measured = load_preflight(storage, study.study, trial)
     if measured is None:
         measured = measure(trial, storage=storage, pictures=storage.preflight(study.study))
-        keep_preflight(storage, study.study, trial, measured)
+        save_preflight(storage, study.study, trial, measured)
     yield from findings_of(measured, trial.config)
 
 

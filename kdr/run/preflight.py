@@ -10,7 +10,7 @@ from kdr.run.cluster.trial_resources import ResolvedResources
 from kdr.run.observer import Observer
 from kdr.storage.files import StoredPath
 from kdr.storage.layout import Storage
-from kdr.training.findings import Preflight, findings_of, keep_preflight, kept_preflight
+from kdr.training.findings import Preflight, findings_of, load_preflight, save_preflight
 
 
 def check_before_start(
@@ -44,7 +44,7 @@ def check_before_start(
     if teacher is not None and not has_weights(teacher, storage):
         return  # no trial of this run needs that teacher
     observer.phase("Pre-flight")
-    measured = kept_preflight(storage, study.study, trial)
+    measured = load_preflight(storage, study.study, trial)
     if measured is None:
         pictures = storage.preflight(study.study)
         here = local and not needed.gpus_per_worker
@@ -56,7 +56,7 @@ def check_before_start(
         if not isinstance(found, Preflight):
             raise PreflightError(found)
         measured = found
-        keep_preflight(storage, study.study, trial, measured)
+        save_preflight(storage, study.study, trial, measured)
     findings = list(findings_of(measured, trial.config))
     for finding in findings:
         observer.finding(finding)

@@ -1,6 +1,4 @@
-"""The weight of a method from its gradient: `calibrate` makes that a share of the detector's own
-before the first step.
-"""
+"""Sets a method's weight by its gradient, as a multiple of the detector's own."""
 
 import itertools
 import math
@@ -18,23 +16,23 @@ from kdr.training.distilled_student import gradient_norms, root_sum_of_squares
 from kdr.training.training_state import TrainingState
 
 CALIBRATION_BATCHES = 8
-"""Batches over which gradients are compared: the first of the trial."""
+"""The first batches of the trial, over which gradients are compared."""
 
 
 def calibrate(state: TrainingState, seed: int) -> None:
-    """Measures the weights that settings give as `calibrate`, on the untrained student; nothing
-    else changes.
+    """Measures the weights of methods with `calibrate`, on the untrained student.
 
     The weight of a method is rho |g_detection| / |g_method|, with g the gradients at the student's
     FPN outputs over the first batches of all ranks, the method's at weight 1 without its ramp.
+    Nothing but the weights changes.
 
     Args:
         state: a trial before its first step.
         seed: the trial's seed.
 
     Raises:
-        TrialFailure: of kind `not_calibrated`, if a method or the detector has no gradient, or one
-            that is not finite.
+        TrialFailure: of kind `not_calibrated`, if the gradient of a method or of the detector is 0
+            or not finite.
     """
     methods = state.model.methods
     ratios = {
@@ -45,25 +43,28 @@ def calibrate(state: TrainingState, seed: int) -> None:
     norms = _gradient_norms(state, seed) if ratios else {}
     for name, ratio in ratios.items():
         value = ratio * norms["detection"] / norms[name] if norms[name] > 0 else math.nan
+        # written so that NaN fails
         if not 0 < value < math.inf:
             raise TrialFailure(
                 "not_calibrated",
-                f"distill.{name}.calibrate: needs finite gradients above 0 at the FPN outputs "
+                f"distill.{name}.calibrate: needs finite, non-zero gradients at the FPN outputs "
                 f"before the first step, got {norms[name]:g} of {name} and {norms['detection']:g} "
-                "of the detector. Set weight instead",
+                f"of the detector. Set distill.{name}.weight instead",
             )
         methods.weights[name] = replace(methods.weights[name], value=value)
 
 
 def _gradient_norms(state: TrainingState, seed: int) -> dict[str, float]:
-    """Norms of the gradients at the FPN outputs, over all calibration batches together; of each
-    method at weight 1.
+    """Returns the norms of gradients at the FPN outputs, each method at weight 1.
+
+    Over all calibration batches and ranks together.
     """
     methods = state.model.methods
-    # without the scaling of a training step, small gradients would be 0
+    # in fp16 small gradients are 0 without the scaler of a training step
     if state.precision == torch.float16:
         state = replace(state, precision=torch.float32)
-    with _left_as_it_was(state.model, state.device):
+    # the unwrapped model: DDP expects a backward pass after each forward pass
+    with _restored(state.model, state.device):
         torch.manual_seed(address(seed, "calibration", state.ranks.rank))
         state.model.train()
         weights, methods.weights = methods.weights, {name: Weight(1.0) for name in methods}
@@ -79,9 +80,10 @@ def _gradient_norms(state: TrainingState, seed: int) -> dict[str, float]:
 
 
 @contextmanager
-def _left_as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Gives the buffers of a model (running statistics) and torch's generators back as they
-    were.
+def _restored(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Restores a model's buffers (running statistics) and torch's generators on exit.
+
+    So a trial with `calibrate` gives the same numbers as one with the measured value as `weight`.
     """
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -1,6 +1,4 @@
-"""A trial's state at the end of an epoch, written aside and renamed; restored exactly, or
-refused.
-"""
+"""Checkpoints: a trial's state at the end of an epoch, restored exactly or refused."""
 
 import pickle
 import zipfile
@@ -19,9 +17,7 @@ CHECKPOINT_VERSION = 1
 
 
 class Stateful(Protocol):
-    """Anything whose state can be saved and restored: a module, an optimiser, a schedule, a
-    scaler.
-    """
+    """A part of a checkpoint: a module, an optimiser, a schedule, a scaler."""
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state."""
@@ -34,7 +30,7 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a trial has come."""
+    """A trial's progress."""
 
     epoch: int = 0
     """Epochs finished."""
@@ -43,11 +39,13 @@ class Progress:
     images_seen: int = 0
     """Training images since the first epoch."""
     history: tuple[EpochMetrics, ...] = ()
-    """What every finished epoch measured, so that a trial that goes on tells all of it again."""
+    """Metrics of every finished epoch, so that a resumed trial can report all of them again."""
 
 
 def save_checkpoint(path: StoredPath, progress: Progress, parts: dict[str, Stateful]) -> None:
-    """Writes the state of every part (anything with `state_dict`) together with the progress.
+    """Writes the state of every part together with the progress.
+
+    The file is written aside and renamed: an interrupted write leaves the previous checkpoint.
 
     Raises:
         StorageError: if the file cannot be written.
@@ -61,7 +59,7 @@ def save_checkpoint(path: StoredPath, progress: Progress, parts: dict[str, State
 
 
 def load_checkpoint(path: StoredPath, parts: dict[str, Stateful]) -> Progress:
-    """Restores every part and returns the progress; no file: the beginning.
+    """Restores every part and returns the progress; a missing file is progress 0.
 
     Raises:
         WeightsError: if the file is damaged, is of another version, or holds anything but tensors
@@ -70,9 +68,10 @@ def load_checkpoint(path: StoredPath, parts: dict[str, Stateful]) -> Progress:
     if not path.exists():
         return Progress()
     try:
+        # weights_only: a storage may be shared, and a pickle can run code
         with path.fetched() as local:
             state = patiently(lambda: torch.load(local, map_location="cpu", weights_only=True))
-    except (
+    except (  # what torch.load raises for truncated, empty and foreign files
         RuntimeError,
         EOFError,
         OSError,
@@ -83,13 +82,13 @@ def load_checkpoint(path: StoredPath, parts: dict[str, Stateful]) -> Progress:
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(
-            f"{path}: is no readable checkpoint ({reason}). Remove it, and the trial starts again"
+            f"{path}: not a readable checkpoint ({reason}). Remove it to start the trial over"
         ) from error
     found = state.get("version") if isinstance(state, dict) else type(state).__name__
     if found != CHECKPOINT_VERSION:
         raise WeightsError(
-            f"{path}: must be a checkpoint of version {CHECKPOINT_VERSION}, got {found}. Remove "
-            "it, and the trial starts again"
+            f"{path}: must be a checkpoint of version {CHECKPOINT_VERSION}, got {found}. Remove it "
+            "to start the trial over"
         )
     for name, part in parts.items():
         part.load_state_dict(state["parts"][name])
@@ -102,7 +101,8 @@ def load_checkpoint(path: StoredPath, parts: dict[str, Stateful]) -> Progress:
 
 
 def _save(state: dict[str, Any], path: Path) -> None:
-    # an open file tells why it cannot be written, which torch's own writer does not
+    # Into an open file, whose OSError says why a write failed (disk full, quota). Given a path,
+    # torch's own writer raises a RuntimeError without the reason.
     with path.open("wb") as file:
         torch.save(state, file)
 

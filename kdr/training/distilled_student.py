@@ -1,4 +1,4 @@
-"""A student and the distillation around it: one forward pass gives every loss term of a step."""
+"""A student with its methods: one forward pass returns every loss term of a step."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from kdr.training.ranks import ALONE, Ranks
 
 
 class StepLosses(NamedTuple):
-    """The loss terms of one step, and the features they come from."""
+    """The loss terms of one step, and the features they were computed from."""
 
     detection: dict[str, Tensor]
     """The detector's own losses, by name."""
@@ -24,23 +24,26 @@ class StepLosses(NamedTuple):
     features: list[Tensor]
     """FPN outputs of the student, finest first."""
     units: dict[str, float]
-    """What the weights of the methods mean for this batch, by `unit.term.level`
+    """The methods' weights in their common unit for this batch, by `unit.term.level`
     (`kdr.distill.method.Method.units`)."""
 
     def total(self) -> Tensor:
-        """What is minimised. Without distillation exactly the sum that a plain torchvision loop
-        takes.
+        """Returns the loss to minimise.
+
+        Without distillation it is exactly the sum of a plain torchvision loop: same terms, same
+        order.
         """
         distillation = (weighted_sum(terms) for terms in self.terms.values())
         return _sum((*self.detection.values(), *distillation), self.features[0].device)
 
 
 class DistilledStudent(nn.Module):
-    """Holds the student and the methods' own modules, so that data-parallel training wraps one
-    module.
+    """The student and its methods as one module, for data-parallel training to wrap.
+
+    DDP averages gradients of the wrapped module alone, so the methods' parameters must be inside.
 
     Args:
-        student: the detector that is trained.
+        student: the detector to train.
         methods: the distillation methods; empty for plain training.
     """
 
@@ -63,13 +66,14 @@ class DistilledStudent(nn.Module):
 
         Args:
             pixels: (N, 3, H, W) normalised, padded images.
-            image_sizes: (height, width) of each image without its padding.
+            image_sizes: (height, width) of each image in pixels, before padding.
             boxes: per image (M, 4) xyxy in pixels of the padded image.
             labels: per image (M,) class indices.
-            teacher: what the teacher computed from the same images; None without distillation.
-            step: optimisation steps finished so far, for ramps.
+            teacher: the teacher's outputs for the same images; None without distillation.
+            step: optimiser steps finished so far, for ramps and random draws.
             share: which images of the step's batch these are (`kdr.distill.method.Method.forward`).
         """
+        # one pass through the backbone serves the detector's losses and the methods
         features = self.student.features(pixels)
         detection, class_logits = self.student.losses_and_class_logits(
             features, pixels, image_sizes, boxes, labels
@@ -93,23 +97,24 @@ class DistilledStudent(nn.Module):
 def gradient_norms(
     losses: StepLosses, ranks: Ranks = ALONE, weight: float = 1.0
 ) -> dict[str, float]:
-    """Norms of the gradients at the FPN outputs, all levels together: of the detection loss, of
-    each method, and the total.
+    """Returns the norms of gradients at the FPN outputs, all levels together.
 
-    Leaves the graph in place. It reads numbers from the device: once an epoch, never in every step.
+    Of the detection loss, of each method, and of their total. The graph is kept. It reads numbers
+    from the device and so waits for it: call it once per epoch, not in every step.
 
     Args:
-        losses: of this rank's share of the batch.
-        ranks: the processes that train together. What they minimise is the mean of their losses,
-            and each has FPN outputs of its own, so the norm over all of them is the root of the sum
-            of squares, divided by their number.
-        weight: of these losses in what is minimised; the norms of passes add up by
+        losses: losses of this rank's share of the batch.
+        ranks: the processes that train together. They minimise the mean of their losses, and each
+            has its own FPN outputs, so the norm over all is the root of the sum of squares, divided
+            by their number.
+        weight: weight of these losses in the total; combine the norms of several passes by
             `root_sum_of_squares`.
     """
     parts = {"detection": _sum(losses.detection.values(), losses.features[0].device)}
     parts |= {name: weighted_sum(terms) for name, terms in losses.terms.items()}
     gradients = {name: _gradients(loss, losses.features) for name, loss in parts.items()}
     norms = {name: _norm(of_levels) for name, of_levels in gradients.items()}
+    # from the sum of gradients, since norms do not add up
     norms["total"] = _norm(
         [
             sum(of_level, start=torch.zeros_like(of_level[0]))
@@ -125,16 +130,17 @@ def gradient_norms(
 
 
 def root_sum_of_squares(norms: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The norms of gradients whose parts, over different images, have these norms."""
+    """Returns the norms of gradients from those of their parts over different images."""
     return {name: math.hypot(*(of_part[name] for of_part in norms)) for name in norms[0]}
 
 
 def _sum(values: Iterable[Tensor], device: torch.device) -> Tensor:
+    # from a tensor on the device, so that no values give a tensor too
     return sum(values, start=torch.zeros((), device=device))
 
 
 def _gradients(loss: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
-    if not loss.requires_grad:
+    if not loss.requires_grad:  # no method, or one whose terms are constants in this batch
         return [torch.zeros_like(level) for level in features]
     found = torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True)
     return [

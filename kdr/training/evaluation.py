@@ -1,5 +1,6 @@
-"""COCO average precision of a detector, by faster-coco-eval (which agrees with pycocotools to the
-last digit).
+"""COCO box metrics of a detector, by faster-coco-eval.
+
+A test compares its results with pycocotools: they agree to the last digit.
 """
 
 import contextlib
@@ -29,17 +30,18 @@ def evaluate(
     precision: torch.dtype,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Measures a detector on a set of images; its training mode is restored afterwards.
+    """Evaluates a detector on a set of images; its training mode is restored afterwards.
 
     Args:
-        detector: the detector, on the device where it is to run.
-        batches: the images of `index`, resized as for evaluation; of several ranks, this one's
-            share of them.
+        detector: the detector, on the device to use.
+        batches: the images of `index`, resized for evaluation; with several ranks, this rank's
+            share.
         index: the images with their ground truth, crowd boxes included.
-        precision: dtype of autocast; float32 runs without.
+        precision: dtype of autocast; float32 turns it off.
         ranks: the processes that evaluate together; all of them get the result.
     """
     rows = detection_rows(detector, batches, index.category_ids, precision=precision)
+    # scored once, by rank 0: AP over all images is not a mean of the ranks' APs
     found_by_all = np.concatenate([rows[:0], *ranks.gathered(rows)])
     return ranks.from_first(lambda: coco_evaluation(coco_ground_truth(index), found_by_all))
 
@@ -52,17 +54,17 @@ def detection_rows(
     *,
     precision: torch.dtype,
 ) -> np.ndarray[Any, Any]:
-    """What a detector finds in images; its training mode is restored afterwards.
+    """Returns a detector's detections in images; its training mode is restored afterwards.
 
     Args:
-        detector: the detector, on the device where it is to run.
-        batches: images, resized as for evaluation.
+        detector: the detector, on the device to use.
+        batches: images, resized for evaluation.
         category_ids: id in the annotation file of each of the detector's classes; None for a class
             that does not count.
-        precision: dtype of autocast; float32 runs without.
+        precision: dtype of autocast; float32 turns it off.
 
     Returns:
-        (D, 7) rows as `coco_evaluation` takes them.
+        (D, 7) rows as `coco_evaluation` expects them.
     """
     device = next(detector.parameters()).device
     was_training = detector.training
@@ -83,23 +85,25 @@ def detection_rows(
 
 
 def coco_evaluation(ground_truth: dict[str, Any], detections: np.ndarray[Any, Any]) -> Evaluation:
-    """COCO box metrics of detections.
+    """Returns the COCO box metrics of detections.
 
     Args:
         ground_truth: images, annotations and categories in COCO format.
         detections: (D, 7) rows of image id, x, y, width, height in pixels of the original image,
             score, category id.
     """
+    # imported here: 0.2 s that a process without an evaluation need not spend
     from faster_coco_eval import COCO, COCOeval_faster
 
     with _no_garbage_collection():
         truth = COCO(ground_truth, use_deepcopy=True)
-        # from an array, since a list would be copied entry by entry
+        # an array: a list of dicts would be copied entry by entry
         found = truth.loadRes(detections)
         scorer = COCOeval_faster(truth, found, iouType="bbox", print_function=lambda *_: None)
         scorer.evaluate()
         scorer.accumulate()
         scorer.summarize()
+    # COCO reports -1 for a metric without ground truth, such as APl without large boxes
     metrics = {
         name: float(value)
         for name, value in zip(COCO_METRICS, scorer.stats, strict=True)
@@ -111,8 +115,9 @@ def coco_evaluation(ground_truth: dict[str, Any], detections: np.ndarray[Any, An
 
 @contextlib.contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Half a million detections are as many small dicts, which the collector would search for
-    garbage again and again.
+    """Turns garbage collection off while half a million detections become as many small dicts.
+
+    The collector would walk through all of them again and again, and find nothing.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -127,6 +132,7 @@ def _rows_of_batch(
     found: Sequence[dict[str, Tensor]], batch: Batch, category_ids: np.ndarray[Any, Any]
 ) -> Iterator[np.ndarray[Any, Any]]:
     for index, image in enumerate(found):
+        # back to pixels of the original image, in which the ground truth is
         (height, width), (original_height, original_width) = (
             batch.image_sizes[index],
             batch.original_sizes[index],
@@ -143,7 +149,7 @@ def _rows_of_batch(
 
 
 def _ap_per_class(scorer: Any, names: dict[int, str]) -> dict[str, float]:
-    # [IoU thresholds, recalls, K], all areas, most detections
+    # [IoU thresholds, recalls, K] for all areas and the most detections; -1 without ground truth
     precision = scorer.eval["precision"][:, :, :, 0, -1]
     means = {}
     for index, category_id in enumerate(scorer.params.catIds):

@@ -1,6 +1,4 @@
-"""What a pre-flight measured, kept beside the study, and what is to be made of it. Without
-torch.
-"""
+"""The measurements of a pre-flight, and the findings that follow from them. Without torch."""
 
 import dataclasses
 import json
@@ -14,74 +12,74 @@ from kdr.storage.files import StoredPath
 from kdr.storage.layout import Storage
 
 PREFLIGHT_VERSION = 1
-"""Raised by hand when a pre-flight measures something else; what earlier versions kept is measured
-again."""
+"""Raised by hand when a pre-flight measures something else; older files are then measured again."""
 GRADIENT_BAND = (0.1, 1e5)
-"""A method's gradient at the FPN divided by the detector's, in the first step, that gives no
-warning.
+"""Range of (method's gradient / detector's gradient) at the FPN in the first step, without warning.
 
-A fresh head has weights near 0, so that hardly any of the detector's own gradient passes it at
-first, and grows later. Below 0.1 even that is ten times the method's. With KDR's defaults 20 to
-6,000 were seen on generated images; 1e5 is as far above that as its largest searched weight, 50, is
-above the default."""
+A fresh head has weights near 0, so little of the detector's own gradient passes it at first; it
+grows later. Below 0.1, even that little is ten times the method's. KDR's defaults gave 20 to 6,000
+on generated images; 1e5 is as far above that as the largest searched weight, 50, is above the
+default."""
 SAMPLING_ERROR = 1.0
-"""An AP over n of the images is expected within this over sqrt(n) of the AP over all; of few images
-it is mostly too high.
+"""The AP over n images is expected within this / sqrt(n) of the AP over all images.
 
-Held by a simulation in the tests: 80 classes as uneven as COCO's.
+Over few images it is mostly too high. A simulation in the tests checks this: 80 classes, as uneven
+as COCO's.
 """
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found."""
+    """The result of one check."""
 
     name: str
     state: Literal["ok", "warning", "failed"]
     text: str
-    """One line, or several where a file has several problems."""
+    """One line, or several if a file has several problems."""
     fix: str = ""
-    """What to do about it, where the text does not say so."""
+    """What to do about it, unless the text says so."""
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """What one pre-flight measured: plain values, which are kept as JSON."""
+    """The measurements of one pre-flight: plain values, stored as JSON."""
 
     losses: dict[str, float]
-    """Every loss term of the first batch, as it enters the total once ramps have ended."""
+    """Every loss term of the first batch, as it enters the total after the ramps."""
     gradient_norms: dict[str, float]
-    """At the student's FPN outputs: of the detection loss, of each method, and the total."""
+    """Norms at the student's FPN outputs: of the detection loss, of each method, and of the
+    total."""
     loaded: tuple[str, ...]
-    """What was loaded into student and teacher, a line for each source."""
+    """What was loaded into student and teacher, one line per source."""
     levels: tuple[str, ...] = ()
-    """Which level of the student learns from which of the teacher's, with sizes and channels."""
+    """Student levels with the teacher levels they learn from, with sizes and channels."""
     unreached: tuple[str, ...] = ()
-    """The student's levels that no method's gradient reaches."""
+    """Student levels that no method's gradient reaches."""
     not_frozen: tuple[str, ...] = ()
-    """What of the teacher gets gradients or changed in a step."""
+    """Parts of the teacher that get gradients or changed in a step."""
     pictures: tuple[str, ...] = ()
-    """Files with the foreground of each level drawn over an image."""
+    """Image files with the foreground of each level drawn over an image."""
     teacher_ap: float | None = None
-    """AP of the teacher; None without one, and where its head is not loaded in full."""
+    """AP of the teacher; None without a teacher, or if its head is not fully loaded."""
     num_measured: int = 0
-    """Validation images on which it was measured."""
+    """Validation images on which the AP was measured."""
     num_val: int = 0
-    """Validation images in all."""
+    """All validation images."""
     num_fit: int | None = None
-    """Images that fit into memory at a time, where the pre-flight had to halve their number; None
-    where all did."""
+    """Images that fit into memory at once, if the pre-flight had to halve their number; else
+    None."""
 
 
 def findings_of(measured: Preflight, config: TrialConfig) -> Iterator[Finding]:
-    """What a pre-flight says of a trial: a failure is a reason not to start, a warning to look
-    twice.
+    """Yields the findings of a pre-flight.
+
+    A failure is a reason not to start; a warning is a reason to check.
     """
     yield from _of_teacher(measured, config)
     yield Finding(
         "loaded",
         "ok",
-        "; ".join(measured.loaded) or "nothing: student and teacher have their initial weights",
+        "; ".join(measured.loaded) or "nothing: student and teacher keep their initial weights",
     )
     if measured.levels:
         yield Finding("features", "ok", "; ".join(measured.levels))
@@ -89,23 +87,23 @@ def findings_of(measured: Preflight, config: TrialConfig) -> Iterator[Finding]:
         yield Finding(
             "masks",
             "ok",
-            f"{len(measured.pictures)} images, the foreground of each level: "
+            f"{len(measured.pictures)} images with the foreground of each level: "
             f"{measured.pictures[0]} ...",
         )
     if measured.num_fit is not None:
         fix = (
-            "Each trial finds its own number, since training.micro_batch is auto; set that to "
-            "spare it the attempts"
+            "Each trial will find its own number, since training.micro_batch is auto; set "
+            "training.micro_batch to save the attempts"
         )
         yield Finding("memory", "warning", f"fits with {measured.num_fit} images at a time", fix)
     yield from _of_losses(measured)
     yield from _of_gradients(measured)
     if measured.not_frozen:
-        fix = "Unexpected: please report it"
+        fix = "This is a bug in kdr: please report it"
         yield Finding(
             "teacher frozen",
             "failed",
-            f"a step must not touch the teacher, got {', '.join(measured.not_frozen)}",
+            f"a step must not change the teacher, got {', '.join(measured.not_frozen)}",
             fix,
         )
     elif config.distill.methods():
@@ -120,9 +118,9 @@ def _of_teacher(measured: Preflight, config: TrialConfig) -> Iterator[Finding]:
     if config.teacher is None or not config.needs_teacher:
         return
     if measured.teacher_ap is None:
-        text = "cannot be measured: its head is not loaded in full"
+        text = "cannot be measured: the teacher's head is not fully loaded"
         is_stated = config.teacher.stated_ap is not None
-        fix = "Leave teacher.stated_ap out" if is_stated else ""
+        fix = "Remove teacher.stated_ap" if is_stated else ""
         yield Finding("teacher's AP", "warning" if is_stated else "ok", text, fix)
         return
     is_whole = measured.num_measured == measured.num_val
@@ -131,7 +129,7 @@ def _of_teacher(measured: Preflight, config: TrialConfig) -> Iterator[Finding]:
     stated = config.teacher.stated_ap
     if stated is None:
         nothing = not measured.teacher_ap > 0
-        fix = "It finds nothing there: check its weights and its training" if nothing else ""
+        fix = "It detects nothing: check its weights and its training" if nothing else ""
         yield Finding(
             "teacher's AP",
             "warning" if nothing else "ok",
@@ -140,13 +138,14 @@ def _of_teacher(measured: Preflight, config: TrialConfig) -> Iterator[Finding]:
         )
         return
     margin = config.teacher.stated_ap_margin
+    # an AP of fewer images varies more
     if measured.num_measured < measured.num_val:
         margin += SAMPLING_ERROR / math.sqrt(measured.num_measured)
     if abs(measured.teacher_ap - stated) <= margin:
         yield Finding("teacher's AP", "ok", f"{text}, stated {stated:g}")
         return
     rule = f"trial.teacher.stated_ap: must be met within {margin:.3f}, got {stated:g} and {text}"
-    fix = "Check its weights, resize and class names; or state the AP that it has here"
+    fix = "Check its weights, resize and class names; or set stated_ap to the measured AP"
     yield Finding("teacher's AP", "failed", rule, fix)
 
 
@@ -154,12 +153,12 @@ def _of_losses(measured: Preflight) -> Iterator[Finding]:
     text = ", ".join(f"{name} {value:.3g}" for name, value in measured.losses.items())
     bad = [name for name, value in measured.losses.items() if not math.isfinite(value)]
     if bad:
-        fix = "Check the weights that are loaded, the learning rate and the precision"
+        fix = "Check the loaded weights, the learning rate and the precision"
         yield Finding(
             "losses", "failed", f"every term must be finite in the first batch, got {text}", fix
         )
     else:
-        yield Finding("losses", "ok", f"in the first batch, ramps at their end: {text}")
+        yield Finding("losses", "ok", f"in the first batch, after ramps: {text}")
 
 
 def _of_gradients(measured: Preflight) -> Iterator[Finding]:
@@ -169,7 +168,7 @@ def _of_gradients(measured: Preflight) -> Iterator[Finding]:
         if name in ("detection", "total"):
             continue
         ratio = norm / detection if detection else math.inf
-        text = f"of {name} at the FPN: {ratio:.3g} times the detector's"
+        text = f"{name} at the FPN: {ratio:.3g} times the detector's"
         if low <= ratio <= high:
             yield Finding("gradients", "ok", f"{text} (expected: {low:g} to {high:,g})")
             continue
@@ -179,24 +178,22 @@ def _of_gradients(measured: Preflight) -> Iterator[Finding]:
             else f"above {high:,g} the detector's own gradient"
         )
         fix = (
-            f"Look at the teacher's features, and change distill.{name}.weight or search it on a "
-            "log scale"
+            f"Check the teacher's features; change distill.{name}.weight or search it on a log "
+            "scale"
         )
         yield Finding("gradients", "warning", f"{text}; {loser} hardly counts", fix)
     if measured.unreached:
-        text = f"no method's gradient reaches {', '.join(measured.unreached)} of the student"
+        text = f"no method's gradient reaches student levels {', '.join(measured.unreached)}"
         yield Finding(
             "gradients",
             "warning",
             text,
-            "They learn from the detector's losses alone: check review_links and levels",
+            "They learn from the detector's losses only: check review_links and levels",
         )
 
 
-def kept_preflight(storage: Storage, study: str, trial: Trial) -> Preflight | None:
-    """What an earlier pre-flight of this trial measured; None if there was none, or what it wrote
-    is gone.
-    """
+def load_preflight(storage: Storage, study: str, trial: Trial) -> Preflight | None:
+    """Returns the stored measurements of this trial; None if missing, damaged or incomplete."""
     try:
         content = json.loads(_path(storage, study, trial).read_text())
         found: dict[str, Any] = {
@@ -207,12 +204,12 @@ def kept_preflight(storage: Storage, study: str, trial: Trial) -> Preflight | No
             storage.preflight(study) / path.rpartition("/")[2] for path in found["pictures"]
         )
         return Preflight(**found) if all(picture.exists() for picture in pictures) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):  # a cache: measuring again costs seconds
         return None
 
 
-def keep_preflight(storage: Storage, study: str, trial: Trial, measured: Preflight) -> None:
-    """Writes what was measured where `kept_preflight` finds it."""
+def save_preflight(storage: Storage, study: str, trial: Trial, measured: Preflight) -> None:
+    """Stores the measurements for `load_preflight`."""
     with _path(storage, study, trial).written_aside() as aside:
         aside.write_text(json.dumps({"preflight": dataclasses.asdict(measured)}, indent=1))
 

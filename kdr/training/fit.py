@@ -1,5 +1,6 @@
-"""One trial, from its first epoch or its last checkpoint to its end. Everything that trains a
-detector iterates over this.
+"""Trains one trial, from its first epoch or its last checkpoint to its end.
+
+Everything that trains a detector iterates over `fit`.
 """
 
 import contextlib
@@ -22,21 +23,21 @@ from kdr.training.evaluation import evaluate
 from kdr.training.loss_sums import LossSums
 from kdr.training.metrics import EpochMetrics, Evaluation
 from kdr.training.optimisation import clip_gradients
-from kdr.training.out_of_memory import micro_batch_of, out_of_memory_named
+from kdr.training.out_of_memory import micro_batch_of, raising_out_of_memory
 from kdr.training.ranks import ALONE, Ranks
 from kdr.training.shared_parts import SharedParts
 from kdr.training.training_state import Pass, TrainingState, prepare
 
 Track = Callable[[Iterable[Batch], int, str], Iterable[Batch]]
-"""Wraps the batches of an epoch to show progress: (batches, how many, what they are for) -> the
-same batches."""
+"""Wraps the batches of an epoch to show progress: (batches, number, purpose) -> the same
+batches."""
 
 STEPS_PER_LOSS_CHECK = 50
-"""Steps between looks at whether the loss is still finite; each look waits for the device."""
+"""Steps between checks that the losses are finite; each check waits for the device."""
 
 
 def untracked(batches: Iterable[Batch], _count: int, _purpose: str) -> Iterable[Batch]:
-    """Shows no progress."""
+    """Returns the batches, without showing progress."""
     return batches
 
 
@@ -50,42 +51,41 @@ def fit(
     track: Track = untracked,
     ranks: Ranks = ALONE,
 ) -> Iterator[EpochMetrics]:
-    """Trains one trial and yields what each epoch measured, from its first to its last.
+    """Trains one trial and yields the metrics of each epoch, from its first to its last.
 
-    A trial that has a checkpoint yields the epochs before it at once, as they were measured, and
-    goes on after it. The state is saved before an epoch is yielded, so whoever stops iterating
-    loses nothing. After the last epoch the student's weights lie in the trial's folder as
-    `student.pt`; the checkpoint before it is removed when a further epoch is asked for, by which
-    time the last one has been noted.
+    A trial with a checkpoint first yields the stored metrics of its finished epochs, then resumes.
+    The state is saved before an epoch is yielded, so stopping the iteration loses nothing. The last
+    epoch leaves the student's weights in the trial's folder as `student.pt`. Its checkpoint is
+    removed on the next iteration, so that the caller has logged the last epoch by then.
 
     Args:
-        trial: what to train. If the study trains its teacher, that trial has been run before.
-        storage: where checkpoints and weights go.
-        shared: data sets and teachers of earlier trials of this process; new ones are opened
-            without it.
-        device: where to train; a GPU if there is one.
+        trial: the trial. If the study trains its teacher, the teacher's trial must be complete.
+        storage: where checkpoints and weights are stored.
+        shared: data sets and teachers opened by earlier trials of this process; new by default.
+        device: where to train; by default a GPU if available.
         loader_workers: processes that load images.
         track: shows progress within an epoch.
-        ranks: the processes that train this trial together, each of which iterates over its own
-            `fit()` and gets the same metrics; rank 0 writes the files. Where one raises alone, the
-            others wait for it in vain: end them.
+        ranks: the processes that train this trial together. Each iterates over its own `fit()` and
+            gets the same metrics; rank 0 writes the files. If one rank raises, the others wait for
+            it forever: end them.
 
     Raises:
-        OutOfMemory: where the trial's images do not fit; with `micro_batch: auto` it can go on with
-            fewer at a time (`kdr.training.out_of_memory.halve_micro_batch`).
-        TrialFailure: of kind `non_finite_loss`, `not_calibrated` or `bad_data`; the trial is over,
-            a study goes on.
-        KdrError: for data, weights or a checkpoint that cannot be used.
+        OutOfMemory: if the trial's images do not fit; with `micro_batch: auto` it can be retried
+            with fewer at a time (`kdr.training.out_of_memory.halve_micro_batch`).
+        TrialFailure: of kind `non_finite_loss`, `not_calibrated` or `bad_data`: the trial has
+            failed, its study continues.
+        KdrError: for unusable data, weights or checkpoint.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shared = shared or SharedParts(storage)
     folder = storage.trial(trial.key)
     micro_batch = micro_batch_of(trial, storage, ranks)
-    with out_of_memory_named(micro_batch or trial.config.training.batch_size // ranks.count):
+    with raising_out_of_memory(micro_batch or trial.config.training.batch_size // ranks.count):
         state = prepare(trial, shared, device, loader_workers, ranks, micro_batch)
         try:
             progress = load_checkpoint(folder / "checkpoint.pt", state.parts())
             _check_same_start(folder, progress, ranks)
+            # later the weights come from the checkpoint: a trained student would measure others
             if progress.step == 0:
                 calibrate(state, trial.config.seed)
             yield from progress.history
@@ -111,6 +111,8 @@ def _run_epoch(
     if state.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(state.device)
     ranks = state.ranks
+    # Seeded per epoch, not per trial: a resumed trial draws the numbers of an uninterrupted one.
+    # Rank 0 has the address of a single process.
     torch.manual_seed(address(config.seed, "epoch", epoch, *([ranks.rank] if ranks.rank else [])))
     state.parallel.train()
     sums = LossSums(ranks)
@@ -122,7 +124,7 @@ def _run_epoch(
     for number, batch in enumerate(batches):
         if number == 0:
             batch_hash = first_batch_hash(batch)
-        # in the last step, where ramps have come furthest
+        # in the last step, where ramps have risen most
         norms = _step(
             config, state, batch, step, sums, with_norms=number == len(state.training) - 1
         )
@@ -130,6 +132,7 @@ def _run_epoch(
         if step % STEPS_PER_LOSS_CHECK == 0:
             sums.check_finite(epoch, step)
     sums.check_finite(epoch, step)
+    # before evaluation and checkpoint, so that both see one set of running statistics
     ranks.share_buffers(state.model)
     lr = float(state.schedule.get_last_lr()[0])
     losses, weighted = sums.means()
@@ -171,6 +174,7 @@ def _step(
     norms = [
         _add_gradients(state, one, step, sums, with_norms=with_norms) for one in state.passes(batch)
     ]
+    # clipping needs gradients in their own scale, not multiplied for fp16
     state.scaler.unscale_(state.optimizer)
     clip_gradients(
         (state.model.student.parameters(), state.model.methods.parameters()),
@@ -178,7 +182,7 @@ def _step(
     )
     state.scaler.step(state.optimizer)
     state.scaler.update()
-    # one-cycle refuses a step beyond its last
+    # OneCycleLR raises ValueError for a step beyond its last
     if step + 1 < config.training.epochs * len(state.training):
         state.schedule.step()
     return root_sum_of_squares(norms)
@@ -187,11 +191,13 @@ def _step(
 def _add_gradients(
     state: TrainingState, one: Pass, step: int, sums: LossSums, *, with_norms: bool
 ) -> dict[str, float]:
-    """One forward and backward pass, of which nothing but gradients and sums is held afterwards."""
-    with contextlib.nullcontext() if one.is_last else state.ranks.apart(state.parallel):
+    """Runs one forward and backward pass; only gradients and sums of losses outlive it."""
+    # ranks average once, in the last pass: gradients of earlier ones have added up by then
+    with contextlib.nullcontext() if one.is_last else state.ranks.unsynchronised(state.parallel):
         losses = state.losses(one, step)
         total = losses.total()
         norms = gradient_norms(losses, state.ranks, one.weight) if with_norms else {}
+        # no product with 1: a batch in one pass stays bit-identical to a plain training loop
         torch.autograd.backward(
             state.scaler.scale(total if one.weight == 1 else one.weight * total)
         )
@@ -221,17 +227,17 @@ def _save(
 
 
 def _check_same_start(folder: StoredPath, progress: Progress, ranks: Ranks) -> None:
-    """Refuses to train where ranks on different nodes do not see the same checkpoint."""
+    """Raises StorageError if ranks on different nodes see different checkpoints."""
     epochs = ranks.gathered(progress.epoch)
     if len(set(epochs)) > 1:
         raise StorageError(
-            f"{folder}: every node must see the same files, got checkpoints of the epochs {epochs} "
-            "on the ranks. Use a storage that all nodes share"
+            f"{folder}: every node must see the same files, got checkpoints of epochs {epochs} on "
+            "the ranks. Use a storage shared by all nodes"
         )
 
 
 def _peak_memory_bytes(state: TrainingState) -> int | None:
-    """Of the rank that took most."""
+    """Returns the peak memory of the rank that used most; None on a CPU."""
     if state.device.type != "cuda":
         return None
     return max(state.ranks.gathered(torch.cuda.max_memory_allocated(state.device)))

@@ -1,4 +1,4 @@
-"""The teacher of a trial, and what it computes for the methods: no more than they ask for."""
+"""The frozen teacher of a trial; it computes only what the methods need."""
 
 from dataclasses import dataclass
 
@@ -16,19 +16,21 @@ class FrozenTeacher:
 
     detector: Detector
     shares_pixels: bool
-    """Whether it normalises as the student does, so that pixels are normalised once."""
+    """Whether it normalises like the student, so that pixels are normalised once."""
     classes: Tensor | None = None
-    """Index among its classes of each class of the data; None where no method asks for class
-    logits."""
+    """Index among its classes of each class of the data; None if no method needs class logits."""
 
     @torch.no_grad()
     def outputs(self, batch: Batch, student_pixels: Tensor) -> Outputs:
-        """What it computes from a batch; its head runs only where class logits are asked for.
+        """Returns the teacher's outputs for a batch.
+
+        Its head runs only if a method needs class logits: it is about 45 % of a RetinaNet-R101's
+        forward pass.
 
         Args:
-            batch: on the teacher's device.
-            student_pixels: the batch as the student sees it; their memory format is that of the
-                teacher's.
+            batch: the batch, on the teacher's device.
+            student_pixels: the batch as the student sees it; the teacher gets the same memory
+                format.
         """
         pixels = student_pixels
         if not self.shares_pixels:
@@ -38,6 +40,7 @@ class FrozenTeacher:
         features = self.detector.features(pixels)
         if self.classes is None:
             return Outputs(features)
+        # in the order of the data's classes, whatever label space the teacher was trained with
         return Outputs(
             features,
             [

@@ -1,4 +1,4 @@
-"""Optimisers, the course of the learning rate, and precision."""
+"""Optimisers, learning-rate schedules, gradient clipping and precision."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -15,23 +15,25 @@ AUTOCAST_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.
 def make_optimizer(
     config: TrainingConfig, student: nn.Module, methods: nn.ModuleDict
 ) -> torch.optim.Optimizer:
-    """The optimiser over the student's and the distillation's parameters, in groups of their own.
+    """Builds the optimiser, with separate groups for the student and the methods.
 
-    Weight decay leaves norms, biases and scalars of the distillation alone (`kdr.distill.method`);
-    the student's parameters are treated alike, as torchvision's own training does, unless its
-    biases are to have a rate or decay of their own.
+    Norms, biases and scalars of the methods have no weight decay (`kdr.distill.method`). All of the
+    student's parameters have, as in torchvision's own training, unless the settings give its biases
+    another rate or decay.
     """
+    # by dimensions: norms and biases have one, KDR's zetas none
     decayed = [parameter for parameter in methods.parameters() if parameter.ndim > 1]
     undecayed = [parameter for parameter in methods.parameters() if parameter.ndim <= 1]
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    # a group of their own only if the settings ask for it
     biases = (
         _biases(student)
         if (config.bias_lr_factor, config.bias_weight_decay) != (None, None)
         else []
     )
-    apart = {id(parameter) for parameter in biases}
+    bias_ids = {id(parameter) for parameter in biases}  # `in` on tensors would compare their values
     groups: list[dict[str, Any]] = [
-        {"params": [parameter for parameter in trained if id(parameter) not in apart]}
+        {"params": [parameter for parameter in trained if id(parameter) not in bias_ids]}
     ]
     groups += [{"params": biases, **_of_biases(config)}] if biases else []
     groups += [{"params": decayed}] if decayed else []
@@ -46,7 +48,7 @@ def make_optimizer(
 def make_schedule(
     config: TrainingConfig, optimizer: torch.optim.Optimizer, steps_per_epoch: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """The course of the learning rate, advanced once per optimisation step."""
+    """Builds the learning-rate schedule, to be advanced once per optimiser step."""
     total_steps = config.epochs * steps_per_epoch
     if config.schedule == "one_cycle":
         return torch.optim.lr_scheduler.OneCycleLR(
@@ -56,7 +58,7 @@ def make_schedule(
 
 
 def _biases(student: nn.Module) -> list[nn.Parameter]:
-    """The biases of convolutions and linear layers that are trained; norms keep theirs."""
+    """Returns the trained biases of convolutions and linear layers, without those of norms."""
     layers = (module for module in student.modules() if isinstance(module, nn.Conv2d | nn.Linear))
     biases = [
         parameter
@@ -68,7 +70,7 @@ def _biases(student: nn.Module) -> list[nn.Parameter]:
 
 
 def _of_biases(config: TrainingConfig) -> dict[str, float]:
-    """Rate and decay of the biases, in torch's words."""
+    """Returns the biases' learning rate and decay, by torch's names."""
     decay = config.weight_decay if config.bias_weight_decay is None else config.bias_weight_decay
     return {
         "lr": config.lr * (1.0 if config.bias_lr_factor is None else config.bias_lr_factor),
@@ -77,8 +79,9 @@ def _of_biases(config: TrainingConfig) -> dict[str, float]:
 
 
 def lr_factor(config: TrainingConfig, steps_per_epoch: int) -> Callable[[int], float]:
-    """The share of the learning rate at a step, counted from 0: linear warm-up times the
-    schedule.
+    """Returns a function from steps, counted from 0, to a factor of the learning rate.
+
+    The factor is linear warm-up times the schedule.
     """
     total_steps = config.epochs * steps_per_epoch
     warmup_steps = (
@@ -102,11 +105,13 @@ def lr_factor(config: TrainingConfig, steps_per_epoch: int) -> Callable[[int], f
 
 
 def step_epochs(config: TrainingConfig) -> tuple[int, ...]:
-    """Epochs after which the `step` schedule lowers the rate: as set, or after 2/3 and 11/12 of the
-    epochs (8, 11 of 12).
+    """Returns the epochs after which the `step` schedule lowers the rate.
+
+    As set, or 2/3 and 11/12 of the epochs: 8 and 11 of 12, mmdetection's 1x schedule.
     """
     if config.step_epochs is not None:
         return config.step_epochs
+    # a set, without the last epoch: short trainings round both to one, or to a drop after the end
     return tuple(
         sorted(
             {max(1, round(config.epochs * share)) for share in (2 / 3, 11 / 12)} - {config.epochs}
@@ -117,7 +122,10 @@ def step_epochs(config: TrainingConfig) -> tuple[int, ...]:
 def clip_gradients(
     parameter_sets: Iterable[Iterable[nn.Parameter]], max_norm: float | None
 ) -> None:
-    """Limits the gradient norm of each set of parameters separately."""
+    """Limits the gradient norm of each set of parameters separately.
+
+    Clipped together, large gradients of the methods' own parameters would scale down the student's.
+    """
     if max_norm is not None:
         for parameters in parameter_sets:
             if trained := [parameter for parameter in parameters if parameter.grad is not None]:

@@ -1,6 +1,4 @@
-"""Out of memory: told from other errors, and answered with fewer images at a time where
-`training.micro_batch: auto` says so.
-"""
+"""Detects out-of-memory errors, and halves the micro-batch under `training.micro_batch: auto`."""
 
 import contextlib
 import gc
@@ -20,59 +18,63 @@ _TEXTS = (
     "bad_alloc",
     "ALLOC_FAILED",
 )
-"""What allocators of torch, CUDA and its libraries write in errors that have no class of their own.
-oneDNN's "could not create a primitive", where it has no room for code on a CPU, is not among them:
-the process compiles nothing any more after that."""
+"""Texts of allocators (torch, CUDA, cuDNN, C++) in errors without a class of their own.
+
+oneDNN's "could not create a primitive", raised on a CPU without room for generated code, is not
+among them: such a process can compile nothing afterwards, so a retry in it would fail too."""
 
 
 @contextlib.contextmanager
-def out_of_memory_named(num_images: int) -> Iterator[None]:
-    """Names out-of-memory errors of GPU and CPU as what they are.
+def raising_out_of_memory(num_images: int) -> Iterator[None]:
+    """Re-raises out-of-memory errors of GPU and CPU as OutOfMemory, with a hint.
 
     Args:
         num_images: images of this process in one pass.
 
     Raises:
-        OutOfMemory: for an error of an allocator.
+        OutOfMemory: for an allocator's error.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch's own classes are RuntimeErrors
         if isinstance(error, MemoryError) or any(text in str(error) for text in _TEXTS):
             line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            way_out = (
-                f" (with {num_images} images at a time, which training.micro_batch lowers)"
+            hint = (
+                f" (with {num_images} images at a time; training.micro_batch lowers that)"
                 if num_images > 1
                 else ""
             )
-            raise OutOfMemory(f"{line}{way_out}", num_images) from error
+            raise OutOfMemory(f"{line}{hint}", num_images) from error
         raise
 
 
 def micro_batch_of(trial: Trial, storage: Storage, ranks: Ranks = ALONE) -> int | None:
-    """Images of each rank in one pass: as set, as an earlier attempt found by `auto`, or all; None
-    where it is not set.
+    """Returns the images of each rank in one pass; None if `training.micro_batch` is not set.
+
+    Under `auto`, the number that an earlier attempt found, or else the rank's whole share.
     """
     training = trial.config.training
     if training.micro_batch != "auto":
         return training.micro_batch
     path = storage.micro_batch(trial.key)
+    # read by one rank, so that all have the same number of passes
     return ranks.from_first(
         lambda: int(path.read_text()) if path.exists() else training.batch_size // ranks.count
     )
 
 
 def halve_micro_batch(trial: Trial, storage: Storage, failure: OutOfMemory) -> int | None:
-    """Half as many images as did not fit, rounded up and kept for all later attempts; None where
-    the trial has failed.
+    """Halves the micro-batch for all later attempts at a trial.
 
-    It has where its settings do not say `auto`, and where one image does not fit.
+    Returns:
+        Half of the images that did not fit, rounded up. None if the trial has failed: without
+        `micro_batch: auto`, or if a single image does not fit.
     """
     if trial.config.training.micro_batch != "auto":
         return None
     path = storage.micro_batch(trial.key)
     if failure.num_images == 1:
-        path.unlink(missing_ok=True)  # nothing was found: on another device all is tried again
+        path.unlink(missing_ok=True)  # no number fits here; another device starts from the full one
         return None
     smaller = -(-failure.num_images // 2)
     with path.written_aside() as aside:
@@ -81,8 +83,10 @@ def halve_micro_batch(trial: Trial, storage: Storage, failure: OutOfMemory) -> i
 
 
 def release_memory() -> None:
-    """Gives back what a failed attempt held. Its error must be let go of before: frames in a
-    traceback hold tensors.
+    """Frees the memory of a failed attempt.
+
+    Call it outside of the `except` block: the error's traceback holds frames, and these hold
+    tensors.
     """
     gc.collect()
     if torch.cuda.is_available():

@@ -1,6 +1,4 @@
-"""Pictures of what a detector finds, beside what is there; and of the cells that count as
-foreground.
-"""
+"""Draws detections beside the ground truth, and the cells that count as foreground."""
 
 from collections.abc import Mapping
 
@@ -16,7 +14,7 @@ from kdr.distill.masks import MaskValues, foreground_mask, padded_boxes, valid_c
 from kdr.storage.files import StoredPath
 
 MIN_SHOWN_PX = 320
-"""Small images are enlarged to this width, so that names can be read."""
+"""Smaller images are enlarged to at least this width, so that names are legible."""
 MASK_PX = 400
 """Longer side of each panel of the pictures of masks."""
 
@@ -30,18 +28,17 @@ def write_pictures(
     num_pictures: int,
     min_score: float,
 ) -> int:
-    """Writes one JPEG per image: ground truth on the left, predictions with their scores on the
-    right.
+    """Writes one JPEG per image: ground truth on the left, detections with scores on the right.
 
     Args:
-        folder: is made if missing; files are named by image id.
+        folder: created if missing; files are named by image id.
         detector: the trained detector.
-        batches: images in the order in which they are drawn.
-        num_pictures: how many images.
-        min_score: lowest score that is drawn.
+        batches: the images, drawn in this order.
+        num_pictures: number of images to draw.
+        min_score: lowest score to draw.
 
     Returns:
-        How many were written.
+        The number of files written.
     """
     device = next(detector.parameters()).device
     detector.eval()
@@ -77,21 +74,22 @@ def write_pictures(
 def write_masks(
     folder: StoredPath, batch: Batch, grids: Mapping[str, tuple[int, int]], *, values: MaskValues
 ) -> list[StoredPath]:
-    """Writes one PNG per image: its boxes, then each level's foreground in red over the padded
-    image; padding is dark.
+    """Writes one PNG per image: its boxes, then each level's foreground over the padded image.
+
+    Foreground is red, by its weight relative to the image's largest; padding is dark.
 
     Args:
-        folder: is made if missing; files are named by image id.
+        folder: created if missing; files are named by image id.
         batch: the images, as a student sees them.
         grids: level name -> (H, W) of its feature map in cells.
-        values: what a foreground cell weighs; the more it weighs among those of its image, the
-            redder it is.
+        values: weights of foreground cells.
 
     Returns:
         The files.
     """
     pixels = (batch.images.shape[-2], batch.images.shape[-1])
     size = tuple(max(1, round(side * MASK_PX / max(pixels))) for side in pixels)
+    # drawn by the functions that training uses, so that a wrong mask is seen as it would be used
     small = F.interpolate(batch.images.float(), size, mode="bilinear", antialias=True)
     factor = torch.tensor([size[1] / pixels[1], size[0] / pixels[0]] * 2)
     boxes = padded_boxes([found.cpu() for found in batch.boxes])
@@ -118,10 +116,9 @@ def write_masks(
 
 
 def _tinted(images: Tensor, mask: Tensor, valid: Tensor) -> Tensor:
-    """Images (N, 3, H, W) with the cells of a mask in red, by their share of the image's largest,
-    and those not valid dark.
-    """
+    """Returns images (N, 3, H, W) with the cells of a mask in red and invalid cells dark."""
     largest = mask.amax((1, 2), keepdim=True)
+    # from 0.3 on: cells of large boxes weigh little under `area`, but must be visible
     redness = torch.where(mask > 0, 0.3 + 0.4 * mask / largest.clamp(min=1e-12), 0)
     redness, light = (
         F.interpolate(cells.float()[:, None], images.shape[-2:], mode="nearest")
@@ -132,7 +129,7 @@ def _tinted(images: Tensor, mask: Tensor, valid: Tensor) -> Tensor:
 
 
 def _framed(images: Tensor, name: str) -> list[Tensor]:
-    """Panels with a frame and a name."""
+    """Returns the images as panels with a frame and a name."""
     H, W = images.shape[-2:]
     frame = torch.tensor([[0.0, 0.0, W - 1.0, H - 1.0]])
     return [
@@ -142,7 +139,7 @@ def _framed(images: Tensor, name: str) -> list[Tensor]:
 
 
 def _drawn(image: Tensor, boxes: Tensor, names: list[str], colour: str) -> Tensor:
-    """A (3, H, W) uint8 copy with boxes and names, enlarged if it is small."""
+    """Returns a (3, H, W) uint8 copy with boxes and names, enlarged if it is small."""
     factor = max(1, -(-MIN_SHOWN_PX // image.shape[-1]))
     large = image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
     return (

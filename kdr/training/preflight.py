@@ -1,8 +1,7 @@
-"""The pre-flight of a trial: what can be wrong with teacher, levels, masks and losses, measured in
-seconds, before it trains.
+"""The pre-flight of a trial: checks teacher, levels, masks and losses in seconds, before training.
 
-It builds a teacher, a student and methods of its own, as the trial will, and leaves nothing that a
-trial would read.
+It builds its own teacher, student and methods, exactly as the trial will, and leaves nothing behind
+that a trial would read.
 """
 
 import json
@@ -29,35 +28,34 @@ from kdr.training.calibration import calibrate
 from kdr.training.distilled_student import StepLosses, gradient_norms
 from kdr.training.evaluation import coco_evaluation, detection_rows
 from kdr.training.findings import Preflight
-from kdr.training.out_of_memory import out_of_memory_named, release_memory
+from kdr.training.out_of_memory import raising_out_of_memory, release_memory
 from kdr.training.pictures import write_masks
 from kdr.training.shared_parts import SharedParts
 from kdr.training.training_state import Pass, TrainingState, prepare
 
 NUM_IMAGES = 4
-"""Images of the one batch."""
-MOST_VAL_IMAGES = 500
-"""Validation images on which the teacher is measured at most, and the seconds after which no
-further batch is begun."""
-MOST_SECONDS = 15.0
+"""Images in the single batch."""
+MAX_VAL_IMAGES = 500
+"""Most validation images on which the teacher is evaluated."""
+MAX_SECONDS = 15.0
+"""Seconds after which the teacher's evaluation starts no further batch."""
 
 
 def measure(
     trial: Trial, *, storage: Storage, pictures: StoredPath, device: torch.device | None = None
 ) -> Preflight:
-    """Measures what a pre-flight looks at; random generators are left as they were.
+    """Measures everything that a pre-flight reports; random generators are restored.
 
-    With `micro_batch: auto` fewer images are looked at where they do not fit into memory, as a
-    trial would.
+    With `micro_batch: auto` it halves its images until they fit into memory, as a trial would.
 
     Args:
-        trial: the trial. If the study trains its teacher, that has been done.
-        storage: where data, teacher and measurements of it lie.
+        trial: the trial. If the study trains its teacher, the teacher must be trained.
+        storage: holds data, teachers and earlier measurements of teachers.
         pictures: folder for drawings of the masks.
-        device: where to compute; a GPU if there is one.
+        device: where to compute; by default a GPU if available.
 
     Raises:
-        KdrError: for data or weights that cannot be used.
+        KdrError: for unusable data or weights.
         OutOfMemory: if the images do not fit.
         TrialFailure: of kind `bad_data`, if an image cannot be decoded; `not_calibrated`, as
             training would.
@@ -69,7 +67,7 @@ def measure(
         num_images = first = min(first, training.micro_batch)
     while True:
         try:
-            with out_of_memory_named(num_images):
+            with raising_out_of_memory(num_images):
                 found = _measured(
                     _with_images(trial, num_images, device), storage, pictures, device
                 )
@@ -77,24 +75,25 @@ def measure(
         except OutOfMemory:
             if training.micro_batch != "auto" or num_images == 1:
                 raise
-        release_memory()
+        release_memory()  # outside of `except`: the error holds frames, and they hold tensors
         num_images = -(-num_images // 2)
 
 
 def _with_images(trial: Trial, num_images: int, device: torch.device) -> Trial:
-    """The trial with a batch of a few images, all of them in one pass."""
+    """Returns the trial with a batch of a few images, all in one pass."""
     training = trial.config.training
     few = training.with_changes(
         batch_size=num_images, micro_batch=None if training.micro_batch is None else num_images
     )
     if device.type == "cpu":
-        few = few.with_changes(precision="fp32")  # 16 bits are slow there, and tell nothing more
+        few = few.with_changes(precision="fp32")  # 16 bits are slow on a CPU, and show nothing more
     return replace(trial, config=trial.config.with_changes(training=few))
 
 
 def _measured(
     trial: Trial, storage: Storage, pictures: StoredPath, device: torch.device
 ) -> Preflight:
+    # not lasting: statistics of a few images must not become those of all later trials
     shared = SharedParts(storage, lasting=False)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(address(trial.config.seed, "preflight"))
@@ -114,7 +113,7 @@ def _measured(
 def _first_step(
     trial: Trial, state: TrainingState, shared: SharedParts, pictures: StoredPath
 ) -> Preflight:
-    """Everything that the first batch tells."""
+    """Returns everything that the first batch shows."""
     teacher = None if state.teacher is None else state.teacher.detector
     before = (
         {}
@@ -125,6 +124,7 @@ def _first_step(
     batch = next(iter(state.training.epoch(1)))
     last_step = trial.config.training.epochs * len(state.training)
     calibrate(state, trial.config.seed)
+    # as in the last step, when ramps have ended: in the first, a ramped method has weight 0
     losses = state.losses(Pass(batch), last_step)
     norms = gradient_norms(losses)
     reached = _reached(losses)
@@ -147,7 +147,7 @@ def _first_step(
 
 
 def _reached(losses: StepLosses) -> set[int]:
-    """Levels of the student that a method's gradient reaches."""
+    """Returns the student's levels that a method's gradient reaches."""
     distillation = [weighted_sum(terms) for terms in losses.terms.values()]
     total = sum(distillation, start=torch.zeros((), device=losses.features[0].device))
     if not total.requires_grad:
@@ -161,7 +161,7 @@ def _reached(losses: StepLosses) -> set[int]:
 
 
 def _values(losses: StepLosses) -> dict[str, float]:
-    """Every term as it enters the total."""
+    """Returns every term as it enters the total."""
     terms = [term for of_method in losses.terms.values() for term in of_method]
     return {name: float(value.detach()) for name, value in losses.detection.items()} | {
         term.name: term.coefficient * float(term.value.detach()) for term in terms
@@ -169,6 +169,7 @@ def _values(losses: StepLosses) -> dict[str, float]:
 
 
 def _loaded(state: TrainingState, shared: SharedParts, trial: Trial) -> Iterator[str]:
+    """Yields one line per source of weights."""
     for way in ("loaded", "inherited"):
         shares = [f"{value:.0%} of the {name}" for name, value in _of_way(state.loaded, way)]
         if shares:
@@ -191,9 +192,7 @@ def _levels(
     features: list[Tensor],
     matched: list[tuple[int, int]],
 ) -> Iterator[str]:
-    """The student's levels with their cells and channels, and the teacher's level that each learns
-    from.
-    """
+    """Yields one line per matched level: cells and channels of student and teacher."""
     for level, its in matched:
         assert teacher is not None
         H, W = features[level].shape[-2:]
@@ -205,6 +204,7 @@ def _levels(
 
 
 def _not_frozen(teacher: Detector, before: dict[str, Tensor]) -> Iterator[str]:
+    """Yields whatever of the teacher could be trained or has changed."""
     if teacher.training:
         yield "training mode"
     yield from (
@@ -213,7 +213,7 @@ def _not_frozen(teacher: Detector, before: dict[str, Tensor]) -> Iterator[str]:
         if value.requires_grad or value.grad is not None
     )
     yield from (
-        f"another {name}"
+        f"a changed {name}"
         for name, value in teacher.state_dict().items()
         if not torch.equal(value, before[name])
     )
@@ -227,6 +227,7 @@ def _draw(
         for name, level in zip(student.level_names, losses.features, strict=True)
     }
     kdr = config.distill.kdr
+    # without kdr, the cells that boxes touch; other methods weigh them in their own ways
     return tuple(
         map(
             str,
@@ -238,11 +239,13 @@ def _draw(
 def _teacher_ap(
     trial: Trial, teacher: Detector, storage: Storage, precision: torch.dtype
 ) -> tuple[float, int, int]:
-    """AP of the teacher, on how many of how many validation images; measured once per teacher and
-    data set.
+    """Returns the teacher's AP, the number of images it was measured on, and of all images.
+
+    Measured once per teacher and data set.
     """
     data = trial.config.data
     assert trial.config.teacher is not None
+    # what changes the AP of the same teacher on the same data
     decisive = repr((data.resize, trial.config.teacher.labels, precision))
     path = (
         storage.teacher(trial.teacher_id or "")
@@ -261,6 +264,7 @@ def _measured_ap(
     config: TrialConfig, teacher: Detector, index: CocoIndex, precision: torch.dtype
 ) -> tuple[float, int]:
     assert config.teacher is not None
+    # classes that the data lacks keep None: their detections are dropped, not counted as wrong
     category_ids: list[int | None] = [None] * len(teacher.categories)
     for category_id, its in zip(
         index.category_ids,
@@ -270,18 +274,19 @@ def _measured_ap(
         category_ids[its] = category_id
     at_a_time = config.training.micro_batch if isinstance(config.training.micro_batch, int) else 8
     batches = EvaluationBatches(
-        index.subset(range(min(MOST_VAL_IMAGES, len(index)))), config.data, batch_size=at_a_time
+        index.subset(range(min(MAX_VAL_IMAGES, len(index)))), config.data, batch_size=at_a_time
     )
     seen: list[int] = []
     rows = detection_rows(teacher, _in_time(batches, seen), category_ids, precision=precision)
     batches.close()
+    # against the images that were reached in time, or the others would count as misses
     found = coco_evaluation(coco_ground_truth(index.subset(range(len(seen)))), rows)
     return found.metrics.get("AP", 0.0), len(seen)
 
 
 def _in_time(batches: EvaluationBatches, seen: list[int]) -> Iterator[Batch]:
-    """The batches that begin within the time; the ids of their images are added to `seen`."""
-    end = time.monotonic() + MOST_SECONDS
+    """Yields the batches that start in time, and adds the ids of their images to `seen`."""
+    end = time.monotonic() + MAX_SECONDS
     for batch in batches:
         seen += batch.image_ids
         yield batch

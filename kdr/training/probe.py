@@ -1,4 +1,4 @@
-"""A few steps of a trial, timed, to tell what the whole of it will take. Nothing of it stays."""
+"""Times a few steps of a trial to predict its duration; leaves nothing behind."""
 
 import statistics
 import tempfile
@@ -16,47 +16,49 @@ from kdr.training.fit import fit
 from kdr.training.out_of_memory import halve_micro_batch, release_memory
 
 STEPS = 8
-"""Steps of training, and of evaluation, that are timed after WARM_UP others."""
+"""Steps of training, and of evaluation, to time after the warm-up."""
 WARM_UP = 2
+"""Steps before the timed ones: the first allocate memory and choose kernels."""
 
 
 @dataclass(frozen=True)
 class ProbedTrial:
-    """What one trial will take in this process, by a few of its steps."""
+    """The predicted duration of one trial in this process."""
 
     seconds: float
-    """Training and evaluation of all epochs; opening data and teacher is not counted."""
+    """Training and evaluation of all epochs, without opening data and teacher."""
     step_s: float
-    """One step of training, its images loaded."""
+    """One training step, including the loading of its images."""
     evaluation_s: float
     """One evaluation."""
     micro_batch: int | None = None
-    """Images that fit into memory at a time, where `micro_batch: auto` had to halve their number;
-    None where all did."""
+    """Images that fit into memory at once, if `micro_batch: auto` had to halve their number; else
+    None."""
 
 
 def probe(
     trial: Trial, teacher: Trial | None, *, storage: Storage, loader_workers: int = 0
 ) -> list[ProbedTrial]:
-    """Times a few steps of a trial, and of its teacher before it where that is still to be trained.
+    """Times a few steps of a trial, and first of its teacher if that is not trained yet.
 
     Args:
         trial: the trial.
-        teacher: the trial that trains its teacher, if that is not done; a teacher of a few steps
-            stands in for it.
-        storage: where data and trained teachers lie; nothing else is written there.
+        teacher: the trial that trains its teacher, unless that is complete; the trial is then timed
+            with a teacher of a few steps.
+        storage: holds data and trained teachers; only generated data is written there.
         loader_workers: processes that load images.
 
     Returns:
-        The teacher's cost where it is given, then the trial's.
+        The teacher's times if given, then the trial's.
 
     Raises:
         TrialFailure: if a step fails.
-        KdrError: for data or weights that cannot be used.
+        KdrError: for unusable data or weights.
     """
+    # in a storage of its own, so that no log, checkpoint or claim of the real one is touched
     with tempfile.TemporaryDirectory() as folder:
         aside = Storage.at(folder)
-        # generated images stay, as those of `plan --check-data` do
+        # generated images are kept: the trial needs the same ones
         storage.data.mkdir(parents=True, exist_ok=True)
         storage.data.expose_at(aside.data)
         if teacher is None and trial.teacher_id is not None:
@@ -67,7 +69,7 @@ def probe(
 
 def _probed(trial: Trial, storage: Storage, loader_workers: int) -> ProbedTrial:
     training = trial.config.training
-    # one epoch, so that it is evaluated, and leaves weights if it is a teacher
+    # one epoch, so that it evaluates, and leaves weights if it is a teacher
     shorter = replace(
         trial,
         config=trial.config.with_changes(
@@ -85,6 +87,7 @@ def _probed(trial: Trial, storage: Storage, loader_workers: int) -> ProbedTrial:
             if smaller is None:
                 raise
         release_memory()
+    # batches of the evaluation, plus the scoring that follows them
     evaluation_s = clock.seconds("evaluation") + max(
         0.0, metrics.eval_seconds - clock.spent("evaluation")
     )
@@ -95,7 +98,7 @@ def _probed(trial: Trial, storage: Storage, loader_workers: int) -> ProbedTrial:
 
 @dataclass
 class _Clock:
-    """Ends each pass over batches after a few of them, and says what all of them would take."""
+    """Stops each pass over batches after a few of them, and extrapolates to all."""
 
     _times: dict[str, list[float]] = field(default_factory=dict)
     _counts: dict[str, int] = field(default_factory=dict)
@@ -105,6 +108,7 @@ class _Clock:
         begin = time.perf_counter()
         for batch in batches:
             yield batch
+            # kernels run asynchronously: without this, a step would be timed by its launches
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             now = time.perf_counter()
@@ -114,14 +118,14 @@ class _Clock:
                 return
 
     def spent(self, purpose: str) -> float:
-        """Seconds of the batches that were taken."""
+        """Returns the seconds of the batches that ran."""
         return sum(self._times[purpose])
 
     def step(self, purpose: str) -> float:
-        """Seconds of one batch."""
+        """Returns the seconds of one batch."""
         times = self._times[purpose]
         return statistics.fmean(times[WARM_UP:] or times)
 
     def seconds(self, purpose: str) -> float:
-        """Seconds of all batches."""
+        """Returns the seconds that all batches would take."""
         return self.step(purpose) * self._counts[purpose]

@@ -1,8 +1,8 @@
-"""The processes that train one trial together, and what they tell each other besides gradients.
+"""The processes that train one trial together, and the values they exchange.
 
-Objects travel over a gloo group of their own, whose timeout is days: ranks that wait for rank 0 to
-score an evaluation neither spin a GPU nor give up. Gradients travel over the default group, nccl
-between GPUs.
+Objects travel over a separate gloo group with a timeout of days: ranks that wait for rank 0 to
+score an evaluation neither spin on a GPU nor time out. Gradients travel over the default group,
+nccl between GPUs.
 """
 
 from collections.abc import Callable
@@ -21,30 +21,31 @@ _PATIENCE = timedelta(days=7)
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train one trial together; by default it is alone."""
+    """This process among those that train one trial together; a single process by default."""
 
     rank: int = 0
-    """Of this process, from 0."""
+    """Rank of this process, from 0."""
     count: int = 1
-    """Processes that train together."""
+    """Number of processes."""
     control: Any = None
-    """gloo group for objects; None for a process that is alone."""
+    """gloo group for objects; None for a single process."""
 
     @classmethod
     def joined(cls) -> "Ranks":
-        """All processes of torch's default group, which has been initialised; called by each of
-        them.
+        """Returns this process among all of torch's default group.
+
+        The group must be initialised; each of its processes must call this.
         """
         control = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
         return cls(torch.distributed.get_rank(), torch.distributed.get_world_size(), control)
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, which writes the files."""
+        """Whether this is rank 0, the one to write files."""
         return self.rank == 0
 
     def gathered(self, value: Value) -> list[Value]:
-        """The values of all ranks, in their order."""
+        """Returns the values of all ranks, in their order."""
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
@@ -52,7 +53,7 @@ class Ranks:
         return values
 
     def from_first(self, compute: Callable[[], Value]) -> Value:
-        """What rank 0 computes, on every rank."""
+        """Returns on every rank what rank 0 computes."""
         if self.count == 1:
             return compute()
         box: list[Any] = [compute() if self.is_first else None]
@@ -61,16 +62,17 @@ class Ranks:
         return value
 
     def parallel(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """The model, whose gradients will be means over the ranks after each backward pass."""
+        """Returns the model in a wrapper that averages gradients over ranks in each backward."""
         if self.count == 1:
             return model
         return nn.parallel.DistributedDataParallel(
             model, device_ids=[device] if device.type == "cuda" else None
         )
 
-    def apart(self, parallel: nn.Module) -> AbstractContextManager[None]:
-        """Within it gradients add up on each rank alone; the next backward pass outside of it
-        averages all that has added up.
+    def unsynchronised(self, parallel: nn.Module) -> AbstractContextManager[None]:
+        """Returns a context in which gradients add up on each rank alone.
+
+        The next backward pass outside of it averages the sums.
         """
         return (
             parallel.no_sync()
@@ -79,8 +81,9 @@ class Ranks:
         )
 
     def share_buffers(self, model: nn.Module) -> None:
-        """Gives every rank the buffers of rank 0: running statistics are taken from each rank's own
-        images.
+        """Overwrites every rank's buffers with those of rank 0.
+
+        Each rank takes running statistics from its own images, so they differ until then.
         """
         if self.count > 1:
             for buffer in _unique(model.buffers()):
@@ -91,4 +94,5 @@ ALONE = Ranks()
 
 
 def _unique(tensors: Any) -> list[Tensor]:
+    """Returns the tensors without repetitions: modules that are used twice list theirs twice."""
     return list({id(tensor): tensor for tensor in tensors}.values())

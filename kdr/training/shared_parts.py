@@ -1,6 +1,4 @@
-"""What trials share: data sets and teachers are opened once per process, however many trials it
-runs.
-"""
+"""Data sets and teachers that trials share: opened once per process, not once per trial."""
 
 import json
 import logging
@@ -25,19 +23,21 @@ from kdr.storage.layout import Storage
 _log = logging.getLogger(__name__)
 
 STATISTICS_BATCHES = 50
-"""Batches of images over which the teacher's feature statistics are taken."""
+"""Batches over which the statistics of the teacher's features are taken."""
 STATISTICS_BATCH_SIZE = 8
+"""Images in each of these batches."""
 
 
 @dataclass
 class SharedParts:
-    """Data sets and teachers that are open, by their identity. One per process; trials leave no
-    trace in it.
+    """The open data sets and teachers by identity, one instance per process.
+
+    It holds nothing that a trial changes, so the order of trials does not matter.
 
     Args:
-        storage: where generated data, trained teachers and their statistics lie.
-        lasting: whether statistics are measured in full and kept; if not, over a few images, for
-            this process alone.
+        storage: holds generated data, trained teachers and their statistics.
+        lasting: whether statistics are measured in full and stored; otherwise over a few images,
+            for this process alone.
     """
 
     storage: Storage
@@ -47,45 +47,46 @@ class SharedParts:
     _teacher_lines: dict[str, list[str]] = field(default_factory=dict)
 
     def splits(self, data: ShapesData | CocoData) -> Splits:
-        """The images of a trial, opened and checked at the first call."""
+        """Returns the images of a trial; opens and checks them on the first call."""
         name = data.model_dump_json()
         if name not in self._splits:
+            # one data set at a time, which bounds memory over a long study
             self._splits = {name: open_splits(data, self.storage)}
         return self._splits[name]
 
     def teacher(self, trial: Trial, device: torch.device) -> Detector:
-        """The frozen teacher of a trial: in evaluation mode, without gradients.
+        """Returns the frozen teacher of a trial: in evaluation mode, without gradients.
 
         Raises:
-            WeightsError: if its weights are missing, do not fit, or its categories do not agree
-                with the data's; or if a method
-            needs its class logits and they would be those of initial weights.
+            WeightsError: if its weights are missing or do not fit, if its categories do not match
+                the data's, or if a method needs its class logits and its head is not loaded.
         """
         assert trial.teacher_id is not None
         if trial.teacher_id not in self._teachers:
+            # one teacher at a time: it occupies memory of the GPU
             self._teachers = {trial.teacher_id: self._open_teacher(trial)}
         teacher = self._teachers[trial.teacher_id]
         if teacher.unloaded_head and "teacher_logits" in trial.config.distill.needs():
             raise WeightsError(
                 "trial.teacher.weights: a method that learns from class logits needs the "
                 f"teacher's whole head, got a file that left {len(teacher.unloaded_head)} of its "
-                f"keys unfilled, such as {min(teacher.unloaded_head)}. Choose a method of "
-                "features, or weights that name their classes"
+                f"keys unfilled, such as {min(teacher.unloaded_head)}. Use a method that compares "
+                "features only, or weights that name their classes"
             )
         return teacher.to(device)
 
     def teacher_lines(self, trial: Trial) -> list[str]:
-        """What was loaded into the teacher of a trial, which has been opened: a line for each
-        source.
+        """Returns what was loaded into the teacher of a trial, one line per source.
+
+        The teacher must have been opened by `teacher`.
         """
         return self._teacher_lines[trial.teacher_id or ""]
 
     def teacher_level_std(self, trial: Trial, device: torch.device) -> list[float]:
-        """Standard deviation of each of the teacher's feature levels, measured once per teacher and
-        data set.
-        """
+        """Returns the standard deviation of each teacher level, measured once per data set."""
         data = trial.config.data
         resize = "" if data.resize is None else data.resize.model_dump_json()
+        # the file is named by everything that changes the values
         name = f"level-std-{trial.data_id}-{address(0, resize, str(data.search_split)):x}.json"
         path = self.storage.teacher(trial.teacher_id or "") / name
         if not path.exists():
@@ -108,13 +109,14 @@ class SharedParts:
             path = self.storage.trial(trial.trained_teacher_key) / "student.pt"
             if not path.exists():
                 raise WeightsError(
-                    f"trial.teacher: its training has left no weights at {path}. Run the study "
-                    "again to train it"
+                    f"trial.teacher: its training left no weights at {path}. Run the study again "
+                    "to train it"
                 )
             with path.fetched("student.json") as local:
                 teacher = open_student(local)
             lines = [f"all keys of its training's student.pt, trial {trial.trained_teacher_key}"]
         else:
+            # any seed: all weights are loaded, and methods refuse a head that is not
             teacher = build_detector(config, categories, seed=0)
             lines = [report.line() for report in load_configured_weights(teacher)]
             for line in lines:

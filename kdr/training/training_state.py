@@ -1,6 +1,4 @@
-"""A trial made ready to train: student, teacher, methods, optimiser, schedule and batches, built
-from its settings.
-"""
+"""Builds everything that a trial trains with from its settings: student, teacher, methods, data."""
 
 import logging
 import math
@@ -29,9 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class Pass(NamedTuple):
-    """Images that go through the networks together: a rank's share of a batch, or every P-th of its
-    images.
-    """
+    """Images that go through the networks together: a rank's share of a batch, or a part of it."""
 
     batch: Batch
     number: int = 0
@@ -39,26 +35,25 @@ class Pass(NamedTuple):
     num_passes: int = 1
     """P: passes of this step."""
     weight: float = 1.0
-    """Their number, divided by that of the rank's share: with it means over a pass's images add up
-    to the mean over all."""
+    """Share of the rank's images that are in this pass: means over passes, times their weights, add
+    up to the mean over all images."""
 
     @property
     def is_last(self) -> bool:
-        """Whether the step's gradients are complete after it."""
+        """Whether this pass completes the step's gradients."""
         return self.number == self.num_passes - 1
 
 
 @dataclass
 class TrainingState:
-    """What changes while a trial trains, and what it trains on."""
+    """The changing state of a trial in training, and the data it trains on."""
 
     model: DistilledStudent
     parallel: nn.Module
-    """The model as it is called in training: with several ranks, the wrapper that averages
-    gradients."""
+    """The module to call in training: with several ranks, the wrapper that averages gradients."""
     ranks: Ranks
     teacher: FrozenTeacher | None
-    """None where no method is on."""
+    """None without methods."""
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
@@ -66,14 +61,13 @@ class TrainingState:
     evaluation: EvaluationBatches
     device: torch.device
     precision: torch.dtype
-    """Of autocast; float32 runs without."""
+    """dtype of autocast; float32 turns it off."""
     memory_format: torch.memory_format
     loaded: dict[str, float]
-    """Shares of keys that weights filled in the student, by `loaded.part` and `inherited.part`;
-    empty without weights."""
+    """Shares of the student's keys filled from weights, by `loaded.part` and `inherited.part`; {}
+    without weights."""
     micro_batch: int | None = None
-    """Most images of a pass; None where it is not set, and a rank's share of a batch is one
-    pass."""
+    """Most images in a pass; None if not set: a rank's share of a batch is then one pass."""
 
     def close(self) -> None:
         """Ends the processes that load images."""
@@ -81,30 +75,30 @@ class TrainingState:
         self.evaluation.close()
 
     def passes(self, batch: Batch) -> list[Pass]:
-        """The passes of a batch, of as equal sizes as can be: they have images as ranks have, in
-        turn.
-        """
+        """Splits a batch into passes of nearly equal size; images are dealt to them in turn."""
         count = 1 if self.micro_batch is None else math.ceil(len(batch) / self.micro_batch)
         if count == 1:
             return [Pass(batch)]
-        on_device = batch.to(self.device)  # at once: every P-th image lies apart in pinned memory
+        # sent at once: every P-th image is not contiguous in pinned memory
+        on_device = batch.to(self.device)
         parts = [on_device.every(count, number) for number in range(count)]
         return [
             Pass(part, number, count, len(part) / len(batch)) for number, part in enumerate(parts)
         ]
 
     def losses(self, one: Pass, step: int, *, model: nn.Module | None = None) -> StepLosses:
-        """The loss terms of a pass.
+        """Computes the loss terms of a pass.
 
         Args:
             one: a pass of a batch from the loader.
-            step: optimisation steps finished so far.
-            model: `parallel`; or `model`, whose gradients stay with this rank.
+            step: optimiser steps finished so far.
+            model: the module to call: `parallel` by default, or `model`, whose gradients stay on
+                this rank.
         """
         batch = one.batch
         on_device = batch.to(self.device)
-        # rank r of R has the images r, r + R, ... of a batch, and of these its pass p of P every
-        # P-th
+        # rank r of R has the images r, r + R, ... of a batch; its pass p of P has every P-th of
+        # these: images r + R p, r + R p + R P, ...
         share = (
             self.ranks.rank + self.ranks.count * one.number,
             self.ranks.count * one.num_passes,
@@ -122,9 +116,11 @@ class TrainingState:
         return found
 
     def numbers(self) -> dict[str, float]:
-        """Further numbers for the log: of the methods by `method.name`, such as the residual scale
-        of each of KDR's review links; which shares of the student's keys were loaded; how many
-        `parameters` the student has; and, where it is set, the `micro_batch` that was used.
+        """Returns further numbers for the log.
+
+        Those of the methods by `method.name`, such as the scale of each of KDR's review links; the
+        shares of the student's keys that were loaded; the student's `parameters`; and the
+        `micro_batch` in use, if set.
         """
         numbers = {
             "parameters": float(
@@ -136,13 +132,14 @@ class TrainingState:
         return numbers | self.loaded | self.model.methods.logged_numbers()
 
     def parts(self) -> dict[str, Stateful]:
-        """What a checkpoint holds."""
+        """Returns the parts of a checkpoint by name."""
         parts: dict[str, Stateful] = {
             "model": self.model,
             "optimizer": self.optimizer,
             "schedule": self.schedule,
             "scaler": self.scaler,
         }
+        # a part only if there is something in it: checkpoints without `calibrate` have none
         measured = MeasuredWeights(self.model.methods)
         return parts | ({"weights": measured} if measured.state_dict() else {})
 
@@ -155,8 +152,9 @@ def prepare(
     ranks: Ranks = ALONE,
     micro_batch: int | None = None,
 ) -> TrainingState:
-    """Builds everything that one trial needs, at its beginning; a checkpoint is restored into
-    `parts()`.
+    """Builds everything that a trial needs, as before its first step.
+
+    Restore a checkpoint into its `parts()`.
     """
     config = trial.config
     splits = shared.splits(config.data)
@@ -165,6 +163,7 @@ def prepare(
     training = TrainingBatches(
         splits.train, config.data, seed=config.seed, batch_size=batch_size, **loading
     )
+    # evaluation keeps no graph: what fits in training fits here
     at_a_time = micro_batch or batch_size // ranks.count
     evaluation = EvaluationBatches(splits.evaluation, config.data, batch_size=at_a_time, **loading)
     teacher = shared.teacher(trial, device) if config.needs_teacher else None
@@ -179,6 +178,7 @@ def prepare(
         torch.channels_last if config.training.channels_last else torch.contiguous_format
     )
     model = DistilledStudent(student, methods).to(device, memory_format=memory_format)  # type: ignore[call-overload]
+    # after the move: the optimiser must hold the parameters on the device
     optimizer = make_optimizer(config.training, model.student, model.methods)
     return TrainingState(
         model=model,
@@ -205,8 +205,9 @@ def prepare(
 def build_student(
     config: TrialConfig, categories: tuple[str, ...], teacher: Detector | None
 ) -> tuple[Detector, dict[str, float]]:
-    """The student before its first step, and what was loaded: initial weights from the seed, then
-    files, then the teacher's.
+    """Builds the student before its first step, and reports the shares of its keys loaded.
+
+    Initial weights come from the seed, then from files, then from the teacher; the last one wins.
     """
     student = build_detector(config.student, categories, seed=config.seed, new_classes=True)
     reports = [("loaded", report) for report in load_configured_weights(student)]
@@ -227,18 +228,19 @@ def _frozen(
     categories: tuple[str, ...],
     device: torch.device,
 ) -> FrozenTeacher:
-    """The teacher, with what the methods ask of it."""
+    """Returns the teacher with the outputs that the methods need."""
     assert config.teacher is not None
     classes = None
     if "teacher_logits" in config.distill.needs():
         classes = torch.tensor(
             match_labels(teacher.categories, categories, config.teacher.labels), device=device
         )
-    alike = all(
+    # weights of other libraries expect pixels in other scales
+    shares_pixels = all(
         torch.equal(mine.cpu(), its.cpu())
         for mine, its in ((student.mean, teacher.mean), (student.std, teacher.std))
     )
-    return FrozenTeacher(teacher, alike, classes)
+    return FrozenTeacher(teacher, shares_pixels, classes)
 
 
 def _build_methods(
@@ -252,6 +254,7 @@ def _build_methods(
     total_steps: int,
 ) -> Methods:
     distill, std = trial.config.distill, None
+    # measured by rank 0 alone, so that all ranks divide by exactly the same values
     if "teacher_std" in distill.needs():
         std = tuple(ranks.from_first(lambda: shared.teacher_level_std(trial, device)))
     setup = Setup(

@@ -193,7 +193,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
     torch.save({"version": 1, "progress": Bomb(), "parts": {}}, path)
     with pytest.raises(
         WeightsError,
-        match=r"checkpoint.pt: is no readable checkpoint \(Weights only load failed.*Remove it",
+        match=r"checkpoint.pt: not a readable checkpoint \(Weights only load failed.*Remove it",
     ):
         load_checkpoint(path, {"model": module})
     torch.save([1], path)

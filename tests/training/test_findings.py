@@ -9,7 +9,7 @@ import pytest
 from kdr.config.trial import Trial, TrialConfig
 from kdr.storage.layout import Storage
 from kdr.training import findings
-from kdr.training.findings import Finding, Preflight, findings_of, keep_preflight, kept_preflight
+from kdr.training.findings import Finding, Preflight, findings_of, load_preflight, save_preflight
 
 SOUND = Preflight(
     losses={"classification": 1.0, "kdr.foreground": 2.0},
@@ -111,7 +111,7 @@ def test_a_level_that_no_method_reaches_is_named() -> None:
         finding.text
         for finding in findings_of(dataclasses.replace(SOUND, unreached=("P7",)), config_with())
     ]
-    assert "no method's gradient reaches P7 of the student" in texts
+    assert "no method's gradient reaches student levels P7" in texts
 
 
 def test_a_step_that_changes_the_teacher_fails() -> None:
@@ -139,12 +139,12 @@ def test_what_was_measured_is_kept_until_its_pictures_are_gone_or_the_version_ri
     picture.write_bytes(b"")
     measured = dataclasses.replace(SOUND, pictures=(str(picture),))
     trial = Trial("a" * 20, config_with(), "data", "teacher")
-    assert kept_preflight(storage, "study", trial) is None
-    keep_preflight(storage, "study", trial, measured)
-    assert kept_preflight(storage, "study", trial) == measured
-    assert kept_preflight(storage, "study", dataclasses.replace(trial, key="b" * 20)) is None
+    assert load_preflight(storage, "study", trial) is None
+    save_preflight(storage, "study", trial, measured)
+    assert load_preflight(storage, "study", trial) == measured
+    assert load_preflight(storage, "study", dataclasses.replace(trial, key="b" * 20)) is None
     monkeypatch.setattr(findings, "PREFLIGHT_VERSION", 0)
-    assert kept_preflight(storage, "study", trial) is None
+    assert load_preflight(storage, "study", trial) is None
     monkeypatch.undo()
     picture.unlink()
-    assert kept_preflight(storage, "study", trial) is None
+    assert load_preflight(storage, "study", trial) is None

@@ -25,7 +25,7 @@ from kdr.training.distilled_student import StepLosses
 from kdr.training.fit import _add_gradients, fit
 from kdr.training.loss_sums import LossSums
 from kdr.training.metrics import EpochMetrics
-from kdr.training.out_of_memory import halve_micro_batch, micro_batch_of, out_of_memory_named
+from kdr.training.out_of_memory import halve_micro_batch, micro_batch_of, raising_out_of_memory
 from kdr.training.shared_parts import SharedParts
 from kdr.training.training_state import Pass, TrainingState, prepare
 
@@ -285,7 +285,7 @@ ERRORS = {
 def test_errors_of_allocators_are_named_with_the_number_of_images(error: Exception) -> None:
     with (
         pytest.raises(
-            OutOfMemory, match=r"16 images at a time, which training\.micro_batch lowers"
+            OutOfMemory, match=r"16 images at a time; training\.micro_batch lowers that"
         ) as raised,
         named(16),
     ):
@@ -301,7 +301,7 @@ def test_errors_of_allocators_are_named_with_the_number_of_images(error: Excepti
 
 
 def named(num_images: int) -> Any:
-    return out_of_memory_named(num_images)
+    return raising_out_of_memory(num_images)
 
 
 @pytest.mark.parametrize("text", ["shapes differ", "could not create a primitive"])

@@ -180,10 +180,10 @@ def test_a_teacher_that_misses_its_stated_ap_fails(
 def test_of_a_large_set_the_first_images_are_taken_and_only_once(
     make: Make, look: Any, monkeypatch: pytest.MonkeyPatch, eager: Detector, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(preflight, "MOST_VAL_IMAGES", 2)
+    monkeypatch.setattr(preflight, "MAX_VAL_IMAGES", 2)
     trial = make({"teacher": saved(eager, tmp_path / "eager.pt"), "data.num_val": 7})
     assert (look(trial).num_measured, look(trial).num_val) == (2, 7)
-    monkeypatch.setattr(preflight, "MOST_VAL_IMAGES", 4)
+    monkeypatch.setattr(preflight, "MAX_VAL_IMAGES", 4)
     assert look(trial).num_measured == 2
 
 
@@ -253,7 +253,7 @@ def test_what_cannot_be_computed_is_told_as_training_would(
     make: Make, look: Any, storage: Storage
 ) -> None:
     trial = make()
-    with pytest.raises(Exception, match="its training has left no weights"):
+    with pytest.raises(Exception, match="its training left no weights"):
         look(dataclasses.replace(trial, teacher_id="0" * 20))
 
 
@@ -276,6 +276,6 @@ def test_a_pre_flight_takes_no_more_images_than_a_pass_and_fails_where_they_do_n
     assert look(make(OFF | {"training.micro_batch": 2})).num_fit is None
     for micro_batch in (None, 3):
         with pytest.raises(
-            OutOfMemory, match=r"images at a time, which training\.micro_batch lowers"
+            OutOfMemory, match=r"images at a time; training\.micro_batch lowers that"
         ):
             look(make(OFF | {"training.micro_batch": micro_batch}))
