@@ -93,7 +93,7 @@ def test_a_failed_pre_flight_ends_the_run_after_the_teacher_and_before_the_first
     assert run_study(sound, storage=storage, observer=recorder, preflight=True).num_run == 1
     assert recorder.phases[-2:] == ["Pre-flight", "Running trials"]
     assert [finding.text for finding in recorder.findings if finding.name == "losses"] == [
-        "in the first batch, ramps at their end: classification 0.125"
+        "in the first batch, after ramps: classification 0.125"
     ]
     assert len(list(storage.preflight("small").glob("masks-*.png"))) == 4
 
