@@ -2,7 +2,6 @@
 in any format.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -22,13 +21,6 @@ if TYPE_CHECKING:
     from kdr.storage.layout import Storage
 
 TableFormat = Literal["table", "md", "latex", "csv", "json", "html"]
-_ENDINGS: dict[str, TableFormat] = {
-    ".md": "md",
-    ".tex": "latex",
-    ".csv": "csv",
-    ".json": "json",
-    ".html": "html",
-}
 
 
 def command(
@@ -110,21 +102,32 @@ def command(
 
     kdr table quickstart --pivot distill.kdr.attention distill.kdr.review_links
     """
-    from kdr.cli.logged_study import read_logged_study
+    from kdr.cli.logged_study import read_logged_study, study_name
+    from kdr.report.tables.formats import FORMAT_OF_ENDING
 
     ways = {"--by": by, "--pivot": pivot, "--compare": compare, "--cell": cell}
     if len(given := [name for name, value in ways.items() if value]) > 1:
         raise ConfigError(
             f"table: needs at most one of {', '.join(ways)}, got {' and '.join(given)}"
         )
-    chosen = format_ or (_ENDINGS.get(output.suffix.lower(), "table") if output else "table")
+    chosen: TableFormat = format_ or "table"
+    if format_ is None and output is not None:
+        chosen = FORMAT_OF_ENDING.get(output.suffix.lower(), "table")
     log, name = read_logged_study(study, storage, leave_out=NOT_IN_TABLES)
     if cell:
         _print(_sources(log, name, *cell, storage), chosen)
         return
-    from kdr.report.tables.requested_table import requested_grid
+    from kdr.report.tables.requested_table import request_for, requested_grid
 
-    request = _request(log, name, metric or (), by or (), pivot or (), compare, allow_unequal)
+    request = request_for(
+        log,
+        name,
+        metrics=metric or (),
+        by=by or (),
+        pivot=pivot or (),
+        other=study_name(compare) if compare else None,
+        allow_unequal=allow_unequal,
+    )
     # numbers, which a printed table rounds by itself
     plain_rows = request.kind in ("ranking", "settings")
     in_full = chosen in ("csv", "json") or (plain_rows and chosen == "table" and output is None)
@@ -159,34 +162,6 @@ def print_ranking(console: "Console", storage: "Storage", study: "Study", metric
     )
 
 
-def _request(
-    log: "Log",
-    study: str,
-    metrics: Sequence[str],
-    by: Sequence[str],
-    pivot: Sequence[str],
-    other: str | None,
-    allow_unequal: bool,
-) -> "TableRequest":
-    from kdr.cli.logged_study import study_name
-    from kdr.report.arm_trials import ablation_of
-    from kdr.report.ranking import searched_metric
-    from kdr.report.tables.requested_table import Kind, TableRequest
-
-    kind: Kind = "comparison" if other else "pivot" if pivot else "settings" if by else "ranking"
-    if kind == "ranking" and ablation_of(log, study) is not None:
-        kind = "ablation"
-    if allow_unequal and kind not in ("ablation", "comparison"):
-        raise ConfigError(
-            "--allow-unequal: is for the arms of an ablation and --compare, got a table without. "
-            "Leave it out"
-        )
-    shown = tuple(metrics) or (searched_metric(log, study),)
-    return TableRequest(
-        study, kind, shown, tuple(pivot or by), study_name(other) if other else None, allow_unequal
-    )
-
-
 def _sources(log: "Log", study: str, arm: str, metric: str, storage: str) -> "Grid":
     from kdr.report.tables.cell_sources import cell_sources
     from kdr.results.fragments import files_by_key
@@ -215,12 +190,13 @@ def _print(grid: "Grid", format_: TableFormat, console: "Console | None" = None)
 def _write(
     grid: "Grid", format_: TableFormat, request: "TableRequest", output: Path | None
 ) -> None:
-    from kdr.report.tables.formats import written
+    from kdr.report.tables.formats import FORMAT_OF_ENDING, written
     from kdr.storage.local_path import LocalPath
 
     if format_ == "table":
         raise ConfigError(
-            f"--output: must end in {', '.join(_ENDINGS)}, got {output}. Rename it, or add --format"
+            f"--output: must end in {', '.join(FORMAT_OF_ENDING)}, got {output}. "
+            "Rename it, or add --format"
         )
     text = written(grid, format_, request.source())
     if output is None:

@@ -317,6 +317,31 @@ class _Batches:
         )
 
 
+def padded_batch(
+    images: Sequence[Tensor], *, square_px: int | None
+) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
+    """Returns images in the top left corners of one batch, and their sizes.
+
+    Args:
+        images: uint8 (3, H, W) each, of any sizes.
+        square_px: smallest side of the batch; None pads to the largest image.
+
+    Returns:
+        uint8 (N, 3, H, W), H and W multiples of 32, and N pairs (height, width).
+    """
+    sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+    height, width = (
+        math.ceil(max(side, square_px or 1) / _PAD_MULTIPLE) * _PAD_MULTIPLE
+        for side in map(max, zip(*sizes, strict=True))
+    )
+    batch = torch.zeros((len(images), 3, height, width), dtype=torch.uint8)
+    # decoded pixels are channels-last in memory, and numpy copies them to planes twice as fast as
+    # torch
+    for place, image, (h, w) in zip(batch.numpy(), images, sizes, strict=True):
+        place[:, :h, :w] = image.numpy()
+    return batch, tuple(sizes)
+
+
 def _packed(
     samples: Sequence[_Loaded | TrialFailure], *, square_px: int | None
 ) -> dict[str, Any] | TrialFailure:
@@ -329,19 +354,10 @@ def _packed(
         if isinstance(sample, TrialFailure):
             return sample
         loaded.append(sample)
-    sizes = [(sample.image.shape[-2], sample.image.shape[-1]) for sample in loaded]
-    height, width = (
-        math.ceil(max(side, square_px or 1) / _PAD_MULTIPLE) * _PAD_MULTIPLE
-        for side in map(max, zip(*sizes, strict=True))
-    )
-    images = torch.zeros((len(loaded), 3, height, width), dtype=torch.uint8)
-    # decoded pixels are channels-last in memory, and numpy copies them to planes twice as fast as
-    # torch
-    for image, sample, (h, w) in zip(images.numpy(), loaded, sizes, strict=True):
-        image[:, :h, :w] = sample.image.numpy()
+    images, sizes = padded_batch([sample.image for sample in loaded], square_px=square_px)
     return {
         "images": images,
-        "image_sizes": tuple(sizes),
+        "image_sizes": sizes,
         "original_sizes": tuple(sample.original_size for sample in loaded),
         "image_ids": tuple(sample.image_id for sample in loaded),
         "boxes": [sample.boxes for sample in loaded],

@@ -26,6 +26,7 @@ from kdr.training.optimisation import clip_gradients
 from kdr.training.out_of_memory import micro_batch_of, raising_out_of_memory
 from kdr.training.ranks import ALONE, Ranks
 from kdr.training.shared_parts import SharedParts
+from kdr.training.student import export_facts
 from kdr.training.training_state import Pass, TrainingState, prepare
 
 Track = Callable[[Iterable[Batch], int, str], Iterable[Batch]]
@@ -221,7 +222,7 @@ def _save(
     folder: StoredPath, trial: Trial, state: TrainingState, progress: Progress, *, is_last: bool
 ) -> None:
     if is_last:
-        save_student(folder / "student.pt", state.model.student, extra={"trial": trial.key})
+        save_student(folder / "student.pt", state.model.student, extra=export_facts(trial))
     else:
         save_checkpoint(folder / "checkpoint.pt", progress, state.parts())
 

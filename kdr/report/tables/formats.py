@@ -22,6 +22,13 @@ from kdr.report.tables.latex import latex_cells, latex_text
 
 FileFormat = Literal["md", "latex", "csv", "json", "html"]
 FILE_FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
+FORMAT_OF_ENDING: dict[str, FileFormat] = {
+    ".md": "md",
+    ".tex": "latex",
+    ".csv": "csv",
+    ".json": "json",
+    ".html": "html",
+}
 _MARK = "kdr-table:"
 
 

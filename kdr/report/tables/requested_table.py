@@ -2,12 +2,13 @@
 someone doubts it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from kdr.errors import ConfigError
 from kdr.report.ablation_table import ablation_table
+from kdr.report.arm_trials import ablation_of
 from kdr.report.formatting import cell_text
 from kdr.report.measures import measure_of
 from kdr.report.ranking import count_states, ranking, ranking_rows, searched_metric
@@ -39,6 +40,42 @@ class TableRequest:
     def source(self) -> dict[str, Any]:
         """Itself as plain values; what is not set is left out."""
         return {name: value for name, value in asdict(self).items() if value}
+
+
+def request_for(
+    log: Log,
+    study: str,
+    *,
+    metrics: Sequence[str] = (),
+    by: Sequence[str] = (),
+    pivot: Sequence[str] = (),
+    other: str | None = None,
+    allow_unequal: bool = False,
+) -> TableRequest:
+    """Returns the request for a table of a study; without more, its arms or its ranking.
+
+    Args:
+        log: of the study.
+        study: its name.
+        metrics: measures to show; the study's own if empty.
+        by: settings to group by.
+        pivot: two settings, down and across.
+        other: the study to compare with.
+        allow_unequal: whether arms of unequal budgets are marked instead of refused.
+
+    Raises:
+        ConfigError: if `allow_unequal` is given for a table without arms.
+    """
+    kind: Kind = "comparison" if other else "pivot" if pivot else "settings" if by else "ranking"
+    if kind == "ranking" and ablation_of(log, study) is not None:
+        kind = "ablation"
+    if allow_unequal and kind not in ("ablation", "comparison"):
+        raise ConfigError(
+            "--allow-unequal: is for the arms of an ablation and --compare, got a table without. "
+            "Leave it out"
+        )
+    shown = tuple(metrics) or (searched_metric(log, study),)
+    return TableRequest(study, kind, shown, tuple(pivot or by), other, allow_unequal)
 
 
 def request_from(source: Mapping[str, Any]) -> TableRequest:
