@@ -95,7 +95,8 @@ def _is_banned(line: str) -> bool:
 def test_no_public_name_has_two_meanings() -> None:
     places: dict[str, list[str]] = defaultdict(list)
     for name, path in FILES.items():
-        if name.startswith("kdr/"):
+        # the public API gives what is inside under the same names
+        if name.startswith("kdr/") and name != "kdr/api.py":
             for node in _definitions(path):
                 places[node.name].append(name)
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
