@@ -14,6 +14,7 @@ from kdr.detectors.checkpoint_files import save_student
 from kdr.detectors.detector import Detector
 from kdr.errors import ShapeMismatchError, WeightsError
 from kdr.storage.layout import Storage
+from kdr.storage.local_path import LocalPath
 from kdr.training.student import Student, load_student
 
 SMALL = DetectorConfig(backbone="mobilenet_v3_small", fpn_channels=32, anchor_scale=2)
@@ -54,7 +55,7 @@ def test_it_finds_what_an_evaluation_of_its_trial_finds(
 def test_the_file_keeps_classes_and_resizing(eager: Detector, tmp_path: Path) -> None:
     resize = Resize(short_side_px=(64, 80))
     extra = {"trial": "k", "resize": resize.model_dump(mode="json")}
-    save_student(tmp_path / "student.pt", eager, extra=extra)
+    save_student(LocalPath(tmp_path) / "student.pt", eager, extra=extra)
     image = torch.randint(0, 255, (3, 50, 70), dtype=torch.uint8)
     for path in (tmp_path, tmp_path / "student.pt", str(tmp_path / "student.pt")):
         student = load_student(path)
@@ -68,7 +69,7 @@ def test_the_file_keeps_classes_and_resizing(eager: Detector, tmp_path: Path) ->
 def test_a_student_of_before_resizing_was_kept_takes_images_as_they_are(
     eager: Detector, tmp_path: Path
 ) -> None:
-    save_student(tmp_path / "student.pt", eager, extra={"trial": "k"})
+    save_student(LocalPath(tmp_path) / "student.pt", eager, extra={"trial": "k"})
     image = torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8)
     [found] = load_student(tmp_path).predict([image], min_score=0.0)
     [expected] = Student(eager, None).predict([image], min_score=0.0)
