@@ -108,7 +108,7 @@ def command(
             with GracePeriod(chosen.resources.grace_s, end_by_exception) as grace:
                 for metrics in logged.epochs(engine):
                     _print_epoch(console, metrics, trial.config.training.epochs)
-                    if grace.asked and not metrics.is_last:
+                    if grace.has_started and not metrics.is_last:
                         grace.end_now()
         except (KeyboardInterrupt, Terminated):
             if logged.attempt and logged.reached.get("epoch") != trial.config.training.epochs:

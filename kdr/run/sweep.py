@@ -215,7 +215,7 @@ class Sweep:
             past = read_log(self.storage)
             still = set(missing(past))
             for key in own - still:
-                self.claims.give_back(key)
+                self.claims.release(key)
             to_run = [key for key in waiting if key in own & still]
             ended_by_others |= set(waiting) - still
             waiting = [key for key in waiting if key in still - own]
@@ -236,7 +236,7 @@ class Sweep:
         state = read_log(self.storage).states().get(key)
         if state is None or state.state != "completed":
             return True
-        self.claims.give_back(key)
+        self.claims.release(key)
         return False
 
     def _wait_for_others(self, keys: Collection[str]) -> None:
@@ -298,7 +298,7 @@ class Sweep:
             faults=self.study.faults,
             kept_weights=kept,
             on_report=self._interruption.trial_reported,
-            on_ended=self.claims.give_back,
+            on_ended=self.claims.release,
             on_no_storage=self._interruption.end_now,
             on_abort=self._interruption.end_now,
         )

@@ -108,7 +108,7 @@ def test_what_another_process_trains_is_not_trained_beside_it(trained, invoke) -
         sole_driver(trained.storage, "tiny", on_waiting=pytest.fail),
         pytest.raises(
             BusyError,
-            match=r"study: must have one driver at a time, got a second one for tiny: process ",
+            match=r"study tiny is already running \(process ",
         ),
     ):
         invoke(*again)

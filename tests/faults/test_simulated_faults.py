@@ -152,7 +152,7 @@ def test_a_trial_that_another_study_is_at_comes_last_and_the_study_ends_like_one
     claims.take([key])
     waited = list[float]()
     monkeypatch.setattr(
-        "kdr.run.sweep.time.sleep", lambda seconds: (waited.append(seconds), claims.give_back(key))
+        "kdr.run.sweep.time.sleep", lambda seconds: (waited.append(seconds), claims.release(key))
     )
     machine.run()
     assert len(waited) == 1

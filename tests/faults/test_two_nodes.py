@@ -73,7 +73,7 @@ def test_a_study_runs_on_both_nodes_and_every_trial_once(
     found = findings(cluster, *asked)
     assert {name for name, finding in found.items() if finding["state"] != "ok"} == set()
     assert found["versions"]["text"].startswith("equal on 2 nodes: python 3.")
-    assert found["shared storage"]["text"].endswith("what each of 2 nodes wrote, all can read")
+    assert found["shared storage"]["text"].endswith("written by each of 2 nodes, readable on all")
     assert found["files"]["text"] == "data: the same on 2 nodes"
     assert found["resources"]["text"].startswith("2 trials at a time")
     assert "RAY_AUTH_TOKEN" in found["Ray's token"]["text"]

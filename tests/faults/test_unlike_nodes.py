@@ -81,7 +81,7 @@ def test_what_is_a_nodes_own_is_named_before_anything_runs(
         assert own_code.startswith(f"kdr must be {kdr.__version__} (code ")
         assert "on every node, got 0.0.9 (code " in own_code
         assert own_storage.startswith(
-            f"--storage: must be the same place on every node, got {runs} with no sight of what "
+            f"--storage: must be the same place on every node, got {runs} with no files of "
         )
         assert own_data.startswith("data: must be the same on every node, got ")
         assert failures("--send-code") == [own_storage, own_data]

@@ -121,7 +121,7 @@ def test_a_bucket_has_one_driver_per_study_and_a_dead_one_is_replaced(
     monkeypatch.setattr(drivers, "DEAD_AFTER_S", 0.5)
     with sole_driver(storage, "s", on_waiting=pytest.fail):
         with (
-            pytest.raises(BusyError, match="must have one driver"),
+            pytest.raises(BusyError, match="study s is already running"),
             sole_driver(storage, "s", on_waiting=pytest.fail),
         ):
             pass
@@ -151,7 +151,7 @@ def test_a_trial_in_a_bucket_is_claimed_by_one_driver_at_a_time(storage: Storage
             assert [(holder.study, holder.keys) for holder in second.holders(["a", "c"])] == [
                 ("one", frozenset({"a"}))
             ]
-            first.give_back("a")
+            first.release("a")
             assert second.take(["a"]) == {"a"}
     assert listed(storage.drivers("one")) == listed(storage.drivers("two")) == []
 

@@ -1,1 +1,1 @@
-"""The Ray cluster: starting or joining it, checking its nodes, waiting for room on it."""
+"""The Ray cluster: starting or joining it, checking its nodes, waiting for free resources."""

@@ -1,5 +1,6 @@
-"""What a node of a cluster says of itself before a study starts there. Runs on that node;
-`kdr.run.cluster.node_findings` judges it.
+"""Facts about one cluster node: versions, data, storage access, GPUs. Runs on that node.
+
+`kdr.run.cluster.node_findings` judges the answers of all nodes.
 """
 
 import contextlib
@@ -21,26 +22,27 @@ from kdr.storage.files import StoredPath
 from kdr.storage.layout import Storage
 
 COMPARED = ("ray", "torch", "torchvision", "numpy")
-"""Packages whose versions must be equal on all nodes, beside Python and kdr."""
+"""Packages whose versions must be equal on all nodes, in addition to Python and kdr: Ray requires
+it, and the others decide the last digits of a result."""
 _MIB_PER_GIB = 1024
 
 
 @dataclass(frozen=True)
 class Questions:
-    """What every node is asked."""
+    """What every node must report."""
 
     storage: Storage
     marks: StoredPath
-    """Folder in the storage where each node leaves a mark for the others."""
+    """Folder in the storage in which each node writes a file for the others to read."""
     data: tuple[DataConfig, ...] = ()
-    """Data sets that it must have."""
+    """Data sets that must exist on every node."""
     weights: tuple[str, ...] = ()
-    """Files of weights that it must have."""
+    """Weights files that must exist on every node."""
 
 
 @dataclass(frozen=True)
 class GpuMemory:
-    """One GPU, as its driver tells of it."""
+    """One GPU, as reported by its driver."""
 
     name: str
     free_gib: float
@@ -49,34 +51,34 @@ class GpuMemory:
 
 @dataclass(frozen=True)
 class Answers:
-    """What one node says of itself."""
+    """What one node reports."""
 
     node: str
-    """The node's name for people."""
+    """The node's name, for messages."""
     versions: Mapping[str, str]
-    """Of Python, of kdr with a hash of its code, and of `COMPARED`."""
+    """Versions of Python, of kdr with a hash of its code, and of `COMPARED`."""
     contents: Mapping[str, str]
-    """What of the data and weights it has -> the identity of its content."""
+    """Data set or weights file that exists here -> identity of its content."""
     problems: tuple[str, ...] = ()
-    """What is wrong with the data or weights there, a line each."""
+    """Problems with its data or weights, one line each."""
     not_written: str = ""
-    """Why it could not write to the storage."""
+    """Why it could not write to the storage; empty if it could."""
     num_gpus_promised: int = 0
-    """GPUs that Ray hands out there."""
+    """GPUs that Ray assigns there."""
     num_gpus_usable: int = 0
-    """GPUs that torch can use there; looked at where Ray hands out any."""
+    """GPUs that torch can use there; checked only if Ray assigns any."""
     gpus: tuple[GpuMemory, ...] = ()
-    """Their memory, where nvidia-smi tells it."""
+    """Their memory, if nvidia-smi reports it."""
 
 
 def answer(node: str, questions: Questions, *, mark: str, num_gpus: int = 0) -> Answers:
-    """Answers for the node on which this runs, and leaves its mark in the storage.
+    """Returns the answers of the node on which this runs, and writes its mark into the storage.
 
     Args:
-        node: its name for people.
-        questions: what is asked.
-        mark: name of the file that is its mark.
-        num_gpus: GPUs that Ray hands out there.
+        node: its name, for messages.
+        questions: what to report.
+        mark: file name of its mark.
+        num_gpus: GPUs that Ray assigns there.
     """
     contents, problems = _contents(questions)
     return Answers(
@@ -92,15 +94,16 @@ def answer(node: str, questions: Questions, *, mark: str, num_gpus: int = 0) -> 
 
 
 def unread_marks(folder: StoredPath, marks: Iterable[str]) -> list[str]:
-    """Those of the marks that cannot be read here.
+    """Returns the marks of other nodes that cannot be read here.
 
-    Each is opened by its name: over NFS a listing may be as old as its cache.
+    Each is opened by name rather than listed: an NFS client may serve a listing from its cache, and
+    then a shared storage would look as if it were not shared.
     """
     return [mark for mark in marks if not _is_read(folder / mark)]
 
 
 def remove_marks(folder: StoredPath, marks: Iterable[str]) -> None:
-    """Removes the marks that can be seen here."""
+    """Removes the marks and their folder; nodes do so at the same time, so any may be missing."""
     for mark in marks:
         with contextlib.suppress(OSError, KdrError):
             (folder / mark).unlink(missing_ok=True)
@@ -109,9 +112,7 @@ def remove_marks(folder: StoredPath, marks: Iterable[str]) -> None:
 
 
 def versions_here() -> dict[str, str]:
-    """Versions of what trials are computed with: Python, kdr with a hash of its code,
-    `COMPARED`.
-    """
+    """Returns the versions of Python, of kdr with a hash of its code, and of `COMPARED`."""
     code = f"{kdr.__version__} (code {_code_id()})"
     return {"python": platform.python_version(), "kdr": code} | {
         name: version_of(name) for name in COMPARED
@@ -119,7 +120,8 @@ def versions_here() -> dict[str, str]:
 
 
 def gpu_memory_from(text: str) -> tuple[GpuMemory, ...]:
-    """Reads what nvidia-smi prints as CSV: name, free and total MiB."""
+    """Parses the CSV that nvidia-smi prints: name, free and total MiB."""
+    # from the right: a product name may contain a comma
     rows = [line.rsplit(", ", 2) for line in text.splitlines() if line.strip()]
     return tuple(
         GpuMemory(name, float(free) / _MIB_PER_GIB, float(total) / _MIB_PER_GIB)
@@ -128,7 +130,10 @@ def gpu_memory_from(text: str) -> tuple[GpuMemory, ...]:
 
 
 def _code_id() -> str:
-    """A hash of the Python files of kdr, wherever they lie."""
+    """Returns a hash of kdr's Python files, independent of where they are installed.
+
+    The version alone does not change between two commits, and nodes may run different checkouts.
+    """
     root, digest = Path(kdr.__file__).parent, hashlib.blake2b(digest_size=4)
     for path in sorted(root.rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
@@ -150,6 +155,7 @@ def _contents(questions: Questions) -> tuple[dict[str, str], tuple[str, ...]]:
         try:
             contents[name] = identity()
         except KdrError as error:
+            # collected, so that one check reports everything to fix on this node
             problems += str(error).splitlines()
     return contents, tuple(problems)
 
@@ -179,14 +185,14 @@ def _num_gpus_usable() -> int:
 
 
 def _gpu_memory() -> tuple[GpuMemory, ...]:
-    """Asks the driver, not torch, which would take hundreds of MiB from trials that run there."""
-    asked = [
+    """Asks the driver, since torch would allocate hundreds of MiB on each GPU to answer."""
+    command = [
         "nvidia-smi",
         "--query-gpu=name,memory.free,memory.total",
         "--format=csv,noheader,nounits",
     ]
     try:
-        found = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True)
+        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return ()
     return gpu_memory_from(found.stdout)

@@ -1,6 +1,4 @@
-"""What the answers of a cluster's nodes mean: whether a study can run on all of them, and how to
-fix what is in the way.
-"""
+"""Judges the answers of a cluster's nodes: can a study run on all of them, and if not, the fix."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,8 +6,8 @@ from dataclasses import dataclass
 from kdr.run.cluster.node_answers import Answers
 from kdr.training.findings import Finding
 
-_AT_MOST = 5
-"""Nodes that are named in one line."""
+_MAX_NAMED = 5
+"""Most nodes named in one line; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +26,14 @@ def judged_nodes(
     expected: Mapping[str, str],
     storage: str,
 ) -> Iterator[Finding]:
-    """What all answers together mean.
+    """Yields the findings about all nodes.
 
     Args:
-        answers: of the nodes that answered.
+        answers: the nodes that answered.
         silent: the nodes that did not.
         unread: node -> the nodes whose mark in the storage it cannot read.
-        expected: versions of the process that asks.
-        storage: the storage's root, as it is written.
+        expected: versions of the driver, which every node must have.
+        storage: the storage's root, for messages.
     """
     yield from _silence(silent)
     if answers:
@@ -51,8 +49,7 @@ def _silence(silent: Sequence[Silent]) -> Iterator[Finding]:
             "nodes",
             "failed",
             f"{node.node}: must be able to run kdr, got {node.reason}",
-            "Install the same kdr there, in the Python that its Ray was started with, or give "
-            "--send-code",
+            "Install the same kdr there, in the Python environment of its Ray, or use --send-code",
         )
 
 
@@ -65,8 +62,8 @@ def _versions(answers: Sequence[Answers], expected: Mapping[str, str]) -> Findin
     ]
     if wrong:
         fix = (
-            "Start Ray on all nodes from the same environment; --send-code sends the code of kdr "
-            "alone"
+            "Start Ray on all nodes from the same environment; --send-code sends only the code of "
+            "kdr"
         )
         return Finding("versions", "failed", "; ".join(wrong), fix)
     named = ", ".join(f"{name} {version}" for name, version in expected.items())
@@ -79,18 +76,17 @@ def _storage(
     not_written = {one.node: one.not_written for one in answers if one.not_written}
     if not_written:
         text = (
-            f"--storage: must be a place that every node can write to, got {storage} with "
+            f"--storage: must be writable on every node, got {storage} with "
             f"{_by_value(not_written)}"
         )
         return Finding(
             "shared storage",
             "failed",
             text,
-            "Mount it there for writing, by the user that Ray runs as",
+            "Mount it there, writable for the user of Ray",
         )
-    blind = {
-        node: f"no sight of what {_named(marks)} wrote" for node, marks in unread.items() if marks
-    }
+    # writable everywhere, but not the same folder: such as a local disk at the same path
+    blind = {node: f"no files of {_named(marks)}" for node, marks in unread.items() if marks}
     if blind:
         text = (
             f"--storage: must be the same place on every node, got {storage} with "
@@ -100,12 +96,12 @@ def _storage(
             "shared storage",
             "failed",
             text,
-            "Name a folder that all nodes mount, such as one on NFS",
+            "Name a folder that all nodes mount, such as on NFS, or an object store",
         )
     return Finding(
         "shared storage",
         "ok",
-        f"{storage}: what each of {_counted(len(answers))} wrote, all can read",
+        f"{storage}: written by each of {_counted(len(answers))}, readable on all",
     )
 
 
@@ -118,6 +114,7 @@ def _contents(answers: Sequence[Answers]) -> Iterator[Finding]:
             f"on {_named(where)}: {problem}",
             "Copy it to the same path there, or mount it",
         )
+    # a file that is missing on some nodes is a problem of theirs above; here those that have it
     names = dict.fromkeys(name for one in answers for name in one.contents)
     for name in names:
         found = {one.node: one.contents[name] for one in answers if name in one.contents}
@@ -137,12 +134,12 @@ def _gpus(answers: Sequence[Answers]) -> Iterator[Finding]:
     for one in answers:
         if one.num_gpus_usable < one.num_gpus_promised:
             text = (
-                f"{one.node}: torch must see the {one.num_gpus_promised} GPUs that Ray hands out, "
+                f"{one.node}: torch must see the {one.num_gpus_promised} GPUs that Ray assigns, "
                 f"got {one.num_gpus_usable}"
             )
             fix = (
-                "See nvidia-smi there, its driver against torch's CUDA, and --num-gpus of `ray "
-                "start`"
+                "Check nvidia-smi there, the driver version against torch's CUDA, and --num-gpus "
+                "of `ray start`"
             )
             yield Finding("GPUs", "failed", text, fix)
         for gpu in one.gpus:
@@ -154,7 +151,7 @@ def _gpus(answers: Sequence[Answers]) -> Iterator[Finding]:
                     "GPUs",
                     "warning",
                     text,
-                    "A trial runs there, or a process that Ray does not know: see nvidia-smi",
+                    "A trial or a process outside Ray uses it: see nvidia-smi",
                 )
     kinds: dict[str, int] = {}
     for gpu in (gpu for one in answers for gpu in one.gpus):
@@ -165,7 +162,7 @@ def _gpus(answers: Sequence[Answers]) -> Iterator[Finding]:
 
 
 def _by_value(of_nodes: Mapping[str, str]) -> str:
-    """Values with the nodes that have them: `1.0 on a and b, 2.0 on c`."""
+    """Groups nodes by their value: `1.0 on a, b; 2.0 on c`."""
     nodes: dict[str, list[str]] = {}
     for node, value in of_nodes.items():
         nodes.setdefault(value, []).append(node)
@@ -173,8 +170,8 @@ def _by_value(of_nodes: Mapping[str, str]) -> str:
 
 
 def _named(nodes: Sequence[str]) -> str:
-    more = len(nodes) - _AT_MOST
-    return ", ".join(nodes[:_AT_MOST]) + (f" and {more} more" if more > 0 else "")
+    more = len(nodes) - _MAX_NAMED
+    return ", ".join(nodes[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _counted(number: int) -> str:

@@ -1,4 +1,4 @@
-"""Where a number came from: commit, package versions, host and device."""
+"""Provenance of a result: commit, package versions, host and device."""
 
 import functools
 import importlib.metadata
@@ -13,7 +13,7 @@ PACKAGES = ("kdr", "torch", "torchvision", "ray", "optuna", "faster-coco-eval", 
 
 @functools.cache
 def provenance() -> dict[str, Any]:
-    """Columns of a trial's events: commit, dirty, versions, host, device. Read once per process."""
+    """Returns a trial's columns commit, dirty, versions, host and device; read once per process."""
     commit, dirty = _commit()
     return {
         "commit": commit,
@@ -33,10 +33,11 @@ def _commit() -> tuple[str | None, bool | None]:
             subprocess.run, cwd=folder, capture_output=True, text=True, timeout=10, check=True
         )
         if not run(["git", "ls-files", "--", Path(__file__).name]).stdout:
-            # an installed copy that happens to lie inside someone else's repository
+            # an installed copy inside another repository, such as in its .venv
             return None, None
         commit = run(["git", "rev-parse", "HEAD"]).stdout.strip()
         return commit, bool(
+            # untracked files are left out: notes and runs beside the code do not change results
             run(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
         )
     except (OSError, subprocess.SubprocessError):
@@ -44,7 +45,7 @@ def _commit() -> tuple[str | None, bool | None]:
 
 
 def version_of(package: str) -> str:
-    """The version of an installed package; `not installed` of another."""
+    """Returns the version of a package, or `not installed`."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

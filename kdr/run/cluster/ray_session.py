@@ -1,4 +1,4 @@
-"""Starting Ray quietly on this machine, or joining a cluster."""
+"""Starts Ray quietly on this machine, or joins a cluster."""
 
 import contextlib
 import functools
@@ -21,38 +21,41 @@ import kdr
 from kdr.errors import ResourcesError
 from kdr.run.cluster.trial_resources import Node
 
-# Ray and Tune read these when they are imported or when a process starts.
+# Ray and Tune read these when they are imported or when a process starts. Without those that are 0
+# one trial prints 64 lines, and Tune writes JSON, CSV and TensorBoard files that nobody asked for.
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the death of a worker is noticed
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a worker's death is noticed this soon
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    # Tune's own snapshots of the experiment are never read: the log is a study's memory.
+    # Tune rewrites its snapshot of all trials each time, 11 kB a trial, and kdr never reads it
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the observer is told, without a traceback
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the observer reports them, without a traceback
     "TUNE_WARN_THRESHOLD_S": "60",
 }
 
 
-_FROM_ELSEWHERE = "From a machine that is no node of it, submit a job: docs/cluster.md"
+_FROM_OUTSIDE = "From a machine outside the cluster, submit a job: docs/cluster.md"
 _OTHER_PORTS = {
     "8265": "that is the dashboard's port",
-    "10001": "that is the port of Ray Client, through which Tune does not run",
+    "10001": "that is the port of Ray Client, which cannot run Tune",
 }
+"""Ports of a head that users take for its address."""
 
 
 @contextlib.contextmanager
 def ray_session(address: str | None, *, send_code: bool = False) -> Iterator[None]:
-    """Ray, running: a local one of this process's own, or the cluster at `address`. Shut down at
-    the end.
+    """Starts a local Ray, or joins the cluster at `address`, while the block runs.
+
+    A Ray that this process has already started is used and not shut down.
 
     Args:
         address: `HOST:PORT` of a cluster's head, or `auto`; this machine must be one of its nodes.
-        send_code: have the nodes import this kdr, and not what is installed there.
+        send_code: let the nodes import this kdr instead of the one installed there.
 
     Raises:
         ResourcesError: if the cluster cannot be joined.
@@ -64,15 +67,14 @@ def ray_session(address: str | None, *, send_code: bool = False) -> Iterator[Non
 
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # a full disk, which kdr tells of itself, shows here first, with a traceback; what is saved
-    # there is never read
+    # on a full disk Tune's snapshot fails first, with a traceback, before kdr reports it properly
     logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
     started = not ray.is_initialized()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if started:
         with (
             warnings.catch_warnings(),
-            _processes_in_groups_of_their_own(),
+            _separate_process_groups(),
             tempfile.TemporaryDirectory() as code,
         ):
             warnings.simplefilter("ignore")
@@ -88,8 +90,9 @@ def ray_session(address: str | None, *, send_code: bool = False) -> Iterator[Non
                 if address is None:
                     raise
                 raise _not_joined(address, error) from error
+    # ray.init (2.60) installs a SIGTERM handler that exits at once
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put sys.exit(15) there
+        signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:
@@ -98,12 +101,12 @@ def ray_session(address: str | None, *, send_code: bool = False) -> Iterator[Non
 
 
 @contextlib.contextmanager
-def _processes_in_groups_of_their_own() -> Iterator[None]:
-    """Keeps a signal to this process's group, as `timeout` and a closed terminal send it, from
-    Ray's own processes.
+def _separate_process_groups() -> Iterator[None]:
+    """Starts Ray's processes in process groups of their own.
 
-    They would die of it at once, and this process with them, before it has ended anything in good
-    order.
+    `timeout` and a closed terminal send their signal to the whole group of this process. Ray's
+    processes would die of it at once, and this process with them, before a graceful shutdown. Ray
+    2.60 has no setting for it, so the function with which it starts processes is replaced.
     """
     services: Any = importlib.import_module("ray._private.services")
     popen = services.ConsolePopen
@@ -115,10 +118,10 @@ def _processes_in_groups_of_their_own() -> Iterator[None]:
 
 
 def local_ray_ends(within_s: float = 1.0) -> bool:
-    """Whether a process of the Ray that this one has started ends within a second.
+    """Whether a process of the local Ray ends within a second.
 
-    So it does where SIGTERM has come to every process of a machine or a container. Whoever then
-    asks anything of Ray waits for a minute, or is ended by Ray itself.
+    It does if SIGTERM was sent to every process of a machine or container. A call to Ray would then
+    block for a minute, or Ray would end this process.
     """
     from ray._private.worker import _global_node
 
@@ -131,36 +134,34 @@ def local_ray_ends(within_s: float = 1.0) -> bool:
 
 
 def job_runtime_env(code: Path | None) -> dict[str, Any]:
-    """What every process of the job gets, in addition to what `ray job submit` was given, which
-    stays as it is.
+    """Returns the runtime_env of every process of the job: what to add to that of `ray job submit`.
 
     Args:
-        code: an empty folder that takes this kdr, for Ray to send, unless the job has sent a
-            working_dir; None sends nothing.
+        code: an empty folder into which kdr is copied for Ray to send, unless the job already sent
+            a working_dir; None sends nothing.
     """
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
     given = job.get("env_vars") or {}
-    # Ray refuses to be told one twice
+    # Ray refuses a variable that the job's own runtime_env sets as well
     variables = {name: value for name, value in QUIET.items() if name not in given}
     if code is None or "working_dir" in job:
         return {"env_vars": variables}
-    # as working_dir and not as py_modules, before which the folder of the driver's script would be
-    # searched
+    # not as py_modules, which workers search only after the folder of the driver's script
     package = Path(kdr.__file__).parent
     shutil.copytree(package, code / package.name, ignore=shutil.ignore_patterns("__pycache__"))
     return {"env_vars": variables, "working_dir": str(code)}
 
 
 def _check_reachable(address: str | None) -> None:
-    """Refuses an address where nothing listens; Ray itself tries for a quarter of an hour."""
+    """Refuses an address on which nothing listens; Ray itself would retry for 15 minutes."""
     if address in (None, "auto"):
         return
     host, _, port = str(address).rpartition(":")
     if not host or not port.isdigit() or "/" in host or port in _OTHER_PORTS:
         what = _OTHER_PORTS.get(port, "another form")
         raise ResourcesError(
-            "--address: must be HOST:PORT of a cluster's head, as `ray start --head` prints it, "
-            f"or auto, got {address}: {what}. {_FROM_ELSEWHERE}"
+            "--address: must be HOST:PORT of a cluster's head, as printed by `ray start --head`, "
+            f"or auto, got {address}: {what}. {_FROM_OUTSIDE}"
         )
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
@@ -171,14 +172,14 @@ def _check_reachable(address: str | None) -> None:
 def _not_joined(address: str, error: Exception) -> ResourcesError:
     reason = " ".join(str(error).split())
     return ResourcesError(
-        f"--address: needs a running Ray cluster of which this machine is a node, got {address} "
-        f"({reason}). Try --address auto; where the cluster asks for a token, set "
-        f"RAY_AUTH_MODE=token and RAY_AUTH_TOKEN. {_FROM_ELSEWHERE}"
+        f"--address: must be a running Ray cluster with this machine as a node, got {address} "
+        f"({reason}). Try --address auto; if the cluster requires a token, set "
+        f"RAY_AUTH_MODE=token and RAY_AUTH_TOKEN. {_FROM_OUTSIDE}"
     )
 
 
 def nodes_of_ray() -> list[Node]:
-    """Each node of the Ray that is running, if it is alive."""
+    """Returns the resources of each live node of the running Ray."""
     import ray
 
     found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]

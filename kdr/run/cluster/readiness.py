@@ -1,6 +1,4 @@
-"""Whether every node of the cluster that was joined is ready for a study: each is asked, and its
-answer judged.
-"""
+"""Checks that every node of the joined cluster is ready for a study."""
 
 import time
 import uuid
@@ -28,16 +26,16 @@ from kdr.storage.layout import Storage
 from kdr.training.findings import Finding
 
 ANSWER_WITHIN_S = 120.0
-"""Time in which a node must answer: it starts a process, and may have to look at every file of a
+"""Time limit for all answers: a node starts a process, and may have to fingerprint every file of a
 data set."""
 _DASHBOARD_WITHIN_S = 5
 
 
 def check_nodes(study: Study, storage: Storage, observer: Observer) -> None:
-    """Asks every node; tells warnings.
+    """Checks every node and passes warnings to the observer.
 
     Raises:
-        ClusterError: naming all that is in the way.
+        ClusterError: with all failed checks and their fixes.
     """
     findings = [finding for finding in cluster_findings(study, storage) if finding.state != "ok"]
     failed = [finding for finding in findings if finding.state == "failed"]
@@ -49,11 +47,11 @@ def check_nodes(study: Study, storage: Storage, observer: Observer) -> None:
 
 
 def cluster_findings(study: Study | None, storage: Storage) -> Iterator[Finding]:
-    """What is found on the nodes of the Ray that is running, and of its dashboard.
+    """Yields the findings about the nodes of the running Ray and its dashboard.
 
     Args:
-        study: whose data and weights every node must have.
-        storage: what every node must be able to write, and see what the others wrote.
+        study: the study whose data and weights every node must have; None checks neither.
+        storage: the storage that every node must share.
     """
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
     names = {
@@ -62,7 +60,7 @@ def cluster_findings(study: Study | None, storage: Storage) -> Iterator[Finding]
     }
     questions = Questions(
         storage,
-        storage.marks(uuid.uuid4().hex[:12]),
+        storage.marks(uuid.uuid4().hex[:12]),  # several checks may run at the same time
         data=() if study is None else tuple(data_of(study)),
         weights=() if study is None else tuple(weights_files_of(study)),
     )
@@ -80,7 +78,11 @@ def cluster_findings(study: Study | None, storage: Storage) -> Iterator[Finding]
 def _asked(
     nodes: Mapping[str, Mapping[str, Any]], names: Mapping[str, str], questions: Questions
 ) -> tuple[dict[str, Answers | Silent], dict[str, list[str]]]:
-    """Node -> its answer; name of a node -> the nodes whose marks it cannot read."""
+    """Returns node -> its answer, and name of a node -> the nodes whose marks it cannot read.
+
+    In three rounds, each on all nodes at once: first all write their marks, then all read those of
+    the others, then all remove them.
+    """
     until = time.monotonic() + ANSWER_WITHIN_S
     given = {
         node: (
@@ -97,6 +99,7 @@ def _asked(
     unread = _on_each(
         {node: (questions.marks, marks, {}) for node in marks}, unread_marks, names, until
     )
+    # on every node: without a shared storage each has only its own mark
     _on_each({node: (questions.marks, marks, {}) for node in marks}, remove_marks, names, until)
     named = {
         names[node]: [names[mark] for mark in found]
@@ -115,15 +118,16 @@ def _on_each(
     names: Mapping[str, str],
     until: float,
 ) -> dict[str, Any]:
-    """Runs a function on several nodes at the same time; its results, or why there is none.
+    """Runs a function on several nodes at the same time; returns its results, or why there is none.
 
     Args:
-        arguments: id of a node -> the function's arguments there, the last one a mapping of those
-            by keyword.
-        function: one that every node can import.
-        names: id of a node -> its name for people.
-        until: monotonic time at which nobody waits any longer.
+        arguments: id of a node -> the function's arguments there, the last one a mapping of
+            keyword arguments.
+        function: a function that every node can import.
+        names: id of a node -> its name, for messages.
+        until: monotonic time at which to stop waiting.
     """
+    # no CPUs, so that a node whose CPUs all train trials of others still answers
     task = ray.remote(num_cpus=0)(function)
     running = {
         node: (
@@ -136,34 +140,35 @@ def _on_each(
     results: dict[str, Any] = {}
     for node, result in running.items():
         try:
+            # one time limit for all: they run in parallel, so it does not add up
             results[node] = ray.get(result, timeout=max(0.1, until - time.monotonic()))
         except (RayError, ImportError) as error:
+            # the last line of a remote traceback is the error itself
             lines = str(error).strip().splitlines() or [type(error).__name__]
             results[node] = Silent(names[node], lines[-1])
     return results
 
 
 def _dashboard() -> Finding:
-    """Whether the dashboard tells the state of the cluster, which Ray's own clean-up and `ray job`
-    ask for.
-    """
+    """Checks the dashboard's state API, which `ray job` and Ray's own clean-up use."""
     from ray.util.state import list_nodes
 
     fix = (
         "Install ray[default] and start the head with --dashboard-host=0.0.0.0. Without it `ray "
         "job submit` does not work"
     )
+    # no public API returns the URL to a driver that joined the cluster (Ray 2.60)
     node: Any = ray._private.worker.global_worker.node
     url = node.webui_url
     if not url:
-        return Finding("dashboard", "warning", "the cluster has none", fix)
+        return Finding("dashboard", "warning", "not running", fix)
     try:
         list_nodes(address=f"http://{url}", limit=1, timeout=_DASHBOARD_WITHIN_S)
-    except Exception as error:  # of many kinds, by what answers there
+    except Exception as error:  # many kinds, depending on what listens there
         return Finding(
             "dashboard",
             "warning",
-            f"its state API at {url} does not answer: {type(error).__name__}",
+            f"no answer from its state API at {url}: {type(error).__name__}",
             fix,
         )
     return Finding("dashboard", "ok", f"its state API answers at {url}")

@@ -1,6 +1,4 @@
-"""Waiting for room on a cluster that others use, too: until one trial fits beside what they
-hold.
-"""
+"""Waits until one trial fits into the free resources of a shared cluster."""
 
 import time
 from collections.abc import Sequence
@@ -12,43 +10,43 @@ import ray
 from kdr.run.cluster.trial_resources import Node, ResolvedResources, num_workers
 from kdr.run.observer import Observer
 
-_LOOK_EVERY_S = 1.0
-_LONGEST_COMMAND = 200
+_CHECK_EVERY_S = 1.0
+_MAX_COMMAND = 200
+"""Most characters of a command that are printed."""
 
 
 def wait_for_room(needed: ResolvedResources, observer: Observer) -> None:
-    """Waits until one trial fits on what is free of the cluster, and tells what it waits for.
+    """Waits until one trial fits into the free resources, and reports what it waits for.
 
-    Nothing is held meanwhile. When two studies see the same room, one of them gets it, and Ray lets
-    the other's trials wait.
+    Nothing is reserved meanwhile. If two studies see the same free resources, one of them gets
+    them, and Ray queues the other's trials.
 
     Args:
-        needed: what one trial takes.
-        observer: is told, once for each change.
+        needed: the resources of one trial.
+        observer: receives a line whenever the situation changes.
     """
-    told = ""
+    reported = ""
     while True:
+        # node by node: the sum over the cluster may be enough where no node has room for a worker
         free = [dict(node) for node in _state().available_resources_per_node().values()]
         if has_room(needed, free):
             return
         text = waiting_text(needed, free, _commands_of_others())
-        if text != told:
+        if text != reported:
             observer.phase(text)
-            told = text
-        time.sleep(_LOOK_EVERY_S)
+            reported = text
+        time.sleep(_CHECK_EVERY_S)
 
 
 def has_room(needed: ResolvedResources, free: Sequence[Node]) -> bool:
-    """Whether one trial fits on what is free of each node."""
+    """Whether one trial fits into the free resources of the nodes."""
     return sum(num_workers(node, needed) for node in free) >= needed.workers
 
 
 def waiting_text(needed: ResolvedResources, free: Sequence[Node], others: Sequence[str]) -> str:
-    """What a study waits for, and who holds it: the commands of others that have joined the
-    cluster.
-    """
+    """Returns what a study waits for, and the commands of other drivers that hold resources."""
     cpus, gpus = (sum(node.get(name, 0.0) for node in free) for name in ("CPU", "GPU"))
-    held_by = ", ".join(map(_short, others)) or "processes that have ended just now"
+    held_by = ", ".join(map(_short, others)) or "processes that have just ended"
     return (
         f"Waiting for room: one trial needs {needed}; free are {cpus:g} CPUs and {gpus:g} "
         f"GPUs. Held by: {held_by}"
@@ -56,19 +54,21 @@ def waiting_text(needed: ResolvedResources, free: Sequence[Node], others: Sequen
 
 
 def _short(command: str) -> str:
-    """A command without the folders of its program and script."""
+    """Shortens a command: the program and script without their folders."""
     program, *rest = command.split()
     script = [PurePath(rest[0]).name] if rest else []
-    return " ".join([PurePath(program).name, *script, *rest[1:]])[:_LONGEST_COMMAND]
+    return " ".join([PurePath(program).name, *script, *rest[1:]])[:_MAX_COMMAND]
 
 
 def _commands_of_others() -> list[str]:
+    # Ray does not report which job holds which resources; naming all live jobs is close enough
     mine = ray.get_runtime_context().get_job_id()
     jobs = [job for job in _state().jobs() if not job["IsDead"] and job["JobID"] != mine]
     return sorted({job["Entrypoint"] for job in jobs if job["Entrypoint"].strip()})
 
 
 def _state() -> Any:
+    # free resources node by node are not in Ray's public API (2.60)
     import ray._private.state
 
     return ray._private.state

@@ -1,1 +1,1 @@
-"""The driver process: one per study, claims on trials, and signals."""
+"""The driver process: one per study, its claims on trials, and its signal handling."""

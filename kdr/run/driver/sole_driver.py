@@ -1,10 +1,9 @@
-"""One driver per study: each writes a claim into the storage and keeps it alive, so that no two run
-one study at once.
+"""One driver per study: each process writes a claim into the storage and keeps it alive.
 
-A claim is a file of its own, and whoever sees another one that lives does not begin. So nothing is
-asked of the storage but that a file which is there is listed: no lock, no rename that fails where
-the target exists. That holds on a folder of this machine and in an object store. On a network
-folder a listing may be some seconds old; writing the own claim first makes it a new one.
+A claim is a file of its own, and a process that sees another live claim does not start. The storage
+only has to list files that exist. No lock and no exclusive create is needed, because neither works
+on every NFS server and object store. On NFS a listing may be seconds old, but writing the own claim
+into the folder makes the client list it again.
 """
 
 import contextlib
@@ -27,45 +26,46 @@ from kdr.storage.files import StoredPath, listed, store
 from kdr.storage.layout import Storage
 
 BEAT_S = 10.0
-"""Seconds between two signs of life."""
+"""Seconds between two heartbeats."""
 DEAD_AFTER_S = 60.0
-"""A driver on another machine that has shown no sign of life for so long is dead: watched that
-long, since clocks differ."""
+"""A driver on another machine without a heartbeat for this many seconds is dead. The seconds are
+those of the observer's clock: times written by another machine are not compared, since clocks
+differ."""
 
 
-def end_in_good_order() -> None:
-    """Ends this run as SIGTERM does: no new trial starts, and the epochs that run may end."""
+def terminate_this_run() -> None:
+    """Ends this run as SIGTERM does: no new trial starts, and running epochs may finish."""
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What one driver has written."""
+    """The content of one claim file."""
 
     host: str
-    """Name of its machine, for people."""
+    """Host name, for messages."""
     pid: int
     machine: str
-    """Tells machines, their starts, and containers on them apart."""
+    """Identifies the machine, its boot and the container: a pid means nothing beyond these."""
     born: str
-    """When the process began, as its machine counts: another process may get its id later."""
+    """Start time of the process in its machine's ticks: the pid may be reused later."""
     since: str
-    """When it claimed the study, for people."""
+    """When it claimed the study, for messages."""
     held: bool = False
-    """Whether it runs the study; before that it looks whether another one does."""
+    """Whether it runs the study. Until then it is still checking for other claims."""
     beat: int = 0
-    """Counts signs of life."""
+    """Number of heartbeats so far."""
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Of its file."""
+    """Name of its file. Random, so that it also decides which of two simultaneous claims wins."""
 
     @property
     def is_here(self) -> bool:
-        """Whether it was written by a process of this machine, which can be looked at."""
+        """Whether a process of this machine wrote it, so that its pid can be checked."""
         return bool(self.machine) and self.machine == _machine()
 
     @property
     def has_died_here(self) -> bool:
-        """Whether it is one of this machine's, and its process is no more."""
+        """Whether a process of this machine wrote it and no longer runs."""
         return self.is_here and _born(self.pid) != self.born
 
     def __str__(self) -> str:
@@ -78,21 +78,20 @@ def sole_driver(
     study: str,
     *,
     on_waiting: Callable[[str], None],
-    on_lost: Callable[[], None] = end_in_good_order,
+    on_lost: Callable[[], None] = terminate_this_run,
 ) -> Iterator[str]:
-    """A context in which this process is the only one that runs a study; yields the name of its
-    claim.
+    """Makes this process the only driver of a study while the block runs; yields its claim's name.
 
     Args:
-        storage: where the study lies.
+        storage: the study's storage.
         study: its name.
-        on_waiting: is told why it takes long, if it does.
-        on_lost: is called, from a thread, if another driver has taken the study over, since this
-            one showed no sign of life.
+        on_waiting: receives a message if taking the claim takes long.
+        on_lost: called, from a thread, if another driver has taken over the study because this
+            one's heartbeats were missing.
 
     Raises:
-        BusyError: if another one runs it.
-        StorageError: if the storage cannot be written.
+        BusyError: if another driver runs the study.
+        StorageError: if the storage is not writable.
     """
     claims = Claims(storage.drivers(study), study)
     claims.take(on_waiting)
@@ -106,27 +105,27 @@ def sole_driver(
     finally:
         over.set()
         beating.join()
-        # a claim that stays is followed like that of a dead driver
+        # if the storage is gone, the claim stays and expires like that of a killed driver
         with contextlib.suppress(OSError, StorageError):
             claims.withdraw()
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """The last new sign of life of another driver."""
+    """The latest heartbeat of another driver, as observed here."""
 
     beat: int
     at: float
-    """By the clock of whoever watches."""
+    """Time of this process's monotonic clock when it was first seen."""
     has_beaten: bool
-    """Whether there was one before it."""
+    """Whether an earlier heartbeat was seen: a single one may be from a process long dead."""
 
 
 class Claims:
-    """The claims to one study, of which one is this process's own, once it has been taken.
+    """The claims on one study, this process's own among them once it is taken.
 
     Args:
-        folder: where they lie.
+        folder: the folder of the claims.
         study: its name.
     """
 
@@ -142,8 +141,16 @@ class Claims:
         self._seen: dict[str, _Seen] = {}
 
     def take(self, on_waiting: Callable[[str], None]) -> None:
-        """Claims the study for this process, once no other claim lives."""
-        random, told = Random(self.own.name), False  # noqa: S311 - so that two that begin at once do not meet again
+        """Claims the study for this process as soon as there is no other live claim.
+
+        The own claim is written first and the others are read afterwards. Of two processes that do
+        so at the same time, at least one sees the other, whatever the order of their steps.
+
+        Raises:
+            BusyError: if another driver runs the study.
+            StorageError: if the storage is not writable.
+        """
+        random, has_reported = Random(self.own.name), False  # noqa: S311 - it only spreads retries
         self._folder.remove_orphans()
         self._write(self.own)
         while others := self.living():
@@ -153,31 +160,37 @@ class Claims:
                 self.withdraw()
                 raise BusyError(self._refusal(holder))
             waiting = [claim for claim in others if claim.held]
-            if waiting and not told:
-                told = True
+            # a driver of another machine that may be dead: wait for its next heartbeat
+            if waiting and not has_reported:
+                has_reported = True
                 on_waiting(
-                    f"Waiting up to {DEAD_AFTER_S:.0f} s for a sign of life of {waiting[0]}, which "
+                    f"Waiting up to {DEAD_AFTER_S:.0f} s for a heartbeat of {waiting[0]}, which "
                     "ran this study"
                 )
+            # none holds the study, but several want it: all but the lowest name withdraw, and come
+            # back after random pauses to find the study held
             if not waiting and any(claim.name < self.own.name for claim in others):
-                self.withdraw()  # of two that look at once, one goes first
+                self.withdraw()
                 time.sleep(random.uniform(0.2, 1.0))
             else:
                 time.sleep(min(1.0, BEAT_S / 4))
+            # counts as a heartbeat, so that a process on another machine knows this one is alive
             self.own = dataclasses.replace(self.own, beat=self.own.beat + 1)
             self._write(self.own)
         self.own = dataclasses.replace(self.own, held=True)
         self._write(self.own)
 
     def withdraw(self) -> None:
-        """Takes back the own claim."""
+        """Removes the own claim."""
         self._path(self.own).unlink(missing_ok=True)
 
     def beat_until(self, over: threading.Event, on_lost: Callable[[], None]) -> None:
-        """Shows signs of life until the study is over, or lost to another driver."""
+        """Writes heartbeats until the study is over, or lost to another driver."""
         while not over.wait(BEAT_S):
             try:
                 present = {claim.name: claim for claim in self._all()}
+                # this process was suspended for longer than DEAD_AFTER_S, such as by a closed lid,
+                # and another driver removed its claim or already runs the study
                 if self.own.name not in present or any(
                     claim.held for name, claim in present.items() if name != self.own.name
                 ):
@@ -186,10 +199,14 @@ class Claims:
                 self.own = dataclasses.replace(self.own, beat=self.own.beat + 1)
                 self._write(self.own)
             except (OSError, StorageError):
-                continue  # whoever needs the storage says so; the next beat may reach it
+                continue  # the run itself reports an unreachable storage; try at the next beat
 
     def living(self) -> list[Claim]:
-        """The other claims, without those of the dead, which are removed."""
+        """Returns the claims of other live processes; removes those of dead ones.
+
+        Must be called repeatedly to notice a silent driver on another machine, since its silence is
+        measured between calls.
+        """
         living = []
         for claim in self._all():
             if claim.name == self.own.name:
@@ -208,15 +225,15 @@ class Claims:
         return living
 
     def _is_alive(self, claim: Claim) -> bool:
-        """Whether a claim is known to live: its process is on this machine, or has shown a sign of
-        life meanwhile.
+        """Whether a live process is certain: it is on this machine, or a heartbeat was seen to
+        follow another.
         """
         return claim.is_here or self._seen[claim.name].has_beaten
 
     def _all(self) -> list[Claim]:
         found = []
         for path in listed(self._folder, "*.json"):
-            # one that has just been taken back, or a file that is no claim
+            # withdrawn since the listing, or not a claim
             with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
                 found.append(Claim(**json.loads(path.read_text(encoding="utf-8"))))
         return found
@@ -230,21 +247,24 @@ class Claims:
 
     def _refusal(self, holder: Claim) -> str:
         return (
-            f"study: must have one driver at a time, got a second one for {self._study}: {holder} "
-            f"runs it since {holder.since}. Look at it with `status {self._study}`; once that "
-            "process has ended, the same command continues"
+            f"study {self._study} is already running ({holder}, since {holder.since}). See "
+            f"`kdr status {self._study}`; once that process has ended, the same command continues"
         )
 
 
 def trials_of(folder: StoredPath, name: str) -> StoredPath:
-    """The file in which a driver says which trials it trains, beside its claim of that name
-    (`kdr.run.driver.trial_claims`).
+    """Returns the file of a driver's trials, beside its claim of that name; see
+    `kdr.run.driver.trial_claims`.
     """
     return folder / f"{name}.trials"
 
 
 def _machine() -> str:
-    """Names this start of this machine, and the container; empty where that cannot be told."""
+    """Identifies this boot of this machine, and the container; empty if unknown.
+
+    A host name is not enough: containers may share it, and after a reboot pids start again. Without
+    /proc (macOS) every claim is treated as another machine's, which costs DEAD_AFTER_S, not safety.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}-{Path('/proc/self/ns/pid').stat().st_ino}"
@@ -253,11 +273,11 @@ def _machine() -> str:
 
 
 def _born(pid: int) -> str:
-    """When a process of this machine began, in ticks since the machine did; empty if there is no
-    such process any more.
-    """
+    """Returns a process's start time in ticks since boot; empty if it has ended."""
     try:
+        # the command before the last ")" may itself contain spaces and parentheses
         state, *values = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
+    # zombies have ended but keep their pid; field 22 of proc_pid_stat(5) is the start time
     return "" if state in "ZX" else values[18]

@@ -1,10 +1,9 @@
-"""No trial is trained by two drivers at once, of whatever study: each says which ones are its own,
-and leaves the others' alone.
+"""Claims on trials, so that no trial is trained by drivers of two studies at once.
 
-Studies share trials: a baseline, a teacher. Each driver keeps a file beside its claim of its study,
-with the keys of the trials that it trains or is about to train. It writes a key there first, and
-then looks at the files of all others that live; where it finds the key, it takes its own back. So
-two that want one trial at once may both step back, and never both begin.
+Studies share trials: a baseline, a teacher. Each driver keeps a file beside its claim on its study,
+with the keys of the trials that it trains or is about to train. It adds a key to this file first,
+then reads the files of all other live drivers, and withdraws the key if another one has it. Two
+drivers that want the same trial may both withdraw, but never both start.
 """
 
 import contextlib
@@ -19,14 +18,15 @@ from kdr.storage.files import StoredPath, listed, store
 from kdr.storage.layout import Storage
 from kdr.storage.patience import patiently
 
-_LOOKS, _LOOK_EVERY_S = 10, 0.1
-"""How often and when whoever goes first looks whether the other one, who began at the same time,
-has stepped back."""
+_CHECKS, _CHECK_EVERY_S = 10, 0.1
+"""How often, and at which interval, the driver with priority checks whether the other one, which
+claimed the trial at the same time, has withdrawn. If both simply withdrew, both would retry at the
+same time again."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Another driver, and what it trains."""
+    """Another driver, and the trials that it trains."""
 
     study: str
     claim: Claim
@@ -37,12 +37,12 @@ class Holder:
 
 
 class TrialClaims:
-    """The trials that one driver trains. As a context manager, it gives them back at the end.
+    """The trials that one driver trains. As a context manager, it releases them at the end.
 
     Args:
-        storage: where everything lies.
-        study: the study that is run.
-        driver: name of the driver's claim of it, from `sole_driver`.
+        storage: the study's storage.
+        study: the study being run.
+        driver: name of the driver's claim on it, from `sole_driver`.
     """
 
     def __init__(self, storage: Storage, study: str, driver: str) -> None:
@@ -59,53 +59,61 @@ class TrialClaims:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with contextlib.suppress(OSError):  # a file that stays counts no more than its dead driver
+        # if the storage is gone, the file stays: it counts only as long as its driver is alive
+        with contextlib.suppress(OSError):
             trials_of(self._storage.drivers(self._study), self._driver).unlink(missing_ok=True)
 
     def take(self, keys: Collection[str]) -> set[str]:
-        """Claims those trials that no other driver trains.
+        """Claims those of the trials that no other driver trains.
 
         Returns:
-            the keys that are this driver's, now or already.
+            The keys claimed by this driver, now or before.
 
         Raises:
-            StorageError: if the storage cannot be written.
+            StorageError: if the storage is not writable.
         """
         new = set(keys) - self._own
+        # not even written if another driver has them, so that waiting for it disturbs nobody
         new -= {key for holder in self.holders(new) for key in holder.keys}
         if not new:
             return self._own & set(keys)
+        # write before reading, as with claims on studies: of two drivers that do so at the same
+        # time, at least one sees the other
         self._write(self._own | new)
-        for _ in range(_LOOKS):
+        for _ in range(_CHECKS):
             holders = self.holders(new)
+            # the lower name has priority, so a driver that sees one withdraws at once
             if not holders or any(holder.claim.name < self._driver for holder in holders):
                 break
-            time.sleep(_LOOK_EVERY_S)
+            time.sleep(_CHECK_EVERY_S)
+        # with priority, too, if the other one did not withdraw: it had finished checking before
+        # this one wrote, and trains already
         if holders:
             new -= {key for holder in holders for key in holder.keys}
             self._write(self._own | new)
         self._own |= new
         return self._own & set(keys)
 
-    def give_back(self, key: str) -> None:
-        """A trial is over, or is not to be trained after all."""
+    def release(self, key: str) -> None:
+        """Releases a trial that has ended, or will not be trained after all."""
         if key in self._own:
             self._own.discard(key)
             self._write(self._own)
 
     def holders(self, keys: Collection[str]) -> list[Holder]:
-        """The other drivers that train some of these trials, or are about to; of their keys,
-        these.
+        """Returns the other drivers that train any of these trials, or are about to, with these of
+        their keys.
         """
         found = patiently(self._others_keys) if keys else []
         shared = (Holder(study, claim, of_it & frozenset(keys)) for study, claim, of_it in found)
         return [holder for holder in shared if holder.keys]
 
     def _others_keys(self) -> list[tuple[str, Claim, frozenset[str]]]:
-        """The other drivers that live, with the keys of each."""
+        """Returns the other live drivers with their keys."""
         found = []
         for folder in listed(self._storage.studies_with_drivers):
             if folder.name != self._study:
+                # kept between calls: it measures how long each driver has been silent
                 claims = self._others.setdefault(folder.name, Claims(folder, folder.name))
                 found += [
                     (folder.name, claim, _keys_of(folder, claim)) for claim in claims.living()
@@ -121,7 +129,7 @@ class TrialClaims:
 
 
 def _keys_of(folder: StoredPath, claim: Claim) -> frozenset[str]:
-    # none yet, or it has just ended; or a file that is not a driver's
+    # it has none yet or has just ended, or the file is not a driver's
     with contextlib.suppress(FileNotFoundError, ValueError):
         return frozenset(json.loads(trials_of(folder, claim.name).read_text(encoding="utf-8")))
     return frozenset()

@@ -1,4 +1,4 @@
-"""What a node says of itself: asked on this machine, where the answers are known."""
+"""A node's answers, taken on this machine, where they are known."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def questions(storage: Storage, **more: object) -> Questions:
     return Questions(storage, storage.marks("1"), **more)  # type: ignore[arg-type]
 
 
-def test_versions_are_of_python_kdr_and_what_computes() -> None:
+def test_versions_are_those_of_python_kdr_and_the_compared_packages() -> None:
     versions = versions_here()
     assert set(versions) == {"python", "kdr", *COMPARED}
     assert versions["torch"] == torch.__version__.partition("+")[0]
@@ -47,7 +47,9 @@ def test_the_code_of_kdr_is_part_of_its_version(
     assert found[0] == found[2] != found[1]
 
 
-def test_every_node_reads_the_marks_of_the_others_until_they_are_removed(storage: Storage) -> None:
+def test_every_node_can_read_the_marks_of_the_others_until_they_are_removed(
+    storage: Storage,
+) -> None:
     asked = questions(storage)
     assert [answer(node, asked, mark=node).not_written for node in ("a", "b")] == ["", ""]
     assert unread_marks(asked.marks, ["a", "b", "c"]) == ["c"]
@@ -56,13 +58,13 @@ def test_every_node_reads_the_marks_of_the_others_until_they_are_removed(storage
     assert list(storage.root.iterdir()) == []
 
 
-def test_a_storage_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_an_unwritable_storage_is_reported(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
     storage = Storage.at(tmp_path / "runs")
     assert answer("a", questions(storage), mark="a").not_written == "Not a directory"
 
 
-def test_data_and_weights_are_told_by_content_and_what_is_missing_by_path(
+def test_data_and_weights_are_identified_by_content_and_missing_files_named_by_path(
     storage: Storage, tmp_path: Path
 ) -> None:
     weights = tmp_path / "teacher.pt"
@@ -95,7 +97,7 @@ def test_data_and_weights_are_told_by_content_and_what_is_missing_by_path(
     assert again.contents[str(weights)] != found.contents[str(weights)]
 
 
-def test_memory_is_read_as_nvidia_smi_prints_it() -> None:
+def test_memory_is_parsed_from_the_output_of_nvidia_smi() -> None:
     text = "NVIDIA H100 80GB HBM3, 40960, 81559\nNVIDIA RTX A6000, 1024, 49140\n"
     assert gpu_memory_from(text) == (
         GpuMemory("NVIDIA H100 80GB HBM3", 40.0, 81559 / 1024),

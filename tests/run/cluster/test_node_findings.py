@@ -1,4 +1,4 @@
-"""What the answers of a cluster's nodes mean; every case as plain data."""
+"""Findings from the answers of a cluster's nodes; every case as plain data."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,12 @@ from kdr.run.cluster.node_findings import Silent, judged_nodes
 from kdr.training.findings import Finding
 
 VERSIONS = {"python": "3.11.7", "kdr": "0.1.0 (code a)"}
-IN_ORDER = Answers("n1", VERSIONS, {"data": "d1", "/w.pt": "file-1"})
+GOOD = Answers("n1", VERSIONS, {"data": "d1", "/w.pt": "file-1"})
 H100 = GpuMemory("H100", 79.0, 80.0)
 
 
 def node(name: str, **changes: Any) -> Answers:
-    return dataclasses.replace(IN_ORDER, node=name, **changes)
+    return dataclasses.replace(GOOD, node=name, **changes)
 
 
 def judged(
@@ -27,8 +27,8 @@ def judged(
     return list(judged_nodes(answers, silent, unread or {}, expected=VERSIONS, storage="/runs"))
 
 
-def test_nodes_that_are_alike_are_in_order() -> None:
-    found = judged([IN_ORDER, node("n2")], unread={"n1": [], "n2": []})
+def test_equal_nodes_pass() -> None:
+    found = judged([GOOD, node("n2")], unread={"n1": [], "n2": []})
     assert [(finding.name, finding.state) for finding in found] == [
         ("versions", "ok"),
         ("shared storage", "ok"),
@@ -61,7 +61,7 @@ def test_nodes_that_are_alike_are_in_order() -> None:
             {},
             "shared storage",
             (
-                "--storage: must be a place that every node can write to, got /runs with Read-only "
+                "--storage: must be writable on every node, got /runs with Read-only "
                 "file system on n2"
             ),
         ),
@@ -71,7 +71,7 @@ def test_nodes_that_are_alike_are_in_order() -> None:
             "shared storage",
             (
                 "--storage: must be the same place on every node, got /runs with "
-                "no sight of what n2 wrote on n1; no sight of what n1 wrote on n2"
+                "no files of n2 on n1; no files of n1 on n2"
             ),
         ),
         (
@@ -93,24 +93,24 @@ def test_nodes_that_are_alike_are_in_order() -> None:
             {"num_gpus_promised": 2, "num_gpus_usable": 1},
             {},
             "GPUs",
-            "n2: torch must see the 2 GPUs that Ray hands out, got 1",
+            "n2: torch must see the 2 GPUs that Ray assigns, got 1",
         ),
     ],
 )
-def test_what_is_not_alike_fails_and_says_where(
+def test_a_difference_between_nodes_fails_and_names_the_node(
     changes: dict[str, Any], unread: dict[str, list[str]], name: str, text: str
 ) -> None:
     failed = [
         finding
-        for finding in judged([IN_ORDER, node("n2", **changes)], unread=unread)
+        for finding in judged([GOOD, node("n2", **changes)], unread=unread)
         if finding.state == "failed"
     ]
     assert [(finding.name, finding.text) for finding in failed] == [(name, text)]
     assert failed[0].fix
 
 
-def test_a_node_that_cannot_run_kdr_fails_beside_those_that_can() -> None:
-    found = judged([IN_ORDER], [Silent("n2", "ModuleNotFoundError: No module named 'kdr'")])
+def test_a_node_that_cannot_run_kdr_fails_and_the_others_pass() -> None:
+    found = judged([GOOD], [Silent("n2", "ModuleNotFoundError: No module named 'kdr'")])
     assert (found[0].state, found[0].text) == (
         "failed",
         "n2: must be able to run kdr, got ModuleNotFoundError: No module named 'kdr'",
@@ -119,12 +119,12 @@ def test_a_node_that_cannot_run_kdr_fails_beside_those_that_can() -> None:
     assert [finding.state for finding in judged([], [Silent("n1", "no answer")])] == ["failed"]
 
 
-def test_many_nodes_are_counted_and_not_all_named() -> None:
+def test_of_many_nodes_some_are_named_and_the_rest_counted() -> None:
     [wrong] = [
         finding
         for finding in judged(
             [
-                IN_ORDER,
+                GOOD,
                 *(node(f"m{number}", versions={**VERSIONS, "kdr": "0.2"}) for number in range(99)),
             ]
         )
@@ -133,7 +133,7 @@ def test_many_nodes_are_counted_and_not_all_named() -> None:
     assert wrong.text.endswith("got 0.2 on m0, m1, m2, m3, m4 and 94 more")
 
 
-def test_gpus_are_counted_by_kind_and_one_without_room_is_warned_of() -> None:
+def test_gpus_are_counted_by_kind_with_a_warning_for_one_in_use() -> None:
     gpus = {"num_gpus_promised": 2, "num_gpus_usable": 2}
     found = judged(
         [

@@ -1,4 +1,4 @@
-"""Which addresses cannot be joined, and what a job's processes get."""
+"""Addresses that cannot be joined, and the runtime_env of a job."""
 
 import json
 import time
@@ -19,7 +19,7 @@ from kdr.run.cluster.ray_session import QUIET, job_runtime_env, ray_session
         ("ray://head:10001", "that is the port of Ray Client"),
         ("head", "another form"),
         ("head:8265", "that is the dashboard's port"),
-        ("head:10001", "that is the port of Ray Client, through which Tune does not run"),
+        ("head:10001", "that is the port of Ray Client, which cannot run Tune"),
         ("127.0.0.1:1", "Connection refused"),
     ],
 )
@@ -33,7 +33,7 @@ def test_an_address_that_cannot_be_joined_is_refused_at_once(address: str, reaso
     assert time.monotonic() - begin < 10
 
 
-def test_a_job_keeps_what_it_was_submitted_with(
+def test_a_job_keeps_the_runtime_env_it_was_submitted_with(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert job_runtime_env(None) == {"env_vars": QUIET}
@@ -45,11 +45,11 @@ def test_a_job_keeps_what_it_was_submitted_with(
     }
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(submitted))
     mine = job_runtime_env(tmp_path)
-    assert set(mine) == {"env_vars"}, "its own code has been sent"
+    assert set(mine) == {"env_vars"}, "the job has sent its own code"
     assert set(QUIET) - set(mine["env_vars"]) == {"RAY_AIR_NEW_OUTPUT"}
 
 
-def test_the_code_that_is_sent_is_the_package_of_this_process(tmp_path: Path) -> None:
+def test_the_code_sent_is_the_package_of_this_process(tmp_path: Path) -> None:
     assert job_runtime_env(tmp_path)["working_dir"] == str(tmp_path)
     package = Path(kdr.__file__).parent
     files = {

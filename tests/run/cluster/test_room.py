@@ -1,4 +1,4 @@
-"""Whether a trial fits beside what others hold, and what is told of those."""
+"""Whether a trial fits into the free resources, and the message while it does not."""
 
 import pytest
 
@@ -40,13 +40,13 @@ from kdr.run.cluster.trial_resources import ResolvedResources
         ),
     ],
 )
-def test_a_trial_has_room_where_all_its_workers_fit(
+def test_a_trial_fits_if_all_its_workers_do(
     resources: ResolvedResources, free: list[dict[str, float]], expected: bool
 ) -> None:
     assert has_room(resources, free) is expected
 
 
-def test_who_waits_is_told_for_what_and_who_holds_it() -> None:
+def test_the_message_names_what_is_needed_what_is_free_and_who_holds_the_rest() -> None:
     others = ["/opt/venv/bin/python /kdr/orchestrate.py run /kdr/a.yaml", "x" * 500]
     text = waiting_text(
         ResolvedResources(workers=2, gpus_per_worker=1, cpus_per_worker=4),

@@ -1,4 +1,4 @@
-"""How this process hears Ctrl-C, SIGTERM and SIGHUP, whatever Tune and Ray do with them."""
+"""Ctrl-C, SIGTERM and SIGHUP, with Tune's own handlers installed."""
 
 import os
 import signal
@@ -14,27 +14,27 @@ from kdr.run.driver.interruption import GracePeriod, Interruption, RayTerminated
 
 
 @pytest.fixture
-def _handlers_given_back() -> Iterator[None]:
+def _restored_handlers() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.usefixtures("_handlers_given_back")
-def test_ctrl_c_is_noticed_whatever_tune_is_doing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("_restored_handlers")
+def test_ctrl_c_is_noticed_despite_tunes_handler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNE_DISABLE_SIGINT_HANDLER", "1")
     before = signal.getsignal(signal.SIGINT)
     with Interruption() as interruption:
-        heard = _setup_signal_catching()  # Tune's own
+        interrupted = _setup_signal_catching()  # Tune's own
         os.kill(os.getpid(), signal.SIGINT)
-        assert heard.wait(5)
+        assert interrupted.wait(5)
     assert interruption.happened
     assert signal.getsignal(signal.SIGINT) is before
 
 
-@pytest.mark.usefixtures("_handlers_given_back")
-def test_after_tune_ctrl_c_is_heard_again() -> None:
+@pytest.mark.usefixtures("_restored_handlers")
+def test_after_tune_ctrl_c_raises_again() -> None:
     with Interruption() as interruption:
         _setup_signal_catching()
     assert not interruption.happened
@@ -51,7 +51,7 @@ def test_the_grace_period_ends_by_itself() -> None:
     with GracePeriod(0.3, end_of(ended)) as grace:
         begin = time.monotonic()
         signal.raise_signal(signal.SIGTERM)
-        assert grace.asked
+        assert grace.has_started
         assert not ended
         time.sleep(0.6)
     assert 0.25 < ended[0] - begin < 0.55
@@ -72,28 +72,28 @@ def test_a_second_sigterm_ends_at_once_and_only_once() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.usefixtures("_handlers_given_back")
+@pytest.mark.usefixtures("_restored_handlers")
 def test_sigterm_ends_tune_when_every_running_trial_has_reported() -> None:
     with Interruption(60) as interruption:
-        heard = _setup_signal_catching()
+        interrupted = _setup_signal_catching()
         interruption.trial_reported("a", ["a", "b"])
         signal.raise_signal(signal.SIGTERM)
         assert interruption.is_ending
         interruption.trial_reported("b", ["a", "b"])
-        assert not heard.is_set()
+        assert not interrupted.is_set()
         interruption.trial_reported("a", ["a", "b"])
-        assert heard.is_set()
+        assert interrupted.is_set()
     assert interruption.happened
 
 
-@pytest.mark.usefixtures("_handlers_given_back")
-def test_sigterm_before_tune_listens_ends_it_all_the_same() -> None:
+@pytest.mark.usefixtures("_restored_handlers")
+def test_sigterm_before_tune_has_its_handler_ends_the_run() -> None:
     with pytest.raises(Terminated, match=r"^$"), Interruption(0):
         signal.raise_signal(signal.SIGTERM)
 
 
-@pytest.mark.usefixtures("_handlers_given_back")
-def test_sigterm_that_has_ended_ray_too_waits_for_nothing() -> None:
+@pytest.mark.usefixtures("_restored_handlers")
+def test_sigterm_that_also_ended_ray_ends_the_run_without_waiting() -> None:
     with pytest.raises(RayTerminated, match=r"^$"), Interruption(60, lambda: True) as interruption:
         signal.raise_signal(signal.SIGTERM)
     assert interruption.is_ending
@@ -106,7 +106,7 @@ from kdr.run.driver.interruption import GracePeriod, Terminated, end_by_exceptio
 try:
     with GracePeriod(2, end_by_exception) as grace:
         print("up", flush=True)
-        while not grace.asked:
+        while not grace.has_started:
             time.sleep(0.01)
         print("into the closed terminal", flush=True)
         time.sleep(30)
@@ -117,7 +117,7 @@ except Terminated:
 
 CLOSES_THE_TERMINAL = """
 import os, pty, signal, sys
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever `nohup` has done to the suite
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # in case the tests run under `nohup`
 pid, terminal = pty.fork()  # the child leads a session with a terminal of its own, as a shell does
 if pid == 0:
     os.execv(sys.executable, [sys.executable, "-c", sys.argv[1]])
@@ -128,24 +128,24 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 
 @pytest.mark.slow
-def test_a_closed_terminal_is_a_sigterm_and_what_is_printed_then_is_no_error(
+def test_a_closed_terminal_is_handled_like_sigterm_and_printing_to_it_does_not_fail(
     python_process: Callable[..., Any],
 ) -> None:
     assert python_process(CLOSES_THE_TERMINAL, IN_A_TERMINAL).wait(30) == 143
 
 
-def test_what_nohup_started_does_not_hear_sighup() -> None:
+def test_sighup_is_ignored_under_nohup() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with GracePeriod(60, lambda: None) as grace:
             signal.raise_signal(signal.SIGHUP)
-            assert not grace.asked
+            assert not grace.has_started
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_in_another_thread_there_is_no_signal_to_hear() -> None:
+def test_in_another_thread_no_handler_is_installed() -> None:
     seen: list[bool] = []
 
     def run() -> None:

@@ -1,5 +1,4 @@
-"""Drivers that want one study at once, in this process, in others, and as another machine's would
-look."""
+"""Several drivers of one study: in this process, in others, and as if on another machine."""
 
 import dataclasses
 import json
@@ -60,7 +59,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def of_another_machine(storage: Storage, **columns: Any) -> Path:
-    """The claim of a driver elsewhere, of which nothing is known but its file."""
+    """Writes the claim of a driver on another machine, whose process cannot be checked."""
     known = {
         "machine": "another start",
         "born": "1",
@@ -68,7 +67,7 @@ def of_another_machine(storage: Storage, **columns: Any) -> Path:
         "held": True,
         **columns,
     }
-    claim = Claim("elsewhere", os.getpid(), **known)
+    claim = Claim("node-2", os.getpid(), **known)
     path = storage.drivers("s") / f"{claim.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(dataclasses.asdict(claim)))
@@ -88,8 +87,8 @@ def holding(
 def test_a_second_driver_is_refused_until_the_first_has_ended(storage: Storage) -> None:
     with sole_driver(storage, "s", on_waiting=ignore):
         refusal = (
-            rf"got a second one for s: process {os.getpid()} on .* runs it since .* UTC\. Look at"
-            r" it with `status s`"
+            rf"^study s is already running \(process {os.getpid()} on .*, since .* UTC\)\. See"
+            r" `kdr status s`"
         )
         with pytest.raises(BusyError, match=refusal), sole_driver(storage, "s", on_waiting=ignore):
             pass
@@ -100,7 +99,7 @@ def test_a_second_driver_is_refused_until_the_first_has_ended(storage: Storage) 
     assert list(storage.drivers("s").iterdir()) == []
 
 
-def test_a_killed_driver_of_this_machine_is_followed_at_once(
+def test_a_killed_driver_on_this_machine_is_replaced_at_once(
     storage: Storage, tmp_path: Path, python_process: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
     first = holding(python_process, storage, tmp_path)
@@ -117,15 +116,15 @@ def test_a_killed_driver_of_this_machine_is_followed_at_once(
         assert len(list(storage.drivers("s").iterdir())) == 1
 
 
-def test_a_process_that_got_a_dead_drivers_id_is_not_taken_for_it(storage: Storage) -> None:
-    # the id of this process, which began at another time
+def test_a_process_that_reuses_a_dead_drivers_pid_is_not_mistaken_for_it(storage: Storage) -> None:
+    # with the pid of this process, but another start time
     of_another_machine(storage, machine=module._machine())
     with sole_driver(storage, "s", on_waiting=pytest.fail):
         pass
 
 
 @pytest.mark.slow
-def test_of_drivers_that_begin_at_one_instant_one_runs(
+def test_of_drivers_that_start_at_the_same_time_one_runs(
     storage: Storage, tmp_path: Path, python_process: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
     processes = [python_process(COUNT, storage.root, tmp_path, number) for number in range(4)]
@@ -137,27 +136,27 @@ def test_of_drivers_that_begin_at_one_instant_one_runs(
 
 
 @pytest.mark.usefixtures("fast")
-def test_a_silent_driver_of_another_machine_is_waited_for_and_then_followed(
+def test_a_silent_driver_on_another_machine_is_waited_for_and_then_replaced(
     storage: Storage,
 ) -> None:
-    path, told = of_another_machine(storage), list[str]()
+    path, messages = of_another_machine(storage), list[str]()
     begin = time.monotonic()
-    with sole_driver(storage, "s", on_waiting=told.append):
+    with sole_driver(storage, "s", on_waiting=messages.append):
         assert time.monotonic() - begin >= 0.5
         assert not path.exists()
-    assert told == [
-        f"Waiting up to 0 s for a sign of life of process {os.getpid()} on elsewhere, which ran "
-        "this study"
+    assert messages == [
+        f"Waiting up to 0 s for a heartbeat of process {os.getpid()} on node-2, which ran this "
+        "study"
     ]
 
 
 @pytest.mark.usefixtures("fast")
-def test_a_sign_of_life_from_another_machine_is_enough_to_be_refused(storage: Storage) -> None:
+def test_a_heartbeat_from_another_machine_is_enough_to_be_refused(storage: Storage) -> None:
     path = of_another_machine(storage)
     beat = threading.Timer(0.2, lambda: of_another_machine(storage, name=path.stem, beat=1))
     beat.start()
     with (
-        pytest.raises(BusyError, match="on elsewhere runs it"),
+        pytest.raises(BusyError, match="on node-2, since"),
         sole_driver(storage, "s", on_waiting=ignore),
     ):
         pass
@@ -165,9 +164,9 @@ def test_a_sign_of_life_from_another_machine_is_enough_to_be_refused(storage: St
 
 
 @pytest.mark.usefixtures("fast")
-@pytest.mark.parametrize("how", ["its claim is gone", "another one holds the study"])
-def test_a_driver_that_was_taken_for_dead_ends(storage: Storage, how: str) -> None:
-    """As a laptop's may be whose lid was closed for an hour."""
+@pytest.mark.parametrize("how", ["its claim is gone", "another driver holds the study"])
+def test_a_driver_that_others_believed_dead_ends(storage: Storage, how: str) -> None:
+    """Such as on a laptop whose lid was closed for an hour."""
     lost = threading.Event()
     with sole_driver(storage, "s", on_waiting=ignore, on_lost=lost.set):
         assert not lost.wait(0.3)
@@ -183,13 +182,13 @@ def test_a_lost_study_ends_as_sigterm_ends_it() -> None:
     received: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _frame: received.append(number))
     try:
-        module.end_in_good_order()
+        module.terminate_this_run()
     finally:
         signal.signal(signal.SIGTERM, before)
     assert received == [signal.SIGTERM]
 
 
-def test_files_that_are_no_claims_are_passed_over(storage: Storage) -> None:
+def test_files_that_are_not_claims_are_ignored(storage: Storage) -> None:
     folder = storage.drivers("s")
     folder.mkdir(parents=True)
     (folder / "notes.json").write_text("[1")

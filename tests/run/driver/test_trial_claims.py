@@ -1,5 +1,5 @@
-"""Drivers of several studies that want the same trials: in this process, in others, and as another
-machine's would look."""
+"""Drivers of several studies with common trials: in this process, in others, and as if on another
+machine."""
 
 import dataclasses
 import json
@@ -44,11 +44,11 @@ with driver as name, TrialClaims(storage, study, name) as claims:
     waiting = {f"trial-{number}" for number in range(12)}
     while waiting:
         for key in sorted(claims.take(waiting)):
-            with (folder / f"{key}-is-trained").open("x"):  # an error if another one trains it now
+            with (folder / f"{key}-is-trained").open("x"):  # an error if another driver trains it
                 time.sleep(0.002)
             (folder / f"{key}-is-trained").unlink()
             (folder / f"{key}-by-{study}").touch()
-            claims.give_back(key)
+            claims.release(key)
             waiting.discard(key)
 """
 
@@ -59,8 +59,7 @@ def storage(tmp_path: Path) -> Storage:
 
 
 def driver_of(storage: Storage, study: str, **changes: object) -> str:
-    """Writes the claim that a driver which runs a study keeps, of this process if nothing else is
-    said."""
+    """Writes the claim of a study's driver, by default of this process; returns its name."""
     values = {
         "host": "here",
         "pid": os.getpid(),
@@ -79,7 +78,7 @@ def claims_of(storage: Storage, study: str, **changes: object) -> TrialClaims:
     return TrialClaims(storage, study, driver_of(storage, study, **changes))
 
 
-def test_a_trial_is_one_drivers_until_it_gives_it_back(storage: Storage) -> None:
+def test_a_trial_is_claimed_by_one_driver_until_it_releases_it(storage: Storage) -> None:
     first, second = claims_of(storage, "first"), claims_of(storage, "second")
     assert first.take(["a", "b"]) == {"a", "b"}
     assert first.take(["a"]) == {"a"}
@@ -90,14 +89,14 @@ def test_a_trial_is_one_drivers_until_it_gives_it_back(storage: Storage) -> None
         {"a", "b"},
         f"study first (process {os.getpid()} on here)",
     )
-    first.give_back("a")
+    first.release("a")
     assert second.take(["a", "b"]) == {"a"}
     assert first.take(["a"]) == set()
-    second.give_back("never taken")
+    second.release("never taken")
     assert second.holders([]) == []
 
 
-def test_at_the_end_of_its_driver_every_trial_is_free(storage: Storage) -> None:
+def test_a_driver_releases_its_trials_when_it_ends(storage: Storage) -> None:
     with claims_of(storage, "first") as first:
         first.take(["a"])
     second = claims_of(storage, "second")
@@ -105,46 +104,46 @@ def test_at_the_end_of_its_driver_every_trial_is_free(storage: Storage) -> None:
     assert second.holders(["a"]) == []
 
 
-def test_of_two_that_write_at_once_the_later_one_steps_back_and_the_earlier_one_waits_for_that(
+def test_of_two_simultaneous_claims_the_one_without_priority_withdraws_and_the_other_waits(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    earlier, later = claims_of(storage, "first", name="0"), claims_of(storage, "second", name="1")
-    looks, write = list[float](), later._write
-    later._write({"a"})  # it has written, and not looked yet
+    prior, other = claims_of(storage, "first", name="0"), claims_of(storage, "second", name="1")
+    pauses, write = list[float](), other._write
+    other._write({"a"})  # it has written, and not checked yet
 
-    def the_later_one_looks(seconds: float) -> None:
-        looks.append(seconds)
-        if len(looks) == 2:
+    def the_other_one_checks(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
             write(set())
 
-    monkeypatch.setattr("kdr.run.driver.trial_claims.time.sleep", the_later_one_looks)
-    monkeypatch.setattr(earlier, "holders", holders_after_writing(earlier))
-    assert earlier.take(["a"]) == {"a"}
-    assert len(looks) == 2
+    monkeypatch.setattr("kdr.run.driver.trial_claims.time.sleep", the_other_one_checks)
+    monkeypatch.setattr(prior, "holders", holders_after_writing(prior))
+    assert prior.take(["a"]) == {"a"}
+    assert len(pauses) == 2
     monkeypatch.undo()
-    assert later.take(["a"]) == set()
+    assert other.take(["a"]) == set()
 
 
-def test_who_goes_first_steps_back_from_one_that_does_not(
+def test_a_driver_with_priority_withdraws_if_the_other_one_does_not(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    earlier, later = claims_of(storage, "first", name="0"), claims_of(storage, "second", name="1")
-    assert later.take(["a"]) == {"a"}
+    prior, other = claims_of(storage, "first", name="0"), claims_of(storage, "second", name="1")
+    assert other.take(["a"]) == {"a"}
     monkeypatch.setattr("kdr.run.driver.trial_claims.time.sleep", lambda _seconds: None)
-    monkeypatch.setattr(earlier, "holders", holders_after_writing(earlier))
-    assert earlier.take(["a", "b"]) == {"b"}
+    monkeypatch.setattr(prior, "holders", holders_after_writing(prior))
+    assert prior.take(["a", "b"]) == {"b"}
     monkeypatch.undo()
-    assert later.holders(["a"]) == []
+    assert other.holders(["a"]) == []
 
 
 def holders_after_writing(claims: TrialClaims) -> Callable[[set[str]], list[Holder]]:
-    """Sees nobody at the first look, as if the other one had written just then."""
-    first, look = iter([list[Holder]()]), claims.holders
-    return lambda keys: next(first, look(keys))
+    """Finds no holder at first, as if the other driver had written right after that."""
+    first, check = iter([list[Holder]()]), claims.holders
+    return lambda keys: next(first, check(keys))
 
 
 @pytest.mark.slow
-def test_drivers_that_want_the_same_trials_never_train_one_at_once(
+def test_drivers_with_common_trials_never_train_one_at_the_same_time(
     storage: Storage, tmp_path: Path, python_process: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
     studies = ["first", "second", "third"]
@@ -154,10 +153,10 @@ def test_drivers_that_want_the_same_trials_never_train_one_at_once(
     (tmp_path / "go").touch()
     assert [process.wait(120) for process in processes] == [0, 0, 0]
     assert len(list(tmp_path.glob("trial-*-by-*"))) == 3 * 12
-    assert list(storage.studies_with_drivers.glob("*/*")) == []  # type: ignore[union-attr]
+    assert list(storage.studies_with_drivers.glob("*/*")) == []  # type: ignore[attr-defined]
 
 
-def test_what_a_killed_driver_trained_is_free_at_once(
+def test_the_trials_of_a_killed_driver_are_free_at_once(
     storage: Storage, tmp_path: Path, python_process: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
     other, mark = python_process(HOLD, storage.root, tmp_path / "holds"), tmp_path / "holds"
@@ -172,7 +171,7 @@ def test_what_a_killed_driver_trained_is_free_at_once(
     assert list(storage.drivers("other").iterdir()) == []
 
 
-def test_a_driver_of_another_machine_keeps_its_trials_while_it_shows_signs_of_life(
+def test_a_driver_on_another_machine_keeps_its_trials_as_long_as_its_heart_beats(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "DEAD_AFTER_S", 0.3)
@@ -188,13 +187,13 @@ def test_a_driver_of_another_machine_keeps_its_trials_while_it_shows_signs_of_li
     assert own.take(["a"]) == {"a"}
 
 
-def test_a_file_that_is_no_drivers_claims_nothing(storage: Storage) -> None:
+def test_a_file_that_is_not_a_drivers_claims_nothing(storage: Storage) -> None:
     name = driver_of(storage, "other")
     trials_of(storage.drivers("other"), name).write_bytes(b"\xff{")
     assert claims_of(storage, "own").take(["a"]) == {"a"}
 
 
-def test_the_claim_of_a_study_names_the_driver_that_claims_trials(storage: Storage) -> None:
+def test_a_claim_on_trials_has_the_name_of_the_drivers_claim_on_its_study(storage: Storage) -> None:
     with (
         sole_driver(storage, "own", on_waiting=pytest.fail) as driver,
         TrialClaims(storage, "own", driver) as claims,
