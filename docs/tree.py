@@ -62,7 +62,9 @@ def with_imports(page: str) -> str:
 
 def _below(folder: Path, level: int) -> Iterator[tuple[str, str]]:
     for path in sorted(folder.iterdir(), key=lambda path: (path.is_dir(), path.name)):
-        if path.is_dir() and path.name != "__pycache__":
+        if path.name == "__pycache__":
+            continue
+        if path.is_dir():
             _, text = _entry(path / "__init__.py", level)
             yield f"{'  ' * level}{path.name}/", text
             yield from _below(path, level + 1)
