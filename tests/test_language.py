@@ -38,7 +38,6 @@ PENDING = (
     "docs/distributed.md",
     "docs/evidence.md",
     "docs/faults.md",
-    "docs/methods.md",
     "docs/settings.md",
     "docs/storage.md",
     "docs/teachers.md",
