@@ -49,7 +49,7 @@ def print_table(
     else:
         console = console or Console()
         for line in filter(None, [title]):
-            console.print(Text(line, style="bold"))
+            console.print(Text(line, style="bold"), soft_wrap=not console.is_terminal)
         if console.is_terminal:
             console.print(drawn_table(columns, rows))
         else:

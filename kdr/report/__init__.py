@@ -1,1 +1,1 @@
-"""What it means: rankings, tables and pages out of the log."""
+"""Results from the log: rankings, tables, statistics, follow-up studies, pages."""

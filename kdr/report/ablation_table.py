@@ -1,6 +1,4 @@
-"""An ablation out of the log: its arms with mean and spread, their differences to the reference,
-and what the seeds decide.
-"""
+"""An ablation's table: arms with mean and spread, differences to the reference, verdicts."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,16 +20,16 @@ class Summary:
     """One measure of one arm."""
 
     values: Mapping[int, float]
-    """By seed, in the unit of the log."""
+    """Seed -> value, in the unit of the log."""
 
     @property
     def n(self) -> int:
-        """Number of trials."""
+        """Number of completed trials."""
         return len(self.values)
 
     @property
     def mean(self) -> float | None:
-        """Mean; None without a trial."""
+        """Mean over seeds; None without a trial."""
         return statistics.fmean(self.values.values()) if self.values else None
 
     @property
@@ -49,29 +47,29 @@ class AblationRow:
     num_done: int
     """Completed trials."""
     num_planned: int
-    """Trials that the study wants of this arm."""
+    """Trials that the study plans for this arm."""
     summaries: Mapping[str, Summary]
     """By measure."""
     keys: tuple[str, ...]
-    """The trials behind the numbers, in the order of seeds."""
+    """Keys of the completed trials, in seed order."""
     is_reference: bool = False
     is_declared: bool = False
-    """Whether its comparison was declared beforehand, and so is not adjusted."""
+    """Whether the study declared its comparison beforehand, so that its p is not adjusted."""
     unequal: str | None = None
-    """How its budget differs from the reference's."""
+    """How its budget differs from the reference's; None if it does not."""
     comparisons: Mapping[str, Comparison] = field(default_factory=dict)
     """By measure; empty for the reference, and in a factorial."""
     verdict: Verdict | None = None
-    """On the tested measure; None for what is not tested."""
+    """On the tested measure; None if it is not tested."""
 
     def effect_on(self, measure: str) -> Effect | None:
-        """Its difference to the arm that it is compared with."""
+        """Returns the difference to the arm it is compared with; None if there is none."""
         comparison = self.comparisons.get(measure)
         return comparison.effect if comparison is not None else None
 
     @property
     def is_same_trials(self) -> bool:
-        """Whether it has the trials of the arm that it is compared with."""
+        """Whether its trials are those of the arm it is compared with."""
         return any(comparison.same_trials for comparison in self.comparisons.values())
 
 
@@ -81,34 +79,34 @@ class EffectRow:
 
     name: str
     measure: str
-    """The tested measure; effects on others are not estimated."""
+    """The tested measure; effects on other measures are not estimated."""
     effect: Effect
     verdict: Verdict
 
     def effect_on(self, measure: str) -> Effect | None:
-        """The effect on a measure."""
+        """Returns the effect on the tested measure; None for any other."""
         return self.effect if measure == self.measure else None
 
 
 @dataclass(frozen=True)
 class AblationTable:
-    """What an ablation has found."""
+    """The results of an ablation."""
 
     study: str
     reference: str
     """The arm that is subtracted from the others."""
     measures: tuple[Measure, ...]
     tested: Measure | None
-    """The one measure that is tested; the others are described. None if none is an AP."""
+    """The only measure that is tested; None if none is an AP. The others are only described."""
     margin: float | None
     """Largest difference of the tested measure that does not matter, in the unit of the log."""
     family: int
-    """Comparisons that are adjusted together."""
+    """Number of comparisons that share one Holm adjustment."""
     rows: tuple[AblationRow, ...]
     effects: tuple[EffectRow, ...] = ()
-    """Of a factorial; there the arms themselves are not compared."""
+    """Effects of a factorial, whose arms are not compared one by one."""
     notes: tuple[str, ...] = ()
-    """What is missing, what is unequal, what comes from different code."""
+    """Missing trials, unequal budgets, mixed commits and other cautions."""
 
     @property
     def all_rows(self) -> tuple[AblationRow | EffectRow, ...]:
@@ -119,29 +117,30 @@ class AblationTable:
 def ablation_table(
     log: Log, study: str, metrics: Sequence[str] = (), *, allow_unequal: bool = False
 ) -> AblationTable:
-    """The table of an ablation.
+    """Builds the table of an ablation.
 
-    Tested is the metric that the study declared, if it is among `metrics`, else the first AP among
-    them: to test each of them would call for an adjustment that no reader expects.
+    Only one metric is tested: the declared one if it is in `metrics`, else the first AP there.
+    Testing several would need an adjustment that no reader expects.
 
     Args:
         log: the trial log.
         study: name of the study.
-        metrics: measures to show, the study's own by default.
+        metrics: measures to show; the study's metric by default.
         allow_unequal: mark arms of unequal budgets instead of refusing them.
 
     Raises:
-        ConfigError: if the study is no ablation, there is no such measure, or budgets are unequal.
+        ConfigError: if the study is not an ablation, a measure does not exist, or budgets differ.
     """
     ablation = ablation_of(log, study)
     if ablation is None:
         raise ConfigError(
-            f"{study}: must be an ablation, got a study without one. Leave --metric to one, or add "
-            "--by"
+            f"{study} is not an ablation, so its table shows one metric. Give --metric once, or "
+            "group trials with --by"
         )
     measures = tuple(measure_of(name) for name in dict.fromkeys(metrics or [ablation.metric]))
     found = logged_arms(log, study, measures)
     reference = found.arm(found.reference)
+    # a factorial estimates effects over all arms; of single arms only the declared one is compared
     is_factorial = ablation.design == "factorial"
     rows = []
     for arm in found.arms:
@@ -156,8 +155,8 @@ def ablation_table(
         check_budgets(rows, found.reference)
     tested = _tested(measures, ablation.metric)
     margin = ablation.margin if tested is not None and tested.name == ablation.metric else None
-    judged_, family = judged_rows(rows, tested, margin)
-    table = AblationTable(study, found.reference, measures, tested, margin, family, tuple(judged_))
+    judged, family = judged_rows(rows, tested, margin)
+    table = AblationTable(study, found.reference, measures, tested, margin, family, tuple(judged))
     shown = tested or measures[0]
     notes = [*cautions(found.arms), *row_notes(rows, shown), *_same_arms(rows)]
     if is_factorial and tested is not None:
@@ -170,7 +169,7 @@ def ablation_table(
 def arm_row(
     arm: ArmTrials, reference: ArmTrials | None, measures: Sequence[Measure], *, num_planned: int
 ) -> AblationRow:
-    """One arm's row, compared with another one if there is one, without a verdict."""
+    """Builds an arm's row without a verdict; compares it with the reference if there is one."""
     return AblationRow(
         name=arm.name,
         levels=arm.levels,
@@ -189,9 +188,7 @@ def arm_row(
 def judged_rows(
     rows: Sequence[AblationRow], tested: Measure | None, margin: float | None
 ) -> tuple[list[AblationRow], int]:
-    """The rows with their verdicts on the tested measure, and the number of comparisons that were
-    adjusted together.
-    """
+    """Returns the rows with verdicts on the tested measure, and the number of adjusted tests."""
     effects: dict[str, Effect] = {}
     for row in rows:
         comparison = row.comparisons.get(tested.name) if tested is not None else None
@@ -201,22 +198,24 @@ def judged_rows(
     verdicts = dict(
         zip(family, verdicts_on([effects[name] for name in family], margin=margin), strict=True)
     )
+    # the declared comparison is a family of its own, which is what declaring it buys
     for row in rows:
         if row.is_declared and row.name in effects:
             [verdicts[row.name]] = verdicts_on([effects[row.name]], margin=margin, adjust=False)
+    # an effect without spread has no p and takes no part in the adjustment
     num_adjusted = sum(effects[name].p is not None for name in family)
     return [replace(row, verdict=verdicts.get(row.name)) for row in rows], num_adjusted
 
 
 def check_budgets(rows: Sequence[AblationRow], reference: str) -> None:
-    """Refuses arms that had another budget than the reference.
+    """Refuses arms whose budget differs from the reference's.
 
     Raises:
         ConfigError: naming every such arm.
     """
     problems = [
         f"{row.name}: must have the epochs, images and workers of {reference}, got {row.unequal}. "
-        "Compare arms of equal budgets, or add --allow-unequal, which marks them"
+        "Compare arms of equal budgets, or mark the others with --allow-unequal"
         for row in rows
         if row.unequal is not None
     ]
@@ -225,9 +224,7 @@ def check_budgets(rows: Sequence[AblationRow], reference: str) -> None:
 
 
 def cautions(arms: Sequence[ArmTrials]) -> Iterator[str]:
-    """Notes on trials that are missing, and on results that come from more than one version of code
-    or data.
-    """
+    """Yields notes on missing trials, and on results from several commits or data versions."""
     for arm in arms:
         yield from unfinished(arm)
     last = [
@@ -238,17 +235,17 @@ def cautions(arms: Sequence[ArmTrials]) -> Iterator[str]:
     ]
     for name, values in (
         (
-            "commits of the code",
+            "commits",
             {commit_text(event.commit, dirty=event.dirty) for event in last},
         ),
-        ("versions of the data", {str(event.data_id) for event in last}),
+        ("data versions", {str(event.data_id) for event in last}),
     ):
         if len(values) > 1:
             yield f"The trials come from {len(values)} {name}: {', '.join(sorted(values))}."
 
 
 def row_notes(rows: Sequence[AblationRow], measure: Measure) -> Iterator[str]:
-    """What a reader must know of each arm's comparison."""
+    """Yields what a reader must know about each arm's comparison."""
     for row in rows:
         if row.unequal is not None:
             yield f"{row.name}: unequal budget, {row.unequal}."
@@ -257,7 +254,7 @@ def row_notes(rows: Sequence[AblationRow], measure: Measure) -> Iterator[str]:
 
 
 def _same_arms(rows: Sequence[AblationRow]) -> Iterator[str]:
-    """Arms beside the reference that are the same trials as one before them."""
+    """Yields a note for each arm whose trials are all shared with an earlier arm."""
     first: dict[tuple[str, ...], str] = {}
     for row in rows:
         if row.keys and not row.is_reference and not row.is_same_trials:
@@ -274,15 +271,16 @@ def _tested(measures: Sequence[Measure], declared: str) -> Measure | None:
 def _effects(
     found: LoggedArms, ablation: Ablation, tested: Measure, margin: float | None
 ) -> tuple[list[EffectRow], list[str]]:
-    """Main effects and interactions of the seeds that every arm has completed, and what a reader
-    must know of them.
+    """Estimates main effects and interactions, with notes on what they leave out.
+
+    Every cell needs the same seeds, so a seed counts only if all arms have completed it.
     """
     values = {arm.name: arm.values(tested.name) for arm in found.arms}
     seeds = [seed for seed in ablation.all_seeds if all(seed in own for own in values.values())]
     left_out = [seed for seed in ablation.all_seeds if seed not in seeds]
     notes = (
         [
-            "Effects: of the seeds that every arm has completed; left out: "
+            "Effects use only seeds that every arm has completed; left out: "
             f"{', '.join(map(str, left_out))}."
         ]
         if left_out
@@ -304,7 +302,7 @@ def _effects(
     contrasts = factorial_effects(levels, cells)
     missing = [contrast.name for contrast in contrasts if contrast.effect is None]
     if missing:
-        notes.append(f"Effects that the arms left out leave open: {', '.join(missing)}.")
+        notes.append(f"Cannot be estimated without the left-out arms: {', '.join(missing)}.")
     known = [
         (contrast.name, contrast.effect) for contrast in contrasts if contrast.effect is not None
     ]
@@ -316,11 +314,11 @@ def _effects(
 
 
 def _declarations(ablation: Ablation, tested: Measure | None) -> Iterator[str]:
-    """What was not declared beforehand."""
+    """Yields notes on what the study did not declare beforehand."""
     if tested is not None and tested.name != ablation.metric:
         yield (
-            f"The study declared {ablation.metric}. A test of {tested.name} was not declared "
-            "beforehand, nor a margin for it."
+            f"The study declared {ablation.metric}; neither a test of {tested.name} nor a margin "
+            "for it was declared beforehand."
         )
     elif tested is not None and ablation.margin is None:
-        yield "The study declared no margin, so that no difference can be called irrelevant."
+        yield "The study declared no margin, so no difference can be called irrelevant."

@@ -1,6 +1,4 @@
-"""The arms of a study as the log has them: each with its trials by seed, and what they must share
-to be compared.
-"""
+"""The arms of a study in the log, each with its trials by seed and their budgets."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,16 +18,16 @@ from kdr.results.reader import Log, TrialState
 
 @dataclass(frozen=True)
 class Budget:
-    """What a trial may spend. Arms with different budgets differ by more than their settings."""
+    """What a trial may spend. Arms with unequal budgets differ by more than their settings."""
 
     epochs: int
     images_seen: int | None
-    """Training images up to the last epoch; None where the log does not say."""
+    """Training images up to the last epoch; None if the log does not say."""
     workers: int
-    """Processes that train one trial together."""
+    """Data-parallel processes of one trial."""
 
     def differs_from(self, other: "Budget") -> bool:
-        """Whether one may spend more; images that the log does not tell are not known to differ."""
+        """Whether one may spend more; unknown numbers of images count as equal."""
         images = (
             None in (self.images_seen, other.images_seen) or self.images_seen == other.images_seen
         )
@@ -47,23 +45,23 @@ class ArmTrial:
     key: str
     seed: int
     state: TrialState | None
-    """None if nobody has begun it."""
+    """None if it has not started."""
     budget: Budget
     batches: tuple[str, ...]
-    """Hashes of the first batches of its epochs; empty where the log has none."""
+    """Hashes of the first batch of each epoch; empty if the log has none."""
     values: Mapping[str, float]
-    """Measures by name, of a completed trial."""
+    """Measure -> value; empty unless the trial is completed."""
 
     @property
     def is_done(self) -> bool:
-        """Whether it is completed, so that its values count."""
+        """Whether it is completed; only then its values count."""
         return self.state is not None and self.state.state == "completed"
 
     @property
     def why_not(self) -> str:
-        """What became of it, such as `failed (out_of_memory)`."""
+        """Why it has no result, such as `failed (out_of_memory)`."""
         if self.state is None:
-            return "not begun"
+            return "not started"
         name = spaced(self.state.state)
         kind = self.state.last.failure_kind if self.state.state == "failed" else None
         return f"{name} ({kind})" if kind else name
@@ -71,16 +69,16 @@ class ArmTrial:
 
 @dataclass(frozen=True)
 class ArmTrials:
-    """One way to train, with its trials."""
+    """One arm with its trials."""
 
     name: str
     levels: Mapping[str, str]
-    """The level of each factor; empty where it has none."""
+    """Factor -> level; empty for an arm without factors."""
     trials: Mapping[int, ArmTrial]
     """By seed."""
 
     def values(self, measure: str) -> dict[int, float]:
-        """A measure by seed, of the trials that are completed and have it."""
+        """Returns a measure by seed, from completed trials that have it."""
         return {
             seed: trial.values[measure]
             for seed, trial in self.trials.items()
@@ -88,7 +86,7 @@ class ArmTrials:
         }
 
     def settings(self) -> Mapping[str, Any]:
-        """The settings of the arm by path, but for the seed; empty if no trial was begun."""
+        """Returns the arm's settings by path, without the seed; empty if no trial has started."""
         states = [trial.state for trial in self.trials.values() if trial.state is not None]
         return (
             {
@@ -103,42 +101,41 @@ class ArmTrials:
 
 @dataclass(frozen=True)
 class LoggedArms:
-    """A study's arms."""
+    """All arms of a study."""
 
     study: str
     ablation: Ablation | None
-    """The design; None for a study that is no ablation."""
+    """The design; None for a study that is not an ablation."""
     arms: tuple[ArmTrials, ...]
-    """In the order of the study."""
+    """In the order of the study file."""
     reference: str
-    """Name of the arm with which the others are compared."""
+    """Name of the arm that the others are compared with."""
 
     def arm(self, name: str) -> ArmTrials:
-        """The arm of a name.
+        """Returns an arm by its name.
 
         Raises:
-            ConfigError: if there is none.
+            ConfigError: if there is no such arm.
         """
         for arm in self.arms:
             if arm.name == name:
                 return arm
         raise ConfigError(
-            f"{self.study}: must have the arm, got {name!r}. Arms: "
-            f"{', '.join(arm.name for arm in self.arms)}"
+            f"{self.study} has no arm {name!r}. Arms: {', '.join(arm.name for arm in self.arms)}"
         )
 
 
 def ablation_of(log: Log, study: str) -> Ablation | None:
-    """The design of a study when it was last run; None if it was no ablation then."""
+    """Returns the design of a study's last run; None if that was not an ablation."""
     content = log.study_content(study).get("ablation")
     return Ablation(**content) if content else None
 
 
 def logged_arms(log: Log, study: str, measures: Sequence[Measure]) -> LoggedArms:
-    """A study's arms, as its last run had them, with their trials.
+    """Returns the arms of a study's last run, with their trials.
 
     Raises:
-        ConfigError: if no trial has a value of a measure.
+        ConfigError: if no completed trial has a value for a measure.
     """
     rows = log.ablation_arms_of(study) or log.arms_of(study)
     states = {
@@ -167,7 +164,7 @@ def logged_arms(log: Log, study: str, measures: Sequence[Measure]) -> LoggedArms
 
 
 def _ends(log: Log, states: Mapping[str, TrialState]) -> dict[str, dict[str, Any]]:
-    """By key the images seen at the last epoch, and the hashes of first batches by epoch."""
+    """Returns by key the images seen at the last epoch, and the first-batch hash of each."""
     ends: dict[str, dict[str, Any]] = {}
     rows = log.current_epochs.select(["key", "epoch", "images_seen", "first_batch_hash"])
     for row in rows.filter(
@@ -187,7 +184,7 @@ def _trial(
     workers: int,
 ) -> ArmTrial:
     key = row["key"]
-    # the settings in full are long; only this one is needed of each trial
+    # validating all settings of every trial is slow, and only this one is needed
     epochs = (
         int(json.loads(state.config).get("training", {}).get("epochs", state.epoch)) if state else 0
     )

@@ -1,35 +1,34 @@
-"""One arm against another over their seeds: what may be compared, in pairs or not, and what a
-reader must be told.
-"""
+"""One arm compared with another: which seeds count, paired or not, and the notes on it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from kdr.report.arm_trials import ArmTrial, ArmTrials
 from kdr.report.effects import Effect, paired_effect, unpaired_effect
+from kdr.report.formatting import seeds_text
 
 _CHANGES_BATCHES = ("data.", "training.batch_size")
-"""Settings that decide which pixels are in a batch; arms that differ in one of them share no
-batches and are no pairs."""
+"""Settings that decide which pixels are in a batch. Arms that differ in one of them cannot be
+paired."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What one measure says of an arm beside another."""
+    """One measure of an arm compared with that of another."""
 
     effect: Effect | None
-    """None without a seed that both have completed, or where both are the same trials."""
+    """None if no seed is completed in both arms, or both are the same trials."""
     same_trials: bool = False
-    """Whether both arms are the same trials, so that there is nothing to compare."""
+    """Whether both arms are the same trials, which leaves nothing to compare."""
     notes: tuple[str, ...] = ()
-    """What a reader must know, each beginning with the arm's name."""
+    """What a reader must know; each note starts with the arm's name."""
 
 
 def compared(arm: ArmTrials, reference: ArmTrials, measure: str) -> Comparison:
-    """Compares an arm with another one, seed by seed.
+    """Compares an arm with another, seed by seed.
 
-    A seed that either has not completed is left out. Trials of one seed whose first batches differ
-    are no pairs; such arms are compared as independent ones.
+    A seed that either arm has not completed is left out. If the first batches of one seed differ,
+    the trials are not pairs, and the arms are compared as independent samples (Welch).
     """
     values, expected = arm.values(measure), reference.values(measure)
     seeds = [seed for seed in values if seed in expected]
@@ -49,23 +48,23 @@ def compared(arm: ArmTrials, reference: ArmTrials, measure: str) -> Comparison:
     )
     if effect is not None and effect.n > 1 and effect.se is None:
         notes.append(
-            f"{arm.name}: the same difference with every seed; without spread nothing can be "
-            "tested."
+            f"{arm.name}: the same difference for every seed; without spread there is no test."
         )
     return Comparison(effect, notes=tuple(notes))
 
 
 def unequal_budget(arm: ArmTrials, reference: ArmTrials) -> str | None:
-    """How the budgets of two arms differ, of the first seed where they do; None if they do not."""
+    """Returns how two budgets differ, for the first seed where they do; None if they do not."""
     for one, other in _pairs(arm, reference):
         if one.budget.differs_from(other.budget):
-            return f"{one.budget} against {other.budget}"
+            return f"{one.budget} instead of {other.budget}"
     return None
 
 
 def not_paired(arm: ArmTrials, reference: ArmTrials) -> str | None:
-    """Why trials of one seed are no pairs, by the hashes of their first batches; None if they are,
-    or nothing is known.
+    """Returns why trials of one seed are not pairs; None if they are, or if nothing is known.
+
+    The evidence is the hash of each epoch's first batch: paired trials see the same images.
     """
     seeds = [one.seed for one, other in _pairs(arm, reference) if _batches_differ(one, other)]
     if not seeds:
@@ -76,25 +75,26 @@ def not_paired(arm: ArmTrials, reference: ArmTrials) -> str | None:
     )
     reasons = [path for path in changed if path.startswith(_CHANGES_BATCHES)]
     if reasons:
+        verb = "differs" if len(reasons) == 1 else "differ"
         return (
-            f"{arm.name}: not paired, since it differs in {', '.join(reasons)}; compared as "
-            "independent trials (Welch)."
+            f"{arm.name}: not paired, because {', '.join(reasons)} {verb}; compared as independent "
+            "trials (Welch)."
         )
     return (
-        f"{arm.name}: the pairing is broken. With {_seeds(seeds)} its first batch is not that of "
-        f"{reference.name}, though no setting explains it; compared as independent trials "
-        "(Welch). Look for other data, code or versions with table --cell."
+        f"{arm.name}: the pairing is broken. For {seeds_text(seeds)} its first batch differs from "
+        f"that of {reference.name}, and no setting explains it; compared as independent trials "
+        "(Welch). Use `table --cell` to look for different data, code or versions."
     )
 
 
 def unfinished(arm: ArmTrials) -> Iterator[str]:
-    """What became of an arm's trials that are not completed, one line for each kind."""
+    """Yields one note for each reason why trials of an arm have no result."""
     kinds: dict[str, list[int]] = {}
     for seed, trial in arm.trials.items():
         if not trial.is_done:
             kinds.setdefault(trial.why_not, []).append(seed)
     for kind, seeds in kinds.items():
-        yield f"{arm.name}: {len(seeds)} of {len(arm.trials)} {kind}, {_seeds(seeds)}."
+        yield f"{arm.name}: {len(seeds)} of {len(arm.trials)} {kind}, {seeds_text(seeds)}."
 
 
 def _left_out(
@@ -107,13 +107,13 @@ def _left_out(
     for lacking, left_out in alone.items():
         if left_out:
             yield (
-                f"{arm.name}: {_seeds(left_out)} left out of its comparison, without a result of "
-                f"{lacking}."
+                f"{arm.name}: {seeds_text(left_out)} left out of the comparison, because {lacking} "
+                "has no result."
             )
 
 
 def _pairs(arm: ArmTrials, reference: ArmTrials) -> Iterator[tuple[ArmTrial, ArmTrial]]:
-    """Trials of one seed that both arms have completed."""
+    """Yields pairs of trials of one seed that both arms have completed."""
     for seed, trial in arm.trials.items():
         other = reference.trials.get(seed)
         if trial.is_done and other is not None and other.is_done:
@@ -121,11 +121,5 @@ def _pairs(arm: ArmTrials, reference: ArmTrials) -> Iterator[tuple[ArmTrial, Arm
 
 
 def _batches_differ(one: ArmTrial, other: ArmTrial) -> bool:
-    """Whether first batches of the same epoch differ; what is not in the log is not known to
-    differ.
-    """
+    """Whether the first batches of any epoch differ; epochs missing in either count as equal."""
     return any(first != second for first, second in zip(one.batches, other.batches, strict=False))
-
-
-def _seeds(seeds: Sequence[int]) -> str:
-    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"

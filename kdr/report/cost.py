@@ -1,4 +1,4 @@
-"""What trials will cost, from those of the same shape in the log."""
+"""The expected cost of trials, from logged trials of the same shape."""
 
 import json
 import statistics
@@ -19,37 +19,36 @@ _SAME_COST = {
     "labels",
     "inherit",
 }
-"""Settings of a detector that do not change how long a step of it takes."""
+"""Settings of a detector that do not change the time of a step."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What some trials will take, one after the other."""
+    """The cost of some trials, run one after the other."""
 
     num_trials: int
     seconds: float
     gpu_hours: float
-    """0 where trials hold no GPU, or the log does not say."""
+    """0 if trials hold no GPU, or the log does not say."""
     num_logged: int
-    """Logged trials that this is known from."""
+    """Logged trials that the estimate is based on."""
     device: str | None
-    """Where they ran."""
+    """The device they ran on."""
 
 
 def logged_cost(log: Log, configs: Sequence[TrialConfig], *, workers: int = 1) -> Cost | None:
-    """The cost of trials by the mean seconds of completed ones of the same shape, on the device
-    that ran one of them last.
+    """Estimates the cost of trials from completed trials of the same shape.
 
-    Of one shape are trials with the same student, data, teacher, methods, epochs, batch, precision
-    and workers; the values of other settings may differ.
+    Trials have the same shape if they share student, data, teacher, methods, epochs, batch size,
+    precision and workers; other settings may differ. Of several devices, the last one counts.
 
     Args:
         log: the trial log.
         configs: the trials that will run.
-        workers: processes that train one of them together.
+        workers: data-parallel processes of each trial.
 
     Returns:
-        None if some trial has a shape that no completed one has.
+        None if any trial has a shape that no completed trial has.
     """
     logged = _by_shape(log)
     seconds, gpu_hours, basis = 0.0, 0.0, []
@@ -68,7 +67,7 @@ def logged_cost(log: Log, configs: Sequence[TrialConfig], *, workers: int = 1) -
 
 
 def _by_shape(log: Log) -> dict[str, list[TrialState]]:
-    """Completed students by shape, those of the device that ran the last one of it."""
+    """Returns completed students by shape, from the device that ran the latest of each."""
     workers = _workers(log)
     shapes: dict[str, list[TrialState]] = {}
     for state in sorted(log.states().values(), key=lambda state: state.last.time):
@@ -83,7 +82,8 @@ def _by_shape(log: Log) -> dict[str, list[TrialState]]:
 
 
 def _workers(log: Log) -> dict[str, int]:
-    """By key the processes that train it, from the studies that use it."""
+    """Returns the data-parallel processes of each trial, from the studies that ran it."""
+    # one study file is repeated in thousands of rows: each text is parsed once
     configs = {
         text: json.loads(text).get("resources") or {}
         for text in _texts(log.arms["study_config"].to_pylist())

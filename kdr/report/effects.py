@@ -1,9 +1,8 @@
-"""How far apart two arms are, and whether the seeds decide it: the statistics of a comparison, on
-plain arrays.
+"""The statistics of a comparison: effects, intervals, p values and verdicts, on plain arrays.
 
-An effect is an estimate with a standard error and degrees of freedom. Its interval, its p and its
-equivalence test are all those of Student's t; beside them stands the exact sign-flip p, which needs
-no normal distribution. `docs/ablations.md` tells users what the words mean.
+An effect is an estimate with a standard error and degrees of freedom. Its interval, p and
+equivalence test all use Student's t; the exact sign-flip p assumes no normal distribution.
+`docs/ablations.md` explains the verdicts to users.
 """
 
 import bisect
@@ -21,19 +20,20 @@ Word = Literal["helps", "hurts", "no relevant effect", "undecided"]
 ALPHA = 0.05
 """Level of every test, after adjustment; intervals cover 1 - ALPHA."""
 MOST_SEEDS = 1000
-"""Where the search for a sufficient number of seeds ends."""
+"""Limit of the search for a sufficient number of seeds."""
 _t_cdf = np.vectorize(t_cdf, otypes=[float])
-_MOST_FLIPS = 40  # seeds up to which all 2^n signs are counted, as two halves of at most 2^20
+_MOST_FLIPS = 40  # seeds; each half has at most 2^20 sums, which fit into memory
 
 
 @dataclass(frozen=True)
 class Effect:
-    """A difference between arms, in the unit of the metric. What n seeds without spread cannot tell
-    is None.
+    """A difference between arms, in the unit of the metric.
+
+    Everything that needs a spread is None for a single seed, or if all seeds agree exactly.
     """
 
     n: int
-    """Pairs of one seed, or for an unpaired comparison trials of the smaller arm."""
+    """Number of pairs; if unpaired, the number of trials in the smaller arm."""
     difference: float
     """Arm minus reference."""
     se: float | None = None
@@ -41,31 +41,31 @@ class Effect:
     df: float | None = None
     """Degrees of freedom of the standard error."""
     df_per_seed: float = 1
-    """Degrees of freedom that a further seed brings."""
+    """Degrees of freedom that each further seed adds."""
     sign_flip_p: float | None = None
     """Exact two-sided p over all 2^n signs of the paired differences."""
     paired: bool = True
 
     @property
     def sd(self) -> float | None:
-        """Standard deviation that one seed adds to the difference."""
+        """Standard deviation of the difference of one seed."""
         return None if self.se is None else self.se * math.sqrt(self.n)
 
     @property
     def p(self) -> float | None:
-        """Two-sided p of the t test that there is no difference."""
+        """Two-sided p of the t test for a difference of 0."""
         return None if self.se is None else float(two_sided_p(self.difference, self.se, self.df))
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % t interval of the difference, not adjusted for other comparisons."""
+        """95 % t interval of the difference, not adjusted for other comparisons."""
         if self.se is None or self.df is None:
             return None
         half = float(half_width(self.se, self.df))
         return self.difference - half, self.difference + half
 
     def tost_p(self, margin: float) -> float | None:
-        """The larger p of the two one-sided tests that the difference lies within +-margin."""
+        """Returns the equivalence p: the larger of two one-sided tests against +-margin."""
         return (
             None
             if self.se is None
@@ -73,7 +73,7 @@ class Effect:
         )
 
     def with_seeds(self, n: ArrayLike) -> tuple[Any, Any]:
-        """Standard error and degrees of freedom with n seeds instead, at the same spread."""
+        """Returns standard error and degrees of freedom for n seeds at the same spread."""
         assert self.se is not None
         assert self.df is not None
         n = np.asarray(n, float)
@@ -82,25 +82,25 @@ class Effect:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an effect means within its family of comparisons."""
+    """The verdict on an effect within its family of comparisons."""
 
     word: Word
     p_adjusted: float | None = None
     tost_p_adjusted: float | None = None
     more_seeds: int | None = None
-    """Further seeds that would decide it if difference and spread stayed as they are; MOST_SEEDS
-    stands for that many or more."""
+    """Further seeds that would decide it if difference and spread stayed the same; MOST_SEEDS
+    means that many or more."""
 
 
 def paired_effect(arm: ArrayLike, reference: ArrayLike) -> Effect:
-    """The mean of paired differences.
+    """Returns the mean of paired differences as an effect.
 
     Args:
         arm: (n,) values of one arm.
-        reference: (n,) values of the other, of the same seeds in the same order.
+        reference: (n,) values of the other arm, same seeds in the same order.
     """
     arm, reference = np.asarray(arm, float), np.asarray(reference, float)
-    assert arm.shape == reference.shape, "one value of either arm for each seed"
+    assert arm.shape == reference.shape, "paired values need one per arm and seed"
     differences = arm - reference
     n, mean = len(arm), float(differences.mean())
     if n < 2 or _is_rounding(float(np.ptp(differences)), arm, reference):
@@ -110,12 +110,13 @@ def paired_effect(arm: ArrayLike, reference: ArrayLike) -> Effect:
 
 
 def unpaired_effect(arm: ArrayLike, reference: ArrayLike) -> Effect:
-    """The difference of two means with Welch's standard error, for trials that share nothing but
-    the number of their seed.
+    """Returns the difference of two means with Welch's standard error.
+
+    For trials of one seed number that did not see the same images.
 
     Args:
         arm: (n,) values of one arm.
-        reference: (m,) values of the other.
+        reference: (m,) values of the other arm.
     """
     arm, reference = np.asarray(arm, float), np.asarray(reference, float)
     n, mean = min(len(arm), len(reference)), float(arm.mean() - reference.mean())
@@ -131,15 +132,15 @@ def unpaired_effect(arm: ArrayLike, reference: ArrayLike) -> Effect:
 def verdicts_on(
     effects: Sequence[Effect], *, margin: float | None, adjust: bool = True
 ) -> list[Verdict]:
-    """The verdicts on a family of comparisons.
+    """Returns the verdicts on a family of comparisons.
 
-    *helps* and *hurts*: the adjusted p is below ALPHA. *no relevant effect*: it is not, and the
-    adjusted equivalence test says that the difference lies within the margin. *undecided*: neither.
+    *helps*, *hurts*: the adjusted p is below ALPHA. *no relevant effect*: it is not, and the
+    adjusted equivalence test places the difference within the margin. *undecided*: neither.
 
     Args:
-        effects: all comparisons that are looked at together; those without a p take no part in the
+        effects: all comparisons that are read together; those without a p do not count in the
             adjustment.
-        margin: largest difference that does not matter; None where none was declared.
+        margin: largest difference that does not matter; None if none was declared.
         adjust: by Holm's method; False for a comparison that was declared beforehand.
     """
     ps = _adjusted([effect.p for effect in effects], adjust)
@@ -154,8 +155,9 @@ def verdicts_on(
 
 
 def holm(p: ArrayLike) -> Any:
-    """Holm's adjusted p values along the last axis: all that lie below a level are rejected with
-    that family-wise error.
+    """Returns Holm's adjusted p values along the last axis.
+
+    Rejecting every adjusted p below a level keeps the family-wise error at that level.
     """
     p = np.asarray(p, float)
     m, order = p.shape[-1], np.argsort(p, axis=-1, kind="stable")
@@ -166,34 +168,35 @@ def holm(p: ArrayLike) -> Any:
 
 
 def two_sided_p(difference: Any, se: Any, df: Any) -> Any:
-    """Two-sided p of the t test that a difference is 0; for numbers or arrays."""
+    """Returns the two-sided p of the t test for a difference of 0; numbers or arrays."""
     return 2 * _t_cdf(-np.abs(difference) / se, df)
 
 
 def half_width(se: Any, df: float, level: float = ALPHA) -> Any:
-    """Half the width of the t interval that covers 1 - level; for numbers or arrays of errors."""
+    """Returns half the width of the t interval that covers 1 - level; `se` may be an array."""
     return t_quantile(1 - level / 2, df) * se
 
 
 def equivalence_p(difference: Any, se: Any, df: Any, margin: float) -> Any:
-    """The larger p of two one-sided t tests (TOST; Schuirmann 1987) that a difference lies within
-    +-margin.
+    """Returns the larger p of two one-sided t tests of |difference| < margin.
+
+    TOST, Schuirmann 1987; numbers or arrays.
     """
     return _t_cdf((np.abs(difference) - margin) / se, df)
 
 
 def sign_flip_p(differences: ArrayLike) -> float | None:
-    """The share of all 2^n signs under which the sum of the differences is at least as far from 0;
-    None for over 40.
+    """Returns the exact two-sided sign-flip p; None for more than 40 differences.
 
-    All sums are pairs of a sum of the first half and one of the second, so that they are counted,
-    not listed.
+    It is the share of all 2^n sign patterns whose sum is at least as far from 0 as the observed
+    one. Every sum is one of the first half plus one of the second: with the second half sorted,
+    2^(n/2) binary searches count all 2^n of them.
     """
     differences = np.asarray(differences, float)
     n = len(differences)
     if n > _MOST_FLIPS:
         return None
-    # equal sums must count as equal whatever the order of their terms
+    # sums that are equal but for rounding must count as equal
     reached = abs(differences.sum()) - 1e-9 * np.abs(differences).sum()
     first, second = _all_sums(differences[: n // 2]), np.sort(_all_sums(differences[n // 2 :]))
     above = len(second) - np.searchsorted(second, reached - first, side="left")
@@ -209,7 +212,7 @@ def _all_sums(values: Any) -> Any:
 
 
 def _is_rounding(spread: float, *values: Any) -> bool:
-    """Whether a spread is 0, or no more than the rounding of the values that it comes from."""
+    """Whether a spread is 0, or within the rounding error of its values."""
     return not spread > 1e-12 * max(float(np.abs(part).max()) for part in values)
 
 
@@ -232,8 +235,9 @@ def _verdict(
 
 
 def _more_seeds(effect: Effect, margin: float | None, family: int) -> int:
-    """The smallest number of further seeds at which a test decides, as the hardest of its
-    family.
+    """Returns the fewest further seeds at which a test decides.
+
+    Assumes Holm's hardest step, in which the p is multiplied by the size of the family.
     """
 
     def decides(num_more: int) -> bool:

@@ -1,6 +1,4 @@
-"""Main effects and two-factor interactions of a factorial design, by least squares with seeds as
-blocks.
-"""
+"""Main effects and two-factor interactions of a factorial, by least squares."""
 
 import itertools
 import math
@@ -13,25 +11,21 @@ import numpy as np
 from kdr.report.effects import Effect, sign_flip_p
 
 Step = tuple[str, str, str]
-"""A factor, one of its levels, and the level to which that is compared."""
+"""A factor, one of its levels, and the level it is compared with."""
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """One level against the reference level of its factor, or how two such steps change each
-    other.
-    """
+    """A main effect (one level against its factor's reference) or a two-factor interaction."""
 
     steps: tuple[Step, ...]
-    """One for a main effect, two for an interaction."""
+    """One step for a main effect, two for an interaction."""
     effect: Effect | None
-    """None where the cells that are missing leave it open."""
+    """None if it cannot be estimated without the missing cells."""
 
     @property
     def name(self) -> str:
-        """As a table shows it: `links: all - none`, or `links: all - none x attention: both -
-        none`.
-        """
+        """Name in a table, such as `links: all - none x attention: both - none`."""
         return " x ".join(
             f"{factor}: {level} - {reference}" for factor, level, reference in self.steps
         )
@@ -40,20 +34,18 @@ class Contrast:
 def factorial_effects(
     levels: Mapping[str, Sequence[str]], values: Mapping[tuple[str, ...], Sequence[float]]
 ) -> list[Contrast]:
-    """Estimates main effects, then two-factor interactions, of a factorial whose cells all have the
-    same seeds.
+    """Estimates main effects, then two-factor interactions, from cells with the same seeds.
 
     The model is y = seed + main effects + two-factor interactions + error. A main effect is the
     mean difference between a level and the reference level, over all levels of the other factors.
-    An interaction is half of what the step of one factor adds to the step of the other. With two
+    An interaction is half the change that one step makes to the effect of the other. With two
     levels each, both are twice the least-squares coefficient of the +-1 coding (Box, Hunter and
-    Hunter 2005, chapter 5); a factor with more levels has one such contrast for each level beside
-    the reference.
+    Hunter 2005, chapter 5). A factor with more levels has one contrast per non-reference level.
 
     Args:
         levels: factor -> its levels, the reference first.
-        values: a level for each factor -> (n,) values of the same n seeds in the same order. Cells
-            may be missing.
+        values: a level for each factor -> (n,) values, same seeds in the same order. Cells may be
+            missing.
     """
     cells = [cell for cell in itertools.product(*levels.values()) if cell in values]
     y = np.array([values[cell] for cell in cells], float)  # [cells, n]
@@ -61,8 +53,8 @@ def factorial_effects(
     model = _coded(levels, cells)
     rank = int(np.linalg.matrix_rank(model))
     inverse = np.linalg.pinv(model)
-    # every seed is a block with a mean of its own: the model's own constant takes no further degree
-    # of freedom
+    # every seed is a block with its own mean; the model's constant is among these n means, so the
+    # model takes only rank - 1 further degrees of freedom
     deviations = y - y.mean(axis=0)
     residuals = deviations - model @ (inverse @ deviations.mean(axis=1, keepdims=True))
     df = y.size - n - (rank - 1)
@@ -75,11 +67,11 @@ def factorial_effects(
 
 
 def _effect(weights: Any, y: Any, variance: float | None, df: int) -> Effect | None:
-    """The effect that (cells,) weights of the cells make of (cells, n) values."""
+    """Returns the effect of (cells,) weights on (cells, n) values; None without weights."""
     if weights is None:
         return None
     num_cells, n = y.shape
-    per_seed = weights @ y
+    per_seed = weights @ y  # [n]
     mean, brings = float(per_seed.mean()), num_cells - 1
     if variance is None:
         return Effect(n, mean, df_per_seed=brings)
@@ -88,10 +80,10 @@ def _effect(weights: Any, y: Any, variance: float | None, df: int) -> Effect | N
 
 
 def _coded(levels: Mapping[str, Sequence[str]], cells: Sequence[tuple[str, ...]]) -> Any:
-    """(cells, columns): a constant, then main effects and two-factor products; two levels are coded
-    -1 and +1.
+    """Returns the (cells, columns) model: a constant, main effects, two-factor products.
 
-    More levels take one column each beside the reference, which is -1 in all of them.
+    Two levels are coded -1 and +1. More levels get one column each, except the reference, which
+    is -1 in all of them.
     """
     factors = []
     for index, names in enumerate(levels.values()):
@@ -105,7 +97,7 @@ def _coded(levels: Mapping[str, Sequence[str]], cells: Sequence[tuple[str, ...]]
 
 
 def _steps(levels: Mapping[str, Sequence[str]]) -> Iterator[tuple[Step, ...]]:
-    """What is estimated: main effects, then interactions."""
+    """Yields the steps of each estimate: main effects, then interactions."""
     steps = {
         factor: [(factor, level, names[0]) for level in names[1:]]
         for factor, names in levels.items()
@@ -119,8 +111,9 @@ def _steps(levels: Mapping[str, Sequence[str]]) -> Iterator[tuple[Step, ...]]:
 def _weights(
     levels: Mapping[str, Sequence[str]], steps: Sequence[Step], model: Any, inverse: Any
 ) -> Any:
-    """(cells,) weights by which a contrast is estimated from the cells that are there; None if they
-    leave it open.
+    """Returns the (cells,) weights that estimate a contrast from the cells that exist.
+
+    None if these cells do not determine it.
     """
     whole = list(itertools.product(*levels.values()))
     signs = np.ones(len(whole))
@@ -129,4 +122,5 @@ def _weights(
         signs *= np.array([{level: 1.0, reference: -1.0}.get(cell[index], 0.0) for cell in whole])
     wanted = (signs * 2 / np.abs(signs).sum()) @ _coded(levels, whole)
     weights = wanted @ inverse
+    # a contrast is estimable if it is a combination of the model's rows
     return weights if np.allclose(weights @ model, wanted, atol=1e-9) else None

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+MODIFIED = " (modified)"
+"""Mark of a commit whose working tree had uncommitted changes."""
 _CELL_DIGITS, _LABEL_DIGITS = 4, 3
 _LARGEST_WHOLE = 1e15  # above, a float no longer holds every whole number
 
@@ -91,6 +93,11 @@ def counted(number: int, name: str) -> str:
     return f"{number} {name}{'' if number == 1 else 's'}"
 
 
+def seeds_text(seeds: Sequence[int]) -> str:
+    """Returns seeds as a list with their noun: `seed 3`, `seeds 3, 4`."""
+    return f"seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, seeds))}"
+
+
 def spaced(name: str) -> str:
     """Returns a name of the log or of a setting in plain words: `stopped early`."""
     return name.replace("_", " ")
@@ -98,7 +105,7 @@ def spaced(name: str) -> str:
 
 def commit_text(commit: str | None, *, dirty: bool | None) -> str:
     """Returns a commit, with a mark if the working tree had uncommitted changes."""
-    return f"{commit or 'unknown'}{' with changes' if dirty else ''}"
+    return f"{commit or 'unknown'}{MODIFIED if dirty else ''}"
 
 
 def short_names(columns: Sequence[str]) -> list[str]:

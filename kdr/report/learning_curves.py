@@ -1,6 +1,4 @@
-"""How the metric rose, epoch by epoch: one curve per trial, and for each arm the mean and spread
-over its seeds.
-"""
+"""Learning curves: the metric by epoch, per trial and as mean and spread per arm."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,30 +13,30 @@ from kdr.report.ranking import RankedTrial
 from kdr.results.reader import Log, State
 
 BEST = "best"
-"""Name of the group of a search's best trial."""
+"""Name of the group that holds a search's best trial."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One trial."""
+    """The learning curve of one trial."""
 
     name: str
     key: str
     state: State
     epochs: tuple[int, ...]
-    """Those that were evaluated."""
+    """Evaluated epochs."""
     values: tuple[float, ...]
-    """The metric, as the log has it."""
+    """The metric, in the unit of the log."""
 
     @property
     def points(self) -> Iterable[tuple[int, float]]:
-        """Epochs with their values."""
+        """Epochs and their values."""
         return zip(self.epochs, self.values, strict=True)
 
 
 @dataclass(frozen=True)
 class Band:
-    """Mean and sample standard deviation over seeds, at the epochs that all of them have."""
+    """Mean and sample standard deviation over seeds, at the epochs that all of them share."""
 
     num_seeds: int
     epochs: tuple[int, ...]
@@ -48,47 +46,45 @@ class Band:
 
 @dataclass(frozen=True)
 class CurveGroup:
-    """Curves that belong together: the seeds of an arm, or the trials of a search that ended
-    alike.
-    """
+    """Curves that belong together: the seeds of an arm, or trials that ended in the same way."""
 
     name: str
     curves: tuple[Curve, ...]
     band: Band | None = None
-    """None for fewer than two seeds, and for trials that are no seeds of one arm."""
+    """None for fewer than two seeds, and for the trials of a search."""
 
 
 @dataclass(frozen=True)
 class LearningCurves:
-    """All curves that are drawn."""
+    """The curves of a figure."""
 
     metric: str
     groups: tuple[CurveGroup, ...]
     left_out: str | None = None
-    """What is not drawn, one sentence."""
+    """One sentence on what is not drawn; None if all is."""
 
     @property
     def curves(self) -> tuple[Curve, ...]:
-        """Those of all groups."""
+        """The curves of all groups."""
         return tuple(curve for group in self.groups for curve in group.curves)
 
     @property
     def num_points(self) -> int:
-        """Points over all curves."""
+        """Number of points over all curves."""
         return sum(len(curve.epochs) for curve in self.curves)
 
 
 def arm_curves(
     log: Log, arms: Sequence[ArmTrials], metric: str, *, drawn: Sequence[str]
 ) -> LearningCurves:
-    """The curves of an ablation, one group for each arm.
+    """Returns the curves of an ablation, one group per arm.
 
-    The band is that of the completed seeds, or while none is, of all that have begun.
+    The band covers the completed seeds; while there are none, all seeds that have started.
 
     Args:
         log: the trial log.
         arms: all arms of the study.
-        metric: one of COCO's.
+        metric: one of COCO's metrics.
         drawn: names of the arms to draw, in that order.
     """
     chosen = sorted(
@@ -106,24 +102,25 @@ def arm_curves(
         )
         groups.append(CurveGroup(arm.name, curves, _band(curves)))
     left = len(arms) - len(chosen)
-    what = f"{left} of {len(arms)} arms are not drawn; the table has them all." if left else None
+    what = f"{left} of {len(arms)} arms are not drawn; the table lists all." if left else None
     return LearningCurves(metric, tuple(groups), what)
 
 
 def trial_curves(
     log: Log, trials: Sequence[RankedTrial], metric: str, *, most: int
 ) -> LearningCurves:
-    """The curves of a search, or of a single trial: the best one apart, the others by how they
-    ended.
+    """Returns the curves of a search or a single trial, grouped by how the trials ended.
+
+    The best trial is a group of its own.
 
     Args:
         log: the trial log.
         trials: best first.
-        metric: one of COCO's.
-        most: curves to draw; the first ones are taken.
+        metric: one of COCO's metrics.
+        most: curves to draw; the best trials are taken.
     """
-    begun = [trial for trial in trials if trial.state.epoch]
-    chosen = begun[:most]
+    started = [trial for trial in trials if trial.state.epoch]
+    chosen = started[:most]
     found = epoch_values(log, [trial.key for trial in chosen], metric)
     groups: dict[str, list[Curve]] = {}
     for trial in chosen:
@@ -132,9 +129,9 @@ def trial_curves(
             groups.setdefault(name, []).append(
                 Curve(trial.name, trial.key, trial.state.state, *found[trial.key])
             )
-    left = len(begun) - len(chosen)
+    left = len(started) - len(chosen)
     what = (
-        f"{left} of {len(begun)} trials are not drawn: those with the lowest {metric}."
+        f"{left} of {len(started)} trials are not drawn: those with the lowest {metric}."
         if left
         else None
     )
@@ -146,8 +143,9 @@ def trial_curves(
 def epoch_values(
     log: Log, keys: Iterable[str], metric: str
 ) -> dict[str, tuple[tuple[int, ...], tuple[float, ...]]]:
-    """By key the epochs that were evaluated, in order, and the metric at each; without trials that
-    have none.
+    """Returns by key the evaluated epochs in order, and the metric at each.
+
+    Trials without an evaluated epoch are left out.
     """
     rows = evaluated_epochs(log, keys, metric)
     epochs, values = rows["epoch"].to_pylist(), rows[metric].to_pylist()
@@ -158,17 +156,18 @@ def epoch_values(
 
 
 def evaluated_epochs(log: Log, keys: Iterable[str], metric: str) -> pa.Table:
-    """The columns key, epoch and metric of some trials, by key and epoch; without epochs that have
-    no value.
+    """Returns the columns key, epoch and metric of some trials, sorted by key and epoch.
+
+    Epochs without a value are left out.
     """
     rows = log.current_epochs.select(["key", "epoch", metric])
     wanted = pc.is_in(rows["key"], value_set=pa.array(list(keys), pa.string()))
-    # NaN is no value, and null is neither: is_finite keeps numbers alone
+    # neither NaN nor null is a value: is_finite is False for the one and null for the other
     return rows.filter(pc.and_(wanted, pc.fill_null(pc.is_finite(rows[metric]), False)))
 
 
 def _runs(keys: pa.ChunkedArray) -> Iterable[tuple[str, int, int]]:
-    """Each key with the range of its rows, of rows that are sorted by key."""
+    """Yields each key with the range of its rows; the rows are sorted by key."""
     if not len(keys):
         return []
     names = np.asarray(keys.to_pylist())

@@ -1,7 +1,6 @@
-"""What a table can show of a trial: COCO's metrics, AP of a class, time, memory, parameters, what a
-method logs.
+"""Measures of a trial: COCO's metrics, AP per class, time, memory, parameters, extras.
 
-APs are shown in percent, as papers print them (39.8); the log and its SQL have them in [0, 1].
+AP is shown in percent, as in papers (39.8); the log and SQL have it in [0, 1].
 """
 
 import math
@@ -21,26 +20,26 @@ _GIB = 1 / 2**30
 
 @dataclass(frozen=True)
 class Measure:
-    """One number per trial, and how it is shown."""
+    """One number per trial, with its unit and scale."""
 
     name: str
     """As `--metric` takes it: `AP75`, `AP/<class>`, `s/epoch`, `memory`, `parameters`,
     `extras/<name>`."""
     unit: str = ""
-    """As the head of a column shows it."""
+    """Unit in the head of a column."""
     scale: float = 1.0
-    """What a logged value is multiplied by to be shown."""
+    """Factor from the logged value to the shown value."""
     is_ap: bool = False
-    """Whether more of it is better, so that an arm can help or hurt."""
+    """Whether higher is better, so that an arm can help or hurt."""
 
     @property
     def title(self) -> str:
-        """Name and unit, such as `AP (%)`."""
+        """Name with its unit, such as `AP (%)`."""
         return f"{self.name} ({self.unit})" if self.unit else self.name
 
 
 def measure_of(name: str) -> Measure:
-    """The measure of a name.
+    """Returns a measure by its name.
 
     Raises:
         ConfigError: if there is no such measure.
@@ -57,21 +56,20 @@ def measure_of(name: str) -> Measure:
         return Measure(name)
     raise ConfigError(
         f"--metric: must be one of {', '.join(METRICS)}, AP/<class>, s/epoch, memory, parameters, "
-        f"extras/<name>, got {name!r}. s/epoch is training without evaluation, memory the peak on "
-        "the GPU, parameters the student's, extras what methods log"
+        f"extras/<name>, got {name!r}. s/epoch excludes evaluation, memory is the peak on the "
+        "GPU, parameters are the student's, extras are values that methods log"
     )
 
 
 def measured(
     log: Log, states: Mapping[str, TrialState], measures: Sequence[Measure]
 ) -> dict[str, dict[str, float]]:
-    """By the name of each measure, the values of those trials that have one, by key.
+    """Returns measure -> key -> value, for the trials that have a value.
 
-    A trial's result is that of its last evaluation; seconds are the mean of its epochs, memory is
-    the most of any.
+    A metric is that of the last evaluation; seconds are the mean over epochs, memory the maximum.
 
     Raises:
-        ConfigError: if no trial at all has a value of a measure.
+        ConfigError: if no completed trial has a value for a measure.
     """
     epochs = log.current_epochs.filter(
         pc.is_in(log.current_epochs["key"], value_set=pa.array(list(states), pa.string()))
@@ -84,8 +82,8 @@ def measured(
             and any(state.state == "completed" for state in states.values())
         ):
             raise ConfigError(
-                "--metric: must be a number in the log of these trials, got "
-                f"{name!r}.{_known(name, epochs)}"
+                f"--metric: must be a number that these trials log, got {name!r}."
+                f"{_known(name, epochs)}"
             )
     return found
 
@@ -112,7 +110,7 @@ def _values(name: str, states: Mapping[str, TrialState], epochs: pa.Table) -> di
 
 
 def last_maps(epochs: pa.Table, column: str) -> dict[str, dict[str, float]]:
-    """By key the last value of a column of maps, of epochs sorted by key and epoch."""
+    """Returns by key the last value of a column of maps; epochs are sorted by key and epoch."""
     rows = epochs.filter(pc.is_valid(epochs[column])).select(["key", column])
     index = pa.array(range(len(rows)))
     last = (
@@ -138,4 +136,4 @@ def _known(name: str, epochs: pa.Table) -> str:
         epochs, "ap_per_class" if prefix == "AP" else "extras"
     ).values()
     names = sorted({f"{prefix}/{known}" for numbers in maps for known in numbers})
-    return f" There are: {', '.join(names)}" if names else " None is logged"
+    return f" Logged: {', '.join(names)}" if names else " None is logged"

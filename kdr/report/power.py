@@ -1,6 +1,4 @@
-"""What a number of seeds can decide: the smallest effect that a paired comparison finds more often
-than not.
-"""
+"""Statistical power: the smallest effect that a number of seeds can detect."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,26 +9,26 @@ from kdr.report.effects import ALPHA
 from kdr.report.student_t import noncentral_t_cdf, t_quantile
 
 POWER = 0.8
-"""Share of studies in which an effect of the smallest decidable size is found."""
+"""Probability of detecting an effect of the smallest detectable size."""
 
 
 def smallest_effect(
     num_seeds: int, num_comparisons: int = 1, *, power: float = POWER
 ) -> float | None:
-    """The smallest true difference that is found, in units of the standard deviation of the paired
-    differences.
+    """Returns the smallest detectable difference, in standard deviations of paired differences.
 
-    The test is the two-sided paired t test at ALPHA over the number of comparisons, Holm's first
-    and hardest step. Its power is that of the noncentral t distribution with n - 1 degrees of
-    freedom and noncentrality d sqrt(n).
+    The test is the two-sided paired t test at ALPHA / num_comparisons, Holm's first and hardest
+    step. Its power follows the noncentral t distribution with n - 1 degrees of freedom and
+    noncentrality d sqrt(n).
 
     Args:
-        num_seeds: n; None is returned below 2.
-        num_comparisons: comparisons that are adjusted together.
-        power: probability with which it is to be found.
+        num_seeds: n; the result is None below 2.
+        num_comparisons: number of comparisons in the adjustment.
+        power: required probability of detection.
     """
     if num_seeds < 2:
         return None
+    # power rises with the effect, so doubling brackets the answer and bisection narrows it
     low, high = 0.0, 1.0
     while power_of(high, num_seeds, num_comparisons) < power:
         high *= 2
@@ -45,8 +43,8 @@ def smallest_effect(
 
 
 def power_of(effect: float, num_seeds: int, num_comparisons: int = 1) -> float:
-    """The probability that a paired t test finds a true difference, told in standard deviations of
-    the paired differences.
+    """Returns the probability that a paired t test detects a difference of `effect` standard
+    deviations.
     """
     df, shift = num_seeds - 1, effect * math.sqrt(num_seeds)
     critical = t_quantile(1 - ALPHA / num_comparisons / 2, df)
@@ -57,12 +55,13 @@ def power_of(effect: float, num_seeds: int, num_comparisons: int = 1) -> float:
 def spread_of_differences(
     arms: Sequence[Mapping[int, float]], reference: Mapping[int, float]
 ) -> float | None:
-    """The standard deviation of paired differences, pooled over arms; None where no arm shares two
-    seeds with the reference.
+    """Returns the standard deviation of paired differences, pooled over arms.
+
+    None if no arm shares two seeds with the reference.
 
     Args:
-        arms: seed -> value of each arm.
-        reference: seed -> value of the arm that they are compared with.
+        arms: seed -> value, for each arm.
+        reference: seed -> value, for the arm that they are compared with.
     """
     squares, df = 0.0, 0
     for arm in arms:

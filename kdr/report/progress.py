@@ -1,4 +1,4 @@
-"""How far a study is: its trials with their epochs, and a guess at the time that is left."""
+"""Study progress: trials, epochs and an ETA."""
 
 import json
 import statistics
@@ -16,8 +16,7 @@ from kdr.results.reader import Log, TrialState
 from kdr.results.usage import gpu_hours_used
 
 _UNFINISHED = ("planned", "running", "interrupted", "excluded")  # an excluded trial runs again
-# a trial without a row for longer than this, and than three of its epochs, is not counted as at
-# work
+# a running trial counts as active for this long after its last row, or for three epochs if longer
 _ACTIVE_S = 600.0
 
 
@@ -26,19 +25,19 @@ class TrialProgress:
     """One trial of a study."""
 
     name: str
-    """Name of its arm; `teacher` for the teacher."""
+    """Its arm and seed; `teacher` for the teacher."""
     key: str
     state: str
     epoch: int
     """Last finished epoch."""
     epochs: int
-    """Epochs of the whole trial."""
+    """Epochs of the complete trial."""
     value: float | None
-    """The metric at the last evaluation."""
+    """The metric at the last evaluation; None before the first."""
     age_s: float
     """Seconds since its last row in the log."""
     reason: str | None
-    """Why it failed, was stopped, cancelled or excluded."""
+    """Why it failed, was stopped, cancelled or excluded; None otherwise."""
 
 
 @dataclass(frozen=True)
@@ -47,54 +46,54 @@ class ArmProgress:
 
     name: str
     num_seeds: int
-    """Trials that it will have."""
+    """Planned trials."""
     counts: dict[str, int]
-    """Number of its trials in each state that occurs."""
+    """State -> number of its trials, for the states that occur."""
 
 
 @dataclass(frozen=True)
 class StudyProgress:
-    """All trials of a study."""
+    """The progress of all trials of a study."""
 
     study: str
     metric: str
     trials: tuple[TrialProgress, ...]
     total: int | None
-    """Trials that the study will have; None where a budget in hours or GPU-hours decides."""
+    """Planned trials; None if a budget in hours or GPU-hours decides."""
     seconds_left: float | None
-    """A guess from the seconds per epoch so far; None while there is no ground for one."""
+    """ETA from the seconds per epoch so far; None if it cannot be estimated yet."""
     gpu_hours_used: float = 0.0
-    """GPUs that its trials have held, times the hours in which they did."""
+    """GPU-hours that its trials have held so far."""
     gpu_hours: float | None = None
-    """Budget of GPU-hours; None where the study has none."""
+    """Budget of GPU-hours; None if the study has none."""
     arms: tuple[ArmProgress, ...] = ()
     """The arms of an ablation."""
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of students in each state that occurs."""
+        """State -> number of students, for the states that occur."""
         return dict(Counter(trial.state for trial in self.students))
 
     @property
     def students(self) -> tuple[TrialProgress, ...]:
-        """The trials without the teacher."""
+        """The trials without teachers."""
         return tuple(trial for trial in self.trials if trial.name != "teacher")
 
     @property
     def is_over(self) -> bool:
-        """Whether every trial that the study will have has ended."""
+        """Whether every planned trial has ended."""
         ended = sum(trial.state not in _UNFINISHED for trial in self.students)
         return self.total is not None and 0 < self.total <= ended
 
 
 def study_progress(log: Log, study: str, *, now: datetime, metric: str = "AP") -> StudyProgress:
-    """How far a study is, from its log alone.
+    """Returns the progress of a study, from its log alone.
 
     Args:
         log: the trial log.
         study: name of the study.
-        now: the time from which the ages of rows are counted, UTC.
-        metric: the metric that is shown.
+        now: current time, UTC; ages of rows are relative to it.
+        metric: the metric to show.
     """
     names, last_rows = trial_names(log, study), _last_rows(log)
     trials = []
@@ -132,7 +131,7 @@ def study_progress(log: Log, study: str, *, now: datetime, metric: str = "AP") -
 
 
 def trial_names(log: Log, study: str) -> dict[str, str]:
-    """Key -> name of each of a study's trials: that of its arm, in an ablation with its seed."""
+    """Returns key -> name of a study's trials: the arm, in an ablation with the seed."""
     arms: dict[str, list[str]] = {}
     rows = log.ablation_arms_of(study)
     for row in rows:
@@ -144,9 +143,7 @@ def trial_names(log: Log, study: str) -> dict[str, str]:
 
 
 def _states(log: Log, study: str) -> dict[str, TrialState]:
-    """The states of a study's trials; of an ablation, those of the arms that it has now, and of its
-    teachers.
-    """
+    """Returns the states of a study's trials; for an ablation, of its current arms and teachers."""
     current = {row["key"] for row in log.ablation_arms_of(study)}
     states = log.states_of(study)
     return {
@@ -173,7 +170,7 @@ def _last_rows(log: Log) -> dict[str, datetime]:
 
 
 def _total(log: Log, study: str, search: Mapping[str, Any], known: int) -> int | None:
-    """Trials in the end: a search's budget, or the arms that are in the log."""
+    """Returns the planned number of trials: a search's budget, or the arms in the log."""
     if search:
         budget = search.get("trials")
         return max(int(budget), known) if budget else None
@@ -188,7 +185,7 @@ def _seconds_left(log: Log, trials: Iterable[TrialProgress], total: int | None) 
     if total is None or cost is None:
         return None
     ended = [trial for trial in students if trial.state not in _UNFINISHED]
-    # trials to come are stopped early as often as those before them were
+    # trials that have not started are assumed to be stopped early as often as the earlier ones
     usual = (
         statistics.fmean(trial.epoch for trial in ended)
         if ended
@@ -196,15 +193,16 @@ def _seconds_left(log: Log, trials: Iterable[TrialProgress], total: int | None) 
     )
     to_come = max(0, total - len(students)) * usual
     unfinished = [trial for trial in students if trial.state in _UNFINISHED]
-    begun = sum(
+    # a trial beyond the usual length will likely run to its end
+    started = sum(
         (usual if trial.epoch < usual else trial.epochs) - trial.epoch for trial in unfinished
     )
-    at_work = [
+    active = [
         trial
         for trial in students
         if trial.state == "running" and trial.age_s < max(_ACTIVE_S, 3 * cost)
     ]
-    return (to_come + begun) * cost / max(1, len(at_work))
+    return (to_come + started) * cost / max(1, len(active))
 
 
 def _epoch_seconds(log: Log, keys: list[str]) -> float | None:

@@ -1,6 +1,4 @@
-"""The trials of a study, best first. A trial's result is its last epoch's, and only completed
-trials have a rank.
-"""
+"""The trials of a study, best first; only completed trials have a rank."""
 
 import json
 import math
@@ -31,13 +29,13 @@ class RankedTrial:
     """One student of a study."""
 
     rank: int | None
-    """From 1; None unless the trial is completed and was evaluated."""
+    """1 is the best; None unless the trial is completed and evaluated."""
     name: str
-    """Name of its arm in the study."""
+    """Name of its arm."""
     value: float | None
-    """The metric at the last epoch."""
+    """The metric at the last evaluated epoch."""
     parameters: Mapping[str, Any]
-    """The settings that the study chose for it, by path; lists as JSON text."""
+    """Path -> searched value; lists as JSON text."""
     state: TrialState
 
     @property
@@ -47,11 +45,9 @@ class RankedTrial:
 
 
 def ranking(log: Log, study: str, metric: str = "AP") -> tuple[RankedTrial, ...]:
-    """The students of a study: completed ones by the metric, then those stopped early or cancelled,
-    running, failed, excluded.
+    """Returns the students of a study, completed ones first, then by state; best first in each.
 
-    The value of a trial that was stopped early is that of fewer epochs, so it is shown apart and
-    has no rank.
+    A trial that was stopped early had fewer epochs: its value is not comparable, so it has no rank.
 
     Raises:
         ConfigError: if there is no such metric.
@@ -79,7 +75,7 @@ def ranking(log: Log, study: str, metric: str = "AP") -> tuple[RankedTrial, ...]
 
 
 def best_trial(log: Log, study: str, metric: str = "AP") -> RankedTrial:
-    """The completed trial with the highest metric.
+    """Returns the completed trial with the highest metric.
 
     Raises:
         ConfigError: if no trial is completed, or there is no such metric.
@@ -88,17 +84,15 @@ def best_trial(log: Log, study: str, metric: str = "AP") -> RankedTrial:
     if trials and trials[0].rank == 1:
         return trials[0]
     states = (
-        ", ".join(f"{count} {name}" for name, count in count_states(trials).items())
-        or "no trials at all"
+        ", ".join(f"{count} {name}" for name, count in count_states(trials).items()) or "no trials"
     )
     raise ConfigError(
-        f"{study}: needs a completed trial with a value of {metric}, got {states}. Run the study "
-        "first"
+        f"{study} has no completed trial with a value for {metric} ({states}). Run the study first"
     )
 
 
 def count_states(trials: Sequence[RankedTrial]) -> dict[str, int]:
-    """How many trials are in each state that occurs, in words, completed first."""
+    """Returns state in words -> number of trials, completed first, for the states that occur."""
     counts = {
         spaced(state): sum(trial.state.state == state for trial in trials) for state in _ORDER
     }
@@ -106,13 +100,13 @@ def count_states(trials: Sequence[RankedTrial]) -> dict[str, int]:
 
 
 def searched_metric(log: Log, study: str) -> str:
-    """The metric that a study maximises or compares; AP where it names none."""
+    """Returns the metric that a study maximises or compares; AP if it names none."""
     content = log.study_content(study)
     return str((content.get("search") or content.get("ablation") or {}).get("metric", "AP"))
 
 
 def value_of(state: TrialState, metric: str) -> float | None:
-    """The metric of a trial's last evaluated epoch; None where there is none.
+    """Returns the metric of a trial's last evaluated epoch; None without one.
 
     Raises:
         ConfigError: if there is no such metric.
@@ -124,9 +118,7 @@ def value_of(state: TrialState, metric: str) -> float | None:
 
 
 def ranking_rows(trials: Sequence[RankedTrial], metric: str) -> tuple[list[str], list[list[Any]]]:
-    """Column names and rows of a ranking, as a table shows them: settings that were searched are
-    columns of their own.
-    """
+    """Returns column names and rows of a ranking, with one column per searched setting."""
     paths = list(dict.fromkeys(path for trial in trials for path in trial.parameters))
     columns = ["rank", "trial", "state", metric, "epochs", "seconds", *paths, "key"]
     rows = []

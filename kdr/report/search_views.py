@@ -1,7 +1,6 @@
-"""A search from several sides: each setting against the metric, early epochs against the last, the
-metric against its cost.
+"""Views of a search: each setting against the metric, early epochs against the last.
 
-None of it is an effect: a sampler changes several settings at once and favours what looked good.
+None of them shows an effect: a sampler changes several settings at once and favours promising ones.
 """
 
 import json
@@ -18,38 +17,36 @@ from kdr.report.ranking import RankedTrial
 from kdr.results.reader import Log
 
 MOST_TRIALS = 1000
-"""Trials that one figure draws; what is counted, averaged or correlated is always all of them."""
+"""Trials drawn in one figure; counts, means and correlations always use all of them."""
 MOST_CATEGORIES = 12
 
 
 @dataclass(frozen=True)
 class SettingAxis:
-    """One searched setting over some trials."""
+    """One searched setting, with its value in each trial."""
 
     path: str
     kind: Literal["number", "members", "choice"]
-    """A subset counts its members."""
+    """`members`: a subset, shown by the number of its members."""
     values: tuple[float | None, ...]
-    """By trial: the number, the number of members, or the index of the choice; None where it was
-    not drawn."""
+    """By trial: the number, the number of members, or the index of the choice; None if it was not
+    drawn."""
     names: tuple[str, ...] = ()
-    """Of the choices."""
+    """Names of the choices."""
     is_log: bool = False
 
     @property
     def range(self) -> tuple[float, float]:
-        """Lowest and highest value, on the log scale if that is the setting's; (0, 0) without
-        any.
-        """
+        """Lowest and highest value, as log10 if `is_log`; (0, 0) without a value."""
         known = [self.on_scale(value) for value in self.values if value is not None]
         return (min(known), max(known)) if known else (0.0, 0.0)
 
     def on_scale(self, value: float) -> float:
-        """The value, or its decimal logarithm."""
+        """Returns the value, or its log10 if `is_log`."""
         return math.log10(value) if self.is_log else value
 
     def position(self, index: int) -> float | None:
-        """Where a trial stands between the lowest value, 0, and the highest, 1."""
+        """Returns a trial's place from 0, the lowest value, to 1, the highest."""
         value, (low, high) = self.values[index], self.range
         if value is None:
             return None
@@ -58,30 +55,30 @@ class SettingAxis:
 
 @dataclass(frozen=True)
 class SearchView:
-    """The trials of a search that have a value of the metric."""
+    """The trials of a search that have a value for the metric."""
 
     metric: str
     trials: tuple[RankedTrial, ...]
-    """Best first; those stopped early after the completed ones."""
+    """Best first, completed trials before those that were stopped early."""
     axes: tuple[SettingAxis, ...]
     num_trials: int
-    """Trials with a value, drawn or not."""
+    """Trials with a value, also those that are not drawn."""
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How well each epoch tells the order of completed trials at the last one."""
+    """How well the order of trials at each epoch predicts the final order."""
 
     metric: str
     last_epoch: int
     num_trials: int
     epochs: tuple[int, ...]
     correlations: tuple[float | None, ...]
-    """Spearman's, of the metric at that epoch and at the last; None where either is constant."""
+    """Spearman's rank correlation of each epoch with the last; None if either is constant."""
     early_epoch: int
-    """The one whose trials are shown."""
+    """The epoch whose values are plotted against the last."""
     points: tuple[tuple[str, float, float], ...]
-    """Name, metric at the early epoch, and at the last."""
+    """(trial, metric at the early epoch, metric at the last epoch)."""
 
     @property
     def at_early_epoch(self) -> float | None:
@@ -92,13 +89,13 @@ class Fidelity:
 def search_view(
     trials: Sequence[RankedTrial], metric: str, search: Mapping[str, Any], most: int = MOST_TRIALS
 ) -> SearchView:
-    """The completed and early-stopped trials of a search with the settings that it drew.
+    """Returns the completed and early-stopped trials of a search with their settings.
 
     Args:
         trials: best first.
         metric: the metric that ranks them.
-        search: the study's settings of the search, as its file says them.
-        most: trials to keep: the best half of them, and evenly many of the others.
+        search: the `search` settings of the study file.
+        most: trials to keep: half of them the best, the others evenly spaced by rank.
     """
     valued = [
         trial
@@ -118,9 +115,7 @@ def search_view(
 
 
 def thinned(trials: Sequence[RankedTrial], most: int) -> list[RankedTrial]:
-    """At most so many trials: the first half of that number, and the rest evenly from those after
-    them.
-    """
+    """Returns at most so many trials: half from the front, the others evenly spaced."""
     if len(trials) <= most:
         return list(trials)
     first, others = list(trials[: most // 2]), trials[most // 2 :]
@@ -131,18 +126,19 @@ def thinned(trials: Sequence[RankedTrial], most: int) -> list[RankedTrial]:
 def fidelity(
     log: Log, trials: Sequence[RankedTrial], metric: str, *, early_epoch: int | None = None
 ) -> Fidelity | None:
-    """Rank correlation of every evaluated epoch with the last one, over completed trials of the
-    most usual length.
+    """Returns the rank correlation of every evaluated epoch with the last.
+
+    Only completed trials of the most common length count.
 
     Args:
         log: the trial log.
-        trials: those of the study.
-        metric: one of COCO's.
-        early_epoch: the epoch whose trials are shown, if it was evaluated; by default the middle
-            one.
+        trials: the trials of the study.
+        metric: one of COCO's metrics.
+        early_epoch: the epoch to plot against the last, if it was evaluated; the middle one by
+            default.
 
     Returns:
-        None for fewer than three completed trials, or trials that were evaluated only once.
+        None for fewer than three such trials, or if they were evaluated only once.
     """
     completed = [trial for trial in trials if trial.rank is not None]
     lengths = [trial.state.epoch for trial in completed]
@@ -164,8 +160,9 @@ def fidelity(
 
 
 def _by_epoch(log: Log, keys: Sequence[str], metric: str) -> tuple[list[str], list[int], Any]:
-    """Keys, epochs that all of them have, and the metric as an array [keys, epochs]; keys with gaps
-    are left out.
+    """Returns keys, their common epochs, and the metric as an array [keys, epochs].
+
+    Keys with gaps are left out.
     """
     rows = evaluated_epochs(log, keys, metric)
     if not len(rows):
@@ -174,16 +171,17 @@ def _by_epoch(log: Log, keys: Sequence[str], metric: str) -> tuple[list[str], li
     epochs, epoch_index = np.unique(rows["epoch"].to_numpy(), return_inverse=True)
     values = np.full((len(names), len(epochs)), np.nan)
     values[key_index, epoch_index] = rows[metric].to_numpy()
-    # an epoch that only some trials have is theirs alone, such as the end of one that another study
-    # trained further
+    # an epoch that few trials have is dropped, such as the end of a trial that another study
+    # trained for longer
     usual = np.isfinite(values).mean(axis=0) > 0.5
     whole = np.isfinite(values[:, usual]).all(axis=1)
     return names[whole].tolist(), epochs[usual].tolist(), values[whole][:, usual]
 
 
 def _spearman(early: Any, final: Any) -> float | None:
-    """Spearman's correlation: Pearson's of the ranks. scipy.stats would take as long to import as
-    all the rest.
+    """Returns Spearman's correlation, which is Pearson's of the ranks.
+
+    Not by scipy.stats: importing it takes as long as everything else together.
     """
     if np.ptp(early) == 0 or np.ptp(final) == 0:
         return None
@@ -191,7 +189,7 @@ def _spearman(early: Any, final: Any) -> float | None:
 
 
 def _ranks(values: Any) -> Any:
-    """Ranks of numbers; equal ones share the mean of theirs."""
+    """Returns the ranks of numbers; equal numbers share their mean rank."""
     _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(sizes) - (sizes - 1) / 2)[group]
 

@@ -1,6 +1,4 @@
-"""n, mean and spread of a metric by any settings of a study's trials, with what was left out said
-below.
-"""
+"""Trials grouped by settings: n, mean and spread of a metric, with cautions."""
 
 import difflib
 import statistics
@@ -20,11 +18,11 @@ class SettingsRow:
     """The completed trials with one combination of settings."""
 
     settings: tuple[Any, ...]
-    """Values of the settings, lists as JSON text."""
+    """Values of the settings; lists as JSON text."""
     values: tuple[float, ...]
     """The metric of each trial, in the order of `keys`."""
     keys: tuple[str, ...]
-    """The trials that this row is made of."""
+    """Keys of the trials in this row."""
 
     @property
     def n(self) -> int:
@@ -44,18 +42,17 @@ class SettingsRow:
 
 @dataclass(frozen=True)
 class SettingsTable:
-    """A metric by settings."""
+    """A metric by settings, one row per combination."""
 
     by: tuple[str, ...]
     metric: str
     rows: tuple[SettingsRow, ...]
     """Highest mean first."""
     notes: tuple[str, ...]
-    """What a reader must know: trials that are not in the table, and what the differences do not
-    show."""
+    """Trials that are not in the table, and what the differences do not show."""
 
     def cells(self) -> tuple[list[str], list[list[Any]]]:
-        """Column names and rows."""
+        """Returns column names and rows."""
         columns = [*self.by, "n", f"mean {self.metric}", "sd", "min", "max"]
         return columns, [
             [*row.settings, row.n, row.mean, row.sd, min(row.values), max(row.values)]
@@ -64,7 +61,7 @@ class SettingsTable:
 
 
 def settings_table(log: Log, study: str, by: Sequence[str], metric: str = "AP") -> SettingsTable:
-    """A study's completed trials, grouped by some of their settings.
+    """Groups a study's completed trials by some of their settings.
 
     Args:
         log: the trial log.
@@ -73,8 +70,7 @@ def settings_table(log: Log, study: str, by: Sequence[str], metric: str = "AP") 
         metric: the metric at the last epoch.
 
     Raises:
-        ConfigError: if there is no such setting or metric, or the trials had unequal numbers of
-            epochs.
+        ConfigError: if a setting or the metric does not exist, or the trials had unequal epochs.
     """
     students = [state for state in log.states_of(study).values() if state.role == "student"]
     _check_settings(students, by)
@@ -125,8 +121,8 @@ def _check_budgets(completed: Sequence[TrialState], by: Sequence[str]) -> None:
             f"{epochs.count(number)} of {number}" for number in sorted(set(epochs), key=str)
         )
         raise ConfigError(
-            f"--by: compares trials of equal numbers of epochs, got trials with {found} epochs. "
-            "Add --by training.epochs"
+            f"--by: the trials must have equal training.epochs, got {found} epochs. Add "
+            "--by training.epochs"
         )
 
 
@@ -148,16 +144,16 @@ def _cautions(log: Log, study: str, completed: Sequence[TrialState]) -> list[str
     sampler = _sampler(log, study)
     if sampler:
         notes.append(
-            f"The trials are draws of a search ({sampler}), which change several settings at once "
-            "and favour what looked good: differences between these rows are no effects of the "
-            "settings. An ablation of arms by seeds measures effects."
+            f"These trials come from a search ({sampler}). A sampler changes several settings at "
+            "once and favours promising ones, so differences between rows are not effects of the "
+            "settings. Use an ablation to measure effects."
         )
     for name, values in (
         (
-            "commits of the code",
+            "commits",
             {commit_text(state.last.commit, dirty=state.last.dirty) for state in completed},
         ),
-        ("versions of the data", {state.last.data_id for state in completed}),
+        ("data versions", {state.last.data_id for state in completed}),
     ):
         if len(values) > 1:
             notes.append(
@@ -167,7 +163,7 @@ def _cautions(log: Log, study: str, completed: Sequence[TrialState]) -> list[str
 
 
 def _sampler(log: Log, study: str) -> str | None:
-    """Name of the sampler that chose the trials; None where they are every combination, or arms."""
+    """Returns the sampler that chose the trials; None for a grid or an ablation."""
     search = log.study_content(study).get("search")
     if not search:
         return None

@@ -1,4 +1,4 @@
-"""Two studies beside each other: arms of one name, paired by seed."""
+"""Two studies compared: arms of the same name, paired by seed."""
 
 from dataclasses import replace
 
@@ -25,19 +25,19 @@ def study_comparison(
     *,
     allow_unequal: bool = False,
 ) -> AblationTable:
-    """The arms of the first study minus those of the same name in the second; where no name is
-    common, the two references.
+    """Compares arms of the first study with arms of the same name in the second.
 
-    The margin is that of the first study, if both declare the same one.
+    If no name is shared, the two references are compared. A margin holds only if both studies
+    declare the same one.
 
     Args:
         logs: the trial logs of the two studies.
         studies: their names.
-        metrics: measures to show, the first study's own by default.
+        metrics: measures to show; the first study's metric by default.
         allow_unequal: mark arms of unequal budgets instead of refusing them.
 
     Raises:
-        ConfigError: if one has no arms, there is no such measure, or budgets are unequal.
+        ConfigError: if a study has no arms, a measure does not exist, or budgets differ.
     """
     design = ablation_of(logs[0], studies[0])
     metric = design.metric if design else "AP"
@@ -74,11 +74,11 @@ def study_comparison(
         if len(margins) == 1 and tested is not None and tested.name == metric
         else None
     )
-    judged_, family = judged_rows(rows, tested, margin)
+    judged, family = judged_rows(rows, tested, margin)
     notes = (*cautions(arms), *row_notes(rows, tested or measures[0]))
     name, reference = f"{studies[0]} against {studies[1]}", f"the same arm of {studies[1]}"
     return AblationTable(
-        name, reference, measures, tested, margin, family, tuple(judged_), notes=notes
+        name, reference, measures, tested, margin, family, tuple(judged), notes=notes
     )
 
 
@@ -89,8 +89,8 @@ def _common(first: LoggedArms, second: LoggedArms) -> list[tuple[ArmTrials, ArmT
     for study in (first, second):
         if study.ablation is None:
             raise ConfigError(
-                "--compare: needs studies with arms of the same names, got none, and "
-                f"{study.study} is no ablation"
+                f"--compare: the studies share no arm, and {study.study} has no reference, because "
+                "it is not an ablation"
             )
     return [(first.arm(first.reference), second.arm(second.reference))]
 

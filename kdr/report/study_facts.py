@@ -1,6 +1,4 @@
-"""What a reader wants to know of a study beside its numbers: its question, what it cost, what
-failed, and where it came from.
-"""
+"""Facts about a study: its question, cost, failures and provenance."""
 
 import re
 from collections import Counter
@@ -15,7 +13,7 @@ from kdr.results.reader import Log, TrialState
 from kdr.results.usage import gpu_hours_used, seconds_used
 
 MOST_FAILURES = 50
-_LONGEST_TRACEBACK = 6000  # letters; the end of a traceback says what happened
+_LONGEST_TRACEBACK = 6000  # characters; the end of a traceback names the error
 
 
 @dataclass(frozen=True)
@@ -36,24 +34,24 @@ class StudyCost:
     """What a study has used."""
 
     counts: Mapping[str, int]
-    """Students by state, in words, the most frequent first."""
+    """State in words -> number of students, most frequent first."""
     num_epochs: int
     hours: float
-    """Wall-clock hours in which it trained."""
+    """Wall-clock hours of training."""
     gpu_hours: float
     trial_seconds: float
-    """Training time summed over its trials, teachers included."""
+    """Training time summed over trials, including teachers."""
     images_per_s: float | None
     """Median over epochs."""
     peak_memory_bytes: int | None
-    """Most on a GPU; None without one."""
+    """Peak on a GPU; None without one."""
     limits: Mapping[str, float]
-    """The budget that the study declares: trials, hours, gpu_hours."""
+    """Declared budget: trials, hours, gpu_hours."""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the results came from: each distinct value with the number of trials."""
+    """Where the results come from: each distinct value with its number of trials."""
 
     commits: Mapping[str, int]
     data: Mapping[str, int]
@@ -61,39 +59,39 @@ class Provenance:
     hosts: Mapping[str, int]
     devices: Mapping[str, int]
     versions: Mapping[str, Mapping[str, int]]
-    """By package."""
+    """Package -> version -> number of trials."""
     first: str
     last: str
-    """Times of the first event and the last, UTC."""
+    """Times of the first and the last event, UTC."""
 
 
 def question_of(text: str) -> tuple[tuple[str, str], ...]:
-    """The comment at the head of a study file as (label, text): `# Question: ...` gives
-    ("Question", "..."); no label is "".
+    """Parses the comment at the head of a study file into (label, text) pairs.
 
-    A line that begins with spaces goes on with the one before it.
+    `# Question: ...` becomes ("Question", "..."); a line without a label gets "". An indented line
+    continues the one above.
     """
     found: list[tuple[str, str]] = []
     for line in text.splitlines():
         if not line.startswith("#"):
             break
-        said = line[1:].removeprefix(" ").rstrip()
-        if said.startswith("yaml-language-server") or not said:
+        content = line[1:].removeprefix(" ").rstrip()
+        if content.startswith("yaml-language-server") or not content:
             continue
-        label = re.match(r"([A-Z][a-z]+): +(.*)", said)
+        label = re.match(r"([A-Z][a-z]+): +(.*)", content)
         if label:
             found.append((label[1], label[2]))
-        elif said.startswith(" ") and found:
-            found[-1] = (found[-1][0], f"{found[-1][1]} {said.strip()}")
+        elif content.startswith(" ") and found:
+            found[-1] = (found[-1][0], f"{found[-1][1]} {content.strip()}")
         else:
-            found.append(("", said.strip()))
+            found.append(("", content.strip()))
     return tuple(found)
 
 
 def failures(
     states: Iterable[TrialState], names: Mapping[str, str], most: int = MOST_FAILURES
 ) -> tuple[tuple[Failure, ...], int]:
-    """The trials that came to nothing, and how many more there are than are listed."""
+    """Returns the failed, cancelled and excluded trials, and the number of those not listed."""
     found = [state for state in states if state.state in ("failed", "cancelled", "excluded")]
     listed = tuple(
         Failure(
@@ -113,7 +111,7 @@ def failures(
 def budget(
     log: Log, study: str, states: Sequence[TrialState], content: Mapping[str, Any]
 ) -> StudyCost:
-    """What a study has used, from its rows."""
+    """Returns what a study has used, from its rows in the log."""
     order = Counter(spaced(state.state) for state in states if state.role == "student")
     of_study = log.epochs.filter(pc.equal(log.epochs["study"], study))
     speed = pc.approximate_median(of_study["images_per_s"]).as_py()
@@ -131,7 +129,7 @@ def budget(
 
 
 def study_provenance(states: Sequence[TrialState]) -> Provenance:
-    """Where the results came from, over the events that decided each trial's state."""
+    """Returns the provenance of results, from the last event of each trial."""
     last = [state.last for state in states]
     versions: dict[str, Counter[str]] = {}
     for event in last:

@@ -28,7 +28,7 @@ def ask(invoke, ablation_log):
 
 def test_an_ablation_is_shown_as_its_arms(ask):
     lines = ask("ablate").stdout.splitlines()
-    assert lines[0] == "ablate: AP (%) by arm, and the difference to baseline"
+    assert lines[0] == "ablate: AP (%) by arm, with the difference to baseline"
     assert lines[1].split() == [
         "arm",
         "n",
@@ -56,7 +56,7 @@ def test_an_ablation_is_shown_as_its_arms(ask):
         "0.062",
         "helps",
     ]
-    assert lines[4].startswith("AP in percent, as papers print it")
+    assert lines[4].startswith("AP in percent, as in papers")
 
 
 def test_run_ends_with_the_same_table(ask, ablation_log):
@@ -125,7 +125,7 @@ def test_two_studies_are_compared(ask, ablation_log):
     lines = ask("ablate", "--compare", "older").stdout.splitlines()
     assert (
         lines[0]
-        == "ablate against older: AP (%) by arm, and the difference to the same arm of older"
+        == "ablate against older: AP (%) by arm, with the difference to the same arm of older"
     )
     assert [line.split()[:2] for line in lines[2:4]] == [
         ["older:", "baseline"],
@@ -156,7 +156,7 @@ def test_a_pivot_and_settings_in_a_paper(ask):
         ),
         (
             ("--cell", "best", "AP"),
-            "ablate: must have the arm, got 'best'. Arms: baseline, better",
+            "ablate has no arm 'best'. Arms: baseline, better",
         ),
         (
             ("--cell", "better", "AP", "--format", "md"),
@@ -176,5 +176,5 @@ def test_a_file_that_cannot_be_read_or_is_no_table_is_refused(ask, tmp_path):
     ):
         ask(tmp_path / "none.tex", of=verify.command)
     (tmp_path / "paper.tex").write_text(r"\documentclass{article}")
-    with pytest.raises(ConfigError, match="TABLE: must be a table that `table --format"):
+    with pytest.raises(ConfigError, match="TABLE: must be a file from `kdr table --output`"):
         ask(tmp_path / "paper.tex", of=verify.command)

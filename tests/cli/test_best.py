@@ -75,7 +75,7 @@ def test_a_study_without_a_completed_trial_says_so(invoke, example_log):
     with pytest.raises(
         ConfigError,
         match=(
-            r"example: needs a completed trial with a value of AP, got 1 failed. Run the study"
+            r"example has no completed trial with a value for AP \(1 failed\)\. Run the study"
             r" first"
         ),
     ):

@@ -30,7 +30,7 @@ def test_a_metric_by_a_setting(ask):
         ["1", "2", "0.2", "0.1414", "0.1", "0.3"],
     ]
     assert lines[4] == "Not in the table: 1 stopped early."
-    assert "draws of a search (tpe)" in lines[5]
+    assert "come from a search (tpe)" in lines[5]
 
 
 def test_json_has_rows_and_notes(ask):
@@ -48,7 +48,7 @@ def test_json_has_rows_and_notes(ask):
 
 def test_without_by_the_trials_are_ranked(ask):
     lines = ask("example").stdout.splitlines()
-    assert lines[0] == "example: trials by AP of their last epoch (3 completed, 1 stopped early)"
+    assert lines[0] == "example: trials by AP at their last epoch (3 completed, 1 stopped early)"
     assert [line.split()[:3] for line in lines[2:]] == [
         ["1", "c", "completed"],
         ["2", "b", "completed"],

@@ -1,27 +1,39 @@
 import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from kdr.report.effects import paired_effect
-from kdr.report.factorial import factorial_effects
+from kdr.report.effects import Effect, paired_effect
+from kdr.report.factorial import Contrast, factorial_effects
 
 TWO = {"links": ("none", "all"), "attention": ("none", "both"), "mask": ("off", "on")}
 
 
-def random_cells(levels, n, seed=0):
+Levels = Mapping[str, Sequence[str]]
+Cells = dict[tuple[str, ...], Any]
+
+
+def effect_of(contrast: Contrast) -> Effect:
+    assert contrast.effect is not None
+    return contrast.effect
+
+
+def random_cells(levels: Levels, n: int, seed: int = 0) -> Cells:
     generator = np.random.default_rng(seed)
-    blocks = generator.normal(size=n)  # what a seed adds to every cell
+    blocks = generator.normal(size=n)  # each seed's own level
     return {
         cell: blocks + generator.normal(scale=0.3, size=n)
         for cell in itertools.product(*levels.values())
     }
 
 
-def test_two_levels_are_least_squares_on_the_coding_of_minus_and_plus_one():
+def test_two_levels_are_least_squares_on_the_coding_of_minus_and_plus_one() -> None:
     n, values = 4, random_cells(TWO, 4)
-    rows, y = [], []
+    rows: list[list[float]] = []
+    responses: list[float] = []
     for cell, cell_values in values.items():
         signs = [
             -1 if level == names[0] else 1 for level, names in zip(cell, TWO.values(), strict=True)
@@ -29,8 +41,8 @@ def test_two_levels_are_least_squares_on_the_coding_of_minus_and_plus_one():
         for index, value in enumerate(cell_values):
             products = [a * b for a, b in itertools.combinations(signs, 2)]
             rows.append([*np.eye(n)[index], *signs, *products])
-            y.append(value)
-    X, y = np.array(rows, float), np.array(y)
+            responses.append(value)
+    X, y = np.array(rows, float), np.array(responses)
     beta = np.linalg.solve(X.T @ X, X.T @ y)
     df = len(y) - X.shape[1]
     variance = ((y - X @ beta) ** 2).sum() / df
@@ -46,26 +58,24 @@ def test_two_levels_are_least_squares_on_the_coding_of_minus_and_plus_one():
     for contrast, b, v in zip(
         found, beta[n:], variance * np.diag(np.linalg.inv(X.T @ X))[n:], strict=True
     ):
-        effect = contrast.effect
+        effect = effect_of(contrast)
         assert (effect.difference, effect.se, effect.df) == pytest.approx((2 * b, 2 * v**0.5, df))
         assert effect.p == pytest.approx(2 * stats.t.sf(abs(b) / v**0.5, df))
 
 
-def test_one_factor_of_two_levels_is_the_paired_comparison():
+def test_one_factor_of_two_levels_is_the_paired_comparison() -> None:
     values = random_cells({"links": ("none", "all")}, 6)
     [contrast] = factorial_effects({"links": ("none", "all")}, values)
     expected = paired_effect(values[("all",)], values[("none",)])
-    assert (contrast.effect.p, contrast.effect.interval) == (
-        pytest.approx(expected.p),
-        pytest.approx(expected.interval),
-    )
-    assert contrast.effect.sign_flip_p == expected.sign_flip_p
+    assert effect_of(contrast).p == pytest.approx(expected.p)
+    assert effect_of(contrast).interval == pytest.approx(expected.interval)
+    assert effect_of(contrast).sign_flip_p == expected.sign_flip_p
 
 
-def test_a_third_level_has_a_contrast_of_its_own_against_the_first():
+def test_a_third_level_has_its_own_contrast_against_the_first() -> None:
     levels = {"links": ("none", "one", "all"), "mask": ("off", "on")}
     values = random_cells(levels, 3)
-    found = {contrast.name: contrast.effect for contrast in factorial_effects(levels, values)}
+    found = {contrast.name: effect_of(contrast) for contrast in factorial_effects(levels, values)}
     assert len(found) == 2 + 1 + 2
     mean = {cell: cell_values.mean() for cell, cell_values in values.items()}
     expected = np.mean([mean["all", mask] - mean["none", mask] for mask in ("off", "on")])
@@ -76,32 +86,32 @@ def test_a_third_level_has_a_contrast_of_its_own_against_the_first():
     )
 
 
-def additive(levels, steps, n=3):
-    """Values without error, but for the seed's: each level adds its step."""
+def additive(levels: Levels, steps: Mapping[str, float], n: int = 3) -> Cells:
+    """Values without error: each level adds its step, and each seed its own level."""
     cells = itertools.product(*levels.values())
     return {cell: np.arange(n) + sum(steps.get(level, 0.0) for level in cell) for cell in cells}
 
 
-def test_an_effect_that_is_built_in_is_found_and_without_error_nothing_is_tested():
+def test_built_in_effects_are_found_and_without_error_nothing_is_tested() -> None:
     found = factorial_effects(TWO, additive(TWO, {"all": 0.5, "both": -0.25, "on": 0.125}))
-    assert [contrast.effect.difference for contrast in found] == pytest.approx(
+    assert [effect_of(contrast).difference for contrast in found] == pytest.approx(
         [0.5, -0.25, 0.125, 0, 0, 0]
     )
-    assert [contrast.effect.p for contrast in found] == [None] * 6
+    assert [effect_of(contrast).p for contrast in found] == [None] * 6
 
 
-def test_what_a_seed_adds_to_every_cell_changes_nothing():
+def test_a_seed_that_shifts_every_cell_changes_nothing() -> None:
     values = random_cells(TWO, 4)
     shifted = {cell: cell_values + np.array([5, -3, 8, 0]) for cell, cell_values in values.items()}
     for one, other in zip(
         factorial_effects(TWO, values), factorial_effects(TWO, shifted), strict=True
     ):
-        assert (one.effect.difference, one.effect.se) == pytest.approx(
-            (other.effect.difference, other.effect.se)
+        assert (effect_of(one).difference, effect_of(one).se) == pytest.approx(
+            (effect_of(other).difference, effect_of(other).se)
         )
 
 
-def test_cells_left_out_leave_open_only_what_needs_them():
+def test_missing_cells_affect_only_the_effects_that_need_them() -> None:
     levels = {"links": ("none", "all"), "mask": ("off", "on")}
     values = random_cells(levels, 4)
     del values["all", "on"]
@@ -110,13 +120,17 @@ def test_cells_left_out_leave_open_only_what_needs_them():
     three = {"links": ("none", "one", "all"), "mask": ("off", "on")}
     values = random_cells(three, 4)
     del values["all", "on"]
-    open_ = [
+    not_estimable = [
         contrast.name for contrast in factorial_effects(three, values) if contrast.effect is None
     ]
-    assert open_ == ["links: all - none", "mask: on - off", "links: all - none x mask: on - off"]
+    assert not_estimable == [
+        "links: all - none",
+        "mask: on - off",
+        "links: all - none x mask: on - off",
+    ]
 
 
-def test_one_seed_is_tested_against_the_interactions_that_are_not_in_the_model():
+def test_one_seed_is_tested_against_the_interactions_that_are_not_in_the_model() -> None:
     found = factorial_effects(TWO, random_cells(TWO, 1))
-    assert {contrast.effect.df for contrast in found} == {1}
-    assert {contrast.effect.sign_flip_p for contrast in found} == {None}
+    assert {effect_of(contrast).df for contrast in found} == {1}
+    assert {effect_of(contrast).sign_flip_p for contrast in found} == {None}

@@ -14,6 +14,7 @@ from kdr.report.formatting import (
     duration,
     json_text,
     number_text,
+    seeds_text,
     settings_label,
     short_names,
     spaced,
@@ -114,13 +115,18 @@ def test_one_is_not_many(number: int, text: str) -> None:
     assert counted(number, "seed") == text
 
 
+@pytest.mark.parametrize(("seeds", "text"), [([3], "seed 3"), ([3, 4], "seeds 3, 4")])
+def test_seeds_are_listed_with_their_noun(seeds: list[int], text: str) -> None:
+    assert seeds_text(seeds) == text
+
+
 def test_underscores_become_spaces() -> None:
     assert spaced("stopped_early") == "stopped early"
 
 
 @pytest.mark.parametrize(
     ("commit", "dirty", "text"),
-    [("c1", False, "c1"), ("c1", True, "c1 with changes"), (None, None, "unknown")],
+    [("c1", False, "c1"), ("c1", True, "c1 (modified)"), (None, None, "unknown")],
 )
 def test_a_commit_shows_uncommitted_changes(
     commit: str | None, dirty: bool | None, text: str

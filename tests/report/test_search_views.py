@@ -1,12 +1,15 @@
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from kdr.report.ranking import ranking
-from kdr.report.search_views import fidelity, search_view, thinned
+from kdr.report.ranking import RankedTrial, ranking
+from kdr.report.search_views import Fidelity, fidelity, search_view, thinned
 from kdr.results.reader import read_log
 from kdr.results.schema import EpochRow, TrialEvent
 from kdr.results.writer import LogWriter
+from tests.conftest import ExampleLog
 
 WEIGHT = "distill.kdr.weight"
 LINKS = "distill.kdr.review_links"
@@ -20,11 +23,13 @@ SEARCH = {
 }
 
 
-def trials(log):
+def trials(log: ExampleLog) -> tuple[RankedTrial, ...]:
     return ranking(read_log(log.storage), log.study)
 
 
-def test_each_setting_is_an_axis_of_its_kind_over_completed_and_stopped_trials(example_log):
+def test_each_setting_is_an_axis_of_its_kind_over_completed_and_stopped_trials(
+    example_log: ExampleLog,
+) -> None:
     example_log.trial(
         "a", parameters={WEIGHT: 10.0, LINKS: ["P4->P3", "P5->P4"], ATTENTION: "both"}, AP=0.3
     )
@@ -50,13 +55,15 @@ def test_each_setting_is_an_axis_of_its_kind_over_completed_and_stopped_trials(e
     assert attention.position(1) is None
 
 
-def test_a_setting_with_one_value_stands_in_the_middle(example_log):
+def test_a_setting_with_one_value_is_in_the_middle(example_log: ExampleLog) -> None:
     example_log.trial("a", parameters={WEIGHT: 3.0})
     [axis] = search_view(trials(example_log), "AP", SEARCH).axes
     assert axis.position(0) == 0.5
 
 
-def test_of_too_many_trials_the_best_half_and_evenly_many_others_are_kept(example_log):
+def test_too_many_trials_are_thinned_to_the_best_half_and_an_even_sample(
+    example_log: ExampleLog,
+) -> None:
     for number in range(12):
         example_log.trial(f"trial-{number:02}", AP=1 - number / 20)
     kept = [trial.name for trial in thinned(trials(example_log), 6)]
@@ -65,32 +72,43 @@ def test_of_too_many_trials_the_best_half_and_evenly_many_others_are_kept(exampl
     assert (len(found.trials), found.num_trials) == (6, 12)
 
 
-def write_curves(log, values):
-    """Completed trials with the given AP at each epoch, [trials, epochs]."""
+def write_curves(log: ExampleLog, values: Sequence[Sequence[float]]) -> None:
+    """Writes completed trials with the given AP at each epoch, [trials, epochs]."""
     for number, row in enumerate(values):
         log.trial(f"trial-{number}", epoch=0, AP=None, event="started")
-        key = {"study": log.study, "key": f"trial-{number}"}
+        key = f"trial-{number}"
         with LogWriter(log.storage, log.study) as writer:
             for epoch, value in enumerate(row, start=1):
-                writer.epoch(EpochRow(**key, attempt=1, epoch=epoch, step=1, AP=float(value)))
+                writer.epoch(
+                    EpochRow(study=log.study, key=key, attempt=1, epoch=epoch, step=1, AP=value)
+                )
             writer.event(
                 TrialEvent(
-                    **key,
+                    study=log.study,
+                    key=key,
                     event="completed",
                     config="{}",
                     time=log.tick(),
                     epoch=len(row),
-                    AP=float(row[-1]),
+                    AP=row[-1],
                 )
             )
 
 
-def test_correlations_are_scipys_with_ties_and_none_where_all_are_equal(example_log):
+def fidelity_of(example_log: ExampleLog, early_epoch: int) -> Fidelity:
+    log = read_log(example_log.storage)
+    found = fidelity(log, ranking(log, "example"), "AP", early_epoch=early_epoch)
+    assert found is not None
+    return found
+
+
+def test_correlations_are_scipys_with_ties_and_none_where_all_are_equal(
+    example_log: ExampleLog,
+) -> None:
     values = np.random.default_rng(0).normal(0.3, 0.05, (7, 4)).round(2)
     values[:, 1] = 0.2
-    write_curves(example_log, values)
-    log = read_log(example_log.storage)
-    found = fidelity(log, ranking(log, "example"), "AP", early_epoch=1)
+    write_curves(example_log, values.tolist())
+    found = fidelity_of(example_log, early_epoch=1)
     assert (found.last_epoch, found.num_trials, found.epochs, found.early_epoch) == (
         4,
         7,
@@ -106,10 +124,9 @@ def test_correlations_are_scipys_with_ties_and_none_where_all_are_equal(example_
     ]
 
 
-def test_trials_of_another_length_are_left_out_of_the_correlation(example_log):
+def test_trials_of_another_length_are_left_out_of_the_correlation(example_log: ExampleLog) -> None:
     write_curves(example_log, [[0.1, 0.2, 0.3], [0.2, 0.3, 0.4], [0.3, 0.4, 0.5], [0.1, 0.9]])
-    log = read_log(example_log.storage)
-    found = fidelity(log, ranking(log, "example"), "AP", early_epoch=99)
+    found = fidelity_of(example_log, early_epoch=99)
     assert (found.num_trials, found.last_epoch, found.correlations, found.early_epoch) == (
         3,
         3,
@@ -119,7 +136,9 @@ def test_trials_of_another_length_are_left_out_of_the_correlation(example_log):
 
 
 @pytest.mark.parametrize("values", [[[0.1, 0.2]] * 2, [[0.1]] * 3, []])
-def test_too_little_gives_no_correlation(example_log, values):
+def test_too_few_trials_have_no_correlation(
+    example_log: ExampleLog, values: list[list[float]]
+) -> None:
     write_curves(example_log, values)
     log = read_log(example_log.storage)
     assert fidelity(log, ranking(log, "example"), "AP") is None

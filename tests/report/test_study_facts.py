@@ -1,7 +1,8 @@
 import pytest
 
 from kdr.report.study_facts import budget, failures, question_of, study_provenance
-from kdr.results.reader import read_log
+from kdr.results.reader import TrialState, read_log
+from tests.conftest import ExampleLog
 
 COMMENT = """\
 # yaml-language-server: $schema=../docs/study.schema.json
@@ -15,11 +16,11 @@ study: example
 """
 
 
-def states(log):
+def states(log: ExampleLog) -> list[TrialState]:
     return list(read_log(log.storage).states().values())
 
 
-def test_the_comment_at_the_head_is_read_by_its_labels():
+def test_the_head_comment_is_split_by_its_labels() -> None:
     assert question_of(COMMENT) == (
         ("Question", "which settings help? Weight, links and attention."),
         ("Expected", "no idea"),
@@ -28,11 +29,11 @@ def test_the_comment_at_the_head_is_read_by_its_labels():
 
 
 @pytest.mark.parametrize("text", ["", "study: a\n# Question: late", "#\n#\n"])
-def test_a_file_without_a_comment_asks_nothing(text):
+def test_a_file_without_a_comment_has_no_question(text: str) -> None:
     assert question_of(text) == ()
 
 
-def test_what_came_to_nothing_is_listed_with_its_reason(example_log):
+def test_failures_are_listed_with_their_reasons(example_log: ExampleLog) -> None:
     example_log.trial("good")
     example_log.trial(
         "bad",
@@ -56,7 +57,7 @@ def test_what_came_to_nothing_is_listed_with_its_reason(example_log):
     assert failure.traceback.endswith("xend")
 
 
-def test_the_budget_counts_trials_epochs_and_seconds(example_log):
+def test_the_budget_counts_trials_epochs_and_seconds(example_log: ExampleLog) -> None:
     example_log.trial("a")
     example_log.trial("b", event="failed", epoch=2)
     log = read_log(example_log.storage)
@@ -74,13 +75,13 @@ def test_the_budget_counts_trials_epochs_and_seconds(example_log):
     )
 
 
-def test_where_results_came_from_is_counted(example_log):
+def test_provenance_counts_trials(example_log: ExampleLog) -> None:
     example_log.trial("a", commit="c" * 40, dirty=False, host="n1", versions={"torch": "2.1"})
     example_log.trial(
         "b", commit="c" * 40, dirty=True, host="n1", versions={"torch": "2.2"}, data_id="d"
     )
     found = study_provenance(states(example_log))
-    assert found.commits == {"c" * 12: 1, f"{'c' * 12} with changes": 1}
+    assert found.commits == {"c" * 12: 1, f"{'c' * 12} (modified)": 1}
     assert (found.hosts, found.data, found.versions) == (
         {"n1": 2},
         {"d": 1},

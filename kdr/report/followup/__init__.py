@@ -1,1 +1,1 @@
-"""Study files that follow from a study: its best trial, an ablation of that, any logged trial."""
+"""Study files made from a study: its best trial, or an ablation of a trial's choices."""

@@ -1,6 +1,4 @@
-"""A leave-one-out study around a chosen trial: which of the choices matter, with seeds that have
-not made them.
-"""
+"""A leave-one-out ablation of a chosen trial's settings, with fresh seeds."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,43 +20,42 @@ from kdr.report.ranking import searched_metric
 from kdr.results.reader import Log, TrialState
 
 FIRST_SEED = 100
-"""Where the new seeds begin unless they are named: far from the 0 of most searches."""
+"""First new seed by default: far from 0, where most searches start."""
 _PARTS = {"review_links": "review", "masks": "decouple", "pyramid_scales": "pyramid"}
-"""Setting -> what the part that it switches is called."""
+"""Setting -> name of the part that it switches."""
 
 
 @dataclass(frozen=True)
 class ChosenTrial:
-    """A trial whose settings were chosen, and what is known of the choice."""
+    """A trial whose settings were chosen, with what is known about the choice."""
 
     name: str
-    """Name of the study that it was chosen in, or that holds it."""
+    """Name of the study that chose it or contains it."""
     source: str
-    """What it is, for the head of the file."""
+    """Description of the trial, for the head of the file."""
     config: TrialConfig
     candidates: tuple[str, ...]
-    """Paths of the settings that may have been chosen."""
+    """Paths of settings that may have been chosen."""
     before: Mapping[str, Any]
-    """The settings that the choice began with; a setting that belongs to no method goes back to
-    them."""
+    """Settings before the choice; a setting outside the methods is put back to these."""
     metric: str
     resources: Mapping[str, Any]
     seeds: frozenset[int]
-    """Seeds that had a part in the choice."""
+    """Seeds that took part in the choice."""
 
 
 def chosen_by_search(log: Log, state: TrialState) -> ChosenTrial:
-    """A trial of a search in the log.
+    """Describes a trial of a logged search.
 
     Raises:
-        ConfigError: if it is no student of a search.
+        ConfigError: if it is not a student of a search.
     """
     rows = [row for row in log.arms_of(state.study) if row["study_config"]]
     contents = [json.loads(row["study_config"]) for row in rows if row["key"] == state.key]
     if state.role != "student" or not contents or not contents[-1].get("search"):
         raise ConfigError(
             f"TRIAL: must be a trial of a search, got {state.role} {state.key} of {state.study}. "
-            "Name another one, or a study file of one trial"
+            "Give another key, or a study file with a single trial"
         )
     search = study_from(contents[-1], folder=Path("/"))
     assert search.search is not None
@@ -79,7 +76,7 @@ def chosen_by_search(log: Log, state: TrialState) -> ChosenTrial:
 
 
 def chosen_in_file(log: Log, study: Study) -> ChosenTrial:
-    """The one trial of a study file, such as `best --export` writes.
+    """Describes the trial of a study file, such as `best --export` writes.
 
     Raises:
         ConfigError: if the study is a search or an ablation.
@@ -87,8 +84,8 @@ def chosen_in_file(log: Log, study: Study) -> ChosenTrial:
     if study.search is not None or study.ablation is not None:
         kind = "a search" if study.search is not None else "an ablation"
         raise ConfigError(
-            f"TRIAL: must be a study of one trial, got {kind}, {study.study}. Name the key of one "
-            "of its trials"
+            f"TRIAL: must be a study with a single trial, got {kind}, {study.study}. Give the key "
+            "of one of its trials"
         )
     config = _without_split(study.base.model_dump_json())
     methods = config.distill.methods()
@@ -110,17 +107,17 @@ def chosen_in_file(log: Log, study: Study) -> ChosenTrial:
 
 
 def ablation_yaml(chosen: ChosenTrial, *, num_seeds: int, first_seed: int | None = None) -> str:
-    """The text of the ablation's file. It trains on all training images and reports on the
-    validation set.
+    """Returns the text of the ablation's study file.
+
+    The ablation trains on all training images and reports on the validation set.
 
     Args:
-        chosen: the trial that is its baseline.
-        num_seeds: seeds of each arm.
-        first_seed: the first of them; None takes the first ones from 100 on that had no part in the
-            choice.
+        chosen: the trial that becomes the baseline.
+        num_seeds: seeds per arm.
+        first_seed: the first of them; None takes the first free range from FIRST_SEED on.
 
     Raises:
-        ConfigError: if a seed had a part in the choice, or nothing was chosen.
+        ConfigError: if a seed took part in the choice, or there is no choice to undo.
     """
     methods = chosen.config.distill.methods()
     factors = {
@@ -129,16 +126,15 @@ def ablation_yaml(chosen: ChosenTrial, *, num_seeds: int, first_seed: int | None
     }
     if not factors:
         raise ConfigError(
-            "TRIAL: must have a method or another choice that can be undone, got none in "
-            f"{chosen.source}"
+            f"TRIAL: must have a method or another choice to undo, got none in {chosen.source}"
         )
     first = _first_free(chosen.seeds, num_seeds) if first_seed is None else first_seed
     used = sorted(chosen.seeds.intersection(range(first, first + num_seeds)))
     if used:
         raise ConfigError(
-            f"--first-seed: must give seeds that had no part in the choice, got {first} to "
-            f"{first + num_seeds - 1}, and {', '.join(map(str, used))} chose. Leave it out to "
-            f"begin at {_first_free(chosen.seeds, num_seeds)}"
+            f"--first-seed: must give seeds that took no part in the choice, got {first} to "
+            f"{first + num_seeds - 1}, of which {', '.join(map(str, used))} did. Leave it out to "
+            f"start at {_first_free(chosen.seeds, num_seeds)}"
         )
     ablation: dict[str, Any] = {
         "design": "leave_one_out",
@@ -179,7 +175,7 @@ def _first_free(used: frozenset[int], count: int) -> int:
 
 
 def _choices(chosen: ChosenTrial) -> dict[str, dict[str, dict[str, Any]]]:
-    """One factor for each choice: its part switched off, or its setting put back."""
+    """Returns one factor per choice: its part switched off, or its setting put back."""
     factors: dict[str, dict[str, dict[str, Any]]] = {}
     settings = chosen.config.model_dump(mode="json")
     own = canonical_json(_effective(chosen.config))
@@ -187,7 +183,8 @@ def _choices(chosen: ChosenTrial) -> dict[str, dict[str, dict[str, Any]]]:
         try:
             config = validated(TrialConfig, changed(settings, {path: value}))
         except ConfigError:
-            continue  # the other choices need this one
+            continue  # the other choices need this setting
+        # undoing may change nothing, for example when the choice was the default
         if canonical_json(_effective(config)) != own:
             factors[_factor(path, chosen.candidates)] = {level: {path: value}}
     return factors
@@ -196,7 +193,7 @@ def _choices(chosen: ChosenTrial) -> dict[str, dict[str, dict[str, Any]]]:
 def _put_back(
     chosen: ChosenTrial, settings: dict[str, Any]
 ) -> Iterator[tuple[str, tuple[str, Any]]]:
-    """By path the level and the value that undo a choice."""
+    """Yields (path, (level, value)) for each choice that can be undone."""
     for path in chosen.candidates:
         group, *rest = path.split(".")
         if (
@@ -218,7 +215,7 @@ def _put_back(
 
 
 def _default(settings: dict[str, Any], method: str, setting: str) -> Any:
-    """A method's default for this pair of detectors, under the preset that it has."""
+    """Returns a method's default for this pair of detectors, under its preset."""
     preset = value_at(settings, f"distill.{method}.preset")
     plain = {} if preset is None or setting == "preset" else {"preset": preset}
     config = validated(TrialConfig, changed(settings, {f"distill.{method}": plain}))
@@ -226,15 +223,13 @@ def _default(settings: dict[str, Any], method: str, setting: str) -> Any:
 
 
 def _effective(config: TrialConfig) -> dict[str, Any]:
-    """Settings without those that have no effect."""
+    """Returns the settings that have an effect."""
     distill = {name: method.canonical() for name, method in config.distill.methods().items()}
     return {**config.model_dump(mode="json"), "distill": distill}
 
 
 def _factor(path: str, paths: Iterable[str]) -> str:
-    """The name of a factor: that of the part, or the last part of the path where no other one has
-    it.
-    """
+    """Returns a factor's name: the part it switches, or the shortest unique form of the path."""
     last = path.rpartition(".")[2]
     same = [other for other in paths if other.rpartition(".")[2] == last]
     return _PARTS.get(last, last) if len(same) == 1 else path
@@ -244,11 +239,11 @@ def _head(chosen: ChosenTrial, first: int, num_seeds: int) -> list[str]:
     used = ", ".join(map(str, sorted(chosen.seeds)))
     return [
         f"Question: which choices of {chosen.source} matter?",
-        "Each of them is undone alone, and distillation as a whole is switched off.",
+        "Each choice is undone alone; one more arm per method switches the method off.",
         (
-            f"The settings were chosen with the seeds {used}; this study takes {first} to "
+            f"The settings were chosen with seeds {used}; this study uses {first} to "
             f"{first + num_seeds - 1}."
         ),
         "It trains on all training images and reports on the validation set.",
-        "Add `margin`, in units of the metric, to have differences told that do not matter.",
+        "Add `margin`, in units of the metric, to find differences too small to matter.",
     ]

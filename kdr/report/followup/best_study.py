@@ -1,4 +1,4 @@
-"""A study file that runs one trial of the log again, with every setting written out."""
+"""A study file that repeats a logged trial, with every setting written out."""
 
 import json
 from typing import Any
@@ -9,10 +9,10 @@ from kdr.results.reader import Log
 
 
 def best_study_yaml(log: Log, study: str, trial: RankedTrial, metric: str) -> str:
-    """The text of a study of one trial, which `kdr.config.study.read_study` reads.
+    """Returns the text of a study file with this single trial.
 
-    The search is left out, and so is the search split: the new study trains on all training images
-    and reports on the validation set, which the search has not seen.
+    It has no search and no search split: the new study trains on all training images and reports
+    on the validation set, which the search has not seen.
 
     Raises:
         ConfigError: if this version cannot read the trial's settings.
@@ -26,7 +26,7 @@ def best_study_yaml(log: Log, study: str, trial: RankedTrial, metric: str) -> st
 
 
 def resources_of(log: Log, study: str) -> dict[str, Any]:
-    """The resources that a study's file named when it was last run; empty where it named none."""
+    """Returns the resources in a study's file at its last run; empty if it set none."""
     content = log.study_content(study)
     return {"resources": content["resources"]} if "resources" in content else {}
 
@@ -43,8 +43,8 @@ def _head(study: str, trial: RankedTrial, metric: str, split: float) -> list[str
     ]
     if split:
         lines.append(
-            f"That {metric} is of images held out of the training set (search_split: {split:g}), "
-            "on which it was chosen."
+            f"That {metric} was measured on held-out training images (search_split: {split:g}), "
+            "the same ones on which the trial was chosen."
         )
         lines.append(
             "This study trains on all training images and reports on the validation set, which the "

@@ -1,5 +1,7 @@
-"""With which seeds the settings of a trial were chosen: a table over the same seeds would show the
-luck of the choice.
+"""The seeds with which a trial's settings were chosen; a report must use other seeds.
+
+The best trial of a search was partly lucky with its seed. A table over the same seed repeats that
+luck.
 """
 
 import json
@@ -7,16 +9,15 @@ from collections.abc import Collection
 from typing import Any
 
 from kdr.config.trial import TrialConfig
+from kdr.report.formatting import seeds_text
 from kdr.results.reader import Log
 
 _CHOSEN = ("student", "teacher", "distill")
-"""What a search and the ablation after it have in common; data and length of training may
-differ."""
+"""Settings that a search shares with the ablation after it; data and epochs may differ."""
 
 
 def seeds_of_choice(log: Log, config: TrialConfig) -> dict[str, set[int]]:
-    """Study -> the seeds with which a search has trained a trial of the same student, teacher and
-    distillation.
+    """Returns search -> the seeds with which it trained this student, teacher and distillation.
 
     Args:
         log: the trial log.
@@ -41,11 +42,10 @@ def seeds_of_choice(log: Log, config: TrialConfig) -> dict[str, set[int]]:
 
 
 def choice_warnings(log: Log, config: TrialConfig, seeds: Collection[int]) -> list[str]:
-    """What to tell of an ablation whose baseline was chosen with one of its own seeds."""
+    """Returns a warning for each search that chose the baseline with an ablation's seed."""
     return [
-        f"ablation.seeds: the search {study} has chosen with {', '.join(map(str, sorted(shared)))} "
-        "among settings like the baseline's, whose luck with it the table would show. Take other "
-        "seeds"
+        f"ablation.seeds: the search {study} chose such settings with "
+        f"{seeds_text(sorted(shared))}, so the table would repeat its luck. Use other seeds"
         for study, chosen in seeds_of_choice(log, config).items()
         if (shared := chosen & set(seeds))
     ]

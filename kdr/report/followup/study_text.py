@@ -1,4 +1,4 @@
-"""A study as the text of a file that the strict reader reads back."""
+"""A study as the text of a YAML file that the strict reader accepts."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -13,12 +13,12 @@ from kdr.errors import ConfigError
 
 
 def study_text(content: Mapping[str, Any], head: Iterable[str], *, source: str) -> str:
-    """The text of a study file, with a comment above.
+    """Returns the text of a study file with a comment at its head.
 
     Args:
-        content: the study as plain values, paths absolute.
+        content: the study as plain values, with absolute paths.
         head: lines of the comment.
-        source: what the settings come from, named in errors.
+        source: where the settings come from, for errors.
 
     Raises:
         ConfigError: if this version cannot read the settings.
@@ -28,16 +28,12 @@ def study_text(content: Mapping[str, Any], head: Iterable[str], *, source: str) 
     try:
         study_from(parse_yaml(text, source=source), folder=Path("/"))
     except ConfigError as error:
-        raise ConfigError(
-            f"{source}: its settings must be of this version to be exported, got {error}"
-        ) from error
+        raise ConfigError(f"{source}: this version cannot read its settings: {error}") from error
     return text
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes lists on one line, and quotes every text that the strict reader would take for a
-    number.
-    """
+    """Writes lists on one line, and quotes every text that the strict reader reads as a number."""
 
 
 _Dumper.add_representer(

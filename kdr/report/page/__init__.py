@@ -1,3 +1,4 @@
-"""The page of a study: sections with figures, and one HTML file of them. What the figures show is
-read in `kdr.report`.
+"""The page of a study: sections, figures, and the HTML file around them.
+
+The numbers come from `kdr.report`; this folder only lays them out and draws them.
 """

@@ -1,6 +1,4 @@
-"""Figures of an ablation's arms: the forest plot, and learning curves with the band of their
-seeds.
-"""
+"""Figures of an ablation's arms: the forest plot, and learning curves with bands."""
 
 from collections.abc import Sequence
 
@@ -23,16 +21,14 @@ from kdr.report.page.drawing import (
 from kdr.report.page.forest import Forest, ForestRow
 
 MOST_SHOWN = 4
-"""Arms whose curves are shown from the beginning, the reference among them."""
+"""Arms whose curves are visible at first, including the reference."""
 _ROW_PX = 46
-# letters for which a phone has room beside the numbers, and without them
+# characters that fit on a phone beside the numbers, and on a line of their own
 _LONG_NAME, _LONGEST_NAME = 24, 44
 
 
 def forest_figure(forest: Forest) -> Figure:
-    """Differences with their intervals, one row each; small dots are the differences of single
-    seeds.
-    """
+    """Draws differences with intervals, one row each; small dots are single seeds."""
     places = {row.name: index for index, row in enumerate(forest.rows)}
     traces = [_seeds(row, places[row.name]) for row in forest.rows]
     traces += [
@@ -63,16 +59,15 @@ def forest_figure(forest: Forest) -> Figure:
 
 
 def arm_curves_figure(curves: LearningCurves, reference: str) -> Figure:
-    """Thin lines for single seeds; a thick one for their mean, in its band of one standard
-    deviation to either side.
+    """Draws thin lines for seeds, and a thick line with a band of one sd for their mean.
 
-    Of many arms the first ones are shown, and the others by a click on their name.
+    With many arms, the first are visible, and a click in the legend shows the others.
     """
     measure = measure_of(curves.metric)
     others = [group.name for group in curves.groups if group.name != reference]
     traces: list[Figure] = []
     for group in curves.groups:
-        begin = len(traces)
+        first = len(traces)
         color = (
             "$series0"
             if group.name == reference
@@ -83,8 +78,9 @@ def arm_curves_figure(curves: LearningCurves, reference: str) -> Figure:
         traces += [_seed_lines(group, color, measure.scale)]
         if group.band is not None:
             traces += [_mean(group.band, group.name, color, measure.scale)]
+        # Plotly toggles traces of one legend group together, so all of an arm start hidden
         if group.name in others[MOST_SHOWN - 1 :]:
-            traces[begin:] = [{**trace, "visible": "legendonly"} for trace in traces[begin:]]
+            traces[first:] = [{**trace, "visible": "legendonly"} for trace in traces[first:]]
     epochs = [epoch for curve in curves.curves for epoch in curve.epochs]
     return figure(
         traces, height=440, x="epoch", y=measure.title, xaxis=epoch_axis(epochs), showlegend=True
@@ -126,8 +122,9 @@ def _estimates(word: Word, rows: Sequence[ForestRow], places: dict[str, int]) ->
 
 
 def _texts(row: ForestRow, place: int, *, below: bool) -> list[Figure]:
-    """The name above the row on the left, and its numbers on the right, beside the name or below
-    the row.
+    """Returns a row's labels: its name above on the left, its numbers on the right.
+
+    `below` moves the numbers under the row, where long names leave them room.
     """
     numbers = label(
         f"{_numbers(row)} {row.word}",
@@ -203,9 +200,9 @@ def _band(band: Band, name: str, color: str, scale: float) -> Figure:
 
 def _mean(band: Band, name: str, color: str, scale: float) -> Figure:
     points = zip(band.epochs, band.means, band.sds, strict=True)
-    said = f"{name}, mean of {band.num_seeds} seeds"
+    head = f"{name}, mean of {band.num_seeds} seeds"
     hover = [
-        f"{said}, epoch {epoch}: {mean * scale:.2f} ± {sd * scale:.2f}"
+        f"{head}, epoch {epoch}: {mean * scale:.2f} ± {sd * scale:.2f}"
         for epoch, mean, sd in points
     ]
     curve = (band.epochs, _scaled(band.means, scale))

@@ -1,6 +1,4 @@
-"""The sections of an ablation's page: its table, differences, learning curves by arm, and review
-links by arm.
-"""
+"""The sections of an ablation's page: table, differences, learning curves, review links."""
 
 from kdr.report.ablation_table import AblationTable
 from kdr.report.arm_trials import LoggedArms
@@ -18,39 +16,39 @@ from kdr.results.reader import Log
 
 
 def table_section(table: AblationTable) -> Section:
-    """The table as the command `table` writes it."""
+    """Returns the section with the table that `kdr table` prints."""
     lead = (
         ()
         if any(row.num_done for row in table.rows)
-        else ("No trial is completed: there is nothing to compare.",)
+        else ("No trial is completed yet, so there is nothing to compare.",)
     )
     return Section("table", "Table", lead, table=reading_grid(table))
 
 
 def forest_section(table: AblationTable) -> Section:
-    """Every difference with its interval."""
+    """Returns the section with every difference and its interval."""
     found = forest(table)
     if found is None:
-        nothing = "No arm can be compared with the reference: no seed is completed in both."
+        nothing = "Nothing to compare yet: no seed is completed in both the reference and an arm."
         return Section("differences", "Differences", (nothing,))
     margin = (
         ""
         if found.margin is None
-        else f" Inside the shaded band, ±{found.margin:g}, a difference does not matter."
+        else f" Differences inside the shaded band (±{found.margin:g}) are too small to matter."
     )
-    said = (
-        "Each row is one effect with its 95 % t interval (not adjusted). What lies right of the "
-        "line raises the metric."
+    caption = (
+        "Each row is one effect with its 95 % t interval (not adjusted). Effects to the right of "
+        "the line raise the metric."
         if table.effects
         else (
-            "Each row is one comparison: the mean difference, its 95 % t interval (not adjusted), "
-            "and as small dots that of each seed. What lies right of the line is better than "
+            "Each row is one comparison: the mean difference with its 95 % t interval (not "
+            "adjusted). Small dots are single seeds. Right of the line is better than "
             f"{found.reference}."
         )
     )
     left = (
-        f"{found.num_left_out} rows with the smallest differences are not drawn; the table has "
-        "them all."
+        f"{found.num_left_out} rows with the smallest differences are not drawn; the table lists "
+        "all."
     )
     block = FigureBlock(
         "figure-differences",
@@ -59,33 +57,35 @@ def forest_section(table: AblationTable) -> Section:
             if table.effects
             else f"Difference of each arm to {found.reference}"
         ),
-        f"{said}{margin}",
+        f"{caption}{margin}",
         forest_figure(found),
         _forest_grid(found),
-        f"python orchestrate.py table {table.study} --format csv",
+        f"kdr table {table.study} --format csv",
         notes=(left,) if found.num_left_out else (),
     )
     return Section("differences", "Differences", figures=(block,))
 
 
 def arm_curves_section(log: Log, table: AblationTable, arms: LoggedArms, metric: str) -> Section:
-    """The metric epoch by epoch, by arm."""
+    """Returns the section with the learning curves of the arms."""
     others = [row for row in table.rows if row.name != table.reference]
     drawn = [table.reference, *most_different(table, others, SERIES - 1)]
     curves = arm_curves(log, arms.arms, metric, drawn=drawn)
     if not curves.num_points:
-        return Section("curves", "Learning curves", (f"No epoch with {metric} is logged yet.",))
+        return Section(
+            "curves", "Learning curves", (f"No epoch with a value for {metric} is logged yet.",)
+        )
     has_bands = any(group.band for group in curves.groups)
     block = FigureBlock(
         "figure-curves",
         f"{measure_of(metric).title} by epoch",
         "Thin lines are single seeds"
         + (
-            "; a thick line is their mean, and its band one standard deviation to either side"
+            "; thick lines are their mean, with a band of ±1 standard deviation"
             if has_bands
             else ""
         )
-        + ". A click on a name in the legend hides or shows it.",
+        + ". Click a name in the legend to hide or show it.",
         arm_curves_figure(curves, table.reference),
         _curves_grid(curves),
         epochs_query(table.study, metric),
@@ -95,20 +95,20 @@ def arm_curves_section(log: Log, table: AblationTable, arms: LoggedArms, metric:
 
 
 def link_map_section(table: AblationTable, arms: LoggedArms) -> Section | None:
-    """Which arm has which review links; None where no arm changes them."""
+    """Returns the section on review links by arm; None if no arm changes them."""
     found = link_map(table, arms)
     if found is None:
         return None
     measure = table.tested or table.measures[0]
     block = FigureBlock(
         "figure-links",
-        "Which arm has which review links, and what that brings",
-        f"Columns are links, coarse to fine. Dots are links as {table.reference} has them; squares "
-        "are links that an arm switches, filled for on and open for off, in the colour of its "
-        f"result. On the right stands the difference in {measure.title} to {table.reference}, or "
-        "where nothing is compared the mean."
+        "Review links by arm, and the difference they make",
+        f"Columns are links, coarse to fine. Dots are links that an arm shares with "
+        f"{table.reference}; squares are links that it switches on (filled) or off (open), in the "
+        f"colour of its result. Right: the difference in {measure.title} to {table.reference}, or "
+        "the mean if the arm is not compared."
         + (
-            " *: an arm that changes other settings, too."
+            " *: the arm also changes other settings."
             if any(arm.changes_more for arm in found.arms)
             else ""
         ),
@@ -135,7 +135,7 @@ def _forest_grid(found: Forest) -> Grid:
 
 
 def _curves_grid(curves: LearningCurves) -> Grid:
-    """Means by arm at the last epoch that all of its seeds have; of an arm without a band, each
+    """Returns means by arm at the last epoch that all its seeds share; without a band, each
     seed's last epoch.
     """
     measure, rows = measure_of(curves.metric), []
@@ -156,7 +156,7 @@ def _curves_grid(curves: LearningCurves) -> Grid:
                 for curve in group.curves
             ]
     columns = ("arm", "seeds", "last epoch", measure.title)
-    return Grid("Where the curves end", columns, tuple(rows[:MOST_DATA_ROWS]))
+    return Grid("Last epoch of each curve", columns, tuple(rows[:MOST_DATA_ROWS]))
 
 
 def _link_grid(found: LinkMap) -> Grid:

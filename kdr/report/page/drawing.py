@@ -1,10 +1,9 @@
-"""What all figures share: Plotly's JSON with colours by role, so that the page can draw the same
-figure light and dark.
+"""Shared parts of all figures: Plotly's JSON, with roles such as `$ink` for colours.
 
-A figure is a plain {"data", "layout"} as Plotly's schema has it
-(https://plotly.com/javascript/reference), but for its colours: those are roles such as `$ink`,
-which `coloured` replaces by the ones of a palette, as the page does in the browser. Texts of users
-go through `plain`: Plotly reads a few HTML tags in any text.
+A figure is a plain {"data", "layout"} in Plotly's schema
+(https://plotly.com/javascript/reference), except for its colours. They are roles, which `coloured`
+and the page's script replace with those of a palette, so one figure serves light and dark schemes.
+Every text from users passes through `plain`, because Plotly interprets some HTML tags in any text.
 """
 
 import html
@@ -18,18 +17,18 @@ Figure = dict[str, Any]
 """{"data": traces, "layout": layout} of Plotly."""
 
 SERIES = 8
-"""Distinct colours of arms: `$series0` to `$series7`, the first for the reference."""
+"""Number of colours for arms, `$series0` to `$series7`; the first is the reference's."""
 SHADES = 5
-"""Steps of the scale from low to high: `$shade0` to `$shade4`."""
+"""Number of steps from low to high, `$shade0` to `$shade4`."""
 SHADE_SCALE = [[step / (SHADES - 1), f"$shade{step}"] for step in range(SHADES)]
-"""The same as a colour scale."""
+"""The same steps as a Plotly colour scale."""
 WORDS: Mapping[Word, str] = {
     "helps": "$helps",
     "hurts": "$hurts",
     "no relevant effect": "$irrelevant",
     "undecided": "$undecided",
 }
-"""The colour of each verdict."""
+"""Verdict -> colour."""
 LIGHT: Mapping[str, str] = {
     "$ink": "#1d2733",
     "$muted": "#5c6875",
@@ -99,7 +98,7 @@ DARK: Mapping[str, str] = {
 
 
 def coloured(figure: Any, palette: Mapping[str, str]) -> Any:
-    """A figure with the colours of a palette in place of their roles."""
+    """Returns a figure with its roles replaced by the colours of a palette."""
     if isinstance(figure, Mapping):
         return {name: coloured(value, palette) for name, value in figure.items()}
     if isinstance(figure, list | tuple):
@@ -108,13 +107,13 @@ def coloured(figure: Any, palette: Mapping[str, str]) -> Any:
 
 
 def plain(text: object) -> str:
-    """Text that Plotly shows as it is."""
+    """Escapes a text so that Plotly shows it literally."""
     return html.escape(str(text), quote=False)
 
 
 def shortened(name: str, most: int) -> str:
-    """A name of at most so many letters, the rest as dots; its full form stands in the table of the
-    figure.
+    """Cuts a name to at most so many characters, with an ellipsis; the figure's table has it in
+    full.
     """
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
@@ -122,14 +121,14 @@ def shortened(name: str, most: int) -> str:
 def figure(
     traces: Sequence[Figure], *, height: int, x: str = "", y: str = "", **layout: Any
 ) -> Figure:
-    """A figure with the page's layout.
+    """Builds a figure with the page's layout.
 
     Args:
-        traces: what is drawn.
-        height: in pixels; the width is the page's.
+        traces: Plotly's traces.
+        height: in pixels; the width follows the page.
         x: title of the x axis.
         y: title of the y axis.
-        layout: further settings of the layout; those of an axis are added to the page's.
+        layout: further layout settings; those of an axis extend the page's.
     """
     axes = {
         "xaxis": {**_axis(x), **layout.pop("xaxis", {})},
@@ -175,9 +174,7 @@ def dots(
     outline: float = 0,
     **trace: Any,
 ) -> Figure:
-    """A trace of points with an outline of so many pixels; their hover texts are shown as they
-    are.
-    """
+    """Builds a trace of points with an outline of so many pixels; hover texts are escaped."""
     marker = {
         "color": color,
         "size": 8,
@@ -198,13 +195,15 @@ def lines(
     width: float,
     **trace: Any,
 ) -> Figure:
-    """A trace of several lines, each as (x, y), with gaps between them; `hover` has one text for
-    each point of each line.
+    """Builds one trace of several lines, each as (x, y); `hover` has one text per point.
+
+    One trace instead of one per line keeps the legend short and Plotly fast.
     """
     x: list[Any] = []
     y: list[Any] = []
     texts: list[str | None] = []
     for (own_x, own_y), own_texts in zip(curves, hover, strict=True):
+        # None breaks the line, so that the next one starts apart from it
         x += [*own_x, None]
         y += [*own_y, None]
         texts += [*map(plain, own_texts), None]
@@ -224,7 +223,7 @@ def lines(
 def label(
     text: str, *, x: float, y: Any, right: bool = False, color: str = "$ink", **annotation: Any
 ) -> Figure:
-    """A text at x of the figure's width, from 0 to 1, and y of the y axis."""
+    """Builds a text at x, a fraction of the figure's width, and y in units of the y axis."""
     return {
         "xref": "paper",
         "yref": "y",
@@ -239,7 +238,7 @@ def label(
 
 
 def epoch_axis(epochs: Sequence[int]) -> Figure:
-    """Whole epochs, not more of them than can be read."""
+    """Builds an axis with ticks at whole epochs, at most about eight."""
     last = max(epochs, default=1)
     return {
         "dtick": max(1, math.ceil(last / 8)),
@@ -248,9 +247,7 @@ def epoch_axis(epochs: Sequence[int]) -> Figure:
 
 
 def rounded(value: float | None, digits: int = 5) -> float | None:
-    """A number to so many significant digits, which no eye can tell from the full one, in less
-    space.
-    """
+    """Rounds to so many significant digits, which makes the file smaller and looks the same."""
     return None if value is None else float(f"{value:.{digits}g}")
 
 

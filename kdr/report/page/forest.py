@@ -1,6 +1,4 @@
-"""The differences of an ablation as a forest plot shows them: estimate, interval, the seeds behind
-it, and the word.
-"""
+"""The data of a forest plot: differences with intervals, seeds and verdicts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,14 +16,14 @@ class ForestRow:
 
     name: str
     difference: float
-    """To the reference, in the unit of the table: points of AP."""
+    """Arm minus reference, in the unit of the table (points of AP)."""
     interval: tuple[float, float] | None
-    """95 %, not adjusted."""
+    """95 % interval, not adjusted."""
     of_seeds: tuple[tuple[int, float], ...]
-    """Seed and its own difference; empty where seeds are no pairs."""
+    """(seed, difference); empty if seeds are not paired."""
     word: Word
     text: str
-    """The word with what belongs to it, such as `undecided (3 more seeds)`."""
+    """The verdict with its addition, such as `undecided (3 more seeds)`."""
 
 
 @dataclass(frozen=True)
@@ -33,18 +31,18 @@ class Forest:
     """All differences of the tested measure."""
 
     title: str
-    """The measure with its unit."""
+    """The tested measure with its unit."""
     reference: str
     margin: float | None
     """In the unit of the rows."""
     rows: tuple[ForestRow, ...]
     """In the order of the table."""
     num_left_out: int = 0
-    """Rows that are not drawn: those with the smallest differences."""
+    """Number of rows that are not drawn, those with the smallest differences."""
 
 
 def forest(table: AblationTable, most: int = MOST_ROWS) -> Forest | None:
-    """The forest plot of a table; None where it has no difference of a tested measure."""
+    """Returns the forest plot of a table; None if no measure is tested or nothing is compared."""
     measure = table.tested
     if measure is None:
         return None
@@ -64,9 +62,7 @@ def forest(table: AblationTable, most: int = MOST_ROWS) -> Forest | None:
 def most_different(
     table: AblationTable, rows: Sequence[AblationRow | EffectRow], most: int
 ) -> list[str]:
-    """Names of the rows with the largest differences, arms without one after them, at most so
-    many.
-    """
+    """Returns the names of the rows with the largest differences; rows without one come last."""
 
     def size(row: AblationRow | EffectRow) -> float:
         effect = row.effect_on(table.tested.name) if table.tested is not None else None

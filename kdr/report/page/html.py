@@ -1,8 +1,7 @@
-"""The page of a study as one HTML file that needs no network: text, figures, and the script that
-draws them.
+"""The page of a study as one HTML file that opens without a network.
 
-Every text is escaped where it is written. Should one get through, the page's own policy lets no
-script run but the two whose hashes it names, and lets nothing be loaded from anywhere.
+Every text is escaped by the template. As a second defence, the page's content security policy runs
+only the two scripts whose hashes it lists, and loads nothing from anywhere.
 """
 
 import base64
@@ -30,35 +29,35 @@ _WORD_CLASSES = {
 
 @dataclass(frozen=True)
 class Page:
-    """What the page of a study says."""
+    """The content of a study's page."""
 
     study: str
     kind: str
-    """Search, ablation or trial, with what is compared."""
+    """Search, ablation or single trial, with its metric."""
     question: tuple[tuple[str, str], ...]
-    """Labels and texts of the comment at the head of the study's file."""
+    """(label, text) pairs from the comment at the head of the study file."""
     state: str
-    """How far the study is, one sentence."""
+    """Progress of the study, one sentence."""
     tiles: tuple[Tile, ...]
     sections: tuple[Section, ...]
     written: datetime
-    """UTC."""
+    """When the page was written, UTC."""
     command: str
-    """The command that makes this page."""
+    """Command that writes this page."""
     reload_s: float | None = None
-    """Seconds after which the page reloads itself; None for one that is not written again."""
+    """Seconds after which the page reloads itself; None if it is final."""
     version: str = kdr.__version__
 
     @property
-    def said(self) -> tuple[tuple[str, str], ...]:
-        """What the file's comment says beside the question: what it costs, what is expected."""
+    def remarks(self) -> tuple[tuple[str, str], ...]:
+        """The labelled remarks beside the question, such as the expected cost."""
         return tuple(
             (label, text) for label, text in self.question if label not in ("", "Question")
         )
 
 
 def page_html(page: Page) -> str:
-    """The whole file."""
+    """Returns the text of the HTML file."""
     files = resources.files("kdr.report.page")
     style, script, template = (
         (files / f"page.{ending}").read_text(encoding="utf-8") for ending in ("css", "js", "html")
@@ -82,7 +81,7 @@ def _figures_json(page: Page) -> str:
     figures = {block.id: block.figure for section in page.sections for block in section.figures}
     content = {"figures": figures, "palettes": {"light": LIGHT, "dark": DARK}}
     text = json.dumps(content, separators=(",", ":"), allow_nan=False)
-    # nothing in a script element may look like its end, or like a comment
+    # inside a script element, `</script` and `<!--` would end or hide the JSON
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 

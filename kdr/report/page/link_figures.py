@@ -1,6 +1,4 @@
-"""Figures of review links: which arm has which and what that brings, and a search's means with each
-link and without.
-"""
+"""Figures of review links: links by arm, and means of a search with and without each link."""
 
 from collections.abc import Sequence
 
@@ -19,12 +17,12 @@ from kdr.report.page.drawing import (
 from kdr.report.page.review_links import LinkArm, LinkMap, LinkMean
 
 _ROW_PX = 60
-_LONGEST_NAME = 32  # letters for which a phone has room beside the result
+_LONGEST_NAME = 32  # characters that fit on a phone beside the result
 
 
 def link_map_figure(links: LinkMap) -> Figure:
-    """Arms by links: dots where an arm is as the reference, squares in the colour of its result
-    where it switches a link.
+    """Draws arms by links: dots where an arm agrees with the reference, squares where it switches
+    a link, in the colour of its result.
     """
     cells = [
         (plain(link), row, has, has != had, arm)
@@ -89,7 +87,7 @@ def link_map_figure(links: LinkMap) -> Figure:
 
 
 def link_means_figure(means: Sequence[LinkMean], metric: str) -> Figure:
-    """Mean of a search's completed trials with each link and without."""
+    """Draws the mean of completed trials with and without each link."""
     scale = measure_of(metric).scale
     values = [
         [
@@ -141,7 +139,7 @@ def link_means_figure(means: Sequence[LinkMean], metric: str) -> Figure:
 
 
 def _texts(arm: LinkArm, row: int) -> list[Figure]:
-    """The arm's name above its row on the left, and what it brings on the right."""
+    """Returns a row's labels: the arm on the left, its difference or mean on the right."""
     mean = "" if arm.mean is None else f"{arm.mean:.1f}"
     result = (
         f"{mean} {arm.text}"

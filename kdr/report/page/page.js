@@ -1,5 +1,6 @@
 "use strict";
-// Draws the figures in the colours of the reader's scheme, sorts tables, tells the page's age, reloads it while a study runs.
+// Draws the figures in the reader's colour scheme, sorts tables, shows the page's age, and reloads
+// it while the study runs.
 (() => {
   const { figures, palettes } = JSON.parse(document.getElementById("figures").textContent);
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
@@ -23,16 +24,17 @@
     const palette = palettes[dark.matches ? "dark" : "light"];
     for (const [id, figure] of Object.entries(figures)) {
       const { data, layout } = coloured(figure, palette);
-      // a finger on a figure scrolls the page
+      // on a touch screen, dragging a figure must scroll the page
       if (touch) layout.dragmode = false;
       await Plotly.react(id, data, layout, options);
     }
     document.body.dataset.drawn = dark.matches ? "dark" : "light";
   };
+  // one drawing at a time: a change of scheme waits for the one before
   let drawing = draw();
   dark.addEventListener("change", () => { drawing = drawing.then(draw); });
 
-  // tables: a button in each head, text by text and numbers by size; what is empty stays at the end
+  // tables: each head becomes a button; numbers sort before texts, empty cells always come last
   const key = (cell) => {
     const text = cell.textContent.trim();
     const number = Number.parseFloat(text.replace(/^[<[]/, ""));
@@ -62,24 +64,25 @@
 
   const age = document.getElementById("age");
   const written = Date.parse(document.querySelector("time").dateTime);
-  const tellAge = () => {
+  const showAge = () => {
     const minutes = Math.floor((Date.now() - written) / 60000);
     const [count, unit] = minutes < 120 ? [minutes, "minute"] : minutes < 2880 ? [Math.floor(minutes / 60), "hour"] : [Math.floor(minutes / 1440), "day"];
     age.textContent = minutes < 1 ? ", just now" : `, ${count} ${unit}${count === 1 ? "" : "s"} ago`;
   };
-  tellAge();
-  setInterval(tellAge, 30000);
+  showAge();
+  setInterval(showAge, 30000);
 
-  // while a study runs: reload, with what was unfolded unfolded again
+  // while the study runs: reload, and reopen the details that were open
   const seconds = Number(document.body.dataset.reloadS);
   if (!seconds) return;
-  const unfolded = () => [...document.querySelectorAll("details")];
+  const allDetails = () => [...document.querySelectorAll("details")];
+  // browsers may refuse session storage to a page that was opened from disk
   const store = (work) => { try { return work(window.sessionStorage); } catch { return null; } };
-  const name = `kdr-unfolded:${document.title}`;
+  const name = `kdr-open:${document.title}`;
   const open = new Set(JSON.parse(store((kept) => kept.getItem(name)) ?? "[]"));
-  unfolded().forEach((details, index) => { details.open = open.has(index); });
+  allDetails().forEach((details, index) => { details.open = open.has(index); });
   setTimeout(() => {
-    const indices = unfolded().flatMap((details, index) => details.open ? [index] : []);
+    const indices = allDetails().flatMap((details, index) => details.open ? [index] : []);
     store((kept) => kept.setItem(name, JSON.stringify(indices)));
     location.reload();
   }, seconds * 1000);

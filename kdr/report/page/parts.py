@@ -1,6 +1,4 @@
-"""What a page is made of: sections with tables, figures, facts and folded texts; and the queries
-that give the same data.
-"""
+"""The parts of a page: sections with tables, figures and facts, and queries for their data."""
 
 import shlex
 from collections.abc import Sequence
@@ -11,39 +9,39 @@ from kdr.report.study_facts import Failure
 from kdr.report.tables.grid import Grid
 
 MOST_DATA_ROWS = 100
-"""Rows of the table below a figure; the query beside it gives all."""
+"""Most rows in the table below a figure; its query prints all."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One number at the head of the page."""
+    """A number at the head of the page."""
 
     value: str
     label: str
     word: str = ""
-    """The verdict whose colour it has."""
+    """Verdict that sets its colour; empty for none."""
 
 
 @dataclass(frozen=True)
 class FigureBlock:
-    """A figure with what is said of it, and its data for those who cannot see it."""
+    """A figure with its caption, and its data for readers who cannot see it."""
 
     id: str
     title: str
     caption: str
-    """What is to be seen."""
+    """How to read the figure."""
     figure: Figure
     data: Grid | None = None
     query: str | None = None
-    """The command that prints all of its data."""
+    """Command that prints all its data."""
     notes: tuple[str, ...] = ()
-    """What is not drawn."""
+    """Remarks on what is not drawn."""
     is_half: bool = False
-    """Whether two stand side by side on a wide screen."""
+    """Whether it takes half the width of a wide screen."""
 
     @property
     def height(self) -> int:
-        """In pixels."""
+        """Height in pixels."""
         return int(self.figure["layout"]["height"])
 
 
@@ -57,7 +55,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class LongText:
-    """A text that is folded away."""
+    """A text that is folded at first."""
 
     title: str
     text: str
@@ -65,12 +63,12 @@ class LongText:
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the page."""
+    """A section of the page."""
 
     id: str
     title: str
     lead: tuple[str, ...] = ()
-    """What is said before all else: what a reader must know, or why there is nothing to see."""
+    """Opening sentences: what a reader must know first, or why the section is empty."""
     table: Grid | None = None
     figures: tuple[FigureBlock, ...] = ()
     facts: tuple[Fact, ...] = ()
@@ -79,8 +77,9 @@ class Section:
 
 
 def trials_query(study: str, columns: Sequence[str]) -> str:
-    """The command that prints columns of a study's students; `$$...$$` are quotes of DuckDB that a
-    shell leaves alone.
+    """Returns the command that prints columns of a study's students.
+
+    `$$...$$` is DuckDB's other quoting; single quotes would end those of the shell.
     """
     names = ", ".join(f'"{name}"' for name in columns)
     return _command(
@@ -90,7 +89,7 @@ def trials_query(study: str, columns: Sequence[str]) -> str:
 
 
 def epochs_query(study: str, metric: str) -> str:
-    """The command that prints the metric of a study's students epoch by epoch."""
+    """Returns the command that prints a metric of a study's students by epoch."""
     return _command(
         f'SELECT t.arm, t.seed, t.state, e.epoch, e."{metric}" '  # noqa: S608 - printed, not run
         "FROM epochs e JOIN trials t USING (key) "
@@ -99,10 +98,10 @@ def epochs_query(study: str, metric: str) -> str:
 
 
 def not_drawn(drawn: int, num_all: int) -> tuple[str, ...]:
-    """A note on trials that are not drawn; none where all are."""
-    note = f"Drawn are {drawn} of {num_all} trials: the best, and evenly many of the others."
+    """Returns a note on trials that are not drawn; empty if all are."""
+    note = f"{drawn} of {num_all} trials are drawn: the best, and an even sample of the others."
     return (note,) if drawn < num_all else ()
 
 
 def _command(sql: str) -> str:
-    return f"python orchestrate.py query {shlex.quote(sql)}"
+    return f"kdr query {shlex.quote(sql)}"

@@ -1,6 +1,4 @@
-"""What the review links of KDR go with: in an ablation the differences of arms that change links,
-in a search means alone.
-"""
+"""KDR's review links: effects of arms that switch links, and plain means in a search."""
 
 import json
 import statistics
@@ -21,18 +19,16 @@ PATH = "distill.kdr.review_links"
 
 @dataclass(frozen=True)
 class LinkMean:
-    """One link in a search: the trials that have it, and those that do not. Their difference is no
-    effect.
-    """
+    """One link in a search: trials with and without it. Their difference is not an effect."""
 
     link: str
     with_it: tuple[float, ...]
-    """The metric of completed trials, as the log has it."""
+    """The metric of completed trials, in the unit of the log."""
     without: tuple[float, ...]
 
     @property
     def means(self) -> tuple[float | None, float | None]:
-        """With the link and without; None where no completed trial is."""
+        """Means with and without the link; None without a completed trial."""
         with_it, without = (
             (statistics.fmean(values) if values else None)
             for values in (self.with_it, self.without)
@@ -42,23 +38,22 @@ class LinkMean:
 
 @dataclass(frozen=True)
 class LinkArm:
-    """An arm that has other links than the reference, or the reference itself."""
+    """An arm whose links differ from the reference's, or the reference itself."""
 
     name: str
     links: tuple[bool, ...]
-    """Whether it has each link."""
+    """Whether it has each link of the map."""
     mean: float | None
-    """In the unit of the table."""
+    """Mean in the unit of the table."""
     num_seeds: int
     difference: float | None = None
-    """To the reference, in the unit of the table; None for the reference, and where nothing is
+    """Arm minus reference, in the unit of the table; None for the reference, and if it is not
     compared."""
     interval: tuple[float, float] | None = None
     word: Word | None = None
     text: str = ""
     changes_more: bool = False
-    """Whether other settings differ from the reference, too, so that the difference is not that of
-    the links alone."""
+    """Whether other settings differ too, so that the difference is not due to the links alone."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +61,15 @@ class LinkMap:
     """Arms by links."""
 
     links: tuple[str, ...]
-    """Coarse to fine, as features flow: P7->P6 first."""
+    """Coarse to fine, the direction in which features flow: P7->P6 first."""
     arms: tuple[LinkArm, ...]
     """The reference first."""
 
 
 def link_means(trials: Sequence[RankedTrial]) -> tuple[LinkMean, ...]:
-    """Means of a search with each link and without, coarse links first; empty where no link was
-    both drawn and left out.
+    """Returns means with and without each link, coarse links first.
+
+    Empty if no link was both present and absent.
     """
     ranked = [trial for trial in trials if trial.rank is not None]
     completed = [
@@ -93,7 +89,7 @@ def link_means(trials: Sequence[RankedTrial]) -> tuple[LinkMean, ...]:
 
 
 def link_map(table: AblationTable, arms: LoggedArms) -> LinkMap | None:
-    """The arms of an ablation that change links; None where no arm does."""
+    """Returns the arms of an ablation that change links; None if there are none."""
     measure = table.tested or table.measures[0]
     settings = {arm.name: arm.settings() for arm in arms.arms}
     reference = settings[table.reference]
@@ -121,8 +117,9 @@ def link_map(table: AblationTable, arms: LoggedArms) -> LinkMap | None:
 
 
 def _differs_elsewhere(settings: Mapping[str, Any], reference: Mapping[str, Any]) -> bool:
-    """Whether settings beside the links differ; what only one of two arms makes use of is null in
-    the other, and no change.
+    """Whether settings other than the links differ.
+
+    A setting that only one of the arms uses is null in the other, which does not count.
     """
     values = ((settings.get(path), reference.get(path)) for path in settings if path != PATH)
     return any(own != other for own, other in values if own is not None and other is not None)
@@ -153,7 +150,7 @@ def _links(config: str) -> frozenset[str] | None:
 
 
 def _as_links(value: Any) -> frozenset[str] | None:
-    """A set of links, also from JSON text; None for a trial without the method."""
+    """Returns a set of links, also from JSON text; None for a trial without KDR."""
     if isinstance(value, str) and value.startswith("["):
         value = json.loads(value)
     return frozenset(map(str, value)) if isinstance(value, list | tuple) else None

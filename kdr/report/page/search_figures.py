@@ -1,6 +1,4 @@
-"""Figures of a search: parallel coordinates, each setting against the metric, fidelity of early
-epochs, and cost.
-"""
+"""Figures of a search: curves, parallel coordinates, settings, early epochs, cost."""
 
 import math
 from collections.abc import Sequence
@@ -23,18 +21,18 @@ from kdr.report.ranking import RankedTrial
 from kdr.report.search_views import Fidelity, SearchView, SettingAxis
 
 MOST_LINES = 200
-"""Trials in the parallel coordinates."""
+"""Most trials in the learning curves and in the parallel coordinates."""
 _GROUP_COLORS = {BEST: "$accent", "completed": "$shade2", "stopped early": "$stopped"}
 _LANE = -0.16
-"""Where a setting stands whose condition does not hold, left of the lowest value."""
+"""Place of unset values, left of the lowest value."""
 _AXIS_PX = 64
 _BEST_SHADE = f"$shade{SHADES - 1}"
 
 
 def trial_curves_figure(curves: LearningCurves) -> Figure:
-    """A line for each trial, in the colour of how it ended; the best one stands out."""
+    """Draws a line per trial, coloured by how it ended; the best stands out."""
     measure, traces = measure_of(curves.metric), []
-    # the best is drawn last, on top
+    # Plotly draws later traces on top: the best must come last
     for group in sorted(curves.groups, key=lambda group: group.name == BEST):
         is_best = group.name == BEST
         trace = lines(
@@ -65,12 +63,12 @@ def trial_curves_figure(curves: LearningCurves) -> Figure:
 
 
 def parallel_figure(view: SearchView, names: Sequence[str]) -> Figure:
-    """Each trial as a line over all settings, one below the other, and the metric last; the best
-    fifth stands out.
+    """Draws each trial as a line down through all settings to the metric; the best fifth stands
+    out.
 
     Args:
-        view: its first `MOST_LINES` trials are drawn.
-        names: of the settings, as the figure shows them.
+        view: the search; its first `MOST_LINES` trials are drawn.
+        names: names of the settings in the figure.
     """
     measure = measure_of(view.metric)
     values = tuple(
@@ -111,7 +109,7 @@ def parallel_figure(view: SearchView, names: Sequence[str]) -> Figure:
 
 
 def setting_figure(view: SearchView, axis: SettingAxis, name: str) -> Figure:
-    """The metric by one setting; a point is a trial."""
+    """Draws the metric by one setting, a point per trial."""
     measure = measure_of(view.metric)
     is_discrete = axis.kind != "number"
     x = [
@@ -135,14 +133,14 @@ def setting_figure(view: SearchView, axis: SettingAxis, name: str) -> Figure:
     return figure(
         traces,
         height=260,
-        x=name if axis.kind != "members" else f"{name}, how many",
+        x=name if axis.kind != "members" else f"number of {name}",
         y=measure.title,
         xaxis=ticks,
     )
 
 
 def correlation_figure(fidelity: Fidelity) -> Figure:
-    """Rank correlation with the last epoch, by epoch."""
+    """Draws the rank correlation with the last epoch, by epoch."""
     hover = [
         f"epoch {epoch}: {'constant' if value is None else f'{value:.2f}'}"
         for epoch, value in zip(fidelity.epochs, fidelity.correlations, strict=True)
@@ -165,7 +163,7 @@ def correlation_figure(fidelity: Fidelity) -> Figure:
 
 
 def fidelity_figure(fidelity: Fidelity) -> Figure:
-    """Completed trials at an early epoch and at the last one."""
+    """Draws completed trials at an early epoch against the last."""
     scale, title = measure_of(fidelity.metric).scale, measure_of(fidelity.metric).title
     points = [(name, early * scale, last * scale) for name, early, last in fidelity.points]
     hover = [
@@ -187,7 +185,7 @@ def fidelity_figure(fidelity: Fidelity) -> Figure:
 
 
 def cost_figure(trials: Sequence[RankedTrial], metric: str) -> Figure:
-    """The metric by the seconds that a trial trained."""
+    """Draws the metric by the training time of each trial."""
     x = [rounded(trial.state.seconds) for trial in trials]
     hover = [
         f"{trial.name}: {_result(trial, metric)}, {trial.state.seconds or 0:.0f} s"
@@ -196,16 +194,14 @@ def cost_figure(trials: Sequence[RankedTrial], metric: str) -> Figure:
     return figure(
         _by_state(trials, x, hover, metric),
         height=340,
-        x="training seconds, evaluation included",
+        x="training time (s), including evaluation",
         y=measure_of(metric).title,
         showlegend=True,
     )
 
 
 def _shaded(view: SearchView, *, most: int) -> dict[str, list[int]]:
-    """Indices of trials by the colour of their line: completed ones in shades by rank, the best
-    last and darkest.
-    """
+    """Returns colour -> indices of trials: completed ones in shades by rank, the best darkest."""
     shown = range(min(most, len(view.trials)))
     completed = [index for index in shown if view.trials[index].rank is not None]
     groups = {"$stopped": [index for index in shown if view.trials[index].rank is None]}
@@ -228,7 +224,7 @@ def _line_texts(
 def _by_state(
     trials: Sequence[RankedTrial], x: Sequence[float | None], hover: Sequence[str], metric: str
 ) -> list[Figure]:
-    """Completed trials as dots, and those that ended before as crosses."""
+    """Returns traces of completed trials as dots, and of early-stopped ones as crosses."""
     scale = measure_of(metric).scale
     found = []
     for is_ranked, name, color, symbol in (
@@ -275,7 +271,8 @@ def _value_text(axis: SettingAxis, index: int) -> str:
 
 
 def _spread(value: float, index: int) -> float:
-    """A discrete value moved a little, always by the same, so that equal ones can be told apart."""
+    """Shifts a discrete value a little, so that equal values do not overlap."""
+    # multiples of the golden ratio spread evenly, and the same trial always lands in one place
     return round(value + (index * 0.618034 % 1 - 0.5) * 0.3, 3)
 
 
@@ -292,7 +289,7 @@ def _rule(row: int) -> Figure:
 
 
 def _axis_texts(axis: SettingAxis, title: str, row: int) -> list[Figure]:
-    """The setting's name above its axis, and values below it."""
+    """Returns labels: the setting's name above its axis, and values below."""
     low, high = axis.range
     ends = [10**end if axis.is_log else end for end in (low, high)]
     if axis.kind == "choice":

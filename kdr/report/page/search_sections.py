@@ -1,6 +1,4 @@
-"""The sections of a search's page: ranking, curves, settings, review links; and of every study's,
-early epochs and cost.
-"""
+"""The sections of a search's page: ranking, curves, settings, links, early epochs, cost."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -41,11 +39,13 @@ from kdr.report.tables.grid import Cell, Grid
 from kdr.results.reader import Log
 
 NO_EFFECT = (
-    "These are draws of a search, which changes several settings at once and favours what looked "
-    "good: no difference here is an effect of one setting. An ablation of arms by seeds measures "
-    "effects."
+    "These trials come from a search. Its sampler changes several settings at once and favours "
+    "promising ones, so no difference here is the effect of one setting. Use an ablation to "
+    "measure effects."
 )
-SEVERAL_AT_ONCE = "No effects are shown here: from trial to trial, several settings change at once."
+SEVERAL_AT_ONCE = (
+    "These figures show no effects: several settings change at once from trial to trial."
+)
 MOST_ROWS = 500
 MOST_SETTINGS = 12
 
@@ -53,26 +53,26 @@ MOST_SETTINGS = 12
 def ranking_section(
     study: str, trials: Sequence[RankedTrial], metric: str, *, is_search: bool
 ) -> Section:
-    """All trials, best first; of a study that is no search, its one trial."""
+    """Returns the section with all trials, best first; without a search, the single trial."""
     title = "Ranking" if is_search else "Trials"
     if not trials:
-        return Section("table", title, ("No trial has begun.",))
+        return Section("table", title, ("No trial has started yet.",))
     measure = measure_of(metric)
     columns, rows = ranking_rows(trials[:MOST_ROWS], metric)
     names = short_names([*columns[:3], measure.title, *columns[4:]])
     notes = [
         f"{measure.title} at the last epoch of each trial. Trials that were stopped early had "
-        "fewer epochs and have no rank."
+        "fewer epochs, so they have no rank."
     ]
     if len(trials) > MOST_ROWS:
         notes.append(
-            f"{len(trials) - MOST_ROWS} further trials are left out: python orchestrate.py table "
-            f"{study} has them all."
+            f"{len(trials) - MOST_ROWS} more trials are not listed here; `kdr table {study}` lists "
+            "all."
         )
     lead = (
         []
         if any(trial.rank is not None for trial in trials)
-        else ["No trial is completed: none has a rank."]
+        else ["No trial is completed yet, so none has a rank."]
     )
     lead += [NO_EFFECT] if is_search else []
     cells = tuple(
@@ -87,10 +87,12 @@ def ranking_section(
 def trial_curves_section(
     log: Log, study: str, trials: Sequence[RankedTrial], metric: str
 ) -> Section:
-    """The metric epoch by epoch, a line for each trial."""
+    """Returns the section with the learning curves, one line per trial."""
     curves, measure = trial_curves(log, trials, metric, most=MOST_LINES), measure_of(metric)
     if not curves.num_points:
-        return Section("curves", "Learning curves", (f"No epoch with {metric} is logged yet.",))
+        return Section(
+            "curves", "Learning curves", (f"No epoch with a value for {metric} is logged yet.",)
+        )
     ends = [
         (curve.name, spaced(curve.state), curve.epochs[-1], curve.values[-1] * measure.scale)
         for curve in curves.curves
@@ -98,11 +100,11 @@ def trial_curves_section(
     block = FigureBlock(
         "figure-curves",
         f"{measure.title} by epoch",
-        "Each line is a trial; dotted ones were stopped early. A click on a name in the legend "
-        "hides its lines.",
+        "Each line is a trial; dotted lines were stopped early. Click a name in the legend to hide "
+        "its lines.",
         trial_curves_figure(curves),
         Grid(
-            "Where the curves end",
+            "Last epoch of each curve",
             ("trial", "state", "last epoch", measure.title),
             tuple(ends[:MOST_DATA_ROWS]),
         ),
@@ -113,15 +115,15 @@ def trial_curves_section(
 
 
 def link_means_section(study: str, trials: Sequence[RankedTrial], metric: str) -> Section | None:
-    """Means with each review link and without; None where all trials have the same links."""
+    """Returns the section on review links; None if all trials have the same links."""
     means, title = link_means(trials), measure_of(metric).title
     if not means:
         return None
     block = FigureBlock(
         "figure-links",
-        f"Mean {title} with each review link and without: no effect",
-        "The stronger the colour, the higher; n counts completed trials. Trials with a link differ "
-        "from those without it in other settings, too.",
+        f"Mean {title} with and without each review link (not an effect)",
+        "Stronger colours are higher; n counts completed trials. Trials with and without a link "
+        "also differ in other settings.",
         link_means_figure(means, metric),
         _link_grid(means, metric),
         trials_query(study, ["arm", "state", PATH, metric]),
@@ -132,19 +134,19 @@ def link_means_section(study: str, trials: Sequence[RankedTrial], metric: str) -
 def settings_section(
     study: str, trials: Sequence[RankedTrial], metric: str, search: Mapping[str, Any]
 ) -> Section:
-    """Parallel coordinates, then each searched setting against the metric."""
+    """Returns the section with parallel coordinates, then each setting against the metric."""
     found = search_view(trials, metric, search)
     if not found.axes:
-        return Section("settings", "Settings", (f"No trial has a value of {metric} yet.",))
+        return Section("settings", "Settings", (f"No trial has a value for {metric} yet.",))
     names = short_names([axis.path for axis in found.axes])
     paths = [axis.path for axis in found.axes]
     query = trials_query(study, [metric, "arm", "state", *paths])
     parallel = FigureBlock(
         "figure-parallel",
         "All settings of each trial",
-        "Each line is a trial. It runs down over its settings to its result in the last row. "
-        "Stronger lines ended higher, dotted ones were stopped early. Subsets are counted. A "
-        "setting whose condition did not hold stands at the left: unset.",
+        "Each line is a trial and runs down through its settings to its result in the last row. "
+        "Stronger lines ended higher; dotted lines were stopped early. A subset is shown by its "
+        "size. At the far left, unset: the setting's condition did not hold.",
         parallel_figure(found, names),
         _settings_grid(found, names, paths),
         query,
@@ -154,7 +156,7 @@ def settings_section(
         FigureBlock(
             f"figure-setting-{index}",
             f"{measure_of(metric).title} by {name}",
-            f"{axis.path}. Points are completed trials, crosses were stopped early.",
+            f"{axis.path}. Points are completed trials; crosses were stopped early.",
             setting_figure(found, axis, name),
             query=query,
             is_half=True,
@@ -167,14 +169,12 @@ def settings_section(
 def early_and_cost_section(
     log: Log, study: str, trials: Sequence[RankedTrial], metric: str, content: Mapping[str, Any]
 ) -> Section | None:
-    """What early epochs tell of the last one, and what a trial costs; None where there is nothing
-    of either.
-    """
+    """Returns the section on early epochs and on cost; None if neither has data."""
     rungs = ((content.get("search") or {}).get("stop_early") or {}).get("asha") or {}
     found = fidelity(log, trials, metric, early_epoch=rungs.get("grace_epochs"))
     nothing = (
-        "Early epochs cannot be compared with the last one: that takes three completed trials that "
-        "were evaluated before it."
+        "Too few trials to compare early epochs with the last: three completed trials with earlier "
+        "evaluations are needed."
     )
     cost = _cost_block(study, trials, metric)
     figures = (*(_fidelity_blocks(study, found) if found else ()), *([cost] if cost else ()))
@@ -186,9 +186,7 @@ def early_and_cost_section(
 
 
 def _ranking_cell(value: Any, index: int, measure: Measure) -> Cell:
-    """A cell of the ranking as people read it: the metric in its unit, states in words, lists
-    without brackets.
-    """
+    """Returns a cell of the ranking: the metric in its unit, states in words, lists as labels."""
     if index == 3:
         return None if value is None else value * measure.scale
     if index == 2:
@@ -226,15 +224,15 @@ def _settings_grid(found: SearchView, names: Sequence[str], paths: Sequence[str]
 
 
 def _fidelity_blocks(study: str, found: Fidelity) -> tuple[FigureBlock, FigureBlock]:
-    query, told = epochs_query(study, found.metric), "undefined"
+    query, correlation = epochs_query(study, found.metric), "undefined"
     if found.at_early_epoch is not None:
-        told = f"{found.at_early_epoch:.2f}"
+        correlation = f"{found.at_early_epoch:.2f}"
     by_epoch = FigureBlock(
         "figure-fidelity",
-        "How well early epochs tell the final order",
-        f"Spearman's rank correlation of {found.metric} at each epoch with that at epoch "
-        f"{found.last_epoch}, over {found.num_trials} completed trials. 1 is the same order, 0 is "
-        "none.",
+        "How well early epochs predict the final order",
+        f"Spearman's rank correlation of {found.metric} at each epoch with {found.metric} at epoch "
+        f"{found.last_epoch}, over {found.num_trials} completed trials. 1 means the same order, 0 "
+        "no relation.",
         correlation_figure(found),
         Grid(
             "Rank correlation",
@@ -247,8 +245,9 @@ def _fidelity_blocks(study: str, found: Fidelity) -> tuple[FigureBlock, FigureBl
     by_trial = FigureBlock(
         "figure-early",
         f"Epoch {found.early_epoch} against epoch {found.last_epoch}",
-        f"Points are completed trials; their rank correlation is {told}. Those that were stopped "
-        "early never reached the last epoch: they are missing here, and in the correlations.",
+        f"Points are completed trials; their rank correlation is {correlation}. Trials that were "
+        "stopped early never reached the last epoch, so they are missing here and in the "
+        "correlations.",
         fidelity_figure(found),
         query=query,
         is_half=True,
@@ -274,7 +273,7 @@ def _cost_block(study: str, trials: Sequence[RankedTrial], metric: str) -> Figur
         "figure-cost",
         f"{measure.title} against training time",
         "Points are completed trials. Crosses were stopped early: they had fewer epochs, so their "
-        "height is not comparable.",
+        "values are not comparable.",
         cost_figure(shown, metric),
         Grid("Training time", ("trial", "state", "seconds", measure.title), rows),
         trials_query(study, ["arm", "seed", "state", "epoch", "seconds", metric]),

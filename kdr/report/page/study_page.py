@@ -1,6 +1,4 @@
-"""The page of a study, out of its log: what it asked, what it found, what it cost, and where the
-numbers came from.
-"""
+"""The page of a study: its question, results, cost and provenance, from the log."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -49,17 +47,17 @@ def study_page(
     command: str = "",
     reload_s: float | None = None,
 ) -> Page:
-    """The page of a study, whatever its log holds so far.
+    """Builds the page of a study from what its log holds so far.
 
     Args:
         log: the trial log.
         study: name of the study.
-        now: when the page is written, UTC.
-        log_folder: where the log lies.
-        question: the comment at the head of the study's file, as `question_of` gives it.
-        metric: one of COCO's; by default what the study is about.
-        command: the command that makes the page.
-        reload_s: seconds after which a page of a study that is not over reloads itself.
+        now: current time, UTC.
+        log_folder: folder of the log.
+        question: the result of `question_of` for the study file.
+        metric: one of COCO's metrics; the study's metric by default.
+        command: the command that writes the page.
+        reload_s: seconds after which the page of an unfinished study reloads itself.
 
     Raises:
         ConfigError: if there is no such metric.
@@ -113,7 +111,7 @@ def study_page(
 
 
 def _trials(log: Log, study: str, metric: str, progress: StudyProgress) -> tuple[RankedTrial, ...]:
-    """The students of the study as it is now, best first, by the names that `status` gives them."""
+    """Returns the current students of the study, best first, with the names of `kdr status`."""
     names, current = trial_names(log, study), {trial.key for trial in progress.trials}
     return tuple(
         replace(trial, name=names.get(trial.key, trial.name))
@@ -128,7 +126,7 @@ def _states(log: Log, progress: StudyProgress) -> list[TrialState]:
 
 
 def _study_file(content: Mapping[str, Any], study: str) -> str:
-    """The study as a file; settings that this version cannot read, as the log has them."""
+    """Returns the study file; as JSON if this version cannot read its settings."""
     try:
         return study_text(content, (), source=study)
     except ConfigError:
@@ -143,18 +141,16 @@ def _kind(content: Mapping[str, Any], table: AblationTable | None, metric: str) 
         return f"Ablation ({design}): {arms}, compared by {metric} with {table.reference}"
     search = content.get("search")
     if search:
-        return (
-            f"Search over {len(search['parameters'])} settings for the highest {metric}: no "
-            "ablation, so no effects"
-        )
-    return "One trial"
+        settings = counted(len(search["parameters"]), "setting")
+        return f"Search over {settings} for the highest {metric}; it does not measure effects"
+    return "Single trial"
 
 
 def _state(progress: StudyProgress, trials: Sequence[RankedTrial]) -> str:
     total = f" of {progress.total}" if progress.total is not None else ""
     counts = (
         ", ".join(f"{count} {state}" for state, count in count_states(trials).items())
-        or "none begun"
+        or "none started"
     )
     left = (
         ""

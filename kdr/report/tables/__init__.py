@@ -1,1 +1,1 @@
-"""Tables: their cells, the formats they are written in, and how every written cell is verified."""
+"""Tables: their cells, their file formats, and the check of every written cell."""

@@ -1,19 +1,18 @@
-"""An ablation's table as rows of text, rounded for readers, or of numbers in full for programs."""
+"""An ablation's table as cells: rounded text for people, full numbers for programs."""
 
 from collections.abc import Iterator
 
 from kdr.report.ablation_table import AblationRow, AblationTable, EffectRow
 from kdr.report.effects import ALPHA, MOST_SEEDS, Effect, Verdict
+from kdr.report.formatting import counted
 from kdr.report.measures import Measure
 from kdr.report.tables.grid import Cell, Grid, decimals, interval, mean_sd, number, p_value
 
-AP_IN_PERCENT = (
-    "AP in percent, as papers print it (39.8 stands for 0.398 in the log), at the last epoch."
-)
+AP_IN_PERCENT = "AP in percent, as in papers (39.8 is 0.398 in the log), at the last epoch."
 
 
 def result(row: AblationRow | EffectRow) -> str:
-    """The word on a row, and how many more seeds would decide it."""
+    """Returns a row's verdict in words, with the seeds that would decide it."""
     if isinstance(row, AblationRow) and row.is_reference:
         return "reference"
     if isinstance(row, AblationRow) and row.is_same_trials:
@@ -30,8 +29,9 @@ def result(row: AblationRow | EffectRow) -> str:
 
 
 def reading_grid(table: AblationTable) -> Grid:
-    """The table as people read it: means with spread, differences, p, and the word. Decided rows
-    stand out.
+    """Returns the table for people: means with spread, differences, p, verdicts.
+
+    The difference and verdict of decided rows are bold.
     """
     rows = table.all_rows
     columns, cells = ["arm", "n"], [_first_cells(row) for row in rows]
@@ -56,7 +56,7 @@ def reading_grid(table: AblationTable) -> Grid:
 
 
 def data_grid(table: AblationTable) -> Grid:
-    """The same with every number in full, and the keys of the trials behind it, for programs."""
+    """Returns the table for programs: full numbers, and the keys of the trials."""
     factors = list(dict.fromkeys(factor for row in table.rows for factor in row.levels))
     columns = ["arm", "kind", *factors, "seeds done", "seeds planned"]
     columns += [
@@ -98,7 +98,7 @@ def data_grid(table: AblationTable) -> Grid:
 
 def _title(table: AblationTable) -> str:
     shown = (table.tested or table.measures[0]).title
-    return f"{table.study}: {shown} by arm, and the difference to {table.reference}"
+    return f"{table.study}: {shown} by arm, with the difference to {table.reference}"
 
 
 def _first_cells(row: AblationRow | EffectRow) -> list[Cell]:
@@ -115,7 +115,7 @@ def _columns(measure: Measure, *, is_tested: bool) -> list[str]:
 
 
 def _measure_cells(table: AblationTable, measure: Measure) -> list[list[Cell]]:
-    """One measure's cells of every row."""
+    """Returns one measure's cells for every row; all rows share their decimals."""
     rows = table.all_rows
     digits = decimals(_scaled(row.summaries[measure.name].sd, measure) for row in table.rows)
     effects = [row.effect_on(measure.name) for row in rows]
@@ -156,7 +156,7 @@ def _measure_cells(table: AblationTable, measure: Measure) -> list[list[Cell]]:
 
 
 def _numbers(row: AblationRow | EffectRow, measure: Measure) -> list[Cell]:
-    """Mean, standard deviation, difference and the bounds of its interval."""
+    """Returns mean, standard deviation, difference and the bounds of its interval."""
     summary = row.summaries[measure.name] if isinstance(row, AblationRow) else None
     effect = row.effect_on(measure.name)
     bounds = (effect.interval if effect else None) or (None, None)
@@ -186,7 +186,7 @@ def _tests(row: AblationRow | EffectRow, tested: Measure | None) -> list[Cell]:
 
 
 def _conventions(table: AblationTable) -> Iterator[str]:
-    """What the columns mean, in a few sentences."""
+    """Yields the notes that explain the columns."""
     if any(measure.is_ap for measure in table.measures):
         yield AP_IN_PERCENT
     tested = table.tested
@@ -194,32 +194,33 @@ def _conventions(table: AblationTable) -> Iterator[str]:
         return
     if table.effects:
         difference = (
-            "Effects: least squares with seeds as blocks; an interaction is half of what one step "
-            "adds to the other"
+            "Effects: least squares with seeds as blocks; an interaction is half the change that "
+            "one step makes to the effect of the other"
         )
     else:
         difference = f"Difference: arm minus {table.reference}, paired by seed"
     yield (
-        f"n: seeds done of those planned. ±: standard deviation over seeds. {difference}; 95 % t "
-        "interval, not adjusted."
+        f"n: completed seeds of those planned. ±: standard deviation over seeds. {difference}; "
+        "95 % t interval, not adjusted."
     )
     margin = (
         ""
         if table.margin is None
-        else f", no relevant effect if surely within ±{table.margin * tested.scale:g} points"
+        else f", no relevant effect if an equivalence test puts it within "
+        f"±{table.margin * tested.scale:g} points"
     )
     yield (
-        f"p: t test of {tested.name}, Holm-adjusted over {table.family}; beside it the exact "
-        f"sign-flip p, not adjusted. Result: helps or hurts if p < {ALPHA:g}{margin}, else "
-        "undecided, with the seeds that would decide it at this spread."
+        f"p: t test of {tested.name}, Holm-adjusted over {counted(table.family, 'comparison')}; "
+        f"sign-flip p: exact, not adjusted. Result: helps or hurts if p < {ALPHA:g}{margin}; "
+        "otherwise undecided, with the number of seeds that would decide it at this spread."
     )
     if any(row.is_declared for row in table.rows):
         yield (
-            "†: the one comparison declared beforehand; its p is not adjusted, and it is not "
-            "counted among the others."
+            "†: the comparison that was declared beforehand; its p is not adjusted, and it does "
+            "not count in the adjustment of the others."
         )
     if any(row.unequal for row in table.rows):
-        yield "*: had another budget, so that its difference is not that of its settings alone."
+        yield "*: trained on an unequal budget, so the difference is not due to its settings alone."
 
 
 def _words(verdict: Verdict, effect: Effect) -> str:
@@ -234,7 +235,7 @@ def _words(verdict: Verdict, effect: Effect) -> str:
         return "undecided (one seed)" if effect.n < 2 else "undecided (no spread)"
     if verdict.more_seeds >= MOST_SEEDS:
         return f"undecided (over {MOST_SEEDS} more seeds)"
-    return f"undecided ({verdict.more_seeds} more seed{'s' if verdict.more_seeds > 1 else ''})"
+    return f"undecided ({counted(verdict.more_seeds, 'more seed')})"
 
 
 def _scaled(value: float | None, measure: Measure) -> float | None:

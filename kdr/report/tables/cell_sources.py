@@ -1,6 +1,4 @@
-"""What lies behind one number of a table: trials, seeds, code, machines, and the files of the
-log.
-"""
+"""The sources of one cell: trials, seeds, commits, machines, and files of the log."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,18 +13,19 @@ from kdr.storage.files import StoredPath
 def cell_sources(
     log: Log, study: str, arm: str, metric: str, files: Mapping[str, Sequence[StoredPath]]
 ) -> Grid:
-    """The trials behind a measure of an arm, one row for each seed; those that are not completed
-    are no part of the number.
+    """Returns the trials behind an arm's measure, one row per seed.
+
+    Trials that are not completed are listed, but do not count in the number.
 
     Args:
         log: the trial log.
         study: name of the study.
-        arm: name of the arm, as the table has it.
+        arm: name of the arm in the table.
         metric: a measure, such as `AP`.
-        files: files of the log by trial key.
+        files: trial key -> files of the log.
 
     Raises:
-        ConfigError: if there is no such arm or measure.
+        ConfigError: if the arm or the measure does not exist.
     """
     measure = measure_of(metric)
     trials = logged_arms(log, study, (measure,)).arm(arm).trials.values()
@@ -38,7 +37,7 @@ def cell_sources(
             (
                 trial.seed,
                 None if value is None else value * measure.scale,
-                state.state if state else "not begun",
+                state.state if state else "not started",
                 state.epoch if state else None,
                 trial.key,
                 state.study if state else None,

@@ -1,9 +1,7 @@
-"""Tables as Markdown, LaTeX, HTML, CSV and JSON, and the way back: what a written file says in each
-cell.
+"""Tables written as Markdown, LaTeX, HTML, CSV and JSON, and read back cell by cell.
 
-Every written table carries where it comes from, as a comment or a member, by which `verify`
-recomputes it. Reading back takes styling away, so that a table may be set in bold, spaced or
-captioned anew without being another table.
+Every written table holds its source, in a comment or a member, from which `verify` recomputes it.
+Reading ignores style, so bold type, spacing and captions may be edited.
 """
 
 import csv
@@ -34,21 +32,21 @@ _MARK = "kdr-table:"
 
 @dataclass(frozen=True)
 class WrittenTable:
-    """What a written file says."""
+    """The content of a written file."""
 
     source: dict[str, Any]
-    """Where the table comes from, as it was given to `written`."""
+    """The table's source, as passed to `written`."""
     cells: tuple[tuple[str, ...], ...]
-    """Rows of texts, the names of the columns first."""
+    """Rows of text, column names first."""
 
 
 def written(grid: Grid, format: FileFormat, source: Mapping[str, Any]) -> str:
-    """A table as the text of a file.
+    """Returns a table as the text of a file.
 
     Args:
         grid: the table.
-        format: how to write it.
-        source: plain values from which the table can be computed again.
+        format: the file format.
+        source: plain values from which the table can be recomputed.
     """
     mark = f"{_MARK} {json.dumps({**source, 'format': format})}"
     if format == "json":
@@ -64,16 +62,16 @@ def written(grid: Grid, format: FileFormat, source: Mapping[str, Any]) -> str:
         return f"# {mark}\n{_csv(grid)}"
     if format == "latex":
         return f"% {mark}\n{latex_text(grid)}"
-    # a comment of HTML ends at two hyphens
+    # an HTML comment must not contain two hyphens; in JSON one of them can be escaped
     comment = f"<!-- {mark.replace('--', '-' + chr(92) + 'u002d')} -->\n"
     return comment + (_markdown(grid) if format == "md" else _html(grid))
 
 
 def read_written(text: str) -> WrittenTable:
-    """What a file says that `written` has made, whatever was changed in it since.
+    """Reads a file made by `written`, even if it was edited since.
 
     Raises:
-        ConfigError: if it does not say where it comes from, or its table cannot be found.
+        ConfigError: if its source or its table cannot be found.
     """
     source = _source(text)
     readers = {
@@ -87,8 +85,7 @@ def read_written(text: str) -> WrittenTable:
         cells = readers[source["format"]](text)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"TABLE: must hold the table that its source names, got {error}. Write it again with "
-            "table"
+            f"TABLE: cannot read its table: {error}. Write it again with `kdr table --output`"
         ) from error
     return WrittenTable(
         source, tuple(tuple(" ".join(cell.split()) for cell in row) for row in cells)
@@ -108,8 +105,8 @@ def _source(text: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         pass
     raise ConfigError(
-        "TABLE: must be a table that `table --format ... --output` wrote, with its line "
-        f"'{_MARK}', got none. Write it again"
+        f"TABLE: must be a file from `kdr table --output`, got one without a '{_MARK}' line. Write "
+        "it again"
     )
 
 

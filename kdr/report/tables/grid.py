@@ -1,6 +1,4 @@
-"""A table ready to be written in any format: rows of texts and numbers, and the one rule for
-digits.
-"""
+"""A table in no particular format: columns, cells, notes, and the rule for digits."""
 
 import math
 from collections.abc import Iterable
@@ -11,8 +9,9 @@ Cell = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class Grid:
-    """Rows of cells under named columns. Numbers are written in full; what is to be rounded is text
-    already.
+    """Rows of cells under named columns.
+
+    Numbers are written in full; whatever should be rounded is already text.
     """
 
     title: str
@@ -21,16 +20,17 @@ class Grid:
     notes: tuple[str, ...] = ()
     """Sentences below the table."""
     bold: frozenset[tuple[int, int]] = frozenset()
-    """(row, column) of cells that stand out."""
+    """(row, column) of bold cells."""
     rules: frozenset[int] = frozenset()
-    """Rows above which a new part begins."""
+    """Rows with a rule above them."""
 
 
 def decimals(sds: Iterable[float | None], default: int = 1) -> int:
-    """Decimals of a column: its standard deviation keeps one digit, or two if it begins with 1.
+    """Returns the decimals of a column: its standard deviation keeps one digit, or two if it
+    starts with 1.
 
-    That of a column is the root of the mean square over its rows. So 39.812 with 0.27 is shown as
-    39.8, and with 0.14 as 39.81; without a standard deviation there are `default` decimals.
+    The standard deviation of a column is the root mean square over its rows. So 39.812 with 0.27
+    becomes 39.8, and with 0.14 39.81. Without any there are `default` decimals.
     """
     known = [sd for sd in sds if sd is not None and sd > 0]
     if not known:
@@ -41,20 +41,20 @@ def decimals(sds: Iterable[float | None], default: int = 1) -> int:
 
 
 def number(value: float | None, digits: int, *, signed: bool = False) -> str:
-    """A number with so many decimals, never `-0.0`; empty for None."""
+    """Returns a number with so many decimals, never `-0.0`; empty for None."""
     if value is None:
         return ""
-    rounded = round(value, digits) + 0.0
+    rounded = round(value, digits) + 0.0  # adding 0.0 turns -0.0 into 0.0
     return f"{rounded:+.{digits}f}" if signed else f"{rounded:.{digits}f}"
 
 
 def mean_sd(mean: float | None, sd: float | None, digits: int) -> str:
-    """`39.8 ± 0.3`; a single value has no spread."""
+    """Returns `39.8 ± 0.3`; without a spread only the mean."""
     return number(mean, digits) if sd is None else f"{number(mean, digits)} ± {number(sd, digits)}"
 
 
 def interval(low_high: tuple[float, float] | None, digits: int) -> str:
-    """`[0.3, 1.2]`; empty for None."""
+    """Returns `[0.3, 1.2]`; empty for None."""
     return (
         ""
         if low_high is None
@@ -63,7 +63,7 @@ def interval(low_high: tuple[float, float] | None, digits: int) -> str:
 
 
 def p_value(p: float | None, level: float = 0.05) -> str:
-    """A p to three decimals, or as many as it takes to see on which side of the level it lies."""
+    """Returns a p to three decimals, or more if rounding would move it across the level."""
     if p is None:
         return ""
     if p < 0.001:

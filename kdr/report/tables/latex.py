@@ -1,4 +1,4 @@
-"""Tables in LaTeX, with booktabs, and the texts of the cells of such a table read back."""
+"""Tables as LaTeX with booktabs, and their cells read back."""
 
 import re
 
@@ -35,7 +35,7 @@ _COMMAND = re.compile("|".join(map(re.escape, sorted(_BACK, key=len, reverse=Tru
 
 
 def latex_text(grid: Grid) -> str:
-    r"""A `table` with a booktabs `tabular` and the notes below it; needs `\usepackage{booktabs}`.
+    r"""Returns a `table` with a booktabs `tabular` and its notes; needs `\usepackage{booktabs}`.
 
     Args:
         grid: the table.
@@ -65,8 +65,7 @@ def latex_text(grid: Grid) -> str:
 
 
 def latex_cells(text: str) -> list[list[str]]:
-    """The texts in the cells of the first `tabular` of a file, rules, numbers' dollars and bold
-    type taken away.
+    """Returns the text of each cell of a file's first `tabular`, without rules and styles.
 
     Raises:
         ValueError: if there is no `tabular`.
@@ -85,7 +84,7 @@ def latex_cells(text: str) -> list[list[str]]:
 
 
 def escaped(text: str) -> str:
-    """A text as LaTeX sets it, letter by letter."""
+    """Returns a text with every special character escaped for LaTeX."""
     return "".join(_ESCAPES.get(letter, letter) for letter in text)
 
 
@@ -97,7 +96,7 @@ def _row(cells: tuple[Cell, ...], bold: frozenset[int] = frozenset()) -> str:
 
 
 def _cell(text: str, bold: bool) -> str:
-    # a hyphen before a number is a minus
+    # a hyphen before a number is a minus sign
     set_ = re.sub(r"(?<![\w.])-(?=\d)", r"$-$", escaped(text))
     return rf"\textbf{{{set_}}}" if bold and text else set_
 

@@ -1,5 +1,6 @@
-"""A table as it was asked for: plain values from which it can be computed again, today or when
-someone doubts it.
+"""A requested table: the request as plain values, and its computation from the log.
+
+A written table holds its request, so that `verify` can compute it again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,22 +24,22 @@ Kind = Literal["ablation", "comparison", "pivot", "settings", "ranking"]
 
 @dataclass(frozen=True)
 class TableRequest:
-    """What a table is of."""
+    """A request for a table."""
 
     study: str
     kind: Kind
     metrics: tuple[str, ...] = ()
-    """Measures to show; the study's own if empty. A pivot, a ranking and a table by settings show
-    the first."""
+    """Measures to show; the study's metric if empty. A pivot, a ranking and a table by settings
+    show only the first."""
     paths: tuple[str, ...] = ()
-    """Settings: those to group by, or the two of a pivot."""
+    """Settings to group by; the two of a pivot."""
     other: str | None = None
-    """The study that is compared with."""
+    """The study to compare with."""
     allow_unequal: bool = False
-    """Whether arms of unequal budgets are marked instead of refused."""
+    """Whether arms with unequal budgets are marked instead of refused."""
 
     def source(self) -> dict[str, Any]:
-        """Itself as plain values; what is not set is left out."""
+        """Returns the request as plain values, without unset ones."""
         return {name: value for name, value in asdict(self).items() if value}
 
 
@@ -79,10 +80,10 @@ def request_for(
 
 
 def request_from(source: Mapping[str, Any]) -> TableRequest:
-    """The request in a written table.
+    """Reads the request in a written table.
 
     Raises:
-        ConfigError: if it is none.
+        ConfigError: if it is not a request of this version.
     """
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
@@ -92,26 +93,25 @@ def request_from(source: Mapping[str, Any]) -> TableRequest:
     try:
         request = TableRequest(**values)
     except TypeError as error:
-        raise ConfigError(
-            f"TABLE: its source must be that of a table of this version, got {error}"
-        ) from error
+        raise ConfigError(f"TABLE: this version cannot read its source: {error}") from error
     if request.kind not in get_args(Kind):
         raise ConfigError(
-            f"TABLE: its source must be one of {', '.join(get_args(Kind))}, got {request.kind!r}"
+            f"TABLE: the kind in its source must be one of {', '.join(get_args(Kind))}, got "
+            f"{request.kind!r}"
         )
     return request
 
 
 def requested_grid(request: TableRequest, read: Callable[[str], Log], *, in_full: bool) -> Grid:
-    """The table that was asked for.
+    """Computes the requested table.
 
     Args:
-        request: what it is of.
-        read: gives the log of a study.
-        in_full: numbers without rounding, for programs.
+        request: the request.
+        read: returns the log of a study.
+        in_full: do not round numbers, for programs.
 
     Raises:
-        ConfigError: if the log has no such table.
+        ConfigError: if the log cannot answer it.
     """
     log = read(request.study)
     if request.kind in ("ablation", "comparison"):
@@ -131,7 +131,7 @@ def requested_grid(request: TableRequest, read: Callable[[str], Log], *, in_full
             ", ".join(f"{count} {state}" for state, count in count_states(trials).items())
             or "no trials"
         )
-        title = f"{request.study}: trials by {metric} of their last epoch ({counts})"
+        title = f"{request.study}: trials by {metric} at their last epoch ({counts})"
         return Grid(title, tuple(columns), _rounded(rows, in_full))
     found = settings_table(log, request.study, request.paths, metric)
     if request.kind == "pivot" and not in_full:
@@ -142,7 +142,7 @@ def requested_grid(request: TableRequest, read: Callable[[str], Log], *, in_full
 
 
 def _pivot(request: TableRequest, found: SettingsTable) -> Grid:
-    """Means by two settings: the first down, the second across."""
+    """Returns means by two settings: the first down, the second across."""
     measure = measure_of(found.metric)
     down, across = (
         sorted({row.settings[axis] for row in found.rows}, key=_order) for axis in (0, 1)
@@ -171,6 +171,6 @@ def _rounded(rows: list[list[Any]], in_full: bool) -> tuple[tuple[Cell, ...], ..
 
 
 def _order(value: Any) -> tuple[int, float, str]:
-    """Numbers in order, before texts."""
+    """Sort key: numbers in order, before texts."""
     is_number = isinstance(value, int | float)
     return (not is_number, float(value) if is_number else 0.0, str(value))

@@ -1,4 +1,4 @@
-"""Whether a written table says what the log says: every cell computed again."""
+"""Verification of a written table: every cell is recomputed from the log."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -9,12 +9,12 @@ from kdr.report.tables.requested_table import request_from, requested_grid
 from kdr.results.reader import Log
 
 IN_FULL = ("csv", "json")
-"""Formats for programs, with numbers that are not rounded."""
+"""Formats for programs, with unrounded numbers."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One cell that is not what the log gives."""
+    """A cell that differs from the log."""
 
     row: str
     """The row's first cell."""
@@ -25,24 +25,23 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verification:
-    """What became of a written table."""
+    """The result of verifying a table."""
 
     study: str
     num_cells: int
-    """Cells that were compared."""
+    """Number of compared cells."""
     differences: tuple[Difference, ...]
 
 
 def verified(text: str, read: Callable[[str], Log]) -> Verification:
-    """Computes every cell of a written table again.
+    """Recomputes every cell of a written table.
 
     Args:
-        text: of the file.
-        read: gives the log of a study.
+        text: the text of the file.
+        read: returns the log of a study.
 
     Raises:
-        ConfigError: if the file does not say where it comes from, or the log has no such table any
-            more.
+        ConfigError: if the file has no source, or the log no longer has such a table.
     """
     table = read_written(text)
     request = request_from(table.source)
@@ -59,8 +58,9 @@ def verified(text: str, read: Callable[[str], Log]) -> Verification:
 
 
 def _by_name(cells: Sequence[Sequence[str]]) -> dict[tuple[str, int, str], str]:
-    """Cells by the name of their row, its number among rows of that name, and the name of their
-    column.
+    """Returns cells by (row name, its number among rows of that name, column name).
+
+    By name, so that reordered rows are not differences.
     """
     head, *rows = cells or [()]
     seen: Counter[str] = Counter()
@@ -76,14 +76,12 @@ def _by_name(cells: Sequence[Sequence[str]]) -> dict[tuple[str, int, str], str]:
 
 
 def _is_equal(one: str | None, other: str | None) -> bool:
-    """Whether two cells say the same; numbers in full may differ by what another machine's rounding
-    does.
-    """
+    """Whether two cells agree; full numbers may differ by another machine's rounding."""
     if one is None or other is None or one == other:
         return one == other
     try:
         first, second = float(one), float(other)
     except ValueError:
         return False
-    # rounded numbers have few digits, of which none may change
+    # rounded numbers are short, and must match exactly
     return len(other) > 12 and abs(first - second) <= 1e-9 * max(abs(first), abs(second))

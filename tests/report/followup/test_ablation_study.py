@@ -1,11 +1,11 @@
-"""The ablation around a chosen trial: its factors, its seeds, and that it can be planned as it
-is."""
+"""The ablation of a chosen trial: its factors, its seeds, and its plan without warnings."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kdr.config.ablation import Ablation
 from kdr.config.strict_yaml import parse_yaml
 from kdr.config.study import Study, study_from
 from kdr.errors import ConfigError
@@ -14,6 +14,7 @@ from kdr.report.followup.ablation_study import ablation_yaml, chosen_by_search, 
 from kdr.report.followup.best_study import best_study_yaml
 from kdr.report.ranking import best_trial
 from kdr.results.reader import read_log
+from tests.conftest import ExampleLog
 
 PARAMETERS: dict[str, Any] = {
     "distill.kdr.weight": {"float": [0.1, 50]},
@@ -38,8 +39,8 @@ BEST = {
 
 
 @pytest.fixture
-def searched(example_log):
-    """A search of two trials, of which `best` is the one with all of its choices."""
+def searched(example_log: ExampleLog) -> ExampleLog:
+    """A search of two trials; `best` has every choice."""
     example_log.content["search"]["parameters"] = PARAMETERS
     example_log.trial("other", parameters={"distill.kdr.weight": 1.0}, changes={"seed": 3}, AP=0.1)
     example_log.trial("best", parameters=BEST, AP=0.4)
@@ -50,19 +51,25 @@ def study_of(text: str) -> Study:
     return study_from(parse_yaml(text, source="text"), folder=Path("/"))
 
 
-def from_key(log: Any, key: str = "best", **seeds: Any) -> str:
+def ablation_of(text: str) -> Ablation:
+    ablation = study_of(text).ablation
+    assert ablation is not None
+    return ablation
+
+
+def from_key(log: ExampleLog, key: str = "best", **seeds: Any) -> str:
     found = read_log(log.storage)
     return ablation_yaml(chosen_by_search(found, found.states()[key]), **{"num_seeds": 4, **seeds})
 
 
-def test_each_choice_of_the_search_is_undone_alone(searched):
+def test_each_choice_of_the_search_is_undone_alone(searched: ExampleLog) -> None:
     study = study_of(from_key(searched))
     assert study.ablation is not None
     assert study.ablation.factors == {
         "weight": {"default": {"distill.kdr.weight": 3.0}},
         "review": {"off": {"distill.kdr.review_links": []}},
         "attention": {"off": {"distill.kdr.attention": "none"}},
-        # decoupling is off already, so that the values of masks have no effect
+        # decoupling is already off, so mask values have no effect
         "pyramid": {"off": {"distill.kdr.pyramid_scales": ["full"]}},
         "lr": {"before": {"training.lr": 0.01}},
         "kdr": {"off": {"distill.kdr": None}},
@@ -76,8 +83,8 @@ def test_each_choice_of_the_search_is_undone_alone(searched):
 
 
 def test_its_baseline_is_the_chosen_trial_on_the_validation_set_and_its_plan_has_no_warning(
-    searched,
-):
+    searched: ExampleLog,
+) -> None:
     study = study_of(from_key(searched))
     state = read_log(searched.storage).states()["best"]
     chosen = study.trial_with({"data.search_split": 64, "seed": state.seed})
@@ -86,37 +93,40 @@ def test_its_baseline_is_the_chosen_trial_on_the_validation_set_and_its_plan_has
     assert (len(plan.arms), plan.num_trials, plan.warnings) == (7, 7 * 4, ())
 
 
-def test_its_seeds_are_none_of_the_searchs(searched):
-    assert study_of(from_key(searched)).ablation.all_seeds == (100, 101, 102, 103)
+def test_its_seeds_are_not_those_of_the_search(searched: ExampleLog) -> None:
+    assert ablation_of(from_key(searched)).all_seeds == (100, 101, 102, 103)
     searched.trial("late", changes={"seed": 101})
-    assert study_of(from_key(searched)).ablation.all_seeds == (102, 103, 104, 105)
-    assert study_of(from_key(searched, first_seed=4)).ablation.all_seeds == (4, 5, 6, 7)
+    assert ablation_of(from_key(searched)).all_seeds == (102, 103, 104, 105)
+    assert ablation_of(from_key(searched, first_seed=4)).all_seeds == (4, 5, 6, 7)
     with pytest.raises(
         ConfigError,
         match=(
-            r"--first-seed: must give seeds that had no part in the choice, got 0 to 3, and 0, 3"
-            r" chose\. .* begin at 102"
+            r"--first-seed: must give seeds that took no part in the choice, got 0 to 3, of which"
+            r" 0, 3 did\. .* start at 102"
         ),
     ):
         from_key(searched, first_seed=0)
 
 
-def test_the_head_says_where_it_comes_from(searched):
+def test_the_head_names_the_trial_and_the_seeds(searched: ExampleLog) -> None:
     head = [line for line in from_key(searched).splitlines() if line.startswith("#")]
     assert head[0] == "# Question: which choices of trial best of the search example matter?"
-    assert "# The settings were chosen with the seeds 0, 3; this study takes 100 to 103." in head
+    assert "# The settings were chosen with seeds 0, 3; this study uses 100 to 103." in head
 
 
-def test_a_file_of_one_trial_has_every_part_of_its_methods_as_a_factor(searched, tmp_path):
+def test_a_file_with_one_trial_has_every_part_of_its_methods_as_a_factor(
+    searched: ExampleLog,
+) -> None:
     log = read_log(searched.storage)
     text = best_study_yaml(log, "example", best_trial(log, "example"), "AP")
     study = study_of(ablation_yaml(chosen_in_file(log, study_of(text)), num_seeds=2))
     assert study.study == "example-best-ablation"
+    assert study.ablation is not None
     assert set(study.ablation.factors) == {"weight", "review", "attention", "pyramid", "kdr"}
     assert expand_study(study).warnings == ()
 
 
-def test_two_methods_are_switched_off_one_by_one_without_a_contrast(searched):
+def test_two_methods_are_switched_off_one_by_one_without_a_contrast(searched: ExampleLog) -> None:
     searched.content["trial"]["distill"]["fitnet"] = {"weight": 2.0}
     searched.content["search"]["parameters"] = {
         **PARAMETERS,
@@ -124,6 +134,7 @@ def test_two_methods_are_switched_off_one_by_one_without_a_contrast(searched):
     }
     searched.trial("two", parameters={**BEST, "distill.fitnet.weight": 4.0}, AP=0.5)
     study = study_of(from_key(searched, "two"))
+    assert study.ablation is not None
     assert [
         name for name in study.ablation.factors if "weight" in name or name in ("kdr", "fitnet")
     ] == [
@@ -136,14 +147,14 @@ def test_two_methods_are_switched_off_one_by_one_without_a_contrast(searched):
     assert len(expand_study(study).arms) == 1 + len(study.ablation.factors)
 
 
-def test_a_choice_that_the_others_need_is_kept(searched):
+def test_a_choice_that_the_others_need_is_kept(searched: ExampleLog) -> None:
     searched.content["search"]["parameters"] = {
         "student.fpn_channels": {"choice": [64, 256]},
         **PARAMETERS,
     }
     parameters = {"student.fpn_channels": 256, "distill.kdr.weight": 2.0}
     searched.trial("wide", parameters=parameters, changes={"distill.kdr.align": "identity"}, AP=0.5)
-    assert set(study_of(from_key(searched, "wide")).ablation.factors) == {
+    assert set(ablation_of(from_key(searched, "wide")).factors) == {
         "weight",
         "review",
         "attention",
@@ -154,37 +165,39 @@ def test_a_choice_that_the_others_need_is_kept(searched):
 
 
 @pytest.mark.parametrize(
-    ("key", "columns", "told"),
+    ("key", "columns", "found"),
     [
         ("teacher", {"role": "teacher"}, "teacher teacher of example"),
         ("arm", {"arm": "baseline"}, "student arm of example"),
     ],
 )
-def test_what_no_search_has_chosen_is_refused(example_log, key, columns, told):
+def test_a_trial_outside_a_search_is_refused(
+    example_log: ExampleLog, key: str, columns: dict[str, Any], found: str
+) -> None:
     if key == "arm":
         del example_log.content["search"]
     example_log.trial(key, **columns)
     with pytest.raises(
         ConfigError,
-        match=rf"TRIAL: must be a trial of a search, got {told}\. Name another one, or",
+        match=rf"TRIAL: must be a trial of a search, got {found}\. Give another key, or",
     ):
         from_key(example_log, key)
 
 
-def test_a_search_is_no_file_of_one_trial(searched):
+def test_a_search_is_refused_as_a_file_with_one_trial(searched: ExampleLog) -> None:
     study = study_from(searched.content, folder=Path("/"))
     with pytest.raises(
-        ConfigError, match="TRIAL: must be a study of one trial, got a search, example"
+        ConfigError, match="TRIAL: must be a study with a single trial, got a search, example"
     ):
         chosen_in_file(read_log(searched.storage), study)
 
 
-def test_a_trial_without_choices_has_nothing_to_undo(example_log):
+def test_a_trial_without_choices_has_nothing_to_undo(example_log: ExampleLog) -> None:
     del example_log.content["search"]
     example_log.content["trial"] = {"data": {"dataset": "shapes"}}
     study = study_from(example_log.content, folder=Path("/"))
     with pytest.raises(
         ConfigError,
-        match="TRIAL: must have a method or another choice that can be undone, got none",
+        match="TRIAL: must have a method or another choice to undo, got none",
     ):
         ablation_yaml(chosen_in_file(read_log(example_log.storage), study), num_seeds=2)

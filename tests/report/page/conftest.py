@@ -1,4 +1,4 @@
-"""Pages of studies, whole."""
+"""Example studies and their pages."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -9,32 +9,35 @@ import pytest
 from kdr.report.page.html import Page
 from kdr.report.page.study_page import study_page
 from kdr.results.reader import read_log
+from tests.conftest import AblationLog, ExampleLog
 
 LINKS = "distill.kdr.review_links"
+PageOf = Callable[..., Page]
+"""Takes an example log and options of `study_page`."""
 
 
 @pytest.fixture
-def page_of() -> Callable[..., Page]:
-    """The page of an example's study as it is now."""
+def page_of() -> PageOf:
+    """Builds the page of an example study."""
 
-    def made(example: Any, **options: Any) -> Page:
+    def build(example: AblationLog | ExampleLog, **options: Any) -> Page:
         log = read_log(example.storage, example.study)
         return study_page(
             log, example.study, now=datetime.now(UTC), log_folder=example.storage.log, **options
         )
 
-    return made
+    return build
 
 
 @pytest.fixture
-def full_ablation(ablation_log: Any) -> Any:
+def full_ablation(ablation_log: AblationLog) -> AblationLog:
     """Arms that help, hurt, change links and fail, with five seeds."""
     base = [0.300, 0.310, 0.305, 0.320, 0.295]
     arms = {
         "baseline": base,
         "better": [0.321, 0.330, 0.324, 0.342, 0.313],
         "no-links": [0.281, 0.290, 0.284, 0.302, 0.273],
-        "alike": [0.3005, 0.310, 0.3052, 0.3201, 0.2949],
+        "close": [0.3005, 0.310, 0.3052, 0.3201, 0.2949],
         "broken": [0.29, 0.31, 0.30],
     }
     for name, values in arms.items():
@@ -54,7 +57,7 @@ def full_ablation(ablation_log: Any) -> Any:
 
 
 @pytest.fixture
-def full_search(example_log: Any) -> Any:
+def full_search(example_log: ExampleLog) -> ExampleLog:
     """A search with conditions, early stops and a failure."""
     example_log.content["search"]["parameters"]["distill.kdr.attention"] = {
         "choice": ["none", "both"],

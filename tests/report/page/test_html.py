@@ -4,6 +4,7 @@ import html.parser
 import json
 import re
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -17,25 +18,27 @@ HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 
 
 
 class Elements(html.parser.HTMLParser):
-    """Names of all elements, their attributes, and the texts of scripts."""
+    """Collects element names, attributes, and the texts of scripts."""
 
-    def __init__(self, text):
+    def __init__(self, text: str) -> None:
         super().__init__()
-        self.names, self.attributes, self.scripts = [], [], []
+        self.names: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.scripts: list[str] = []
         self.feed(text)
 
-    def handle_starttag(self, name, attributes):
-        self.names.append(name)
-        self.attributes += attributes
-        if name == "script":
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.attributes += attrs
+        if tag == "script":
             self.scripts.append("")
 
-    def handle_data(self, text):
+    def handle_data(self, data: str) -> None:
         if self.cdata_elem == "script":
-            self.scripts[-1] += text
+            self.scripts[-1] += data
 
 
-def page(text, **changes):
+def page(text: str, **changes: Any) -> str:
     grid = Grid(
         text,
         (text, "result"),
@@ -63,7 +66,7 @@ def page(text, **changes):
         (failure,),
         (LongText(text, text),),
     )
-    content = {
+    content: dict[str, Any] = {
         "study": text,
         "kind": text,
         "question": (("Question", text), ("Cost", text)),
@@ -76,7 +79,7 @@ def page(text, **changes):
     return page_html(Page(**{**content, **changes}))
 
 
-def test_a_hostile_text_is_a_text_wherever_it_stands():
+def test_hostile_texts_are_escaped_everywhere() -> None:
     hostile, harmless = Elements(page(HOSTILE)), Elements(page("harmless"))
     assert hostile.names == harmless.names
     assert [name for name, _ in hostile.attributes] == [name for name, _ in harmless.attributes]
@@ -84,7 +87,7 @@ def test_a_hostile_text_is_a_text_wherever_it_stands():
     assert "49" not in page(HOSTILE).split("<script")[0]
 
 
-def test_the_figures_come_through_as_they_were():
+def test_figures_survive_the_escaping() -> None:
     data, _, _ = Elements(page(HOSTILE)).scripts
     assert "<" not in data
     [trace] = json.loads(data)["figures"]["figure-a"]["data"]
@@ -93,9 +96,11 @@ def test_the_figures_come_through_as_they_were():
     ]
 
 
-def test_the_policy_lets_only_the_pages_own_scripts_run_and_nothing_be_loaded():
+def test_the_policy_runs_only_the_pages_own_scripts_and_loads_nothing() -> None:
     text = page("a")
-    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', text)[1].replace("&#39;", "'")
+    found = re.search(r'Content-Security-Policy" content="([^"]+)"', text)
+    assert found is not None
+    policy = found[1].replace("&#39;", "'")
     digests = re.findall(r"'sha256-([^']+)'", policy)
     scripts = Elements(text).scripts[1:]
     assert digests == [
@@ -105,28 +110,30 @@ def test_the_policy_lets_only_the_pages_own_scripts_run_and_nothing_be_loaded():
     assert "unsafe-inline" not in policy.split("script-src")[1]
 
 
-def test_nothing_is_loaded_from_elsewhere():
+def test_nothing_is_loaded_from_elsewhere() -> None:
     links = [
         value
         for name, value in Elements(page("a")).attributes
         if name in ("src", "href", "action", "data")
     ]
     assert links
-    assert all(value.startswith(("#", "data:")) for value in links)
+    assert all(value is not None and value.startswith(("#", "data:")) for value in links)
 
 
-def test_headings_go_down_step_by_step():
+def test_heading_levels_are_nested() -> None:
     levels = [int(name[1]) for name in Elements(page("a")).names if re.fullmatch("h[1-6]", name)]
     assert levels == [1, 2, 3]
 
 
 @pytest.mark.parametrize(("reload_s", "expected"), [(5.0, [("data-reload-s", "5.0")]), (None, [])])
-def test_only_a_page_that_is_written_again_reloads(reload_s, expected):
+def test_only_an_unfinished_page_reloads(
+    reload_s: float | None, expected: list[tuple[str, str]]
+) -> None:
     attributes = Elements(page("a", reload_s=reload_s)).attributes
     assert [pair for pair in attributes if pair[0] == "data-reload-s"] == expected
 
 
-def test_words_have_the_colour_of_their_verdict():
+def test_results_have_the_colour_of_their_verdict() -> None:
     grid = Grid(
         "t",
         ("arm", "result"),

@@ -1,19 +1,23 @@
-"""The page in Chromium, driven by selenium; skipped where they are not installed."""
+"""The page in Chromium, driven by selenium; skipped if either is not installed."""
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kdr.report.page.drawing import DARK, LIGHT
-from kdr.report.page.html import page_html
+from kdr.report.page.html import Page, page_html
+from tests.conftest import AblationLog, ExampleLog
+from tests.report.page.conftest import PageOf
 
 pytestmark = pytest.mark.slow
 
 PHONE, DESK = (360, 800), (1280, 900)
+Opened = Callable[..., Any]
+"""Takes a page, the size of the window and the colour scheme."""
 HOSTILE = (
     "<img src=x "
     "onerror=\"document.title='hacked'\"></script><script>document.title='hacked'</script>"
@@ -47,16 +51,16 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def opened(browser: Any, tmp_path: Path) -> Callable[..., Any]:
+def opened(browser: Any, tmp_path: Path) -> Opened:
     """Opens a page from disk and waits until its figures are drawn."""
     from selenium.webdriver.support.ui import WebDriverWait
 
-    def show(page: Any, size: tuple[int, int] = DESK, scheme: str = "light") -> Any:
+    def show(page: Page, size: tuple[int, int] = DESK, scheme: str = "light") -> Any:
         path = tmp_path / "page.html"
         path.write_text(page_html(page), encoding="utf-8")
         browser.get("about:blank")
         for kind in ("browser", "performance"):
-            browser.get_log(kind)  # what came before
+            browser.get_log(kind)  # drops messages of earlier pages
         metrics = {
             "width": size[0],
             "height": size[1],
@@ -76,12 +80,13 @@ def opened(browser: Any, tmp_path: Path) -> Callable[..., Any]:
 
 
 @pytest.fixture(params=["full_ablation", "full_search"])
-def study(request: pytest.FixtureRequest) -> Any:
-    return request.getfixturevalue(request.param)
+def study(request: pytest.FixtureRequest) -> AblationLog | ExampleLog:
+    found: AblationLog | ExampleLog = request.getfixturevalue(request.param)
+    return found
 
 
 def count_marks(browser: Any, figure: str) -> int:
-    """Points, lines and cells that are drawn in a figure."""
+    """Counts the points, lines and cells that a figure draws."""
     marks = "'.point, .js-line, .js-fill, .heatmaplayer image'"
     return int(
         browser.execute_script(
@@ -91,7 +96,9 @@ def count_marks(browser: Any, figure: str) -> int:
     )
 
 
-def test_every_figure_is_drawn_without_an_error_or_a_request(study, page_of, opened):
+def test_every_figure_is_drawn_without_an_error_or_a_request(
+    study: AblationLog | ExampleLog, page_of: PageOf, opened: Opened
+) -> None:
     page = page_of(study)
     browser = opened(page)
     ids = [block.id for section in page.sections for block in section.figures]
@@ -110,7 +117,9 @@ def test_every_figure_is_drawn_without_an_error_or_a_request(study, page_of, ope
     assert sum(url.startswith("file:") for url in urls) == 1
 
 
-def test_figures_have_the_marks_of_their_data(full_ablation, page_of, opened):
+def test_figures_have_the_marks_of_their_data(
+    full_ablation: AblationLog, page_of: PageOf, opened: Opened
+) -> None:
     browser = opened(page_of(full_ablation))
     # four comparisons, and the differences of 5 + 5 + 5 + 3 seeds
     assert count_marks(browser, "figure-differences") == 4 + 18
@@ -118,7 +127,9 @@ def test_figures_have_the_marks_of_their_data(full_ablation, page_of, opened):
     assert count_marks(browser, "figure-cost") == 23
 
 
-def test_a_phone_shows_the_page_without_scrolling_sideways(study, page_of, opened):
+def test_a_phone_shows_the_page_without_scrolling_sideways(
+    study: AblationLog | ExampleLog, page_of: PageOf, opened: Opened
+) -> None:
     browser = opened(page_of(study), size=PHONE)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= PHONE[0]
     ends = (
@@ -129,9 +140,13 @@ def test_a_phone_shows_the_page_without_scrolling_sideways(study, page_of, opene
 
 
 @pytest.mark.parametrize(("scheme", "palette"), [("light", LIGHT), ("dark", DARK)])
-def test_page_and_figures_have_the_colours_of_the_readers_scheme(
-    full_ablation, page_of, opened, scheme, palette
-):
+def test_page_and_figures_use_the_readers_colour_scheme(
+    full_ablation: AblationLog,
+    page_of: PageOf,
+    opened: Opened,
+    scheme: str,
+    palette: Mapping[str, str],
+) -> None:
     browser = opened(page_of(full_ablation), scheme=scheme)
     style = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
     assert browser.execute_script(style, "figure", "backgroundColor") == rgb(palette["$surface"])
@@ -141,7 +156,9 @@ def test_page_and_figures_have_the_colours_of_the_readers_scheme(
     )
 
 
-def test_figures_follow_when_the_scheme_changes(full_search, page_of, opened):
+def test_figures_follow_a_change_of_the_colour_scheme(
+    full_search: ExampleLog, page_of: PageOf, opened: Opened
+) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
     browser = opened(page_of(full_search))
@@ -152,7 +169,9 @@ def test_figures_follow_when_the_scheme_changes(full_search, page_of, opened):
     )
 
 
-def test_the_keyboard_reaches_the_results_tables_and_folded_parts(full_ablation, page_of, opened):
+def test_the_keyboard_reaches_results_tables_and_details(
+    full_ablation: AblationLog, page_of: PageOf, opened: Opened
+) -> None:
     from selenium.webdriver import ActionChains
     from selenium.webdriver.common.keys import Keys
 
@@ -160,7 +179,7 @@ def test_the_keyboard_reaches_the_results_tables_and_folded_parts(full_ablation,
     ActionChains(browser).send_keys(Keys.TAB).perform()
     skip = browser.switch_to.active_element
     assert skip.text == "Skip to the results"
-    assert skip.location["y"] >= 0  # it comes into view
+    assert skip.location["y"] >= 0  # visible once focused
     outline = "return getComputedStyle(document.activeElement).outlineStyle"
     assert browser.execute_script(outline) == "solid"
     skip.send_keys(Keys.ENTER)
@@ -174,7 +193,9 @@ def test_the_keyboard_reaches_the_results_tables_and_folded_parts(full_ablation,
     assert browser.execute_script("return arguments[0].parentElement.open", summary)
 
 
-def test_tables_are_sorted_by_their_heads(full_search, page_of, opened):
+def test_tables_are_sorted_by_their_heads(
+    full_search: ExampleLog, page_of: PageOf, opened: Opened
+) -> None:
     browser = opened(page_of(full_search))
     trials = (
         "return [...document.querySelectorAll('#table tbody tr')].map(row => "
@@ -200,7 +221,9 @@ def test_tables_are_sorted_by_their_heads(full_search, page_of, opened):
     )
 
 
-def test_hostile_texts_do_nothing_and_are_shown(example_log, page_of, opened):
+def test_hostile_texts_do_nothing_and_are_shown(
+    example_log: ExampleLog, page_of: PageOf, opened: Opened
+) -> None:
     from selenium.webdriver.common.keys import Keys
 
     example_log.trial("bad", arm=HOSTILE, AP=0.2, event="stopped_early", epoch=2)
@@ -216,17 +239,19 @@ def test_hostile_texts_do_nothing_and_are_shown(example_log, page_of, opened):
     assert browser.get_log("browser") == []
 
 
-def test_a_page_that_is_written_again_reloads_itself_with_its_parts_unfolded(
-    full_ablation, page_of, opened
-):
+def test_an_unfinished_page_reloads_and_keeps_its_details_open(
+    full_ablation: AblationLog, page_of: PageOf, opened: Opened
+) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
     browser = opened(page_of(full_ablation, reload_s=1.5))
-    begun = browser.execute_script(
+    loaded = browser.execute_script(
         "document.querySelectorAll('details')[1].open = true; return performance.timeOrigin"
     )
     reloaded = "return document.body && document.body.dataset.drawn && performance.timeOrigin"
-    WebDriverWait(browser, 60).until(lambda _: (browser.execute_script(reloaded) or begun) != begun)
+    WebDriverWait(browser, 60).until(
+        lambda _: (browser.execute_script(reloaded) or loaded) != loaded
+    )
     is_open = "return [...document.querySelectorAll('details')].map(it => it.open)"
     assert [index for index, found in enumerate(browser.execute_script(is_open)) if found] == [1]
 

@@ -1,13 +1,14 @@
 import json
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kdr.errors import ConfigError
-from kdr.report.tables.formats import FILE_FORMATS, read_written, written
+from kdr.report.tables.formats import FILE_FORMATS, FileFormat, read_written, written
 from kdr.report.tables.grid import Grid
 
 GRID = Grid(
@@ -26,7 +27,7 @@ SOURCE = {"study": "a-study", "kind": "ablation", "metrics": ["AP", "AP/a--b>"]}
 formats = pytest.mark.parametrize("format", FILE_FORMATS)
 
 
-def as_text(grid):
+def as_text(grid: Grid) -> tuple[tuple[str, ...], ...]:
     return (
         grid.columns,
         *(tuple("" if cell is None else str(cell) for cell in row) for row in grid.rows),
@@ -34,7 +35,7 @@ def as_text(grid):
 
 
 @formats
-def test_what_is_written_can_be_read_back(format):
+def test_a_written_table_can_be_read_back(format: FileFormat) -> None:
     found = read_written(written(GRID, format, SOURCE))
     assert found.source == {**SOURCE, "format": format}
     assert found.cells == as_text(GRID)
@@ -51,7 +52,7 @@ TEXTS = st.text(
         st.tuples(TEXTS, TEXTS, TEXTS), min_size=1, max_size=3, unique_by=lambda row: row[0]
     )
 )
-def test_any_text_can_be_read_back(format, table):
+def test_any_text_can_be_read_back(format: FileFormat, table: list[tuple[str, str, str]]) -> None:
     grid = Grid(
         "title",
         ("arm", "n", "x y"),
@@ -65,7 +66,7 @@ def test_any_text_can_be_read_back(format, table):
 
 
 @formats
-def test_numbers_are_written_in_full(format):
+def test_numbers_are_written_in_full(format: FileFormat) -> None:
     grid = Grid("title", ("arm", "mean", "done"), (("a", 0.1 + 0.2, 5), ("b", 1e-12, True)))
     assert read_written(written(grid, format, SOURCE)).cells[1:] == (
         ("a", "0.30000000000000004", "5"),
@@ -73,20 +74,20 @@ def test_numbers_are_written_in_full(format):
     )
 
 
-def test_json_has_the_numbers_as_numbers():
+def test_json_has_the_numbers_as_numbers() -> None:
     grid = Grid("title", ("arm", "mean"), (("a", 0.25), ("b", None)), notes=("a note",))
     content = json.loads(written(grid, "json", SOURCE))
     assert content["rows"] == [{"arm": "a", "mean": 0.25}, {"arm": "b", "mean": None}]
     assert content["notes"] == ["a note"]
 
 
-def test_only_what_is_decided_is_bold():
+def test_only_bold_cells_are_bold() -> None:
     assert written(GRID, "md", SOURCE).count("**-0.7**") == 1
     assert written(GRID, "html", SOURCE).count("<strong>") == 1
     assert written(GRID, "latex", SOURCE).count(r"\textbf") == 1
 
 
-def test_styling_and_layout_are_no_difference():
+def test_style_and_layout_do_not_matter() -> None:
     text = written(GRID, "latex", SOURCE)
     restyled = (
         text.replace("39.8 $\\pm$ 0.3", "$39.8  \\pm 0.3$")
@@ -110,20 +111,20 @@ def test_styling_and_layout_are_no_difference():
         '{"kdr-table": 1}',
     ],
 )
-def test_a_file_that_does_not_say_what_it_is_of_is_refused(text):
+def test_a_file_without_a_source_is_refused(text: str) -> None:
     with pytest.raises(
-        ConfigError, match=r"TABLE: must be a table that `table --format ... --output` wrote"
+        ConfigError, match="TABLE: must be a file from `kdr table --output`, got one without"
     ):
         read_written(text)
 
 
 @pytest.mark.parametrize("format", ["latex", "html", "json"])
-def test_a_file_whose_table_is_gone_is_refused(format):
+def test_a_file_without_its_table_is_refused(format: FileFormat) -> None:
     mark = json.dumps({**SOURCE, "format": format})
     text = (
         json.dumps({"kdr-table": json.loads(mark)}) if format == "json" else f"% kdr-table: {mark}"
     )
-    with pytest.raises(ConfigError, match="TABLE: must hold the table that its source names"):
+    with pytest.raises(ConfigError, match=r"TABLE: cannot read its table: .* Write it again"):
         read_written(text)
 
 
@@ -132,7 +133,7 @@ def test_a_file_whose_table_is_gone_is_refused(format):
     shutil.which("pdflatex") is None and shutil.which("tectonic") is None,
     reason="needs pdflatex or tectonic",
 )
-def test_latex_compiles(tmp_path):
+def test_latex_compiles(tmp_path: Path) -> None:
     table = written(GRID, "latex", SOURCE)
     document = (
         "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n"

@@ -16,12 +16,14 @@ from kdr.report.tables.grid import decimals, interval, mean_sd, number, p_value
         ([0.0031], 3, "39.812 ± 0.003"),
     ],
 )
-def test_the_standard_deviation_keeps_one_digit_or_two_if_it_begins_with_1(sds, digits, shown):
+def test_the_standard_deviation_keeps_one_digit_or_two_if_it_starts_with_1(
+    sds: list[float], digits: int, shown: str
+) -> None:
     assert decimals(sds) == digits
     assert mean_sd(39.812, sds[0], digits) == shown
 
 
-def test_a_column_has_one_number_of_decimals():
+def test_a_column_has_one_number_of_decimals() -> None:
     assert decimals([0.27, None, 0.0, 0.001]) == decimals([0.19]) == 2
     assert decimals([None, 0.0]) == 1
     assert decimals([], default=3) == 3
@@ -38,7 +40,9 @@ def test_a_column_has_one_number_of_decimals():
         (-2.0, True, "-2.0"),
     ],
 )
-def test_numbers_have_a_sign_where_asked_and_never_a_negative_zero(value, signed, text):
+def test_numbers_may_be_signed_and_are_never_negative_zero(
+    value: float | None, signed: bool, text: str
+) -> None:
     assert number(value, 1, signed=signed) == text
 
 
@@ -54,10 +58,10 @@ def test_numbers_have_a_sign_where_asked_and_never_a_negative_zero(value, signed
         (1, "1.000"),
     ],
 )
-def test_a_p_shows_on_which_side_of_the_level_it_lies(p, text):
+def test_rounding_never_moves_a_p_across_the_level(p: float, text: str) -> None:
     assert p_value(p) == text
 
 
-def test_what_is_not_known_is_empty():
+def test_missing_values_are_empty() -> None:
     assert (p_value(None), interval(None, 1), mean_sd(None, None, 1)) == ("", "", "")
     assert (interval((-0.14, 0.3), 1), mean_sd(0.3, None, 2)) == ("[-0.1, 0.3]", "0.30")

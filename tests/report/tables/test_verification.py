@@ -1,12 +1,14 @@
 import json
+from collections.abc import Callable
 
 import pytest
 
 from kdr.errors import ConfigError
-from kdr.report.tables.formats import FILE_FORMATS, written
+from kdr.report.tables.formats import FILE_FORMATS, FileFormat, written
 from kdr.report.tables.requested_table import TableRequest, requested_grid
 from kdr.report.tables.verification import IN_FULL, Difference, verified
-from kdr.results.reader import read_log
+from kdr.results.reader import Log, read_log
+from tests.conftest import AblationLog
 
 BASE = [0.300, 0.310, 0.305, 0.320, 0.295]
 BETTER = [0.321, 0.330, 0.324, 0.342, 0.313]
@@ -14,25 +16,25 @@ formats = pytest.mark.parametrize("format", FILE_FORMATS)
 
 
 @pytest.fixture
-def arms(ablation_log):
+def arms(ablation_log: AblationLog) -> AblationLog:
     ablation_log.arm("baseline", BASE)
     ablation_log.arm("better", BETTER)
     return ablation_log
 
 
-def text_of(log, format, request=None):
+def text_of(log: AblationLog, format: FileFormat, request: TableRequest | None = None) -> str:
     request = request or TableRequest(log.study, "ablation", ("AP", "AP50"))
     return written(
         requested_grid(request, reader(log), in_full=format in IN_FULL), format, request.source()
     )
 
 
-def reader(log):
+def reader(log: AblationLog) -> Callable[[str], Log]:
     return lambda study: read_log(log.storage, study)
 
 
 @formats
-def test_a_table_as_it_was_written_is_the_logs(arms, format):
+def test_an_unchanged_table_matches_the_log(arms: AblationLog, format: FileFormat) -> None:
     found = verified(text_of(arms, format), reader(arms))
     assert (found.study, found.differences) == ("ablate", ())
     assert found.num_cells >= 20
@@ -50,7 +52,9 @@ def test_a_table_as_it_was_written_is_the_logs(arms, format):
         ("md", "**helps**", "**hurts**", "result"),
     ],
 )
-def test_what_was_changed_by_hand_is_named(arms, format, number, by, column):
+def test_edited_cells_are_reported(
+    arms: AblationLog, format: FileFormat, number: str, by: str, column: str
+) -> None:
     text = text_of(arms, format)
     assert text.count(number) == 1
     [difference] = verified(text.replace(number, by), reader(arms)).differences
@@ -58,7 +62,7 @@ def test_what_was_changed_by_hand_is_named(arms, format, number, by, column):
     assert difference.written != difference.recomputed
 
 
-def test_a_number_in_full_is_held_to_its_digits_but_not_to_the_last_one(arms):
+def test_full_numbers_may_differ_in_the_last_digit_only(arms: AblationLog) -> None:
     text = text_of(arms, "json", TableRequest(arms.study, "ablation", ("AP",)))
     [low] = [row["AP (%) low"] for row in json.loads(text)["rows"] if row["arm"] == "better"]
     assert low == pytest.approx(1.8, abs=0.01)
@@ -68,14 +72,14 @@ def test_a_number_in_full_is_held_to_its_digits_but_not_to_the_last_one(arms):
 
 
 @formats
-def test_results_that_have_changed_since_are_named(arms, format):
+def test_results_that_changed_since_are_reported(arms: AblationLog, format: FileFormat) -> None:
     text = text_of(arms, format)
     arms.arm("better", {4: 0.9}, attempt=2)
     columns = {difference.column for difference in verified(text, reader(arms)).differences}
     assert {"result"} <= columns
 
 
-def test_rows_and_columns_that_are_missing_or_added_are_named(arms):
+def test_missing_and_added_rows_are_reported(arms: AblationLog) -> None:
     text = text_of(arms, "md", TableRequest(arms.study, "ablation", ("AP",)))
     lines = text.splitlines()
     better = next(line for line in lines if line.startswith("| better"))
@@ -88,15 +92,15 @@ def test_rows_and_columns_that_are_missing_or_added_are_named(arms):
     assert Difference("best", "AP (%)", "99.9", "nothing") in added
 
 
-def test_a_request_of_another_version_is_refused(arms):
+def test_a_request_of_another_version_is_refused(arms: AblationLog) -> None:
     text = text_of(arms, "md").replace('"kind": "ablation"', '"kind": "ablation", "colour": 1')
     with pytest.raises(
         ConfigError,
-        match=r"TABLE: its source must be that of a table of this version, got .*colour",
+        match=r"TABLE: this version cannot read its source: .*colour",
     ):
         verified(text, reader(arms))
     with pytest.raises(
-        ConfigError, match=r"TABLE: its source must be one of ablation, .* got 'poll'"
+        ConfigError, match=r"TABLE: the kind in its source must be one of ablation, .* got 'poll'"
     ):
         verified(text_of(arms, "md").replace('"kind": "ablation"', '"kind": "poll"'), reader(arms))
 
@@ -113,6 +117,8 @@ def test_a_request_of_another_version_is_refused(arms):
     ],
     ids=lambda request: request.kind,
 )
-def test_every_kind_of_table_can_be_verified(arms, format, request_):
+def test_every_kind_of_table_can_be_verified(
+    arms: AblationLog, format: FileFormat, request_: TableRequest
+) -> None:
     text = text_of(arms, format, request_)
     assert verified(text, reader(arms)).differences == ()
