@@ -1,22 +1,18 @@
-"""What a user can cause and fix. Anything else keeps its traceback."""
+"""Errors that a user can cause and fix; all others keep their traceback."""
 
 from collections.abc import Iterable
 from typing import Any
 
 
 class KdrError(Exception):
-    """A mistake in the input, with the way out in its message; the command line prints it and exits
-    with code 2.
-    """
+    """An error whose message names the cause and the fix; the CLI prints it and exits with 2."""
 
 
 class ConfigError(KdrError):
-    """One or more settings that cannot be used; every problem found is in the message, one line
-    each.
+    """One or more invalid settings; the message has one line for each problem.
 
     Args:
-        problems: lines of the form `<path of the setting>: <what must hold>, got <value>. <way
-            out>`.
+        problems: lines of the form `<path of the setting>: <what must hold>, got <value>. <fix>`.
     """
 
     def __init__(self, problems: Iterable[str] | str) -> None:
@@ -25,34 +21,34 @@ class ConfigError(KdrError):
 
 
 class DataError(KdrError):
-    """A data set that cannot be used as it is: a missing image, broken JSON, a duplicate id."""
+    """An unusable data set: a missing image, broken JSON, a duplicate id."""
 
 
 class WeightsError(KdrError):
-    """A weights file that is missing, unreadable, or does not fit the detector."""
+    """A weights file that is missing, unreadable, or for another detector."""
 
 
 class StorageError(KdrError):
-    """A storage folder that cannot be written, or a file in it that is damaged."""
+    """A storage that cannot be written, or a damaged file in it."""
 
 
 class QueryError(KdrError):
-    """An SQL statement that the trial log cannot answer."""
+    """An SQL statement that DuckDB rejects, or that returns no rows."""
 
 
 class ResourcesError(KdrError):
-    """A machine or cluster that is too small for one trial."""
+    """A machine or cluster too small for one trial."""
 
 
 class BusyError(KdrError):
-    """A study that another process runs at this time."""
+    """A study that another process is running."""
 
 
 class ClusterError(KdrError):
-    """A cluster whose nodes are not all ready for a study.
+    """A cluster with nodes that are not ready for the study.
 
     Args:
-        problems: what is in the way, with the way out, a line each.
+        problems: one line each, with its fix.
     """
 
     def __init__(self, problems: Iterable[str]) -> None:
@@ -60,31 +56,31 @@ class ClusterError(KdrError):
 
 
 class PackageError(KdrError):
-    """A package that a setting needs and that is missing, or cannot be used here."""
+    """A package that a setting needs and that is missing or unusable."""
 
 
 class PreflightError(KdrError):
-    """A study whose pre-flight failed, and which was not begun.
+    """A study that was not started because its pre-flight failed.
 
     Args:
-        problems: what failed, a line each.
+        problems: the failed checks, one line each.
     """
 
     def __init__(self, problems: Iterable[str]) -> None:
-        way_out = "The study was not begun. Run it all the same with --no-preflight"
-        super().__init__("\n".join([*(f"pre-flight: {problem}" for problem in problems), way_out]))
+        fix = "The study was not started. To run it anyway, pass --no-preflight"
+        super().__init__("\n".join([*(f"pre-flight: {problem}" for problem in problems), fix]))
 
 
 class ShapeMismatchError(KdrError):
-    """Two tensors that had to agree in shape and do not."""
+    """Two tensors whose shapes must match and do not."""
 
 
 class TrialFailure(KdrError):  # noqa: N818 - a trial's end, not a mistake of the input
-    """A trial that cannot go on; the study does.
+    """A trial that cannot continue; the study runs its other trials.
 
     Args:
-        kind: the class under which the log counts it: `non_finite_loss`, `not_calibrated`,
-            `out_of_memory`, `bad_data`, or `error`.
+        kind: the `failure_kind` in the log: `non_finite_loss`, `not_calibrated`, `out_of_memory`,
+            `bad_data`, or `error`.
         reason: one sentence for the log.
     """
 
@@ -92,16 +88,18 @@ class TrialFailure(KdrError):  # noqa: N818 - a trial's end, not a mistake of th
         self.kind, self.reason = kind, reason
         super().__init__(f"{kind}: {reason}")
 
+    # Ray pickles an error that leaves a process. By default it would be rebuilt from the message
+    # alone, which does not match the arguments of `__init__`.
     def __reduce__(self) -> tuple[type["TrialFailure"], tuple[Any, ...]]:
         return TrialFailure, (self.kind, self.reason)
 
 
 class OutOfMemory(TrialFailure):
-    """A trial whose images do not fit into memory.
+    """A trial whose batches do not fit into memory.
 
     Args:
-        reason: what the allocator said.
-        num_images: images of one process in one pass.
+        reason: the allocator's message.
+        num_images: images per process and pass.
     """
 
     def __init__(self, reason: str, num_images: int) -> None:

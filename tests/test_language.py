@@ -38,26 +38,19 @@ PENDING = (
     "docs/distributed.md",
     "docs/evidence.md",
     "docs/faults.md",
-    "docs/settings.md",
     "docs/storage.md",
     "docs/teachers.md",
     "kdr/cli/",
-    "kdr/config/",
     "kdr/detectors/",
-    "kdr/errors.py",
-    "kdr/plan/",
-    "kdr/randomness.py",
     "kdr/results/",
     "kdr/run/",
     "search_spaces/",
     "tests/benchmarks/",
     "tests/cli/",
-    "tests/config/",
     "tests/deploy/",
     "tests/detectors/",
     "tests/distill/",
     "tests/faults/",
-    "tests/plan/",
     "tests/results/",
     "tests/run/",
     "tests/test_architecture.py",
@@ -65,6 +58,8 @@ PENDING = (
     "tests/training/",
 )
 """Not yet rewritten."""
+EXEMPT = ("kdr/config/renamed.py", "tests/config/test_renamed.py")
+"""These name old settings, whatever their words."""
 SUFFIXES = (".py", ".md", ".yaml", ".toml", ".html", ".js", ".sh")
 FOLDERS = ("kdr", "tests", "docs", "search_spaces", "benchmarks", "deploy", "examples")
 
@@ -79,14 +74,17 @@ FILES = {str(path.relative_to(ROOT)): path for path in _files()}
 BANNED_PATTERN = re.compile(rf"\b({'|'.join(BANNED)})\b", re.IGNORECASE)
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if not name.startswith(PENDING)])
+@pytest.mark.parametrize(
+    "name", [name for name in FILES if not name.startswith((*PENDING, *EXEMPT))]
+)
 def test_no_banned_word_is_used(name: str) -> None:
     lines = FILES[name].read_text(encoding="utf-8").splitlines()
     assert [f"{number}: {line}" for number, line in enumerate(lines, 1) if _is_banned(line)] == []
 
 
 def _is_banned(line: str) -> bool:
-    return BANNED_PATTERN.search(line) is not None
+    # docs/settings.md names the old names of settings
+    return BANNED_PATTERN.search(re.sub(r"Formerly `\w+`", "", line)) is not None
 
 
 def test_no_public_name_has_two_meanings() -> None:

@@ -1,3 +1,1 @@
-"""What can be set: a trial, a study, its search space and resources; and the strict reading of it
-from YAML.
-"""
+"""Settings of a study and its trials, and their strict reading from YAML."""

@@ -1,9 +1,7 @@
-"""Settings of an ablation: arms as changes of one baseline, the seeds that all arms share, and what
-is compared.
-"""
+"""Settings of an ablation: its arms as changes of one baseline, their seeds, and the metric."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
@@ -12,65 +10,66 @@ from kdr.config.search import Metric
 from kdr.config.settings import Count, Positive, Settings
 
 BASELINE = "baseline"
-"""Name of the unchanged arm, and of the level that a factor has in it."""
+"""Name of the unchanged arm, and of each factor's level in it."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Changes = Annotated[dict[str, JsonValue], Field(min_length=1)]
-"""New values of settings of the trial by path; a path may name a whole group, and null leaves a
-group out."""
+"""Path in the trial -> new value. A path may name a whole group; null switches a group off."""
 Design = Literal["leave_one_out", "add_one_in", "one_at_a_time", "factorial", "arms"]
 
 
 class SeedRange(Settings):
-    """Seeds in a row."""
+    """Consecutive seeds."""
 
     count: Count
-    """How many."""
+    """Number of seeds."""
     first: int = 0
-    """The first one."""
+    """First seed."""
 
 
 class Ablation(Settings):
-    """Arms by seeds: what each part of the trial does to the metric. Every arm trains to its full
-    length with every seed.
+    """What each part of the trial contributes to the metric. Every arm trains with every seed, to
+    its last epoch: nothing is stopped early.
     """
 
     baseline: dict[str, JsonValue] = {}
-    """Changes of `trial` that make the arm `baseline`; none: the trial itself."""
+    """Changes of `trial`, by path, that make it the arm `baseline`. Empty: `trial` is the
+    baseline."""
     factors: dict[Name, Annotated[dict[Name, Changes], Field(min_length=1)]] = {}
-    """Factor -> level -> the settings that this level changes in the baseline, by path."""
+    """Factor -> level -> what the level changes in the baseline, by path."""
     design: Design = "leave_one_out"
-    """Which arms there are. `leave_one_out`, and `one_at_a_time`, which has the same arms: the
-    baseline, and each level of each factor alone. `add_one_in`: the arm `nothing` with all factors
-    changed, to which all others are compared; one arm per factor put back, such as `+review`; and
-    the baseline. `factorial`: every combination of levels, the baseline's included. `arms`: the
-    baseline and `arms`. But for `add_one_in`, arms are compared to the baseline."""
+    """Which arms to train. `leave_one_out` and `one_at_a_time` are the same: the baseline, and one
+    arm for each level of each factor. `add_one_in`: the arm `nothing`, with all factors changed;
+    one arm for each factor put back, such as `+review`; and the baseline. `factorial`: every
+    combination of levels, `baseline` being a level of every factor. `arms`: the baseline and the
+    arms of `arms`. Arms are compared with the baseline, in `add_one_in` with `nothing`."""
     arms: dict[Name, Changes] = {}
-    """Arms of the design `arms`: name -> the settings that it changes in the baseline, by path."""
+    """For the design `arms`: name of an arm -> what it changes in the baseline, by path."""
     leave_out: tuple[Annotated[dict[str, str], Field(min_length=1)], ...] = ()
-    """Arms that are left out: those that have all the named levels, such as {review: off, weight:
-    low}. `baseline` is a level of every factor."""
+    """Arms to skip: an entry such as {review: off, weight: low} skips every arm that has all of
+    these levels. `baseline` is a level of every factor."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] | SeedRange
-    """Seeds that every arm is trained with, a list or {count: 8, first: 100}; `trial.seed` is not
-    looked at. Take none with which the settings were chosen."""
+    """Seeds of every arm, as a list or as {count: 8, first: 100}; `trial.seed` is ignored. Do not
+    reuse the seeds with which the settings were chosen: their results are biased upwards."""
     metric: Metric = "AP"
-    """What is compared, at the last epoch."""
+    """Metric to compare, at the last epoch."""
     margin: Positive | None = None
     """Largest difference that does not matter, in units of the metric (0.005 is half a point of
-    AP): differences that are sure to lie within it are told as no relevant effect. Unset: none
-    is."""
+    AP). An arm whose difference is statistically certain to be smaller is reported as *no relevant
+    effect*. Unset: no arm is."""
     contrast: str | None = None
-    """The one arm, declared beforehand, whose comparison is not adjusted for the number of arms."""
+    """The one arm that the study is about, declared before it runs. Its p-value is not adjusted for
+    the number of arms. Unset: all are adjusted."""
 
     @model_validator(mode="after")
     def _each_seed_once(self) -> Self:
         if len(set(self.all_seeds)) < len(self.all_seeds):
-            raise ValueError(f"seeds: each seed once, got {list(self.all_seeds)}")
+            raise ValueError(f"seeds: must not repeat a seed, got {list(self.all_seeds)}")
         return self
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
-        """The seeds, one by one, in the order in which they are run."""
+        """Every seed, in the order in which they run."""
         seeds = self.seeds
         return (
             tuple(range(seeds.first, seeds.first + seeds.count))
@@ -79,8 +78,8 @@ class Ablation(Settings):
         )
 
     def places(self) -> dict[str, dict[str, JsonValue]]:
-        """Every group of changes by its path in the ablation: `baseline`, `factors.review.off`,
-        `arms.fitnet`.
+        """Returns every group of changes by its path in the ablation, such as `baseline`,
+        `factors.review.off` and `arms.fitnet`.
         """
         levels = {
             f"factors.{factor}.{level}": changes
@@ -95,54 +94,55 @@ class Ablation(Settings):
 
 
 def ablation_problems(ablation: Ablation) -> Iterator[str]:
-    """What does not fit together in an ablation, one line each; the arms themselves are tried by
-    `kdr.plan.designs`.
+    """Yields one line for each contradiction between settings of an ablation.
+
+    Whether the arms are valid trials is checked later (`kdr.plan.arm_checks`): that needs the
+    trial.
     """
     given: dict[str, Any] = {"factors": ablation.factors, "arms": ablation.arms}
     needed, other = ("arms", "factors") if ablation.design == "arms" else ("factors", "arms")
     if not given[needed]:
-        yield f"ablation.{needed}: the design {ablation.design} needs at least 1, got none"
+        yield f"ablation.{needed}: must not be empty for the design {ablation.design}, got none"
     if given[other]:
         yield (
-            f"ablation.{other}: not for the design {ablation.design}, got "
-            f"{', '.join(given[other])}. Leave them out"
+            f"ablation.{other}: must be empty for the design {ablation.design}, got "
+            f"{', '.join(given[other])}. Remove them"
         )
     if ablation.design == "add_one_in":
         for factor, levels in ablation.factors.items():
             if len(levels) > 1:
                 yield (
-                    f"ablation.factors.{factor}: add_one_in needs one level of each factor, got "
-                    f"{', '.join(levels)}"
+                    f"ablation.factors.{factor}: must have one level for add_one_in, got "
+                    f"{', '.join(levels)}. Keep one, or use one_at_a_time"
                 )
     for place, changes in ablation.places().items():
         if place.endswith(f".{BASELINE}"):
             yield (
-                f"ablation.{place}: this name is the unchanged one's, got changes. Choose another, "
-                "or use ablation.baseline"
+                f"ablation.{place}: must not be called baseline, the name of the unchanged one. "
+                "Rename it, or put the changes in ablation.baseline"
             )
         if "seed" in changes:
             yield (
-                f"ablation.{place}.seed: all arms have the seeds of ablation.seeds, got "
-                f"{changes['seed']}. Leave it out"
+                f"ablation.{place}.seed: must be left to ablation.seeds, got {changes['seed']}. "
+                "Remove it"
             )
     for index, cell in enumerate(ablation.leave_out):
         yield from _unknown(ablation, cell, f"ablation.leave_out.{index}")
 
 
 def _unknown(ablation: Ablation, cell: dict[str, str], path: str) -> Iterator[str]:
-    """Names of an entry of `leave_out` that are no factors or levels."""
+    """Yields one line for each unknown factor or level of an entry of `leave_out`."""
     for factor, level in cell.items():
         if factor not in ablation.factors:
-            yield f"{path}.{factor}: no such factor.{_near(factor, ablation.factors)}"
+            yield f"{path}.{factor}: no such factor.{_hint(factor, ablation.factors, 'Factors')}"
         elif level not in (levels := (BASELINE, *ablation.factors[factor])):
             yield (
                 f"{path}.{factor}: must be a level of this factor, got "
-                f"{level!r}.{_near(level, levels)}"
+                f"{level!r}.{_hint(level, levels, 'Levels')}"
             )
 
 
-def _near(name: str, known: Any) -> str:
+def _hint(name: str, known: Collection[str], kind: str) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return (
-        f" Did you mean '{close[0]}'?" if close else ""
-    ) + f" There are: {', '.join(known) or 'none'}"
+    suggestion = f" Did you mean '{close[0]}'?" if close else ""
+    return f"{suggestion} {kind}: {', '.join(known) or 'none'}"

@@ -1,6 +1,4 @@
-"""Settings of the methods that KDR is compared with, one class each, with the values of their
-papers and repositories.
-"""
+"""Settings of the methods that KDR is compared with, with their papers' defaults."""
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -15,43 +13,41 @@ _WITHOUT_P6 = {"levels": ("P2", "P3", "P4", "P5")}
 
 
 class BaselineConfig(MethodConfig):
-    """What these methods share: defaults that depend on the student's kind, and the levels that
-    learn.
-    """
+    """Settings of a method whose defaults and feature levels depend on the student's detector."""
 
     method: ClassVar[str]
     """Name of the method."""
     for_student: ClassVar[dict[str, dict[str, Any]]] = {}
-    """Kind of student -> defaults that differ from those of the class."""
+    """Detector of the student -> defaults that differ from the fields' own."""
 
     levels: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Feature levels of the student that learn, such as [P3, P4]. Unset: those that the original
-    distils (`docs/methods.md`)."""
+    """The student's feature levels to distil, such as [P3, P4]. Unset: the original's
+    (docs/methods.md)."""
 
     def resolved(self, *, student: DetectorConfig, teacher: DetectorConfig) -> Self:  # noqa: ARG002 - some methods ask
-        """The settings for one pair of detectors: the defaults for that student, its levels spelled
-        out.
+        """Returns the settings for a pair of detectors: with the student's defaults, and its levels
+        by name.
         """
         known = level_names(student.detector)
         usual = self.for_student.get(student.detector, {})
         wanted = self.levels or usual.get("levels", known)
         if unknown := [name for name in wanted if name not in known]:
             raise ValueError(
-                f"distill.{self.method}.levels: {student.detector} has the levels "
-                f"{', '.join(known)}, got {', '.join(unknown)}"
+                f"distill.{self.method}.levels: must be levels of {student.detector} "
+                f"({', '.join(known)}), got {', '.join(unknown)}"
             )
-        # fine before coarse, so that two spellings of one set of levels are one trial
+        # in a fixed order: the same levels in another order are the same trial, with the same key
         levels = tuple(name for name in known if name in wanted)
         return self.with_changes(**defaulted(self, usual) | {"levels": levels})
 
     def refuse_unequal_channels(
-        self, setting: str, student: DetectorConfig, teacher: DetectorConfig, *, way_out: str
+        self, setting: str, student: DetectorConfig, teacher: DetectorConfig, *, fix: str
     ) -> None:
-        """Raises ValueError if student and teacher differ in FPN channels."""
+        """Raises a ValueError if student and teacher differ in FPN channels."""
         if student.fpn_channels != teacher.fpn_channels:
             raise ValueError(
                 f"distill.{self.method}{setting} needs equal FPN channels of student and teacher, "
-                f"got {student.fpn_channels} and {teacher.fpn_channels}. {way_out}"
+                f"got {student.fpn_channels} and {teacher.fpn_channels}. {fix}"
             )
 
 
@@ -61,14 +57,13 @@ class FitnetConfig(BaselineConfig):
     method = "fitnet"
 
     align: Literal["conv1x1", "identity"] = "conv1x1"
-    """Adapter to the teacher's channels; `identity` compares the features as they are."""
+    """Adapter from the student's channels to the teacher's. `identity`: none, which needs equal
+    channels."""
 
     def resolved(self, *, student: DetectorConfig, teacher: DetectorConfig) -> Self:
-        """See `BaselineConfig.resolved`; identity adapters need equal channels."""
+        """See `BaselineConfig.resolved`; also checks that channels are equal for `identity`."""
         if self.align == "identity":
-            self.refuse_unequal_channels(
-                ".align: identity", student, teacher, way_out="Use conv1x1"
-            )
+            self.refuse_unequal_channels(".align: identity", student, teacher, fix="Use conv1x1")
         return super().resolved(student=student, teacher=teacher)
 
 
@@ -79,19 +74,21 @@ class ReviewKdConfig(MethodConfig):
 
 
 class DefeatConfig(BaselineConfig):
-    """Decoupled features: foreground and background of the neck apart (Guo et al., CVPR 2021)."""
+    """Decoupled features: foreground and background of the neck are distilled separately (Guo et
+    al., CVPR 2021).
+    """
 
     method = "defeat"
 
     foreground_weight: NonNegative = 4.0
-    """Weight of half the mean squared error of the foreground; the author's for COCO."""
+    """Weight of half the foreground's mean squared error; the authors' value for COCO."""
     background_weight: NonNegative = 16.0
-    """Weight of half the mean squared error of the background; the author's for COCO."""
+    """Weight of half the background's mean squared error; the authors' value for COCO."""
 
 
 class FgdConfig(BaselineConfig):
-    """Focal and global distillation (Yang et al., CVPR 2022). The weights are of sums over cells
-    and channels.
+    """Focal and global distillation (Yang et al., CVPR 2022). The weights multiply sums, not means,
+    over cells and channels.
     """
 
     method = "fgd"
@@ -113,34 +110,34 @@ class FgdConfig(BaselineConfig):
     }
 
     foreground_weight: NonNegative = 1e-3
-    """alpha, of the foreground; FCOS 1.6e-3, Faster R-CNN 5e-5."""
+    """alpha, weight of the foreground. FCOS: 1.6e-3, Faster R-CNN: 5e-5."""
     background_weight: NonNegative = 5e-4
-    """beta, of the background; FCOS 8e-4, Faster R-CNN 2.5e-5."""
+    """beta, weight of the background. FCOS: 8e-4, Faster R-CNN: 2.5e-5."""
     attention_weight: NonNegative = 5e-4
-    """gamma, of the difference in attention; FCOS 8e-4, Faster R-CNN 5e-5."""
+    """gamma, weight of the difference in attention. FCOS: 8e-4, Faster R-CNN: 5e-5."""
     relation_weight: NonNegative = 5e-6
-    """lambda, of the global part; FCOS 8e-6, Faster R-CNN 5e-7."""
+    """lambda, weight of the global relations. FCOS: 8e-6, Faster R-CNN: 5e-7."""
     temperature: Positive = 0.5
-    """tau of both attentions; FCOS 0.8."""
+    """tau, temperature of spatial and channel attention. FCOS: 0.8."""
 
 
 class MgdConfig(BaselineConfig):
-    """Masked generative distillation (Yang et al., ECCV 2022). The weight is of a sum over cells
-    and channels.
+    """Masked generative distillation (Yang et al., ECCV 2022). The weight multiplies a sum, not a
+    mean, over cells and channels.
     """
 
     method = "mgd"
     for_student = {"faster_rcnn": {"weight": 5e-7, "masked_share": 0.45, **_WITHOUT_P6}}
 
     weight: NonNegative = 2e-5
-    """alpha; Faster R-CNN 5e-7."""
+    """alpha. Faster R-CNN: 5e-7."""
     masked_share: Share = 0.65
-    """lambda, the share of cells that the generator does not see; Faster R-CNN 0.45."""
+    """lambda, the share of cells hidden from the generator. Faster R-CNN: 0.45."""
 
 
 class PkdConfig(BaselineConfig):
-    """Pearson correlation of features (Cao et al., NeurIPS 2022). It has no adapter: channels must
-    be equal.
+    """Pearson correlation of features (Cao et al., NeurIPS 2022). There is no adapter, so student
+    and teacher need equal FPN channels.
     """
 
     method = "pkd"
@@ -151,19 +148,19 @@ class PkdConfig(BaselineConfig):
     }
 
     weight: NonNegative = 10.0
-    """Weight of every level; Faster R-CNN 6."""
+    """Weight of every level. Faster R-CNN: 6."""
 
     def resolved(self, *, student: DetectorConfig, teacher: DetectorConfig) -> Self:
-        """See `BaselineConfig.resolved`; channels must be equal."""
-        way_out = (
-            "Set student.fpn_channels to the teacher's, or take a method with adapters, such as cwd"
+        """See `BaselineConfig.resolved`; also checks that channels are equal."""
+        fix = (
+            "Set student.fpn_channels to the teacher's, or use a method with adapters, such as cwd"
         )
-        self.refuse_unequal_channels(":", student, teacher, way_out=way_out)
+        self.refuse_unequal_channels(":", student, teacher, fix=fix)
         return super().resolved(student=student, teacher=teacher)
 
 
 class CwdConfig(BaselineConfig):
-    """Channel-wise distillation: divergence of each channel's distribution over cells (Shu et al.,
+    """Channel-wise distillation: KL divergence of each channel's softmax over cells (Shu et al.,
     ICCV 2021).
     """
 
@@ -172,19 +169,19 @@ class CwdConfig(BaselineConfig):
     weight: NonNegative = 10.0
     """Weight of every level."""
     temperature: Positive = 1.0
-    """tau of the softmax over cells."""
+    """tau, temperature of the softmax over cells."""
 
 
 class FrsConfig(BaselineConfig):
-    """Feature richness: features and class scores where the teacher is sure of a class (Du et al.,
-    NeurIPS 2021).
+    """Feature richness score: features and class scores, weighted by the teacher's confidence in
+    each cell (Du et al., NeurIPS 2021).
     """
 
     method = "frs"
 
     ramp: Ramp = "auto"
-    """Steps over which the weight rises from 0; `auto`: 500, or 5 % of all steps if that is less.
-    The original has 500."""
+    """Steps over which the weight rises from 0. `auto`: 500, or 5 % of all steps if that is fewer.
+    The original uses 500."""
     feature_weight: NonNegative = 0.005
     """Weight of the squared error of a cell's features, summed over channels."""
     score_weight: NonNegative = 0.02
@@ -195,12 +192,12 @@ class FrsConfig(BaselineConfig):
         return frozenset({"teacher_logits", "student_logits"})
 
     def resolved(self, *, student: DetectorConfig, teacher: DetectorConfig) -> Self:
-        """See `BaselineConfig.resolved`; both must classify as many boxes in a cell."""
+        """See `BaselineConfig.resolved`; also checks that cells have equally many boxes."""
         num_boxes = [ANCHORS_PER_CELL[detector.detector] for detector in (student, teacher)]
         if num_boxes[0] != num_boxes[1]:
             raise ValueError(
-                "distill.frs: needs as many boxes per cell in the student as in the teacher, got "
+                "distill.frs: needs equally many boxes per cell in student and teacher, got "
                 f"{num_boxes[0]} ({student.detector}) and {num_boxes[1]} ({teacher.detector}). "
-                "Choose detectors of one kind"
+                "Use the same detector for both"
             )
         return super().resolved(student=student, teacher=teacher)

@@ -1,4 +1,4 @@
-"""One JSON text for equal plain values, however they were written."""
+"""Plain values as text: canonical JSON to compare, readable text for messages."""
 
 import json
 from collections.abc import Mapping
@@ -6,10 +6,9 @@ from typing import Any
 
 
 def canonical_json(content: Any) -> str:
-    """The JSON text of plain values: sorted names, no spaces, whole numbers without a decimal
-    point.
+    """Returns the JSON text of plain values: names sorted, no spaces, 1.0 written as 1.
 
-    So 1 and 1.0 are one value, 1 and true are two.
+    So 1 and 1.0 have the same text; 1 and true do not.
 
     Raises:
         ValueError: if a number is infinite or NaN.

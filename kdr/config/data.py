@@ -1,6 +1,4 @@
-"""Settings of the data: which images, how they are resized and augmented, what is held out for a
-search.
-"""
+"""Settings of the data: images, resizing, augmentation, and what a search holds out."""
 
 from typing import Annotated, Literal
 
@@ -12,15 +10,16 @@ SHAPE_CLASSES = ("circle", "square", "triangle", "star", "ring", "cross", "hexag
 
 
 class Resize(Settings):
-    """How an image is brought to size. Exactly one of `square_px` and `short_side_px` is set."""
+    """How images are resized. Set exactly one of `square_px` and `short_side_px`."""
 
     square_px: Count | None = None
-    """Longer side in pixels; every batch is padded to this square."""
+    """Longer side in pixels; the shorter side keeps the aspect ratio, and every batch is padded to
+    this square."""
     short_side_px: tuple[Count, ...] | None = None
-    """Shorter side in pixels. Several values: one is drawn per image and epoch in training, the
-    last is used in evaluation."""
+    """Shorter side in pixels. With several values, training draws one per image and epoch, and
+    evaluation uses the last."""
     long_side_px: Count = 1333
-    """Limit of the longer side in pixels, with `short_side_px`."""
+    """Limit of the longer side in pixels. Used with `short_side_px` only."""
 
     @model_validator(mode="after")
     def _one_of(self) -> "Resize":
@@ -35,7 +34,9 @@ class Resize(Settings):
 
 
 class Augment(Settings):
-    """Random changes of training images. Each draw is addressed by (seed, epoch, image id)."""
+    """Random changes of training images. Each image has its own draws, from (seed, epoch, image
+    id).
+    """
 
     flip: Share = 0.5
     """Probability of a horizontal flip."""
@@ -45,41 +46,43 @@ class Augment(Settings):
 
 class _Data(Settings):
     search_split: Annotated[float, Field(ge=0)] = 0.0
-    """Images held out of the training set, on which the trial is evaluated instead of the
-    validation set.
+    """Training images to hold out and evaluate on, instead of the validation set.
 
-    A share of the training images below 1, or a number of images from 1 on; 0: evaluate on the
-    validation set. A search selects on this split, so that the validation set stays unseen until
-    the final runs. """
+    Below 1: a share of the training images. 1 or more: a number of images. 0: hold out none and
+    evaluate on the validation set. In a search, hold out some: it then selects on these images, and
+    the validation set stays unseen until the final runs. """
     augment: Augment = Augment()
     """Random changes of training images."""
     aspect_ratio_grouping: bool = False
-    """Fill a batch with images of similar aspect ratio, which saves padding."""
+    """Put images of similar aspect ratio in one batch, which saves padding."""
 
 
 class ShapesData(_Data):
-    """Generated shapes in COCO format: written to disk once, from a seed. Needs no download."""
+    """Generated images of shapes, in COCO format. They are written to disk once and need no
+    download.
+    """
 
     dataset: Literal["shapes"]
     """`shapes`: generated images."""
     image_size_px: Annotated[int, Field(ge=32, le=1024)] = 128
     """Side of the square images in pixels."""
     num_train: Count = 512
-    """Training images, the search split included."""
+    """Number of training images, those of `search_split` included."""
     num_val: Count = 128
-    """Validation images."""
+    """Number of validation images."""
     num_classes: Annotated[int, Field(ge=1, le=len(SHAPE_CLASSES))] = 6
-    """How many of the shape classes appear."""
+    """Number of shape classes, in the order circle, square, triangle, star, ring, cross, hexagon,
+    crescent."""
     object_size: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (
         12 / 128,
         60 / 128,
     )
-    """Smallest and largest diameter of a shape, as shares of the image's side; small ones are more
-    frequent."""
+    """Smallest and largest diameter of a shape, as shares of the image's side. Small shapes are
+    more frequent."""
     seed: int = 0
     """Seed of the images; independent of the trial's seed."""
     resize: Resize | None = None
-    """Resizing; unset: images keep the size that they were generated in."""
+    """How images are resized. Unset: not at all."""
 
     @model_validator(mode="after")
     def _sizes_rise(self) -> "ShapesData":
@@ -101,7 +104,7 @@ class ShapesData(_Data):
 
 
 class CocoData(_Data):
-    """A data set in COCO format on disk. Relative paths are relative to the study file."""
+    """A data set in COCO format on disk. Relative paths start at the study file's folder."""
 
     dataset: Literal["coco"]
     """`coco`: images and annotation files in COCO format."""
@@ -114,9 +117,9 @@ class CocoData(_Data):
     val_annotations: str
     """JSON file of the validation annotations."""
     resize: Resize = Resize(short_side_px=(800,), long_side_px=1333)
-    """Resizing; the usual 800 x 1333 by default."""
+    """How images are resized; by default to the usual 800 x 1333 px."""
     aspect_ratio_grouping: bool = True
-    """Fill a batch with images of similar aspect ratio, which saves padding."""
+    """Put images of similar aspect ratio in one batch, which saves padding."""
 
 
 DataConfig = Annotated[ShapesData | CocoData, Field(discriminator="dataset")]

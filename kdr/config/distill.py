@@ -1,6 +1,4 @@
-"""Settings of the distillation methods, one class each. The methods themselves are in
-`kdr/distill/`.
-"""
+"""Settings of KDR, and of all distillation methods by name."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -42,7 +40,7 @@ OFF: dict[str, Any] = {
     "masks": "none",
     "pyramid_scales": ["full"],
 }
-"""Setting of a method -> the value that switches a part of it off."""
+"""Setting of KDR -> the value that switches off a part of it."""
 
 
 class KdrConfig(MethodConfig):
@@ -51,56 +49,60 @@ class KdrConfig(MethodConfig):
     """
 
     preset: Literal["kdr", "kdr-paper"] = "kdr"
-    """Where the other settings get their defaults: `kdr` has the safer numerics, `kdr-paper` stays
-    closest to the abstract."""
+    """Defaults of the other settings: `kdr` has the safer numerics, `kdr-paper` stays closest to
+    the paper's abstract."""
     weight: NonNegative = 3.0
-    """Weight lambda of the method, in units of mean squared feature error."""
+    """lambda, factor of the method's loss terms, which are mean squared feature errors."""
     foreground_share: Share = 2 / 3
-    """Balance b: the loss is b x foreground + (1 - b) x background. Not used without masks."""
+    """b in the loss b x foreground + (1 - b) x background. Not used with `masks: none`."""
     review_links: Literal["all"] | tuple[str, ...] = "all"
-    """Links `P5->P4` that pass a reviewed coarse level down to the next finer one; [] switches the
-    review off. Links to or from a level whose stride the teacher does not have are dropped, with a
-    warning."""
+    """Links such as `P5->P4`, which pass a reviewed level to the next finer one; []: no review.
+    Links to or from a level whose stride the teacher does not have are dropped, with a warning."""
     attention: Literal["none", "spatial", "channel", "both"] = "both"
-    """What the gates of a link look at."""
+    """What a link's gates depend on: the cell (`spatial`), the channel (`channel`), both, or
+    nothing (`none`: constant gates of 1/2)."""
     fusion: Literal["residual", "gated"] = "residual"
-    """`residual` adds the gated coarse level with a scale that starts at 0; `gated` mixes both
-    levels."""
+    """How a link combines its levels: `residual` adds the gated coarse level with a learned scale
+    that starts at 0; `gated` sums both gated levels."""
     gates: Literal["softmax", "sigmoid"] = "softmax"
-    """`softmax` gates are convex over the two branches; `sigmoid` gates are independent, as in
+    """`softmax`: the gates of both levels add up to 1; `sigmoid`: they are independent, as in
     ReviewKD."""
     masks: Literal["boxes", "none"] = "boxes"
-    """Decoupling: foreground cells from the ground-truth boxes, or no decoupling."""
+    """Decoupling: `boxes` separates foreground from background by the ground-truth boxes; `none`
+    does not decouple."""
     mask_values: Literal["area", "binary"] = "area"
-    """Weight of a foreground cell: 1 over the cells of its box, or 1."""
+    """Weight of a foreground cell: `area`: 1 / cells of its box, `binary`: 1."""
     pyramid_scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = ("full", 4, 2, 1)
-    """Scales at which similarity is measured: `full`, and k for a k x k grid of means."""
+    """Scales at which features are compared: `full` for the feature map itself, k for means over a
+    k x k grid."""
     scales_below: Literal["side", "height"] = "side"
-    """A scale k is used where k is smaller than the shorter side of the map, or than its height (as
-    ReviewKD does)."""
+    """A scale k is used on a level if k is smaller than the shorter side of its map (`side`), or
+    than its height (`height`, as in ReviewKD)."""
     normalisation: Literal["teacher_std", "level_std", "none"] = "teacher_std"
-    """Divide both features by the teacher's standard deviation, so that one weight serves every
-    detector: by one number, its root mean square over levels (`teacher_std`), or by each level's
-    own (`level_std`), so that levels of little spread weigh more."""
+    """Divide the features of both by the teacher's standard deviation, so that one weight suits
+    every detector. `teacher_std`: by one number, the root mean square over levels. `level_std`: by
+    each level's own, which gives levels of small spread more weight. `none`: do not divide."""
     align: Literal["conv1x1", "conv3x3", "identity"] = "conv1x1"
-    """Adapter from the student's channels to the review's."""
+    """Adapter from the student's channels to those of the review."""
     project: Literal["conv3x3", "conv1x1", "identity"] = "conv3x3"
-    """Adapter from the review to the teacher's channels."""
+    """Adapter from the channels of the review to the teacher's."""
     adapter_norm: Literal["none", "batch", "group"] = "none"
     """Normalisation in the adapters."""
     init: Literal["dirac", "kaiming"] = "dirac"
-    """Initial weights of adapters with equal channels in and out: identity, or random."""
+    """Initial weights of adapters with equally many input and output channels: `dirac`: identity,
+    `kaiming`: random."""
     upsample: Literal["nearest", "bilinear"] = "nearest"
-    """How a coarse level is brought to the size of the finer one."""
+    """How a coarse level is resized to the finer one."""
     padding: Literal["ignored", "counted"] = "ignored"
-    """Whether cells that only see padding count."""
+    """Whether cells that see nothing but padding count in the loss."""
     ramp: Ramp = "auto"
-    """Steps over which the weight rises from 0; `auto`: 500, or 5 % of all steps if that is
-    less."""
+    """Steps over which the weight rises from 0. `auto`: 500, or 5 % of all steps if that is
+    fewer."""
 
     @model_validator(mode="after")
     def _in_canonical_order(self) -> Self:
-        # Sets in one order, and preset defaults filled in without marking them as set by the user.
+        # Links and scales are sets: in a fixed order, equal sets are the same trial. The defaults
+        # of the preset are set on the object itself, so that they do not count as set by the user.
         scales = tuple(
             sorted(
                 set(self.pyramid_scales),
@@ -110,7 +112,9 @@ class KdrConfig(MethodConfig):
         update: dict[str, Any] = {"pyramid_scales": scales}
         if self.review_links != "all":
             if len(set(self.review_links)) < len(self.review_links):
-                raise ValueError(f"review_links: each link once, got {list(self.review_links)}")
+                raise ValueError(
+                    f"review_links: must not repeat a link, got {list(self.review_links)}"
+                )
             update["review_links"] = tuple(sorted(self.review_links))
         if self.preset == "kdr-paper":
             update |= defaulted(self, _KDR_PAPER)
@@ -119,12 +123,12 @@ class KdrConfig(MethodConfig):
         return self
 
     def needs(self) -> frozenset[Need]:
-        """The spread of the teacher's features, where they are divided by it."""
+        """The teacher's standard deviations, unless `normalisation` is `none`."""
         return frozenset({"teacher_std"} if self.normalisation != "none" else ())
 
     def resolved(self, *, student: DetectorConfig, teacher: DetectorConfig) -> Self:
-        """The settings for one pair of detectors: `all` links spelled out, the preset's weight for
-        that student.
+        """Returns the settings for a pair of detectors: `all` links by name, the preset's weight
+        for that student.
         """
         links = review_links(student.detector)
         unknown = (
@@ -134,15 +138,15 @@ class KdrConfig(MethodConfig):
         )
         if unknown:
             raise ValueError(
-                f"distill.kdr.review_links: {student.detector} has the links {', '.join(links)}, "
-                f"got {', '.join(unknown)}"
+                f"distill.kdr.review_links: must be links of {student.detector} "
+                f"({', '.join(links)}), got {', '.join(unknown)}"
             )
         if self.align == "identity" and student.fpn_channels != teacher.fpn_channels:
             raise ValueError(
                 "distill.kdr.align: identity needs equal FPN channels of student and teacher, got "
                 f"{student.fpn_channels} and {teacher.fpn_channels}. Use conv1x1"
             )
-        # fine before coarse, so that two spellings of one set of links are one trial
+        # finest first: the same links in another order are the same trial, with the same key
         chosen = tuple(
             link for link in links if self.review_links == "all" or link in self.review_links
         )
@@ -152,7 +156,7 @@ class KdrConfig(MethodConfig):
         return self.with_changes(**update)
 
     def unused(self) -> set[str]:
-        """The preset's name, and what belongs to parts that are off."""
+        """The preset's name, and the settings of parts that are off."""
         unused: set[str] = {"preset"}
         if not self.review_links:
             unused |= {"attention", "fusion", "gates", "upsample"}
@@ -166,7 +170,7 @@ class KdrConfig(MethodConfig):
 
 
 class DistillConfig(Settings):
-    """Methods by name; their losses add up. Empty: plain training."""
+    """Distillation methods by name; their losses add up. Empty: plain training."""
 
     kdr: KdrConfig | None = None
     """Knowledge review, decoupling and pyramid pooling."""
@@ -175,20 +179,22 @@ class DistillConfig(Settings):
     reviewkd: ReviewKdConfig | None = None
     """Knowledge review alone: fused levels, compared at several scales."""
     defeat: DefeatConfig | None = None
-    """Foreground and background of the neck apart."""
+    """Foreground and background of the neck, separately."""
     fgd: FgdConfig | None = None
-    """Foreground and background under the teacher's attention, and global relations."""
+    """Foreground and background weighted by the teacher's attention, and global relations."""
     mgd: MgdConfig | None = None
-    """The teacher's features generated from masked ones of the student."""
+    """The teacher's features, generated from the student's masked features."""
     pkd: PkdConfig | None = None
     """Pearson correlation of features."""
     cwd: CwdConfig | None = None
     """Each channel as a distribution over cells."""
     frs: FrsConfig | None = None
-    """Features and class scores where the teacher is sure of a class."""
+    """Features and class scores, weighted by the teacher's confidence."""
 
     def methods(self) -> dict[str, MethodConfig]:
-        """The methods that are on, by name, in the order in which their losses are added."""
+        """Returns the methods that are on, by name, in the order in which their losses are
+        added.
+        """
         return {
             name: method
             for name in type(self).model_fields
@@ -196,5 +202,5 @@ class DistillConfig(Settings):
         }
 
     def needs(self) -> frozenset[Need]:
-        """What the methods that are on need beside features."""
+        """Returns what the methods that are on need besides features."""
         return frozenset().union(*(method.needs() for method in self.methods().values()))

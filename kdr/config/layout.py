@@ -1,6 +1,4 @@
-"""Weights that other libraries saved: what their networks compute differently, as defaults of the
-settings that say so.
-"""
+"""Defaults for weights of other libraries, whose networks differ from torchvision's."""
 
 from typing import Any, Literal
 
@@ -8,17 +6,18 @@ WeightsLayout = Literal["mmdetection", "detectron2"]
 
 IMAGENET_MEAN_RGB = (123.675, 116.28, 103.53)
 IMAGENET_STD_RGB = (58.395, 57.12, 57.375)
-"""torchvision's mean and std of pixels, in 0 to 255."""
+"""torchvision's mean and std of pixels in 0 to 255."""
 
 
 def has_bottlenecks(backbone: str) -> bool:
-    """Whether the blocks of a backbone have a 1x1, a 3x3 and a 1x1 convolution."""
+    """Returns whether a backbone has bottleneck blocks: a 1x1, a 3x3 and a 1x1 convolution."""
     return "resne" in backbone and backbone not in ("resnet18", "resnet34")
 
 
-def tells_classes(layout: WeightsLayout | None, *, detector: str) -> bool:
-    """Whether the class layer of weights can be known: a head as torchvision's, and a file that may
-    name its classes.
+def loads_class_layer(layout: WeightsLayout | None, *, detector: str) -> bool:
+    """Returns whether the class layer of weights can be loaded.
+
+    That needs a head like torchvision's, and a file that may hold the names of its classes.
     """
     return layout is None or (layout == "mmdetection" and detector == "retinanet")
 
@@ -26,26 +25,26 @@ def tells_classes(layout: WeightsLayout | None, *, detector: str) -> bool:
 def layout_defaults(
     layout: WeightsLayout, *, detector: str, backbone: str, channel_order: str | None
 ) -> dict[str, Any]:
-    """What the models of a library's own zoo compute differently from torchvision's: settings with
-    their values.
+    """Returns the settings in which a library's own models differ from torchvision's.
 
     Sources: `configs/_base_/models` and `configs/fcos` of mmdetection;
     `detectron2/config/defaults.py`, `configs/` and `detectron2/modeling/backbone/fpn.py` of
-    detectron2. mmdetection's "caffe" models differ from its others; they are not told apart here.
+    detectron2. mmdetection's "caffe" models differ from its other ones and are not covered
+    here.
 
     Args:
         layout: the library.
         detector: kind of detector.
         backbone: name of the backbone.
-        channel_order: as the user has set it; the pixels' mean and std follow from it.
+        channel_order: as set by the user; the pixels' mean and std depend on it.
     """
     if layout == "mmdetection":
         return {"p6_from": "C5", "p7_relu": False} if detector == "retinanet" else {}
     found: dict[str, Any] = {"channel_order": channel_order or "BGR"}
     if detector == "retinanet":
         found["p6_from"] = "C5"
-    # resnets come from the original weights, with the pixels' std in the first convolution;
-    # resnexts from Caffe2's
+    # detectron2's resnets start from MSRA's original weights, whose first convolution already has
+    # the pixels' std in it; its resnexts start from Caffe2's
     original = backbone.startswith("resnet")
     if found["channel_order"] == "BGR":
         found["pixel_mean"] = IMAGENET_MEAN_RGB[::-1]

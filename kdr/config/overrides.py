@@ -1,6 +1,4 @@
-"""Settings changed by path: `distill.kdr.weight=5` of the command line, and the draws of a
-search.
-"""
+"""Changes of settings by path, such as `distill.kdr.weight=5` on the command line."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,28 +8,27 @@ from kdr.errors import ConfigError
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Splits `path=value`; the value is read as YAML.
+    """Splits `path=value` and reads the value as YAML.
 
     Raises:
-        ConfigError: if there is no `=` or no path.
+        ConfigError: if `=` or the path is missing.
     """
     path, equals, value = text.partition("=")
     if not equals or not all(path.strip().split(".")):
         raise ConfigError(
-            f"--set: needs path=value, got {text!r}. For example --set training.epochs=24"
+            f"--set: must be path=value, got {text!r}. For example: --set training.epochs=24"
         )
     return path.strip(), parse_yaml(value, source=f"--set {path.strip()}")
 
 
 def changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of nested settings with the values at some dotted paths replaced; groups on the way
-    are made where missing.
+    """Returns a copy of nested settings with the values at some dotted paths replaced. Missing
+    groups are created.
 
-    Names that have dots themselves, as the parameters of a search do, are found where they are
-    there already.
+    A name may contain dots, as those of a search's parameters do, if the group already has it.
 
     Raises:
-        ConfigError: if a path leads into a value that is no group.
+        ConfigError: if a path goes through a value that is not a group.
     """
     result = dict(settings)
     for path, value in changes.items():
@@ -48,7 +45,7 @@ def changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
 
 
 def _first_name(group: Mapping[str, Any], path: str) -> tuple[str, str]:
-    """Splits a path behind the longest name that the group has, or behind the first dot; the rest
+    """Splits a path after the longest name that the group has, else after its first part. The rest
     may be empty.
     """
     parts = path.split(".")
@@ -58,7 +55,7 @@ def _first_name(group: Mapping[str, Any], path: str) -> tuple[str, str]:
 
 
 def value_at(settings: Mapping[str, Any], path: str, default: Any = None) -> Any:
-    """The value at a dotted path of nested settings, `default` where there is none."""
+    """Returns the value at a dotted path of nested settings, or `default` if there is none."""
     value: Any = settings
     for name in path.split("."):
         if not isinstance(value, Mapping) or name not in value:

@@ -1,4 +1,4 @@
-"""Turns pydantic's findings into lines that a user can act on: path, rule, value, way out."""
+"""Validation with errors that a user can act on: path, rule, value, fix."""
 
 import difflib
 import json
@@ -15,18 +15,19 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def validated(model: type[Model], content: Mapping[str, Any], *, prefix: str = "") -> Model:
-    """Checks plain values against a settings class, strictly: no text is taken for a number, no
-    number for a truth value.
+    """Validates plain values against a settings class, strictly: text is not converted to a number,
+    nor a number to a truth value.
 
     Args:
         model: the settings class.
-        content: the values as they were read from YAML or JSON.
-        prefix: path of these settings in the whole, put before the paths in errors.
+        content: values read from YAML or JSON.
+        prefix: path of these settings in the study; starts every path in errors.
 
     Raises:
         ConfigError: with one line per problem.
     """
     try:
+        # As JSON, because strict mode on Python values would refuse a list for a tuple.
         return model.model_validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         raise ConfigError(_lines(error, model, content, prefix)) from None
@@ -42,12 +43,12 @@ _RULES = {
     "dict_type": "must be a group of settings",
     "model_type": "must be a group of settings",
     "string_pattern_mismatch": (
-        "must begin with a letter or digit and go on with letters, digits, '.', '_' or '-'"
+        "must start with a letter or digit, followed by letters, digits, '.', '_' or '-'"
     ),
     "union_tag_not_found": "must be given",
     "missing": "must be given",
 }
-"""Pydantic's kind of error -> what must hold. Kinds that are not here say it well themselves."""
+"""Kind of pydantic error -> what must hold. For other kinds, pydantic's own message is used."""
 
 
 def _lines(
@@ -58,8 +59,7 @@ def _lines(
     for found in error.errors(include_url=False):
         location, kind, context = found["loc"], found["type"], found.get("ctx", {})
         if kind == "too_short" and len(found["input"]) >= context["min_length"]:
-            # long enough as it is written: pydantic leaves out the values that are wrong, each a
-            # problem of its own
+            # pydantic counts only the valid values, and reports each invalid one besides
             continue
         path = ".".join(
             [*([prefix] if prefix else []), *map(str, _present(location, content, kind))]
@@ -105,7 +105,7 @@ def _rule(kind: str, context: Mapping[str, Any], message: str) -> str:
 
 
 def _got(value: Any, expected: str) -> str:
-    """The value as a line ends with it, and the nearest of the words that pydantic lists in
+    """Returns the end of a line: the value, and the closest of the words that pydantic lists in
     quotes.
     """
     close = (
@@ -117,8 +117,8 @@ def _got(value: Any, expected: str) -> str:
 
 
 def _present(location: tuple[int | str, ...], content: Any, kind: str) -> list[int | str]:
-    """The parts of a location that are in the content; pydantic also names the union members that
-    it tried.
+    """Returns the parts of a location that exist in the content. Pydantic's locations also have
+    parts for the union members that it tried.
     """
     parts: list[int | str] = []
     for index, part in enumerate(location):
@@ -133,9 +133,7 @@ def _present(location: tuple[int | str, ...], content: Any, kind: str) -> list[i
 
 
 def _inner_path(message: str) -> tuple[str, str]:
-    """Splits `setting.path: rule` as our own validators write it; the path is empty where the
-    message has none.
-    """
+    """Splits a message of our own validators, `setting.path: rule`; the path may be missing."""
     head, colon, rule = message.partition(": ")
     if colon and head and all(part.isidentifier() for part in head.split(".")):
         return head, rule
@@ -153,11 +151,11 @@ def _suggestion(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
     names = sorted(_names_at(model, location[:-1]))
     close = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
     hint = f"Did you mean '{close[0]}'? " if close else ""
-    return f"{hint}Settings: {', '.join(names)}" if names else "It takes no settings"
+    return f"{hint}Settings: {', '.join(names)}" if names else "This group has no settings"
 
 
 def _names_at(model: type[BaseModel], location: tuple[int | str, ...]) -> set[str]:
-    """Names of the settings that the group at a location takes."""
+    """Returns the names of the settings in the group at a location."""
     models = {model}
     for part in location:
         inner: set[type[BaseModel]] = set()
@@ -165,7 +163,7 @@ def _names_at(model: type[BaseModel], location: tuple[int | str, ...]) -> set[st
             for name, field in candidate.model_fields.items():
                 if part in (name, field.alias):
                     inner |= _models_in(field.annotation)
-        # a part that names no field is the tag of a union member, or a key of a mapping of groups
+        # a part that is not a field is the tag of a union member, or a key of a mapping of groups
         tagged = {candidate for candidate in models if part in _tags(candidate)}
         models = inner or tagged or models
     return {

@@ -1,6 +1,4 @@
-"""The reference of all settings, written from the settings classes: `python -m kdr.config.reference
-> docs/settings.md`.
-"""
+"""Writes docs/settings.md from the settings classes (`python -m kdr.config.reference`)."""
 
 import json
 import types
@@ -19,9 +17,11 @@ from kdr.config.trial import TrialConfig
 
 HEAD = """# Settings of a study
 
-Written from `kdr/config/` by `python -m kdr.config.reference`; a test keeps it up to date.
-Paths are those of `--set`, of search parameters (without the leading
-`trial.`), and of error messages.
+Generated from `kdr/config/` with `python -m kdr.config.reference`; a test keeps it up to date.
+
+The path of a setting is its group and its name, such as `trial.training.epochs`. Error messages use
+it in full. `--set`, search parameters and the arms of an ablation leave out the leading `trial.`:
+`--set training.epochs=24`.
 """
 
 
@@ -114,7 +114,7 @@ def _type(annotation: Any) -> str:
         return " or ".join(dict.fromkeys(_type(part) for part in parts if part is not type(None)))
     if origin is tuple:
         if Ellipsis in parts:
-            return f"list of {_type(parts[0])}"
+            return f"list of {_plural(_type(parts[0]))}"
         return "[low, high]" if len(parts) == 2 else f"list of {len(parts)} {_type(parts[0])}s"
     if origin is dict or annotation is dict:
         return "group"
@@ -123,6 +123,10 @@ def _type(annotation: Any) -> str:
     return {int: "whole number", float: "number", str: "text", bool: "true or false"}.get(
         annotation, "value"
     )
+
+
+def _plural(kind: str) -> str:
+    return f"{kind}s" if kind in ("whole number", "number", "text", "value", "group") else kind
 
 
 if __name__ == "__main__":

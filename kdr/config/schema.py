@@ -1,7 +1,6 @@
-"""The JSON schema of a study file, by which editors complete and check it; `orchestrate.py schema`
-prints it.
+"""The JSON schema of study files, with which editors complete and check them.
 
-It knows names, types and ranges. What only holds between settings, `plan` checks.
+It covers names, types and ranges. `kdr plan` checks the rules between settings.
 """
 
 from typing import Any
@@ -17,7 +16,7 @@ from kdr.config.trial import TrialConfig
 
 
 def study_schema() -> dict[str, Any]:
-    """The schema (draft 2020-12) as plain values."""
+    """Returns the schema (draft 2020-12) as plain values."""
     schema = Study.model_json_schema(schema_generator=DescribedJsonSchema)
     trial = TrialConfig.model_json_schema(
         ref_template="#/$defs/{model}", schema_generator=DescribedJsonSchema
@@ -28,7 +27,7 @@ def study_schema() -> dict[str, Any]:
         (Sampler, _fields(Sampler)),
         (EarlyStopping, ["none", *_fields(EarlyStopping)]),
     ):
-        # a bare name takes the defaults
+        # pydantic does not see that a bare name is accepted too: a validator handles it
         definitions[settings.__name__] = {
             "anyOf": [{"enum": names}, definitions[settings.__name__]]
         }

@@ -1,6 +1,4 @@
-"""Settings of a search: parameters with their ranges and conditions, the sampler, early stopping
-and the budget.
-"""
+"""Settings of a search: parameters, sampler, early stopping and budget."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -13,32 +11,29 @@ Metric = Literal["AP", "AP50", "AP75", "APs", "APm", "APl"]
 
 
 class Parameter(Settings):
-    """One searched setting. Exactly one of `float`, `int`, `choice` and `subset` says what is
-    drawn.
-    """
+    """A searched setting. Exactly one of `float`, `int`, `choice` and `subset` is set."""
 
     float_: Annotated[tuple[float, float] | None, Field(alias="float")] = None
     """Range [low, high] of real numbers."""
     int_: Annotated[tuple[int, int] | None, Field(alias="int")] = None
     """Range [low, high] of whole numbers, both included."""
     choice: Annotated[tuple[JsonValue, ...] | None, Field(min_length=1)] = None
-    """Values to choose from."""
+    """Values to draw one from."""
     subset: Annotated[tuple[JsonValue, ...] | None, Field(min_length=1)] = None
-    """Members, each of which is drawn in or out."""
+    """Members of a list to draw: each is in or out. For settings that take a list."""
     log: bool = False
     """Draw on a log scale (float and int)."""
     at_least: Annotated[int, Field(ge=0)] = 0
-    """Smallest number of members of a subset."""
+    """Smallest number of members to draw from `subset`."""
     points: Annotated[int, Field(ge=2)] | None = None
-    """Number of values of a float range in a grid."""
+    """Number of values that a grid takes from a float range, evenly spread."""
     when: dict[str, JsonValue] = {}
-    """Conditions on other settings, all of which must hold for this one to be drawn: a value, a
-    list of values, `empty` or `not empty`. Where they do not hold, the setting keeps the value that
-    the trial gives it."""
+    """Path of another setting -> its value, a list of values, `empty` or `not empty`. The parameter
+    is drawn only if all these conditions hold; otherwise it keeps its value in `trial`."""
 
     @property
     def kind(self) -> str:
-        """Which of the four it is: "float", "int", "choice" or "subset"."""
+        """Its kind: "float", "int", "choice" or "subset"."""
         return next(
             name
             for name in ("float", "int", "choice", "subset")
@@ -46,7 +41,7 @@ class Parameter(Settings):
         )
 
     def drawn_from(self, kind: str) -> tuple[Any, ...] | None:
-        """The range or the members given under `kind`, None if that is not the kind."""
+        """Returns the range or members if this is the parameter's kind, else None."""
         value: tuple[Any, ...] | None = getattr(
             self, f"{kind}_" if kind in ("float", "int") else kind
         )
@@ -75,34 +70,41 @@ class Parameter(Settings):
         elif self.log:
             raise ValueError(f"log: only for float and int, got it on {kind}")
         elif len({canonical_json(value) for value in values}) < len(values):
-            raise ValueError(f"{kind}: each value once, got {list(values)}")
+            raise ValueError(f"{kind}: must not repeat a value, got {list(values)}")
         if self.at_least and kind != "subset":
             raise ValueError(f"at_least: only for subset, got it on {kind}")
         if self.at_least > len(values) and kind == "subset":
-            raise ValueError(f"at_least: at most the {len(values)} members, got {self.at_least}")
+            raise ValueError(
+                f"at_least: must be at most {len(values)}, the members of subset, got "
+                f"{self.at_least}"
+            )
         if self.points and kind != "float":
             raise ValueError(f"points: only for float, got it on {kind}")
         return self
 
 
 class Seeded(Settings):
-    """A sampler with a seed."""
+    """Settings of a sampler that draws at random."""
 
     seed: int = 0
-    """Seed of the sampler; one per sweep."""
+    """Seed of the sampler's draws."""
+
+
+class GridSearch(Settings):
+    """Every combination of values, once each. It has no settings."""
 
 
 class Sampler(Settings):
-    """Which settings are tried next. One of `tpe`, `random` and `grid`; a bare name takes its
-    defaults.
+    """How the search chooses settings. One of `tpe`, `random` and `grid`; a bare name, such as
+    `sampler: tpe`, uses its defaults.
     """
 
     tpe: Seeded | None = None
     """Tree-structured Parzen estimator, multivariate and grouped (Optuna)."""
     random: Seeded | None = None
     """Independent draws."""
-    grid: Settings | None = None
-    """Every combination once."""
+    grid: GridSearch | None = None
+    """Every combination of values, once each."""
 
     @model_validator(mode="before")
     @classmethod
@@ -120,26 +122,31 @@ class Sampler(Settings):
 
 
 class Asha(Settings):
-    """Asynchronous successive halving: at each rung only the best 1/reduction go on."""
+    """Asynchronous successive halving: at each rung, only the best 1/reduction of the trials
+    continue.
+    """
 
     grace_epochs: Count = 1
-    """Epochs that every trial gets; the first rung."""
+    """Epochs that every trial gets; this is the first rung."""
     reduction: Annotated[int, Field(ge=2)] = 3
-    """Rungs are `reduction` times as far apart each, and one in `reduction` passes each of them."""
+    """Each rung is at `reduction` times the epochs of the previous one, and one trial in
+    `reduction` passes it."""
 
 
 class Median(Settings):
-    """Stops a trial whose running average falls behind the median of the others'."""
+    """Median stopping rule: stops a trial whose running average falls below the median of the
+    others.
+    """
 
     grace_epochs: Count = 1
     """Epochs that every trial gets."""
     min_trials: Count = 3
-    """Trials needed before any is stopped."""
+    """Trials needed before any trial is stopped."""
 
 
 class EarlyStopping(Settings):
-    """Which trials are stopped early. One of `asha` and `median`, or neither; a bare name takes its
-    defaults.
+    """Which trials to stop early. One of `asha` and `median`, or `none`; a bare name, such as
+    `stop_early: asha`, uses its defaults.
     """
 
     asha: Asha | None = None
@@ -157,32 +164,30 @@ class EarlyStopping(Settings):
     @model_validator(mode="after")
     def _at_most_one(self) -> Self:
         if self.asha is not None and self.median is not None:
-            raise ValueError("needs one of asha, median, or none, got both")
+            raise ValueError("must be asha, median or none, got both")
         return self
 
 
 class Search(Settings):
-    """A search over settings of the trial."""
+    """A search for the best values of some settings of the trial."""
 
     metric: Metric = "AP"
-    """What is maximised, at the last epoch."""
+    """Metric to maximise, at the last epoch."""
     trials: Count | None = None
-    """Budget: trials that this study runs, stopped and failed ones included. Not needed for a
-    grid."""
+    """Budget in trials, including stopped and failed ones. Not needed for a grid."""
     hours: Positive | None = None
-    """Budget: wall-clock hours after which no new trial starts, counted over all sessions of the
-    study."""
+    """Budget in wall-clock hours, over all runs of the study. Afterwards no new trial starts."""
     gpu_hours: Positive | None = None
-    """Budget: GPUs that trials hold times their hours, the teacher's included, after which no new
-    trial starts, counted over all sessions of the study. Needs GPUs."""
+    """Budget in GPU-hours, over all runs of the study, including the teacher's: GPUs that trials
+    hold, times hours. Afterwards no new trial starts. Needs GPUs."""
     sampler: Sampler = Sampler(tpe=Seeded())
-    """Which settings are tried next."""
+    """How the search chooses settings."""
     stop_early: EarlyStopping = EarlyStopping()
-    """Which trials are stopped early."""
+    """Which trials to stop early."""
     parameters: Annotated[dict[str, Parameter], Field(min_length=1)]
-    """Searched settings by their path in the trial, such as `distill.kdr.weight`."""
+    """Path of a setting in the trial, such as `distill.kdr.weight` -> the values to search."""
     enqueue: tuple[dict[str, JsonValue], ...] = ()
-    """Settings that are tried first, by path; parameters left out take the trial's values."""
+    """Settings to try first, by path. Parameters left out keep their values in `trial`."""
 
     @model_validator(mode="after")
     def _has_a_budget(self) -> Self:
@@ -193,6 +198,6 @@ class Search(Settings):
             and self.gpu_hours is None
         ):
             raise ValueError(
-                "needs a budget of trials, hours or gpu_hours, got none. Add trials: 16"
+                "needs a budget in trials, hours or gpu_hours, got none. Add trials: 16"
             )
         return self

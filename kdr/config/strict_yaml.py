@@ -1,7 +1,7 @@
-"""YAML without its traps: equal keys are refused, 1e-4 is a number, `off` and `no` are words, 010
-is ten.
+"""Reads YAML without its traps: duplicate keys are errors, 1e-4 is a number, `off` is text.
 
-PyYAML follows YAML 1.1; this reader takes the rules of YAML 1.2's core schema for plain scalars.
+PyYAML follows YAML 1.1, where `off` and `no` are false, 010 is 8 and 1e-4 is text. This reader
+follows the core schema of YAML 1.2 for plain scalars.
 """
 
 import json
@@ -16,13 +16,13 @@ from kdr.errors import ConfigError
 _TAG = "tag:yaml.org,2002:"
 _NAMES = (f"{_TAG}str", f"{_TAG}merge")
 MAX_VALUES = 100_000
-"""Values of a file with its aliases written out: ten lines of aliases to aliases can stand for more
-than a memory holds."""
+"""Most values of a file, with its aliases expanded: ten lines of aliases to aliases can expand to
+more values than fit in memory."""
 _PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
 
 
 class _Loader(yaml.SafeLoader):
-    # Only what JSON has, too: no dates, bytes or sets, which no setting takes.
+    # Only the types of JSON: no setting takes dates, bytes or sets.
     yaml_constructors = {
         tag: make
         for tag, make in yaml.SafeLoader.yaml_constructors.items()
@@ -31,8 +31,8 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # Here and not when values are made, since merging (`<<: *defaults`) puts keys into the node
-        # that may be set twice.
+        # Checked here and not in the constructor: by then, merging (`<<: *defaults`) has put keys
+        # into the node that may legally occur twice.
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
@@ -75,36 +75,40 @@ for _tag, _pattern, _first in (
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Reads a file that holds a mapping.
+    """Reads a YAML file whose content is a mapping.
 
     Raises:
-        ConfigError: if the file is missing, is no YAML, sets a key twice, or holds no mapping.
+        ConfigError: if the file is missing, is not YAML, sets a key twice, or is not a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ConfigError(
-            f"{path}: cannot be read ({reason}). Name a study file, such as "
+            f"{path}: cannot be read ({reason}). Pass a study file, such as "
             "search_spaces/quickstart.yaml"
         ) from error
     content = parse_yaml(text, source=str(path))
     if not isinstance(content, dict):
         raise ConfigError(
-            f"{path}: must hold settings as `name: value` lines, got {type(content).__name__}"
+            f"{path}: must have settings as `name: value` lines, got {type(content).__name__}"
         )
     return content
 
 
 def parse_yaml(text: str, *, source: str) -> Any:
-    """Parses YAML text; `source` names it in errors.
+    """Parses YAML text.
+
+    Args:
+        text: the YAML.
+        source: name of the text in errors.
 
     Raises:
-        ConfigError: if it is no YAML or sets a key twice, with line and column.
+        ConfigError: if it is not YAML or sets a key twice, with line and column.
     """
     try:
         content = _load(text)
-        json.dumps(content)  # a list that contains itself is YAML, but no setting
+        json.dumps(content)  # fails on a list that contains itself, which is valid YAML
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -121,7 +125,7 @@ def _load(text: str) -> Any:
         if node is None:
             return None
         if _num_values(node, {}) > MAX_VALUES:
-            rule = f"aliases must not make more than {MAX_VALUES:,} values of it"
+            rule = f"aliases must not expand to more than {MAX_VALUES:,} values"
             raise yaml.constructor.ConstructorError(None, None, rule, node.start_mark)
         return loader.construct_document(node)
     finally:
@@ -129,11 +133,13 @@ def _load(text: str) -> Any:
 
 
 def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many values a node is once its aliases are written out; what it contains is counted once
-    however often it is named.
+    """Returns the number of values in a node with its aliases expanded.
+
+    Each node is visited once, however many aliases refer to it: expanding them is what must not
+    happen here.
     """
     if id(node) not in known:
-        known[id(node)] = 0  # for one that contains itself, which is refused later
+        known[id(node)] = 0  # ends the recursion of a node that contains itself; refused later
         inner = node.value if isinstance(node, yaml.CollectionNode) else ()
         parts = (part for item in inner for part in (item if isinstance(item, tuple) else (item,)))
         known[id(node)] = 1 + sum(_num_values(part, known) for part in parts)

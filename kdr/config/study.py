@@ -1,4 +1,4 @@
-"""A study: one question, one YAML file. Reading it, with every problem found at once."""
+"""A study: one question in one YAML file. Reading it reports all problems at once."""
 
 import json
 import logging
@@ -36,60 +36,57 @@ _log = logging.getLogger(__name__)
 
 
 class Resources(Settings):
-    """What one trial may use. Nothing here changes its numbers, but for `workers`, which is in its
-    key.
-    """
+    """Resources of one trial. Only `workers` changes a trial's numbers; it is part of its key."""
 
     workers: Count = 1
-    """Processes that train one trial together, data-parallel, each on its share of every batch. One
-    trains in the trial's own process; several are a group of Ray Train workers that stays warm
-    between trials."""
+    """Processes that train one trial together (data-parallel), each on its share of every batch. 1:
+    the trial trains in its own process. More: a gang of Ray Train workers, which is kept between
+    trials."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
-    """CPU cores of each worker."""
+    """CPU cores per worker."""
     gpus_per_worker: Literal["auto"] | NonNegative = "auto"
-    """GPUs of each worker: whole numbers, or with one worker a fraction below 1, so that trials
-    share a GPU; `auto`: 1 where there are GPUs, else 0."""
+    """GPUs per worker. `auto`: 1 if there are GPUs, else 0. With one worker, a fraction below 1
+    lets trials share a GPU; otherwise a whole number."""
     loader_workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that load images for each worker; 0 loads in the worker itself."""
+    """Processes per worker that load images; 0: the worker loads them itself."""
     max_concurrent: Count | None = None
-    """Most trials at a time; unset: as many as fit."""
+    """Most trials to run at a time. Unset: as many as fit."""
     grace_s: NonNegative = 30
-    """Seconds after SIGTERM in which running trials may finish their epoch; no new trial starts in
-    them."""
+    """Seconds that running trials have after SIGTERM to finish their epoch. No new trial starts."""
     max_trials_per_start: Count = 100
-    """Trials after which a group of several workers is started anew."""
+    """Trials after which a gang of workers is restarted."""
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> Self:
         gpus = self.gpus_per_worker
         if gpus != "auto" and gpus % 1 and (gpus > 1 or self.workers > 1):
             raise ValueError(
-                "gpus_per_worker: several workers, or more than one GPU, need whole numbers, "
-                f"got {gpus:g} for each of {self.workers}. Use a whole number, or workers: 1"
+                "gpus_per_worker: must be a whole number if above 1 or with several workers, got "
+                f"{gpus:g} for each of {self.workers}. Use a whole number, or workers: 1"
             )
         return self
 
 
 class Study(Settings):
-    """One question and the trials that answer it."""
+    """One question, and the trials that answer it."""
 
     study: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    """Name of the study: the name of its folder in the log."""
+    """Name of the study, also of its folder in the log."""
     trial: dict[str, JsonValue]
-    """The trial that every trial of the study starts from, as it is written; `base` is the checked
-    form."""
+    """The base trial. Searches and ablations change it; without either, the study is this one
+    trial."""
     search: Search | None = None
-    """What is searched; without it, and without an ablation, the study is the one trial."""
+    """A search over settings of the trial."""
     ablation: Ablation | None = None
-    """Which arms are compared, with which seeds."""
+    """An ablation: arms to compare, over the same seeds."""
     resources: Resources = Resources()
-    """What one trial may use."""
+    """Resources of one trial."""
     faults: Faults = Faults()
-    """What becomes of trials that lose a process, hang, or fail one like the other."""
+    """How lost, hung and repeatedly failing trials are handled."""
     keep_weights: Literal["all", "none"] | Count = 1
-    """Whose students' weights are kept: of the study's best k, `all`, or `none`."""
+    """Trials whose students' weights are kept: the number of best ones, `all`, or `none`."""
     loggers: tuple[LoggerName, ...] = ()
-    """Where `run` shows trials beside the log: `tensorboard`, `wandb`, `mlflow`; each needs its
+    """Where to report trials besides the log: `tensorboard`, `wandb`, `mlflow`. Each needs its
     package."""
 
     _base: TrialConfig = PrivateAttr()
@@ -97,27 +94,25 @@ class Study(Settings):
     @model_validator(mode="after")
     def _one_question(self) -> Self:
         if self.search is not None and self.ablation is not None:
-            raise ValueError(
-                "ablation: a study is a search or an ablation, got both. Make two studies"
-            )
+            raise ValueError("ablation: must not be set beside search, got both. Make two studies")
         return self
 
     @property
     def metric(self) -> Metric:
-        """The metric that the study is about."""
+        """The metric that the study maximises or compares."""
         asked = self.search or self.ablation
         return asked.metric if asked else "AP"
 
     @property
     def base(self) -> TrialConfig:
-        """The trial that every trial of the study starts from, checked."""
+        """The base trial, validated."""
         return self._base
 
     def trial_with(self, changes: Mapping[str, Any]) -> TrialConfig:
-        """The trial with some settings changed, by path such as `distill.kdr.weight`.
+        """Returns the base trial with some settings changed, by path such as `distill.kdr.weight`.
 
         Raises:
-            ConfigError: if the changed settings cannot be used; every problem is named.
+            ConfigError: if the changed settings are invalid, with one line for each problem.
         """
         return validated(TrialConfig, changed(self.trial, changes), prefix="trial")
 
@@ -131,7 +126,7 @@ def read_study(path: str | Path, overrides: Iterable[str] = ()) -> Study:
             that does not start with a setting of the study is in `trial`.
 
     Raises:
-        ConfigError: naming every problem of the file, one line each.
+        ConfigError: if the study is invalid, with one line for each problem.
     """
     path = Path(path)
     # Renamed before they meet, so that `--set` with a new name overrides a file with the old one;
@@ -154,7 +149,7 @@ def study_from(content: Mapping[str, Any], *, folder: Path) -> Study:
         folder: base of the relative paths in it.
 
     Raises:
-        ConfigError: naming every problem, one line each.
+        ConfigError: if the study is invalid, with one line for each problem.
     """
     names = present_names(content)
     return _checked(names.content, folder, names.problems)
@@ -167,6 +162,7 @@ def _checked(content: dict[str, Any], folder: Path, known_problems: Iterable[str
         content["search"] = _with_absolute_choices(content["search"], folder)
     if isinstance(content.get("ablation"), dict):
         content["ablation"] = _with_absolute_changes(content["ablation"], folder)
+    # Each part is checked even if another one is invalid, so that a user sees all problems at once.
     problems = [*known_problems]
     study, base = None, None
     try:
@@ -189,8 +185,8 @@ def _checked(content: dict[str, Any], folder: Path, known_problems: Iterable[str
 
 
 def batch_problems(workers: int, config: TrialConfig) -> list[str]:
-    """Problems with batches of a trial that its workers cannot share evenly, or whose passes are
-    more than a worker's share.
+    """Returns one line for each batch that workers cannot share evenly, and each `micro_batch`
+    larger than a worker's share.
     """
     trainings = {"trial.training": config.training}
     if config.teacher is not None and config.teacher.training is not None:
@@ -206,13 +202,14 @@ def batch_problems(workers: int, config: TrialConfig) -> list[str]:
         elif isinstance(micro_batch, int) and micro_batch > size // workers:
             problems.append(
                 f"{path}.micro_batch: must be at most the batch of one worker, {size // workers} "
-                f"of {size} images, got {micro_batch}. Lower it, or leave it out"
+                f"of {size} images, got {micro_batch}. Lower it, or remove it"
             )
     return problems
 
 
 def study_yaml(study: Study) -> dict[str, Any]:
-    """The study as plain values that `read_study` reads again to an equal study."""
+    """Returns the study as plain values, from which `study_from` returns an equal study."""
+    # `exclude_unset`: an exported file has only what the user wrote
     content: dict[str, Any] = json.loads(study.model_dump_json(exclude_unset=True, by_alias=True))
     return content
 
@@ -222,7 +219,7 @@ def _study_path(path: str, value: Any) -> tuple[str, Any]:
 
 
 def _with_absolute_paths(settings: dict[str, Any], folder: Path, above: str = "") -> dict[str, Any]:
-    """Settings of a trial by name or by path, with what names a file made absolute."""
+    """Returns settings of a trial, by name or by path, with file paths made absolute."""
     return {name: _absolute_at(above + name, value, folder) for name, value in settings.items()}
 
 
@@ -233,7 +230,7 @@ def _absolute_at(path: str, value: Any, folder: Path) -> Any:
 
 
 def _with_absolute_choices(search: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The same for paths that are searched."""
+    """Returns a search with the file paths among its choices made absolute."""
     changes = {}
     for setting in _PATH_SETTINGS:
         parameter = (search.get("parameters") or {}).get(setting)
@@ -244,7 +241,7 @@ def _with_absolute_choices(search: dict[str, Any], folder: Path) -> dict[str, An
 
 
 def _with_absolute_changes(ablation: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The same for paths that the arms of an ablation change."""
+    """Returns an ablation with the file paths among its changes made absolute."""
 
     def absolute(group: Any, depth: int) -> Any:
         if not isinstance(group, dict):

@@ -1,6 +1,4 @@
-"""Settings of one trial: a student, its teacher, the data, the distillation, the training and a
-seed.
-"""
+"""Settings of one trial: student, teacher, data, distillation, training and seed."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -10,62 +8,65 @@ from pydantic import model_validator
 from kdr.config.data import DataConfig
 from kdr.config.detector import ANCHORS_PER_CELL, DetectorConfig
 from kdr.config.distill import DistillConfig
-from kdr.config.layout import tells_classes
+from kdr.config.layout import loads_class_layer
 from kdr.config.method import MethodConfig
 from kdr.config.settings import NonNegative, Settings, Share
 from kdr.config.training import TrainingConfig
 
 
 class StudentConfig(DetectorConfig):
-    """The detector that is trained."""
+    """The detector that the trial trains."""
 
     inherit: bool = False
-    """Start neck and head from the teacher's, where shapes match."""
+    """Initialise neck and head with the teacher's weights, where shapes match."""
 
 
 class TeacherConfig(DetectorConfig):
-    """The frozen detector that is learned from: it has `weights`, or the study trains it with
-    `training` and keeps it.
+    """The frozen detector that the student learns from. Either it has `weights`, or the study
+    trains it once with `training` and keeps it.
     """
 
     training: TrainingConfig | None = None
-    """How the study trains the teacher, once, before anything else."""
+    """How to train the teacher, once, before the study's trials."""
     seed: int = 0
-    """Seed of the teacher's training; students of every seed learn from the same teacher."""
+    """Seed of the teacher's training. It is independent of the trial's seed: students of all seeds
+    learn from the same teacher."""
     labels: dict[str, str] | None = None
-    """Category names of the teacher -> category names of the data set, where they differ."""
+    """Category name of the teacher -> category name of the data set, for names that differ."""
     stated_ap: Share | None = None
-    """AP that the teacher is said to have on the validation set, such as 0.389; a study whose
-    teacher misses it is not begun. Unset: it is measured before a study and told, but compared with
-    nothing."""
+    """AP that the teacher should have on the validation set, such as 0.389. The pre-flight measures
+    its AP and stops the study if it differs by more than `stated_ap_margin`. Unset: the AP is
+    measured and reported, but not compared."""
     stated_ap_margin: NonNegative = 0.01
-    """How far the measured AP may lie from the stated one; where it is measured on n of the images,
-    by 1 / sqrt(n) more."""
+    """Largest difference between measured and stated AP. If only n images are measured, 1 / sqrt(n)
+    is added to it."""
 
 
 NO_NUMBERS = frozenset({"stated_ap", "stated_ap_margin"})
-"""Settings of a teacher that only check it."""
+"""Settings that check a teacher without changing what it computes; they enter no key."""
 
 
 class TrialConfig(Settings):
-    """Everything that changes the numbers of a trial. Placement and logging are not in it."""
+    """Everything that determines a trial's numbers. Resources, faults and logging do not, and are
+    set outside of it.
+    """
 
     data: DataConfig
-    """Images and boxes."""
+    """Images and boxes to train and evaluate on."""
     student: StudentConfig = StudentConfig()
-    """The detector that is trained."""
+    """The detector that the trial trains."""
     teacher: TeacherConfig | None = None
-    """The detector that is learned from; not needed without distillation."""
+    """The detector that the student learns from. Not needed without distillation."""
     distill: DistillConfig = DistillConfig()
-    """Distillation methods and their settings; {} is plain training."""
+    """Distillation methods and their settings; {}: plain training."""
     training: TrainingConfig = TrainingConfig()
     """How the student is trained."""
     seed: int = 0
-    """Seed of initial weights, order and augmentation."""
+    """Seed of the initial weights, the order of images, and augmentation."""
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether a teacher changes the numbers of this trial."""
+        """Whether this trial's numbers depend on a teacher."""
         return self.student.inherit or bool(self.distill.methods())
 
     @model_validator(mode="after")
@@ -78,29 +79,31 @@ class TrialConfig(Settings):
             )
             if self.teacher is None:
                 raise ValueError(
-                    f"teacher: {reason} needs a teacher, got none. Add one, or switch {reason} off"
+                    f"teacher: {reason} needs a teacher, got none. Add one, or switch off {reason}"
                 )
             if (self.teacher.weights is None) == (self.teacher.training is None):
                 raise ValueError(
-                    "teacher: needs weights or training, one of them, got "
-                    f"{'neither' if self.teacher.weights is None else 'both'}. Name a weights "
-                    "file or torchvision enum in teacher.weights, or say in teacher.training how "
-                    "to train it"
+                    "teacher: needs either weights or training, got "
+                    f"{'neither' if self.teacher.weights is None else 'both'}. Set "
+                    "teacher.weights to a file or torchvision enum, or teacher.training to train it"
                 )
         if self.teacher is not None:
             methods = {
                 name: _resolved(name, method, self.student, self.teacher)
                 for name, method in self.distill.methods().items()
             }
+            # Settings are frozen for users. Returning a changed copy is not an option: pydantic
+            # ignores what this validator returns when the constructor is called.
             object.__setattr__(self, "distill", self.distill.with_changes(**methods))
         return self
 
     def teacher_trial(self) -> "TrialConfig | None":
-        """The trial that trains this trial's teacher: plain training on the same data; None if the
-        teacher has weights.
+        """Returns the trial that trains the teacher, plain training on the same data; None if there
+        is no teacher, or it has weights.
         """
         if not self.needs_teacher or self.teacher is None or self.teacher.training is None:
             return None
+        # `labels` does not matter while the teacher trains: it does so on this very data set
         detector = self.teacher.model_dump(
             mode="json", exclude={"training", "seed", *NO_NUMBERS, "labels"}
         )
@@ -114,39 +117,35 @@ class TrialConfig(Settings):
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial with its identity. Two trials with equal keys have equal numbers, and only one of
-    them is ever run.
-    """
+    """A trial and its key. Trials with equal keys have equal numbers, so only one of them runs."""
 
     key: str
-    """Hash of everything that changes the numbers (`kdr.plan.keys`)."""
+    """Hash of everything that determines the numbers (`kdr.plan.keys`)."""
     config: TrialConfig
     data_id: str
     """Fingerprint of the data set."""
     teacher_id: str | None = None
-    """Key of the teacher's trial, or the identity of its weights; None without a teacher."""
+    """Key of the teacher's trial, or identity of its weights; None without a teacher."""
 
     @property
     def trained_teacher_key(self) -> str | None:
-        """Key of the trial that trains this trial's teacher; None where the teacher comes with
-        weights.
-        """
+        """Key of the trial that trains the teacher; None if the teacher has weights."""
         return self.teacher_id if self.config.teacher_trial() is not None else None
 
 
 def _resolved(
     name: str, method: MethodConfig, student: DetectorConfig, teacher: DetectorConfig
 ) -> MethodConfig:
-    """A method's settings for one pair of detectors, which must have what it needs."""
+    """Returns a method's settings for a pair of detectors, after checking its needs."""
     needed = {"student_logits": ("student", student), "teacher_logits": ("teacher", teacher)}
     for need, (role, config) in needed.items():
         if need in method.needs() and config.detector not in ANCHORS_PER_CELL:
             raise ValueError(
-                f"distill.{name}: needs class logits in every cell of the {role}, which "
-                f"{' and '.join(ANCHORS_PER_CELL)} have, got {config.detector}. Choose one of "
-                f"those for the {role}, or another method"
+                f"distill.{name}: needs class logits in every cell of the {role}, as "
+                f"{' and '.join(ANCHORS_PER_CELL)} have them, got {config.detector}. Choose one of "
+                f"those as the {role}, or another method"
             )
-    if "teacher_logits" in method.needs() and not tells_classes(
+    if "teacher_logits" in method.needs() and not loads_class_layer(
         teacher.weights_layout, detector=teacher.detector
     ):
         raise ValueError(

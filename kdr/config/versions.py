@@ -1,6 +1,4 @@
-"""The numbers that make old results incomparable: one per part, raised by hand when a fix changes
-what a trial computes.
-"""
+"""Versions of the parts that compute a trial's numbers, raised by hand after a fix."""
 
 RESULTS_VERSION: dict[str, int] = {
     "trainer": 1,
@@ -18,7 +16,7 @@ RESULTS_VERSION: dict[str, int] = {
     "cwd": 1,
     "frs": 1,
 }
-"""Part -> version. Raising one gives new keys to the trials that use the part, and to no other.
+"""Part -> version. Raising a version gives a new key to every trial that uses the part.
 
-`trainer` and `data` are part of every trial; a detector counts as student and as teacher; a method
-where it is on. """
+Every trial uses `trainer` and `data`; a detector is used as student or teacher; a method is used
+when it is on. """

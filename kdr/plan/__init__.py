@@ -1,3 +1,1 @@
-"""Which trials to run: the search space, trial keys. Pure: no torch, no ray, no files but the ones
-it is given.
-"""
+"""Which trials a study runs: arms, search spaces, trial keys. Pure: no torch, no Ray, no files."""

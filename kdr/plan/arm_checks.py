@@ -1,4 +1,4 @@
-"""Whether an ablation can run and can be compared: every arm is tried before launch."""
+"""Checks before launch that every arm of an ablation is a valid trial and comparable."""
 
 import functools
 import itertools
@@ -14,20 +14,21 @@ from kdr.errors import ConfigError
 from kdr.plan.designs import Arm, arm_with, arms_of, combined, identity, is_inside, left_out_arms
 
 MAX_ARMS = 1000
-"""Most arms of a factorial design."""
+"""Most arms of a factorial design. All of them are checked before launch, and then trained."""
 
 
 def check_design(study: Study) -> None:
-    """Checks that every arm of an ablation is a trial that can run, and can be compared with the
-    others.
+    """Checks that every arm of an ablation is a valid trial and comparable with the others.
 
     Raises:
-        ConfigError: naming every problem, one line each; a problem of a level is told once,
-            whatever arms have it.
+        ConfigError: with one line for each problem. A problem of a level is reported once, however
+            many arms have that level.
     """
     ablation = study.ablation
     if ablation is None:
         return
+    # Each check needs the previous ones to have passed: arms can be built only if they are not too
+    # many, and compared only if all of them are valid.
     problems = list(_too_many(ablation))
     if not problems:
         arms = arms_of(ablation)
@@ -46,8 +47,8 @@ def _too_many(ablation: Ablation) -> Iterator[str]:
     num_arms = math.prod(1 + len(levels) for levels in ablation.factors.values())
     if ablation.design == "factorial" and num_arms > MAX_ARMS:
         yield (
-            f"ablation.factors: a factorial design has at most {MAX_ARMS} arms, got {num_arms}. "
-            "Use one_at_a_time"
+            f"ablation.factors: must make at most {MAX_ARMS} arms in a factorial design, got "
+            f"{num_arms}. Use one_at_a_time"
         )
 
 
@@ -55,8 +56,8 @@ def _left_out(ablation: Ablation) -> Iterator[str]:
     for arm in left_out_arms(ablation):
         if arm.is_reference or arm.name == BASELINE:
             yield (
-                f"ablation.leave_out: must keep the arm '{arm.name}', which others are compared "
-                "with, got it left out"
+                f"ablation.leave_out: must keep the arm '{arm.name}', which others are "
+                "compared with"
             )
 
 
@@ -64,16 +65,19 @@ def _contrast(ablation: Ablation, arms: tuple[Arm, ...]) -> Iterator[str]:
     names = [arm.name for arm in arms if not arm.is_reference]
     if ablation.contrast is not None and ablation.contrast not in names:
         yield (
-            f"ablation.contrast: must be an arm that is compared, got {ablation.contrast!r}. Arms: "
-            f"{'; '.join(names)}"
+            f"ablation.contrast: must be an arm other than the reference, got "
+            f"{ablation.contrast!r}. Arms: {'; '.join(names)}"
         )
 
 
 def _arms_that_fail(study: Study, ablation: Ablation, arms: tuple[Arm, ...]) -> Iterator[str]:
-    """The problems of the arms: told of the level that has one by itself, else of the smallest arm
-    that has it.
+    """Yields the problems of the arms.
+
+    A problem that a level has on its own is attributed to that level, else to the smallest arm that
+    has it: the larger arms with the same levels inherit it.
     """
-    told: list[tuple[str, frozenset[tuple[str, str]]]] = []
+    reported: list[tuple[str, frozenset[tuple[str, str]]]] = []
+    # cached, because a factorial design has each level in many arms
     alone = functools.cache(lambda place: _problems_at(study, ablation, place))
     for arm in arms:
         levels = frozenset(arm.changed_levels.items())
@@ -84,22 +88,23 @@ def _arms_that_fail(study: Study, ablation: Ablation, arms: tuple[Arm, ...]) -> 
                 if _rule(problem) in map(_rule, alone(place))
             ]
             if causes:
-                yield _told_of(problem, causes[0], ablation)
-            elif not any(rule == _rule(problem) and fewer <= levels for rule, fewer in told):
-                told.append((_rule(problem), levels))
+                yield _attributed(problem, causes[0], ablation)
+            elif not any(rule == _rule(problem) and fewer <= levels for rule, fewer in reported):
+                reported.append((_rule(problem), levels))
                 yield (
-                    f"ablation: the arm '{arm.name}' must be a trial, got {problem}.{_way_out(arm)}"
+                    f"ablation: the arm '{arm.name}' must be a valid trial, got {problem}."
+                    f"{_fix(arm)}"
                 )
 
 
 def _places(ablation: Ablation, arm: Arm) -> list[str]:
-    """Where an arm's changes are written, the baseline's first."""
+    """Returns the places in the study file that an arm's changes come from, the baseline first."""
     own = [f"factors.{factor}.{level}" for factor, level in arm.changed_levels.items()]
     return ["baseline", *own, *([f"arms.{arm.name}"] if arm.name in ablation.arms else [])]
 
 
 def _problems_at(study: Study, ablation: Ablation, place: str) -> list[str]:
-    """The problems of one group of changes by itself, those of the baseline left out."""
+    """Returns the problems of one group of changes alone, on top of the baseline."""
     return _problems_of(study, combined(ablation.baseline, ablation.places()[place]))
 
 
@@ -110,29 +115,29 @@ def _problems_of(study: Study, changes: Mapping[str, Any]) -> list[str]:
         return list(error.problems)
 
 
-def _told_of(problem: str, place: str, ablation: Ablation) -> str:
+def _attributed(problem: str, place: str, ablation: Ablation) -> str:
     path = problem.removeprefix("trial.").split(": ", 1)[0]
     if any(is_inside(path, changed) for changed in ablation.places()[place]):
         return f"ablation.{place}.{problem.removeprefix('trial.')}"
-    return f"ablation.{place}: must give a trial, got {problem}"
+    return f"ablation.{place}: must make a valid trial, got {problem}"
 
 
 def _rule(problem: str) -> str:
     return problem.split(", got ")[0]
 
 
-def _way_out(arm: Arm) -> str:
+def _fix(arm: Arm) -> str:
     if arm.is_reference or not arm.changed_levels:
         return ""
     return (
-        " It can be left out: "
+        " To skip it, add to ablation.leave_out: "
         f"{{{', '.join(f'{factor}: {level}' for factor, level in arm.changed_levels.items())}}}"
     )
 
 
 def _clashes(ablation: Ablation, arm: Arm) -> Iterator[str]:
-    """Settings that two factors of an arm change to different values: which of them is meant would
-    depend on their order.
+    """Yields a line for each setting that two factors of an arm set to different values: the result
+    would depend on the order of the factors.
     """
     for (one, level), (other, other_level) in itertools.combinations(arm.changed_levels.items(), 2):
         mine, its = ablation.factors[one][level], ablation.factors[other][other_level]
@@ -143,15 +148,17 @@ def _clashes(ablation: Ablation, arm: Arm) -> Iterator[str]:
             ):
                 inner = max(path, other_path, key=len)
                 yield (
-                    f"trial.{inner}: must be changed by one factor, got {one}={level} and "
+                    f"trial.{inner}: must be changed by one factor only, got {one}={level} and "
                     f"{other}={other_level}"
                 )
 
 
 def _pointless(study: Study, ablation: Ablation, arms: tuple[Arm, ...]) -> Iterator[str]:
-    """Levels and arms with which nothing is different from the baseline."""
+    """Yields a line for each level and arm that changes nothing in the baseline."""
     for factor, levels in ablation.factors.items():
         for level in levels:
+            # A level may matter only beside a level of another factor, so it is pointless only if
+            # no arm differs from its twin without the level.
             having = [arm for arm in arms if arm.levels[factor] == level]
             back = [arm_with(ablation, arm.levels | {factor: BASELINE}) for arm in having]
             if having and all(
@@ -164,8 +171,8 @@ def _pointless(study: Study, ablation: Ablation, arms: tuple[Arm, ...]) -> Itera
 
 
 _NO_DIFFERENCE = (
-    "must change the baseline, got settings that it has already, or that have no effect beside its "
-    "others"
+    "must change the baseline, got settings that it already has, or that have no effect with its "
+    "other settings"
 )
 
 
@@ -173,24 +180,28 @@ def _same(study: Study, arm: Arm, other: Arm) -> bool:
     try:
         return identity(study.trial_with(arm.changes)) == identity(study.trial_with(other.changes))
     except ConfigError:
-        return False  # the other one is no arm of the design, and no trial either
+        return False  # `other` is not in the design, and is not a valid trial
 
 
 def _incomparable(study: Study, arms: tuple[Arm, ...]) -> Iterator[str]:
-    """Arms with other budgets, or measured on other images, than the reference."""
+    """Yields a line for each difference of an arm from the reference that makes both
+    incomparable.
+    """
     reference, *others = ((arm.name, _conditions(study.trial_with(arm.changes))) for arm in arms)
     for name, conditions in others:
         for path, value in conditions.items():
             if value != (wanted := reference[1].get(path)):
                 yield (
-                    f"ablation: the arm '{name}' must have trial.{path} of '{reference[0]}', "
-                    f"{wanted}, got {value}. Arms with other budgets, or measured on other "
-                    "images, cannot be compared"
+                    f"ablation: the arm '{name}' must have the same trial.{path} as "
+                    f"'{reference[0]}', {wanted}, got {value}. Arms with different budgets or "
+                    "validation images cannot be compared"
                 )
 
 
 def _conditions(config: TrialConfig) -> dict[str, Any]:
-    """What decides how many images a trial sees, and on which it is evaluated; by path."""
+    """Returns, by path, what determines a trial's number of training images and its validation
+    images.
+    """
     free = {"augment", "aspect_ratio_grouping", "resize", "train_images", "train_annotations"}
     data = config.data.model_dump(mode="json", exclude=free)
     return {

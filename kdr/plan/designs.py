@@ -1,4 +1,4 @@
-"""The arms of an ablation, by its design; and its trials, arms by seeds."""
+"""The arms of an ablation by its design, and its trials: every arm with every seed."""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -10,45 +10,44 @@ from kdr.config.trial import TrialConfig
 from kdr.plan.keys import make_trial
 
 NOTHING = "nothing"
-"""The arm of `add_one_in` in which every factor is changed."""
+"""Name of the arm of `add_one_in` that has every factor changed."""
 
 Levels = dict[str, str]
-"""Factor -> level, for every factor of the ablation; `baseline` where it is unchanged."""
+"""Factor -> level, for every factor of the ablation; `baseline` if it is unchanged."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train, compared with the others over the same seeds."""
+    """One variant of the trial, compared with the others over the same seeds."""
 
     name: str
-    """`baseline`; the changed factors, as `review=off, weight=low`; in `add_one_in`, `nothing` and
-    `+review`; or its own name."""
+    """`baseline`; its changed levels, such as `review=off, weight=low`; `nothing` or `+review` in
+    `add_one_in`; its own name in the design `arms`."""
     levels: Levels
     """The level of every factor; empty in the design `arms`."""
     changes: dict[str, Any]
-    """What sets it apart from the study's trial, by path: the changes of the baseline and its
-    own."""
+    """Changes of the study's trial, by path: those of the baseline and its own."""
     is_reference: bool = False
-    """Whether it is the one that the others are compared with."""
+    """Whether the other arms are compared with this one."""
 
     @property
     def changed_levels(self) -> Levels:
-        """The levels of the factors that it changes."""
+        """The levels other than `baseline`, by factor."""
         return {factor: level for factor, level in self.levels.items() if level != BASELINE}
 
 
 def arms_of(ablation: Ablation) -> tuple[Arm, ...]:
-    """The arms of an ablation, the reference first; those that are left out are not among them."""
+    """Returns the arms of an ablation without those in `leave_out`, the reference first."""
     return tuple(arm for arm in designed_arms(ablation) if not is_left_out(ablation, arm))
 
 
 def left_out_arms(ablation: Ablation) -> tuple[Arm, ...]:
-    """The arms of the design that are left out."""
+    """Returns the arms of the design that `leave_out` skips."""
     return tuple(arm for arm in designed_arms(ablation) if is_left_out(ablation, arm))
 
 
 def designed_arms(ablation: Ablation) -> Iterator[Arm]:
-    """Every arm of the design, the reference first, those that are left out among them."""
+    """Yields every arm of the design, including those in `leave_out`, the reference first."""
     unchanged = dict.fromkeys(ablation.factors, BASELINE)
     if ablation.design == "arms":
         yield Arm(BASELINE, {}, dict(ablation.baseline), is_reference=True)
@@ -76,9 +75,7 @@ def designed_arms(ablation: Ablation) -> Iterator[Arm]:
 def arm_with(
     ablation: Ablation, levels: Levels, name: str | None = None, *, is_reference: bool = False
 ) -> Arm:
-    """The arm with some levels, named after those that differ from the baseline unless a name is
-    given.
-    """
+    """Returns the arm with these levels; its name defaults to its changed levels."""
     changed = {factor: level for factor, level in levels.items() if level != BASELINE}
     own = [ablation.factors[factor][level] for factor, level in changed.items()]
     name = name or ", ".join(f"{factor}={level}" for factor, level in changed.items()) or BASELINE
@@ -86,8 +83,8 @@ def arm_with(
 
 
 def combined(*groups: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes by path, later ones over earlier ones: what an earlier one changes inside a later
-    one's group is dropped.
+    """Merges changes by path. Later groups win: they also drop earlier changes inside a path that
+    they set.
     """
     result: dict[str, Any] = {}
     for changes in groups:
@@ -100,31 +97,32 @@ def combined(*groups: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_inside(path: str, other: str) -> bool:
-    """Whether a path is another one or lies inside its group."""
+    """Returns whether a path is another path, or is inside its group."""
     return f"{path}.".startswith(f"{other}.")
 
 
 def is_left_out(ablation: Ablation, arm: Arm) -> bool:
-    """Whether an entry of `leave_out` meets an arm."""
+    """Returns whether `leave_out` skips an arm."""
     return any(meets(arm, cell) for cell in ablation.leave_out)
 
 
 def meets(arm: Arm, cell: Mapping[str, str]) -> bool:
-    """Whether an arm has all the levels of an entry of `leave_out`."""
+    """Returns whether an arm has all levels of an entry of `leave_out`."""
     return all(arm.levels.get(factor) == level for factor, level in cell.items())
 
 
 def arm_points(ablation: Ablation) -> list[tuple[Arm, dict[str, Any]]]:
-    """Arms by seeds, each with what sets it apart from the study's trial, by path.
+    """Returns every arm with every seed, as changes of the study's trial by path.
 
-    All arms of a seed come before the next seed, so that complete blocks come early.
+    All arms of a seed come before the next seed: the comparison is paired by seed, so a study that
+    is interrupted early has complete pairs.
     """
     arms = arms_of(ablation)
     return [(arm, {**arm.changes, "seed": seed}) for seed in ablation.all_seeds for arm in arms]
 
 
 def identity(config: TrialConfig) -> str:
-    """A stand-in for a trial's key, without the data: equal for settings that differ only in what
-    has no effect.
+    """Returns a substitute for a trial's key that needs no data. Like keys, it is equal for
+    settings that differ only in what has no effect.
     """
     return make_trial(config, data_id=config.data.model_dump_json(), weights_id=str).key

@@ -1,6 +1,4 @@
-"""What a study is going to run, before anything runs: its trials, its parameters, what is known
-already, and what looks wrong.
-"""
+"""The plan of a study before anything runs: trials, parameters, known results, warnings."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from kdr.plan.given_point import enqueued_points
 from kdr.plan.points import Point, Space, grid, num_cells, space_of
 from kdr.plan.space import check_space
 
+# from small to large
 _BY_SIZE = (
     "mobilenet_v3_small",
     "mobilenet_v3_large",
@@ -37,15 +36,15 @@ assert set(_BY_SIZE) == set(get_args(BackboneName))
 
 @dataclass(frozen=True)
 class ParameterRow:
-    """One searched setting, in words for a table."""
+    """A searched setting as text for a table."""
 
     path: str
     kind: str
-    """float, int, choice or subset; with `log` for a log scale."""
+    """float, int, choice or subset; ` log` is appended for a log scale."""
     values: str
     """The range, or the members."""
     condition: str
-    """When it is drawn; empty: always."""
+    """Condition on which it is drawn; empty: always."""
 
 
 @dataclass(frozen=True)
@@ -54,49 +53,44 @@ class ArmPlan:
 
     name: str
     changes: Mapping[str, Any]
-    """What sets it apart from the study's trial, by path."""
+    """Changes of the study's trial, by path."""
     is_reference: bool
-    """Whether it is the one that the others are compared with."""
+    """Whether the other arms are compared with this one."""
     same_as: str | None
-    """The arm before it that is the same trial; the two are run once."""
+    """An earlier arm with the same trials, which then run only once."""
     num_known: int | None
-    """Seeds of which the trial is known; None if that cannot be told here."""
+    """Number of seeds with a known result; None without the data, which keys need."""
 
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """What a study is going to run."""
+    """The trials that a study will run, and what is known of them."""
 
     study: Study
     base: TrialConfig
-    """The trial that others are told apart from: the study's own, with the changes of an ablation's
-    baseline."""
+    """The study's trial, with the changes of the ablation's baseline if there is one."""
     teacher: TrialConfig | None
-    """The trial that trains the teacher; None if no teacher is trained."""
+    """The trial that trains the teacher; None if there is none to train."""
     num_trials: int | None
-    """Trials that the study runs at most, without its teacher; None where only hours or GPU-hours
-    limit it."""
+    """Most trials of the study, without its teacher; None if only hours or GPU-hours limit it."""
     num_cells: int | None
-    """Points of the search space; None where it is infinite, very large, or where nothing is
-    searched."""
+    """Points of the search space; None if it is infinite or very large, or without a search."""
     parameters: tuple[ParameterRow, ...]
     num_certain: int
-    """Trials that are sure to be asked for: the one trial, the cells of a grid, or the enqueued
-    points."""
+    """Trials that no sampler decides on: the one trial, the arms, the cells of a grid, or the
+    enqueued points."""
     num_known: int | None
-    """How many of the certain trials are known; None if that cannot be told here, without the data
-    at hand."""
+    """Certain trials with a known result; None without the data, which keys need."""
     missing: tuple[TrialConfig, ...]
-    """The certain trials that are not known, each once; all of them where that cannot be told
-    here."""
+    """Certain trials without a known result, each once; without the data, all of them."""
     teacher_known: bool | None
-    """Whether every teacher is trained already; None if there is none to train, or that cannot be
-    told here."""
+    """Whether every teacher is already trained; None if there is none to train, or without the
+    data."""
     warnings: tuple[str, ...]
     arms: tuple[ArmPlan, ...] = ()
-    """Of an ablation, the reference first."""
+    """Arms of an ablation, the reference first."""
     left_out: tuple[str, ...] = ()
-    """Names of the design's arms that are left out."""
+    """Names of the arms that `ablation.leave_out` skips."""
 
 
 def expand_study(
@@ -105,21 +99,24 @@ def expand_study(
     make_trial: Callable[[TrialConfig], Trial] | None = None,
     known: Set[str] = frozenset(),
 ) -> StudyPlan:
-    """The plan of a study.
+    """Returns the plan of a study.
 
     Args:
-        study: the study, read and checked.
-        make_trial: gives a trial its identity; None where the data is not at hand.
+        study: the study.
+        make_trial: makes a trial, with its key, from its settings; None if the data is not
+            available.
         known: keys of completed trials.
 
     Raises:
-        ConfigError: if the search space has points that cannot run.
+        ConfigError: if the search space has points, or the ablation has arms, that are not valid
+            trials.
     """
     check_space(study)
     check_design(study)
     space = space_of(study)
     certain = [study.trial_with(point) for point in _certain_points(study, space)]
     keys = [make_trial(config).key for config in certain] if make_trial else None
+    # two points or arms may be the same trial, if they differ only in settings without effect
     unique = dict(zip(keys or map(identity, certain), certain, strict=True))
     base = study.trial_with(study.ablation.baseline) if study.ablation else study.base
     teachers = list(
@@ -153,8 +150,13 @@ def expand_study(
 
 
 def _arm_plans(study: Study, known: Set[str], keys: Sequence[str] | None) -> Iterator[ArmPlan]:
-    """The arms of an ablation; `keys` are those of its points: all arms of a seed, then those of
-    the next.
+    """Yields the plan of each arm.
+
+    Args:
+        study: the study.
+        known: keys of completed trials.
+        keys: keys of the ablation's trials, in the order of `arm_points`: all arms of one seed,
+            then all arms of the next.
     """
     arms = arms_of(study.ablation) if study.ablation else ()
     first: dict[str, str] = {}
@@ -218,7 +220,7 @@ def _warnings(study: Study, space: Space) -> Iterator[str]:
     if num_train is not None and base.training.batch_size > num_train:
         yield (
             f"trial.training.batch_size: {base.training.batch_size} is more than the {num_train} "
-            "training images, so that every epoch is one smaller step"
+            "training images, so each epoch is a single step with a smaller batch"
         )
     teacher, student = base.teacher, base.student
     if (
@@ -236,36 +238,33 @@ def _warnings(study: Study, space: Space) -> Iterator[str]:
         return
     if not base.data.search_split and "data.search_split" not in space.parameters:
         yield (
-            "trial.data.search_split: is 0, so that the search selects on the validation set. "
-            "Hold images out of the training set, for example search_split: 0.1"
+            "trial.data.search_split: is 0, so the search selects on the validation set. Hold out "
+            "training images instead, for example search_split: 0.1"
         )
     if "seed" in space.parameters:
-        yield "search.parameters.seed: a search over seeds selects luck. Leave it out"
+        yield "search.parameters.seed: a search over seeds selects by luck. Remove it"
     yield from _stop_early_warnings(study)
     cells = num_cells(space)
     if cells is not None and search.trials is not None and search.trials > cells:
         yield (
             f"search.trials: {search.trials} is more than the {cells} points of the space; the "
-            "search ends when they are done"
+            "search ends after these"
         )
 
 
 def _ablation_warnings(ablation: Ablation, base: TrialConfig) -> Iterator[str]:
     if len(ablation.all_seeds) < 2:
-        yield (
-            "ablation.seeds: is one seed, which leaves differences without intervals. Name at "
-            "least 2, or better 8"
-        )
+        yield ("ablation.seeds: one seed gives no confidence intervals. Use at least 2, better 8")
     if base.data.search_split:
         yield (
-            f"trial.data.search_split: is {base.data.search_split:g}, so that the arms are "
-            "compared on images held out of the training set, on which settings were chosen. "
-            "Leave it out to report on the validation set"
+            f"trial.data.search_split: is {base.data.search_split:g}, so the arms are compared on "
+            "held-out training images, on which a search may have chosen the settings. Remove it "
+            "to report on the validation set"
         )
     arms = list(designed_arms(ablation))
     for index, cell in enumerate(ablation.leave_out):
         if not any(meets(arm, cell) for arm in arms):
-            yield f"ablation.leave_out.{index}: leaves nothing out of the design {ablation.design}"
+            yield f"ablation.leave_out.{index}: matches no arm of the design {ablation.design}"
 
 
 def _stop_early_warnings(study: Study) -> Iterator[str]:
@@ -279,12 +278,12 @@ def _stop_early_warnings(study: Study) -> Iterator[str]:
         if rule is not None and rule.grace_epochs >= most:
             yield (
                 f"search.stop_early.{name}.grace_epochs: {rule.grace_epochs} is not below the "
-                f"{most} epochs of a trial, so that none is stopped early"
+                f"{most} epochs of a trial, so no trial is stopped early"
             )
 
 
 def _num_train(config: TrialConfig) -> int | None:
-    """Images that are left for training; None where the settings do not tell."""
+    """Returns the number of images to train on; None if the settings do not say it."""
     data = config.data
     if data.dataset != "shapes":
         return None

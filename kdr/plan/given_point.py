@@ -1,6 +1,4 @@
-"""Points that were not drawn: known good settings to try first, interrupted trials, and results of
-earlier trials.
-"""
+"""Points that were not drawn: enqueued settings, interrupted trials, results of earlier trials."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,14 +16,14 @@ class OutsideSpaceError(ConfigError):
 
 
 def given(values: Mapping[str, Any], *, prefix: str = "") -> Suggest:
-    """Answers a draw from given values, and refuses values that the space does not have.
+    """Returns a `suggest` for `draw` that answers with given values.
 
     Args:
-        values: value by path; parameters that a draw does not ask for are not looked at.
+        values: value by path; parameters that are not drawn are ignored.
         prefix: path of these values in the study file, for errors.
 
     Raises:
-        OutsideSpaceError: by the draw, if a value is missing or lies outside its range.
+        OutsideSpaceError: during the draw, if a value is missing or outside its range.
     """
 
     def answer(path: str, parameter: Parameter) -> Any:
@@ -40,16 +38,16 @@ def given(values: Mapping[str, Any], *, prefix: str = "") -> Suggest:
 
 
 def point_of(space: Space, values: Mapping[str, Any], *, prefix: str = "") -> Point:
-    """The point with the given values.
+    """Returns the point with the given values.
 
     Args:
         space: the search space.
-        values: value by path, of exactly the parameters that are drawn at this point.
+        values: value by path, for exactly the parameters that are drawn at this point.
         prefix: path of the values in the study file, for errors.
 
     Raises:
-        OutsideSpaceError: if a value is missing, lies outside its range, or belongs to a parameter
-            that is not drawn.
+        OutsideSpaceError: if a value is missing, outside its range, or of a parameter that is not
+            drawn.
     """
     point = draw(space, given(values, prefix=prefix))
     undrawn = [path for path in values if path not in point]
@@ -62,10 +60,12 @@ def point_of(space: Space, values: Mapping[str, Any], *, prefix: str = "") -> Po
 
 
 def enqueued_points(study: Study, space: Space) -> list[Point]:
-    """The settings that are tried first; parameters that they leave out take the trial's values.
+    """Returns the points of `search.enqueue`. Parameters that an entry leaves out have the trial's
+    values.
 
     Raises:
-        ConfigError: naming every entry that lies outside the space or cannot be a trial.
+        ConfigError: with one line for each value outside the space, and each entry that is not a
+            valid trial.
     """
     points: list[Point] = []
     problems: list[str] = []
@@ -91,6 +91,8 @@ def _enqueued(study: Study, space: Space, entry: Mapping[str, Any], *, prefix: s
         raise ConfigError(
             prefix + problem.removeprefix("trial.") for problem in error.problems
         ) from None
+    # The second draw repeats the first with the parameters that it drew, and refuses a value of
+    # `entry` that is not among them.
     values = {path: value_at(settings, path) for path in space.parameters} | dict(entry)
     drawn = draw(space, given(values, prefix=prefix))
     return point_of(space, {path: values[path] for path in drawn} | dict(entry), prefix=prefix)
@@ -99,11 +101,11 @@ def _enqueued(study: Study, space: Space, entry: Mapping[str, Any], *, prefix: s
 def _undrawn_rule(space: Space, path: str) -> str:
     if path not in space.parameters:
         return f"must be one of the searched parameters {', '.join(space.parameters)}"
-    return "must be left out where its `when` does not hold"
+    return "must be left out, because its `when` does not hold"
 
 
 def _range_rule(parameter: Parameter, value: Any) -> str | None:
-    """What must hold for a value to be one that the parameter can take; None if it is."""
+    """Returns the rule that a value of the parameter breaks; None if it breaks none."""
     if parameter.choice is not None:
         return (
             None
@@ -123,7 +125,7 @@ def _range_rule(parameter: Parameter, value: Any) -> str | None:
     low, high = parameter.drawn_from(parameter.kind) or ()
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not low <= value <= high:
-        return f"must lie in [{low}, {high}]"
+        return f"must be in [{low}, {high}]"
     return (
         None
         if parameter.float_ is not None or float(value).is_integer()
@@ -132,7 +134,7 @@ def _range_rule(parameter: Parameter, value: Any) -> str | None:
 
 
 def _in_type(parameter: Parameter, value: Any) -> Any:
-    """The value as a draw gives it."""
+    """Returns the value in the type and order in which a draw would return it."""
     if parameter.choice is not None:
         return next(member for member in parameter.choice if same(member, value))
     if parameter.subset is not None:

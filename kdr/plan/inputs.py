@@ -1,6 +1,4 @@
-"""What a study reads that every machine of a run must have: its data sets, and its files of
-weights.
-"""
+"""Inputs of a study that every node needs: data sets and weights files."""
 
 from collections.abc import Iterator
 
@@ -12,12 +10,12 @@ from kdr.plan.designs import arms_of
 
 
 def data_of(study: Study) -> list[DataConfig]:
-    """The data of all arms, each once; a search opens others when it comes to them."""
+    """Returns the data sets of all arms, each once; without those that a search may draw later."""
     return list({config.data.model_dump_json(): config.data for config in _configs(study)}.values())
 
 
 def weights_files_of(study: Study) -> list[str]:
-    """The files of weights of all arms, each once, without those of torchvision."""
+    """Returns the weights files of all arms, each once, without torchvision's enums."""
     named = {source for config in _configs(study) for source in _weights(config)}
     return sorted(source for source in named if not is_weights_enum(source))
 

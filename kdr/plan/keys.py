@@ -1,8 +1,8 @@
-"""A trial is its key: a hash of everything that changes its numbers, and of nothing else.
+"""Trial keys: hashes of everything that determines a trial's numbers, and of nothing else.
 
-In the key: the settings in one canonical form, the data's fingerprint, the teacher, the contents of
-weights, the number of workers, and the results versions of the parts that the trial uses. Not in
-it: file paths, and limits that only refuse.
+A key covers the settings in canonical form, the fingerprint of the data, the teacher, the contents
+of weights files, the number of workers, and the results versions of the parts that the trial uses.
+It leaves out file paths, and limits that can only refuse a trial.
 """
 
 import hashlib
@@ -16,20 +16,20 @@ from kdr.config.versions import RESULTS_VERSION
 
 _DATA_PATHS = {"train_images", "train_annotations", "val_images", "val_annotations"}
 _FROZEN = {"training", "labels", "trainable_stages", *NO_NUMBERS}
-"""Settings of a teacher with weights that change nothing in it; labels change the trial, not the
-teacher."""
+"""Settings without effect on what a teacher with weights computes. `labels` is in the trial's key
+instead: it changes what the student learns, not the teacher."""
 
 
 def make_trial(
     config: TrialConfig, *, data_id: str, weights_id: Callable[[str], str], workers: int = 1
 ) -> Trial:
-    """The trial with its identity.
+    """Returns a trial with its key.
 
     Args:
-        config: the checked settings.
+        config: the trial's settings.
         data_id: fingerprint of the data set.
-        weights_id: gives the identity of a `weights` setting: the hash of a file's content, or a
-            torchvision enum's name.
+        weights_id: returns the identity of a `weights` setting: the hash of a file's content, or
+            the name of a torchvision enum.
         workers: processes that train one trial together; they train its teacher, too.
     """
     teacher_id = _teacher_id(config, data_id=data_id, weights_id=weights_id, workers=workers)
@@ -48,14 +48,14 @@ def trial_key(
     weights_ids: Mapping[str, str],
     workers: int,
 ) -> str:
-    """The key of a trial: 20 hexadecimal characters, equal on every machine for equal numbers.
+    """Returns the key of a trial: 20 hexadecimal characters, the same on every machine.
 
     Args:
-        config: the checked settings.
+        config: the trial's settings.
         data_id: fingerprint of the data set.
-        teacher_id: key of the teacher's trial, or identity of a teacher with weights; not looked at
-            where none is needed.
-        weights_ids: the student's `weights` settings -> identities of what they name.
+        teacher_id: key of the teacher's trial, or identity of a teacher with weights; ignored if
+            the trial needs no teacher.
+        weights_ids: `weights` setting of the student -> identity of those weights.
         workers: processes that train the trial together.
     """
     methods = config.distill.methods()
@@ -77,9 +77,10 @@ def trial_key(
 
 
 def key_of(content: Any) -> str:
-    """20 hexadecimal characters that stand for plain values; the order of a mapping and 1 or 1.0
-    make no difference.
+    """Returns a hash of plain values, 20 hexadecimal characters. Neither the order of a mapping nor
+    1 instead of 1.0 makes a difference.
     """
+    # 80 bits: a collision is not to be expected before about 10^12 trials
     return hashlib.blake2b(canonical_json(content).encode(), digest_size=10).hexdigest()
 
 
@@ -101,11 +102,11 @@ def _teacher_id(
 
 
 def _detector(config: DetectorConfig, weights_ids: Mapping[str, str]) -> dict[str, Any]:
-    """What decides a detector's numbers: its settings, with what its weights are in place of where
-    they lie.
+    """Returns what determines a detector's numbers: its settings, with the identities of its
+    weights instead of their paths.
     """
     ignored = {"min_loaded_share", *(_FROZEN if isinstance(config, TeacherConfig) else ())}
-    # unset is left out, so that a setting which comes with a later version changes no key
+    # Unset settings are left out, so that a setting added by a later version changes no old key.
     settings = config.model_dump(mode="json", exclude=ignored, exclude_none=True)
     return settings | {
         name: weights_ids[settings[name]]

@@ -1,9 +1,7 @@
-"""The points of a search space: drawn one question at a time, or listed; conditions are decided on
-the way.
+"""Points of a search space: drawn one parameter at a time, or enumerated.
 
-A point is a mapping from the paths of the parameters that are drawn to their values. A parameter
-whose `when` does not hold is not drawn and not in the point: the setting keeps the value that the
-trial gives it.
+A point maps the paths of the drawn parameters to their values. A parameter whose `when` does not
+hold is not drawn and not in the point: the setting keeps its value in the trial.
 """
 
 import itertools
@@ -18,24 +16,24 @@ from kdr.config.study import Study
 
 Point = dict[str, Any]
 Suggest = Callable[[str, Parameter], Any]
-"""Path and parameter -> a value for it; of a subset, the members that are in."""
+"""Path and parameter -> a value for it; for a subset, the members that are in."""
 MAX_CELLS = 10_000
-"""Most cells of a grid, and the number up to which cells are counted."""
+"""Most cells of a grid. Cells are counted up to this number, because each costs time."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """The parameters of a search with their conditions."""
+    """The parameters of a search, in an order in which their conditions can be decided."""
 
     parameters: Mapping[str, Parameter]
-    """By path, each one after those that its conditions name."""
+    """Parameters by path; each comes after those that its conditions name."""
     settings: Mapping[str, Any]
-    """The base trial as plain values; conditions look here for what is not drawn."""
+    """The base trial as plain values; conditions use it for what is not drawn."""
     unordered: tuple[str, ...] = ()
-    """Parameters whose conditions wait for each other; `kdr.plan.space` refuses them."""
+    """Parameters in or behind a cycle of conditions; `kdr.plan.space` refuses them."""
 
     def draws(self, path: str, drawn: Mapping[str, Any]) -> bool:
-        """Whether the conditions of a parameter hold, given what has been drawn before it."""
+        """Returns whether the conditions of a parameter hold, given the values drawn before it."""
         return all(
             holds(wanted, drawn[other] if other in drawn else value_at(self.settings, other))
             for other, wanted in self.parameters[path].when.items()
@@ -43,7 +41,7 @@ class Space:
 
 
 def space_of(study: Study) -> Space:
-    """The search space of a study; empty without a search."""
+    """Returns the search space of a study; without a search it is empty."""
     waiting = dict(study.search.parameters) if study.search else {}
     placed: dict[str, Parameter] = {}
     while ready := [
@@ -56,22 +54,22 @@ def space_of(study: Study) -> Space:
 
 
 def holds(wanted: Any, value: Any) -> bool:
-    """Whether a setting meets a condition: a value, a list of values, `empty` or `not empty`."""
+    """Returns whether a setting meets a condition: a value, values, `empty` or `not empty`."""
     if wanted in ("empty", "not empty"):
         return isinstance(value, list | tuple) and (len(value) == 0) == (wanted == "empty")
     return any(same(one, value) for one in (wanted if isinstance(wanted, list) else [wanted]))
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two plain values are one setting: 1 and 1.0 are, 1 and true are not."""
+    """Returns whether two plain values are equal settings: 1 and 1.0 are, 1 and true are not."""
     return canonical_json(one) == canonical_json(other)
 
 
 def draw(space: Space, suggest: Suggest) -> Point:
-    """Draws one point, asking only for the parameters whose conditions hold.
+    """Draws one point, calling `suggest` only for the parameters whose conditions hold.
 
-    A subset that comes out smaller than its `at_least` is filled up with the missing members in the
-    order in which they are written, so that the same answers always give the same point.
+    A subset smaller than its `at_least` is filled up with missing members in the order in which the
+    study file has them, so that the same suggestions always make the same point.
     """
 
     def value(path: str, parameter: Parameter) -> Iterator[Any]:
@@ -82,8 +80,8 @@ def draw(space: Space, suggest: Suggest) -> Point:
 
 
 def grid(space: Space) -> Iterator[Point]:
-    """Every combination once: all whole numbers, all members, all subsets, and `points` values of a
-    float range.
+    """Yields every combination once: all whole numbers, all choices, all subsets, and `points`
+    values of a float range.
 
     Raises:
         ValueError: if a float range has no `points`.
@@ -92,14 +90,12 @@ def grid(space: Space) -> Iterator[Point]:
 
 
 def corners(space: Space) -> Iterator[Point]:
-    """Every combination of extremes: both ends of a range, each member; of a subset the smallest,
-    the largest, each member.
-    """
+    """Yields every combination of `extremes`."""
     return _points(space, lambda _, parameter: iter(extremes(parameter)))
 
 
 def num_cells(space: Space) -> int | None:
-    """The number of points of a finite space; None where it is infinite or above `MAX_CELLS`."""
+    """Returns the number of points of a space; None if it is infinite or above `MAX_CELLS`."""
     if any(
         parameter.kind == "float" and parameter.points is None
         for parameter in space.parameters.values()
@@ -110,7 +106,9 @@ def num_cells(space: Space) -> int | None:
 
 
 def extremes(parameter: Parameter) -> list[Any]:
-    """The values of a parameter at its corners."""
+    """Returns the extreme values of a parameter: both ends of a range, every choice; for a subset,
+    the smallest, the largest, and each single member.
+    """
     values = parameter.drawn_from(parameter.kind) or ()
     if parameter.kind != "subset":
         return list(values)
@@ -121,8 +119,8 @@ def extremes(parameter: Parameter) -> list[Any]:
 
 
 def repaired(parameter: Parameter, subset: Sequence[Any]) -> list[Any]:
-    """The subset in the order in which its members are written, filled up from the first one on to
-    `at_least` members.
+    """Returns a subset in the order of the study file, filled up to `at_least` members, first ones
+    first.
     """
     members = parameter.subset or ()
     absent = [member for member in members if member not in subset]
@@ -131,7 +129,9 @@ def repaired(parameter: Parameter, subset: Sequence[Any]) -> list[Any]:
 
 
 def _points(space: Space, values: Callable[[str, Parameter], Iterator[Any]]) -> Iterator[Point]:
-    """Every point whose parameters take the given values, with conditions decided on the way."""
+    """Yields every point whose parameters have the given values; conditions are decided on the
+    way.
+    """
 
     def extend(drawn: Point, paths: Sequence[str]) -> Iterator[Point]:
         if not paths:
@@ -161,10 +161,11 @@ def _grid_values(parameter: Parameter) -> Iterator[Any]:
 
 
 def _spread(low: float, high: float, points: int | None, *, log: bool) -> Iterator[float]:
-    """Evenly spread values, on a log scale by factors; both ends are met exactly."""
+    """Yields evenly spread values, on a log scale by equal factors."""
     if points is None:
         raise ValueError("a float range without points has no grid")
     for index in range(points):
         share = index / (points - 1)
         inner = low * (high / low) ** share if log else low + (high - low) * share
+        # both ends exactly, and none beyond them: rounding must not make a value invalid
         yield low if index == 0 else high if index == points - 1 else min(max(inner, low), high)

@@ -1,6 +1,4 @@
-"""Whether a search can run anywhere in its space: every path, type, condition and corner is tried
-before launch.
-"""
+"""Checks a search space before launch: every path, type, condition and corner."""
 
 import difflib
 import itertools
@@ -30,20 +28,20 @@ _MISSING = object()
 
 
 def check_space(study: Study) -> None:
-    """Checks that every point of the search space is a trial that can run.
+    """Checks that every point of the search space is a valid trial.
 
-    All corners are tried where there are at most 256 of them; else each extreme beside random
-    values of the others, and 256 random points.
+    Tries all corners if there are at most 256; otherwise each extreme with random values of the
+    other parameters, and 256 random points.
 
     Raises:
-        ConfigError: naming every problem, one line each.
+        ConfigError: with one line for each problem.
     """
     if study.search is None:
         return
     space = space_of(study)
     problems = [
         *_overlaps(space),
-        *_circles(space),
+        *_cycles(space),
         *_conditions(space),
         *_budget(study.search, space),
     ]
@@ -59,11 +57,12 @@ def check_space(study: Study) -> None:
 
 
 def points_to_try(space: Space) -> Iterator[Point]:
-    """The points on which a space is checked: all corners, or some of very many."""
+    """Yields the points on which to check a space: all corners, or a sample if there are many."""
     few = list(itertools.islice(corners(space), _MAX_CORNERS + 1))
     if len(few) <= _MAX_CORNERS:
         yield from few
         return
+    # a fixed seed: the same study must always get the same answer
     chance = random.Random(0)  # noqa: S311 - no secret
     for path, parameter in space.parameters.items():
         for value in extremes(parameter):
@@ -76,16 +75,16 @@ def _overlaps(space: Space) -> Iterator[str]:
     for one, other in itertools.combinations(sorted(space.parameters), 2):
         if other.startswith(one + "."):
             yield (
-                f"search.parameters.{other}: no parameter may lie inside another, got it inside "
+                f"search.parameters.{other}: must not be inside another parameter, got it inside "
                 f"{one}. Search one of them"
             )
 
 
-def _circles(space: Space) -> Iterator[str]:
+def _cycles(space: Space) -> Iterator[str]:
     if space.unordered:
         yield (
-            f"search.parameters.{space.unordered[0]}.when: conditions must not run in a circle, "
-            f"got {', '.join(space.unordered)} waiting for each other"
+            f"search.parameters.{space.unordered[0]}.when: conditions must not form a cycle, got "
+            f"{', '.join(space.unordered)} depending on each other"
         )
 
 
@@ -98,7 +97,7 @@ def _conditions(space: Space) -> Iterator[str]:
 
 
 def _condition_rule(space: Space, other: str, wanted: Any) -> str | None:
-    """What is wrong with a condition; None if nothing is."""
+    """Returns the rule that a condition breaks, with what it got; None if it breaks none."""
     if isinstance(wanted, dict) or wanted == []:
         return f"must be a value, a list of values, `empty` or `not empty`, got {wanted!r}"
     if other not in space.parameters:
@@ -107,20 +106,20 @@ def _condition_rule(space: Space, other: str, wanted: Any) -> str | None:
         known = [*space.parameters, *_paths(space.settings)]
         close = difflib.get_close_matches(other, known, n=1)
         hint = f" Did you mean '{close[0]}'?" if close else ""
-        return f"must be a searched parameter or a setting that the trial gives, got neither.{hint}"
+        return f"must be a searched parameter or a setting of the trial, got neither.{hint}"
     parent = space.parameters[other]
     if parent.kind == "float":
-        return f"a float range cannot be a condition, got {wanted!r}. Use choice or int"
+        return f"must not be a condition on a float range, got {wanted!r}. Use choice or int"
     if parent.kind == "subset" and wanted not in ("empty", "not empty"):
-        return f"needs `empty` or `not empty` for a subset, got {wanted!r}"
+        return f"must be `empty` or `not empty` for a subset, got {wanted!r}"
     each = wanted if isinstance(wanted, list) else [wanted]
     never = [one for one in each if not any(holds(one, value) for value in _values(space, other))]
-    return f"can never hold, got {never}. Values: {_shown(parent)}" if never else None
+    return f"must be possible values, got {never}. Values: {_shown(parent)}" if never else None
 
 
 def _values(space: Space, path: str) -> Iterator[Any]:
-    """The values that decide whether a condition on a parameter can hold; its own in the trial
-    counts where it is not drawn.
+    """Yields values of a parameter that suffice to decide whether a condition on it can hold; those
+    include its value in the trial if it may be undrawn.
     """
     parameter = space.parameters[path]
     if parameter.when:
@@ -146,8 +145,8 @@ def _paths(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 def _budget(search: Search, space: Space) -> Iterator[str]:
     if search.trials is not None and len(search.enqueue) > search.trials:
         yield (
-            f"search.trials: must cover the {len(search.enqueue)} enqueued trials, got "
-            f"{search.trials}"
+            f"search.trials: must be at least the number of enqueued trials, "
+            f"{len(search.enqueue)}, got {search.trials}"
         )
     if search.sampler.grid is None:
         return
@@ -159,8 +158,8 @@ def _budget(search: Search, space: Space) -> Iterator[str]:
     for path in endless:
         low_high = list(space.parameters[path].float_ or ())
         yield (
-            f"search.parameters.{path}: a grid needs `points` for a float range, got {low_high} "
-            "without. Add points: 5"
+            f"search.parameters.{path}: must have `points` for a grid, got the float range "
+            f"{low_high} without. Add points: 5"
         )
     if not endless and not space.unordered and num_cells(space) is None:
         yield (
@@ -170,20 +169,20 @@ def _budget(search: Search, space: Space) -> Iterator[str]:
 
 
 def _points_that_fail(study: Study, space: Space) -> list[str]:
-    """The problems of the points that are no trial, each rule of a path once."""
+    """Returns the problems of the points that are not valid trials, each rule of a path once."""
     found: dict[str, str] = {}
     for point in points_to_try(space):
         try:
             study.trial_with(point)
         except ConfigError as error:
             for problem in error.problems:
-                found.setdefault(problem.split(", got ")[0], _told_of(problem, point))
+                found.setdefault(problem.split(", got ")[0], _attributed(problem, point))
     return list(found.values())
 
 
-def _told_of(problem: str, point: Point) -> str:
-    """A problem of a trial, as one of the parameter that causes it, or of the whole point where
-    none does by itself.
+def _attributed(problem: str, point: Point) -> str:
+    """Returns a problem of a trial as a problem of the parameter that causes it, or of the point if
+    no single parameter does.
     """
     path, rule = problem.removeprefix("trial.").split(": ", 1)
     if any(f"{path}.".startswith(f"{drawn}.") for drawn in point) or rule.startswith(
@@ -191,11 +190,15 @@ def _told_of(problem: str, point: Point) -> str:
     ):
         return "search.parameters." + problem.removeprefix("trial.")
     values = ", ".join(f"{drawn}={value!r}" for drawn, value in point.items())
-    return f"search.parameters: every point must be a trial, got {values} with {problem}"
+    return f"search.parameters: every point must be a valid trial, got {values} with {problem}"
 
 
 def _random_point(space: Space, chance: random.Random, forced: Mapping[str, Any]) -> Point:
-    """A random point, with some values forced; one that draws them if some tries find one."""
+    """Returns a random point with some values forced.
+
+    A forced parameter is drawn only if its conditions hold, so this tries up to 20 points. If no
+    point draws all of them, it returns the first.
+    """
 
     def suggest(path: str, parameter: Parameter) -> Any:
         return forced[path] if path in forced else _random_value(parameter, chance)
@@ -205,7 +208,7 @@ def _random_point(space: Space, chance: random.Random, forced: Mapping[str, Any]
 
 
 def _random_value(parameter: Parameter, chance: random.Random) -> Any:
-    """A random value; the ends of a range are as likely as what lies between."""
+    """Returns a random value; each end of a range is as likely as all values in between."""
     if parameter.float_ is not None:
         return chance.choice([*parameter.float_, chance.uniform(*parameter.float_)])
     if parameter.int_ is not None:

@@ -1,4 +1,4 @@
-"""Reading an ablation: seeds, names, paths, and what does not fit together."""
+"""Reading an ablation: seeds, names, paths, and contradictions between settings."""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def study_with(changes: dict[str, Any], folder: Path = Path("/")) -> Study:
     )
 
 
-def test_an_ablation_is_read_and_written_as_it_was() -> None:
+def test_an_ablation_survives_writing_and_reading() -> None:
     study = study_with({})
     assert study.ablation is not None
     assert (study.ablation.design, study.metric, study.ablation.all_seeds) == (
@@ -46,7 +46,7 @@ def test_an_ablation_is_read_and_written_as_it_was() -> None:
     assert study_from(study_yaml(study), folder=Path("/")) == study
 
 
-def test_seeds_can_be_counted_from_a_first_one() -> None:
+def test_seeds_can_be_a_count_from_a_first_seed() -> None:
     study = study_with({"seeds": {"count": 3, "first": 100}})
     assert study.ablation is not None
     assert study.ablation.all_seeds == (100, 101, 102)
@@ -59,7 +59,7 @@ def test_the_metric_of_a_study_is_that_of_its_ablation() -> None:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"seeds": [1, 2, 1]}, "ablation.seeds: each seed once, got [1, 2, 1]"),
+        ({"seeds": [1, 2, 1]}, "ablation.seeds: must not repeat a seed, got [1, 2, 1]"),
         ({"seeds": []}, "ablation.seeds: needs at least 1 value"),
         (
             {"stop_early": "asha"},
@@ -68,7 +68,7 @@ def test_the_metric_of_a_study_is_that_of_its_ablation() -> None:
         ({"design": "leave-one-out"}, "ablation.design: must be 'leave_one_out', 'add_one_in', "),
         (
             {"factors": {}, "leave_out": []},
-            "ablation.factors: the design leave_one_out needs at least 1, got none",
+            "ablation.factors: must not be empty for the design leave_one_out, got none",
         ),
         ({"factors.review": {}}, "ablation.factors.review: needs at least 1 value, got {}"),
         (
@@ -77,34 +77,31 @@ def test_the_metric_of_a_study_is_that_of_its_ablation() -> None:
         ),
         (
             {"factors.re view": {"off": {"seed": 1}}},
-            "ablation.factors.re view: must begin with a letter or digit and go on with",
+            "ablation.factors.re view: must start with a letter or digit, followed by",
         ),
         (
             {"factors.review.baseline": {"training.lr": 1}},
-            "ablation.factors.review.baseline: this name is the unchanged one's",
+            "ablation.factors.review.baseline: must not be called baseline, the name of",
         ),
         (
             {"factors.review.off": {"seed": 3}},
-            "ablation.factors.review.off.seed: all arms have the seeds of ablation.seeds, got 3",
+            "ablation.factors.review.off.seed: must be left to ablation.seeds, got 3. Remove it",
         ),
         (
             {"baseline": {"seed": 3}},
-            (
-                "ablation.baseline.seed: all arms have the seeds of ablation.seeds, got 3. Leave "
-                "it out"
-            ),
+            "ablation.baseline.seed: must be left to ablation.seeds, got 3. Remove it",
         ),
         (
             {"arms": {"off": {"distill": {}}}},
-            "ablation.arms: not for the design leave_one_out, got off. Leave them out",
+            "ablation.arms: must be empty for the design leave_one_out, got off. Remove them",
         ),
         (
             {"design": "arms", "factors": {}, "leave_out": []},
-            "ablation.arms: the design arms needs at least 1, got none",
+            "ablation.arms: must not be empty for the design arms, got none",
         ),
         (
             {"design": "add_one_in"},
-            "ablation.factors.weight: add_one_in needs one level of each factor, got low, high",
+            "ablation.factors.weight: must have one level for add_one_in, got low, high. Keep one",
         ),
         (
             {"leave_out": [{}, {"reveiw": "off"}]},
@@ -113,7 +110,7 @@ def test_the_metric_of_a_study_is_that_of_its_ablation() -> None:
         (
             {"leave_out": [{"reveiw": "off"}]},
             (
-                "ablation.leave_out.0.reveiw: no such factor. Did you mean 'review'? There are: "
+                "ablation.leave_out.0.reveiw: no such factor. Did you mean 'review'? Factors: "
                 "review, weight"
             ),
         ),
@@ -121,14 +118,14 @@ def test_the_metric_of_a_study_is_that_of_its_ablation() -> None:
             {"leave_out": [{"weight": "hihg"}]},
             (
                 "ablation.leave_out.0.weight: must be a level of this factor, got 'hihg'. Did you "
-                "mean 'high'? There are: baseline, low, high"
+                "mean 'high'? Levels: baseline, low, high"
             ),
         ),
         ({"margin": 0}, "ablation.margin: must be greater than 0, got 0"),
     ],
     ids=lambda value: value.split(":")[0] if isinstance(value, str) else "",
 )
-def test_a_mistake_is_told_with_path_rule_and_value_and_once(
+def test_a_mistake_is_reported_once_with_path_rule_and_value(
     changes: dict[str, Any], problem: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -141,12 +138,12 @@ def test_a_study_asks_one_question() -> None:
     search = {"trials": 3, "parameters": {"distill.kdr.weight": {"float": [1, 2]}}}
     with pytest.raises(
         ConfigError,
-        match=r"ablation: a study is a search or an ablation, got both\. Make two studies",
+        match=r"^ablation: must not be set beside search, got both\. Make two studies$",
     ):
         study_from({**CONTENT, "search": search}, folder=Path("/"))
 
 
-def test_problems_of_the_trial_and_of_the_ablation_are_told_together() -> None:
+def test_problems_of_the_trial_and_of_the_ablation_are_reported_together() -> None:
     with pytest.raises(ConfigError) as caught:
         study_from(
             changed(
@@ -161,7 +158,7 @@ def test_problems_of_the_trial_and_of_the_ablation_are_told_together() -> None:
     ]
 
 
-def test_files_that_arms_name_are_relative_to_the_study_file(tmp_path: Path) -> None:
+def test_file_paths_in_arms_are_relative_to_the_study_file(tmp_path: Path) -> None:
     changes = {
         "baseline": {"student.backbone_weights": "small.pt"},
         "factors.teacher": {

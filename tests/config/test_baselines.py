@@ -1,7 +1,9 @@
 """The settings of the methods that KDR is compared with: their defaults for each detector, their
-levels, what they refuse."""
+levels, what they refuse.
+"""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -30,10 +32,10 @@ def resolved(
     changes: dict[str, Any] | None = None,
     *,
     student: str = "retinanet",
-    **others: Any,
+    others: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The settings of a method in a trial with a student of some kind."""
-    changes = {"student.detector": student, f"distill.{method}": changes or {}, **others}
+    """Returns a method's settings in a trial with this student."""
+    changes = {"student.detector": student, f"distill.{method}": changes or {}, **(others or {})}
     return getattr(validated(TrialConfig, changed(TRIAL, changes)).distill, method)
 
 
@@ -80,14 +82,14 @@ def resolved(
         ),
     ],
 )
-def test_defaults_are_those_of_the_originals_for_that_student(
+def test_defaults_are_the_originals_for_the_students_detector(
     method: str, student: str, expected: dict[str, Any]
 ) -> None:
     settings = resolved(method, student=student)
     assert {name: getattr(settings, name) for name in expected} == expected
 
 
-def test_what_the_user_sets_stays_as_it_is_set() -> None:
+def test_the_users_settings_are_kept() -> None:
     settings = resolved(
         "fgd", {"foreground_weight": 0.1, "levels": ["P5", "P3"]}, student="faster_rcnn"
     )
@@ -100,14 +102,14 @@ def test_what_the_user_sets_stays_as_it_is_set() -> None:
 
 @pytest.mark.parametrize("student", ["retinanet", "faster_rcnn"])
 @pytest.mark.parametrize("method", [name for name in WITH_LEVELS if name != "frs"])
-def test_the_levels_that_learn_are_those_of_the_original(method: str, student: str) -> None:
+def test_the_default_levels_are_those_of_the_original(method: str, student: str) -> None:
     names = level_names(student)
     finest_four = method == "pkd" or (method in ("fgd", "mgd") and student == "faster_rcnn")
     assert resolved(method, student=student).levels == (names[:4] if finest_four else names)
 
 
 @pytest.mark.parametrize("method", WITH_LEVELS)
-def test_equal_levels_are_one_setting_however_they_are_written(method: str) -> None:
+def test_the_order_of_levels_makes_no_difference(method: str) -> None:
     usual = resolved(method).canonical()
     assert resolved(method, {"levels": list(usual["levels"])[::-1]}).canonical() == usual
     assert resolved(method, {"levels": None}).canonical() == usual
@@ -115,10 +117,10 @@ def test_equal_levels_are_one_setting_however_they_are_written(method: str) -> N
 
 
 @pytest.mark.parametrize("method", WITH_LEVELS)
-def test_a_level_that_the_student_has_not_is_refused(method: str) -> None:
+def test_an_unknown_level_is_refused(method: str) -> None:
     with pytest.raises(
         ConfigError,
-        match=rf"distill\.{method}\.levels: retinanet has the levels P3, .*, P7, got P2, P8",
+        match=rf"distill\.{method}\.levels: must be levels of retinanet \(P3, .*, P7\), got P2, P8",
     ):
         resolved(method, {"levels": ["P2", "P3", "P8"]})
     with pytest.raises(ConfigError, match=rf"distill\.{method}\.levels: needs at least 1 value"):
@@ -143,12 +145,12 @@ def test_a_level_that_the_student_has_not_is_refused(method: str) -> None:
         ),
     ],
 )
-def test_unequal_channels_are_refused_where_there_is_no_adapter(
+def test_unequal_channels_are_refused_without_an_adapter(
     method: str, settings: dict[str, Any], message: str
 ) -> None:
     assert resolved(method, settings)
     with pytest.raises(ConfigError, match=message):
-        resolved(method, settings, **{"student.fpn_channels": 64})
+        resolved(method, settings, others={"student.fpn_channels": 64})
 
 
 @pytest.mark.parametrize(
@@ -173,13 +175,13 @@ def test_unequal_channels_are_refused_where_there_is_no_adapter(
         (
             "fcos",
             "retinanet",
-            r"distill\.frs: needs as many boxes .* got 1 \(fcos\) and 9 \(retinanet\)\. Choose",
+            r"distill\.frs: needs equally many .* got 1 \(fcos\) and 9 \(retinanet\)\. Use",
         ),
     ],
 )
-def test_a_method_of_class_scores_refuses_detectors_that_do_not_have_them_alike(
+def test_a_method_of_class_scores_needs_equal_kinds_of_class_scores(
     student: str, teacher: str, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        resolved("frs", student=student, **{"teacher.detector": teacher})
-    assert resolved("frs", student="fcos", **{"teacher.detector": "fcos"})
+        resolved("frs", student=student, others={"teacher.detector": teacher})
+    assert resolved("frs", student="fcos", others={"teacher.detector": "fcos"})

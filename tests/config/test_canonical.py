@@ -1,4 +1,4 @@
-"""One text for equal values."""
+"""Values as text."""
 
 import json
 from typing import Any
@@ -26,19 +26,19 @@ def test_values_are_kept(content: Any) -> None:
 
 
 @given(st.dictionaries(st.text(), st.integers(-(2**53), 2**53)), st.randoms())
-def test_order_and_spelling_make_no_difference(content: dict[str, int], chance: Any) -> None:
+def test_order_and_number_format_make_no_difference(content: dict[str, int], chance: Any) -> None:
     respelled = {
         name: float(content[name]) for name in chance.sample(sorted(content), len(content))
     }
     assert canonical_json(respelled) == canonical_json(content)
 
 
-def test_true_and_one_are_two_values_and_tuples_are_lists() -> None:
+def test_true_and_one_differ_and_tuples_are_lists() -> None:
     assert canonical_json((True, 1, 1.0, -0.0)) == "[true,1,1,0]"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_no_number_is_refused(value: float) -> None:
+def test_nan_and_infinity_are_refused(value: float) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         canonical_json([value])
 

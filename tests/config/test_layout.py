@@ -1,4 +1,4 @@
-"""Settings of weights that other libraries saved: what they fill in, and what they refuse."""
+"""Settings of weights from other libraries: the defaults they set, and what they refuse."""
 
 import re
 from pathlib import Path
@@ -64,13 +64,13 @@ def filled_in(**settings: Any) -> dict[str, Any]:
         ),
     ],
 )
-def test_a_layout_fills_in_what_its_library_computes_differently(
+def test_a_layout_sets_the_defaults_of_its_library(
     settings: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     assert filled_in(**settings) == expected
 
 
-def test_what_is_filled_in_is_not_marked_as_set_and_is_read_again_as_it_is() -> None:
+def test_filled_in_settings_do_not_count_as_set_and_survive_writing_and_reading() -> None:
     config = detector(weights_layout="detectron2")
     assert config.model_fields_set == {"weights", "weights_layout"}
     assert validated(DetectorConfig, config.model_dump(mode="json")) == config
@@ -94,7 +94,7 @@ def test_without_a_layout_nothing_is_filled_in() -> None:
         (
             {"backbone": "mobilenet_v3_small", "weights_layout": "mmdetection"},
             (
-                "weights_layout: mmdetection files are read for resnets and resnexts, got "
+                "weights_layout: mmdetection files must be of resnets or resnexts, got "
                 "mobilenet_v3_small. Leave it out"
             ),
         ),
@@ -108,15 +108,15 @@ def test_without_a_layout_nothing_is_filled_in() -> None:
         (
             {"channel_order": "RGB"},
             (
-                "channel_order: is that of a file of another library and needs weights_layout, got "
-                "RGB alone."
+                "channel_order: needs weights_layout, the library that saved the weights, got RGB "
+                "alone."
             ),
         ),
         (
             {"weights_layout": "mmdetection", "channel_order": "BGR", "pixel_mean": [1, 2, 3]},
             (
-                "channel_order: BGR needs pixel_mean and pixel_std in the same order, got only the "
-                "order. Take both"
+                "channel_order: BGR needs pixel_mean and pixel_std in BGR too, got only the order. "
+                "Copy both"
             ),
         ),
         ({"pixel_std": [0, 1, 1]}, "pixel_std.0: must be greater than 0, got 0"),
@@ -130,12 +130,12 @@ def test_without_a_layout_nothing_is_filled_in() -> None:
         ),
     ],
 )
-def test_what_cannot_be_is_refused(settings: dict[str, Any], error: str) -> None:
+def test_contradictory_settings_are_refused(settings: dict[str, Any], error: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(error)):
         detector(**settings)
 
 
-def test_every_example_in_the_docs_is_a_teacher() -> None:
+def test_the_examples_of_the_docs_are_valid_teachers() -> None:
     text = (Path(__file__).parents[2] / "docs" / "teachers.md").read_text()
     examples = [
         yaml.safe_load(block)["teacher"]
@@ -146,12 +146,12 @@ def test_every_example_in_the_docs_is_a_teacher() -> None:
         "mmdetection",
         "detectron2",
     ]
-    told = re.findall(r"weights_layout: (\w+) +# fills in (.+)", text)
+    documented = re.findall(r"weights_layout: (\w+) +# fills in (.+)", text)
     for example in examples:
         teacher = validated(TeacherConfig, example)
         for name in [
             name
-            for layout, names in told
+            for layout, names in documented
             if layout == example["weights_layout"]
             for name in names.split(", ")
         ]:

@@ -1,4 +1,4 @@
-"""Settings changed by path."""
+"""Changes of settings by path."""
 
 from typing import Any
 
@@ -37,15 +37,15 @@ def test_an_override_is_a_path_and_a_yaml_value(text: str, path: str, value: Any
 
 
 @pytest.mark.parametrize("text", ["training.epochs", "=3", "training..epochs=3", ".a=3", ""])
-def test_an_override_without_path_or_value_is_refused(text: str) -> None:
+def test_an_override_without_a_path_or_an_equals_sign_is_refused(text: str) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"^--set: needs path=value, got '.*'\. For example --set training\.epochs=24$",
+        match=r"^--set: must be path=value, got '.*'\. For example: --set training\.epochs=24$",
     ):
         parse_override(text)
 
 
-def test_an_override_whose_value_is_no_yaml_is_named() -> None:
+def test_invalid_yaml_in_an_override_is_reported_with_its_path() -> None:
     with pytest.raises(ConfigError, match=r"^--set data\.resize, line 1, column"):
         parse_override("data.resize={square_px")
 
@@ -58,7 +58,7 @@ def test_a_change_is_read_back_and_leaves_the_original_alone(
     try:
         result = changed(settings, {path: value})
     except ConfigError:
-        return  # leads into a number
+        return  # the path goes through a number
     assert value_at(result, path) == value
     assert repr(settings) == before
     for name in settings:
@@ -66,20 +66,20 @@ def test_a_change_is_read_back_and_leaves_the_original_alone(
             assert result[name] == settings[name]
 
 
-def test_groups_on_the_way_are_made() -> None:
+def test_missing_groups_are_created() -> None:
     assert changed({"distill": None}, {"distill.kdr.weight": 5}) == {
         "distill": {"kdr": {"weight": 5}}
     }
 
 
-def test_a_path_into_a_value_is_refused() -> None:
+def test_a_path_through_a_value_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"^training\.lr\.peak: 'lr' must be a group of settings, got 0\.1$"
     ):
         changed({"training": {"lr": 0.1}}, {"training.lr.peak": 1})
 
 
-def test_names_with_dots_are_found_where_they_are() -> None:
+def test_existing_names_with_dots_are_found() -> None:
     search = {"parameters": {"distill.kdr.weight": {"float": [1, 2]}}}
     expected = {"parameters": {"distill.kdr.weight": {"float": [1, 9]}}}
     assert changed(search, {"parameters.distill.kdr.weight.float": [1, 9]}) == expected

@@ -1,4 +1,4 @@
-"""The reference of the settings is the one on disk."""
+"""The settings reference in docs/."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_reference_on_disk_is_up_to_date() -> None:
-    told = "run: python -m kdr.config.reference > docs/settings.md"
-    assert (ROOT / "docs" / "settings.md").read_text() == settings_reference(), told
+    fix = "run: python -m kdr.config.reference > docs/settings.md"
+    assert (ROOT / "docs" / "settings.md").read_text() == settings_reference(), fix
 
 
 def test_every_setting_has_a_meaning() -> None:

@@ -1,4 +1,4 @@
-"""The schema that editors check study files by."""
+"""The JSON schema with which editors check study files."""
 
 import json
 from pathlib import Path
@@ -27,16 +27,16 @@ def problems(content: Any) -> list[str]:
 
 
 def test_the_schema_on_disk_is_up_to_date() -> None:
-    told = "run: python orchestrate.py schema > docs/study.schema.json"
-    assert json.loads((ROOT / "docs" / "study.schema.json").read_text()) == study_schema(), told
+    fix = "run: kdr schema > docs/study.schema.json"
+    assert json.loads((ROOT / "docs" / "study.schema.json").read_text()) == study_schema(), fix
 
 
-def test_it_is_a_schema() -> None:
+def test_the_schema_is_valid() -> None:
     jsonschema.Draft202012Validator.check_schema(study_schema())
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
-def test_every_shipped_study_names_the_schema_and_keeps_to_it(path: Path) -> None:
+def test_every_shipped_study_names_the_schema_and_matches_it(path: Path) -> None:
     first_line = path.read_text().splitlines()[0]
     assert first_line == "# yaml-language-server: $schema=../docs/study.schema.json"
     assert (path.parent / first_line.split("=")[1]).resolve() == ROOT / "docs" / "study.schema.json"
@@ -57,7 +57,7 @@ def test_every_shipped_study_names_the_schema_and_keeps_to_it(path: Path) -> Non
     ],
     ids=str,
 )
-def test_what_a_study_may_say_the_schema_allows(changes: dict[str, Any]) -> None:
+def test_valid_settings_match_the_schema(changes: dict[str, Any]) -> None:
     assert problems(changed(QUICKSTART, changes)) == []
 
 
@@ -80,17 +80,17 @@ def test_what_a_study_may_say_the_schema_allows(changes: dict[str, Any]) -> None
     ],
     ids=str,
 )
-def test_typical_mistakes_are_marked(changes: dict[str, Any]) -> None:
+def test_typical_mistakes_do_not_match_the_schema(changes: dict[str, Any]) -> None:
     assert problems(changed(QUICKSTART, changes)) != []
 
 
-def test_every_setting_is_explained() -> None:
+def test_every_setting_has_a_description() -> None:
     schema = study_schema()
     assert schema["properties"]["search"].get("description")
     for name, definition in schema["$defs"].items():
-        unexplained = [
+        undescribed = [
             field
-            for field, told in definition.get("properties", {}).items()
-            if not {"description", "$ref"} & told.keys()
+            for field, keywords in definition.get("properties", {}).items()
+            if not {"description", "$ref"} & keywords.keys()
         ]
-        assert unexplained == [], name
+        assert undescribed == [], name

@@ -1,4 +1,4 @@
-"""YAML without its traps."""
+"""Reading YAML without its traps."""
 
 import json
 from itertools import pairwise
@@ -57,7 +57,7 @@ NAMES = "abcdefghi"
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "\n".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]" for before, name in pairwise(NAMES)
 )
-"""Nine lines that stand for 9^9 words."""
+"""Nine lines that expand to 9^9 words."""
 MERGE_BOMB = "a: &a {x: 1, y: 2}\n" + "\n".join(
     f"{name}: &{name} {{<<: [{', '.join([f'*{before}'] * 9)}]}}" for before, name in pairwise(NAMES)
 )
@@ -93,21 +93,21 @@ MERGE_BOMB = "a: &a {x: 1, y: 2}\n" + "\n".join(
         ("a: \0", "^study.yaml: cannot be read as settings .*special characters are not allowed"),
         (
             BOMB,
-            "^study.yaml, line 1, column 1: aliases must not make more than 100,000 values of it$",
+            "^study.yaml, line 1, column 1: aliases must not expand to more than 100,000 values$",
         ),
         (
             MERGE_BOMB,
-            "^study.yaml, line 1, column 1: aliases must not make more than 100,000 values of it$",
+            "^study.yaml, line 1, column 1: aliases must not expand to more than 100,000 values$",
         ),
         ("[" * 1500, "^study.yaml: cannot be read as settings .*recursion"),
     ],
 )
-def test_what_is_no_setting_is_refused_with_its_place(text: str, message: str) -> None:
+def test_invalid_yaml_is_refused_with_its_place(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_yaml(text, source="study.yaml")
 
 
-def test_anchors_and_merging_work_and_what_is_written_beside_wins() -> None:
+def test_anchors_and_merging_work_and_explicit_keys_win() -> None:
     text = "a: &a {x: 1, y: 2}\none: {b: &b {<<: *a, x: 3}}\nc: {<<: *b, z: 4}"
     assert parse_yaml(text, source="") == {
         "a": {"x": 1, "y": 2},
@@ -116,7 +116,7 @@ def test_anchors_and_merging_work_and_what_is_written_beside_wins() -> None:
     }
 
 
-def test_a_key_twice_beside_a_merge_is_still_refused() -> None:
+def test_a_duplicate_key_beside_a_merge_is_refused() -> None:
     with pytest.raises(ConfigError, match="line 2, column 19: 'x' is set twice"):
         parse_yaml("a: &a {x: 1}\nb: {<<: *a, x: 2, x: 3}", source="s")
 
@@ -145,15 +145,15 @@ def test_every_plain_value_written_by_pyyaml_reads_back(value: Any) -> None:
     assert parse_yaml(yaml.safe_dump(value), source="") == value
 
 
-def test_a_missing_file_is_named_with_a_way_out(tmp_path: Path) -> None:
+def test_a_missing_file_is_named_with_a_fix(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"study\.yaml: cannot be read \(No such file or directory\)\. Name a study file",
+        match=r"study\.yaml: cannot be read \(No such file or directory\)\. Pass a study file",
     ):
         read_yaml(tmp_path / "study.yaml")
 
 
-def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+def test_a_binary_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=r"study\.yaml: cannot be read \(not UTF-8 text\)"):
         read_yaml(tmp_path / "study.yaml")
@@ -162,5 +162,5 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "kind"), [("- a", "list"), ("", "NoneType"), ("word", "str")])
 def test_a_file_without_settings_is_named(text: str, kind: str, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=f"must hold settings as `name: value` lines, got {kind}"):
+    with pytest.raises(ConfigError, match=f"must have settings as `name: value` lines, got {kind}"):
         read_yaml(tmp_path / "study.yaml")

@@ -1,4 +1,4 @@
-"""Reading a study: defaults, paths, overrides, and every problem named at once."""
+"""Reading a study: defaults, paths, overrides, and all problems at once."""
 
 import json
 from pathlib import Path
@@ -63,7 +63,7 @@ def problems_of(changes: dict[str, Any]) -> tuple[str, ...]:
     return caught.value.problems
 
 
-def test_the_study_of_the_design_is_read(tmp_path: Path) -> None:
+def test_a_study_is_read(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(DESIGN)
     study = read_study(tmp_path / "study.yaml")
     assert study.study == "quickstart"
@@ -126,7 +126,7 @@ def test_the_study_of_the_design_is_read(tmp_path: Path) -> None:
         ),
         (
             search(sampler={"grid": {"seed": 1}}),
-            "search.sampler.grid.seed: no such setting. It takes no settings",
+            "search.sampler.grid.seed: no such setting. This group has no settings",
         ),
         (
             search(stop_early={"asha": {"grace": 1}}),
@@ -205,11 +205,11 @@ def test_the_study_of_the_design_is_read(tmp_path: Path) -> None:
         (
             {"study": "a b"},
             (
-                "study: must begin with a letter or digit and go on with letters, digits, '.', '_' "
+                "study: must start with a letter or digit, followed by letters, digits, '.', '_' "
                 "or '-', got 'a b'"
             ),
         ),
-        ({"study": ""}, "study: must begin with a letter or digit"),
+        ({"study": ""}, "study: must start with a letter or digit"),
         # ranges
         ({"resources.workers": 0}, "resources.workers: must be greater than or equal to 1, got 0"),
         (
@@ -232,53 +232,50 @@ def test_the_study_of_the_design_is_read(tmp_path: Path) -> None:
             {"trial.data.search_split": 512},
             "trial.data.search_split: must leave training images, got 512 of num_train=512",
         ),
-        # what does not fit together
+        # contradictions
         (
             {"resources": {"workers": 3, "gpus_per_worker": 0.5}},
             (
-                "resources.gpus_per_worker: several workers, or more than one GPU, need whole "
-                "numbers, got 0.5 for each of 3"
+                "resources.gpus_per_worker: must be a whole number if above 1 or with several "
+                "workers, got 0.5 for each of 3. Use"
             ),
         ),
         (
             {"resources.gpus_per_worker": 1.5},
-            "resources.gpus_per_worker: several workers, or more than one GPU, need whole",
+            "resources.gpus_per_worker: must be a whole number if above 1",
         ),
         (
             {"trial.teacher": None},
             (
-                "trial.teacher: distill.kdr needs a teacher, got none. Add one, or switch "
-                "distill.kdr off"
+                "trial.teacher: distill.kdr needs a teacher, got none. Add one, or switch off "
+                "distill.kdr"
             ),
         ),
         (
             {"trial.teacher": None, "trial.distill": {}, "trial.student.inherit": True},
             (
-                "trial.teacher: student.inherit needs a teacher, got none. Add one, or switch "
-                "student.inherit off"
+                "trial.teacher: student.inherit needs a teacher, got none. Add one, or switch off "
+                "student.inherit"
             ),
         ),
         (
             {"trial.teacher": {}},
-            (
-                "trial.teacher: needs weights or training, one of them, got neither. Name a "
-                "weights file or "
-            ),
+            "trial.teacher: needs either weights or training, got neither. Set teacher.weights to",
         ),
         (
             {"trial.teacher.weights": "t.pt"},
-            "trial.teacher: needs weights or training, one of them, got both. ",
+            "trial.teacher: needs either weights or training, got both. ",
         ),
         (
             {"trial.distill.kdr.review_links": ["P9->P8"]},
             (
-                "trial.distill.kdr.review_links: retinanet has the links P4->P3, P5->P4, P6->P5, "
-                "P7->P6, got P9->P8"
+                "trial.distill.kdr.review_links: must be links of retinanet (P4->P3, P5->P4, "
+                "P6->P5, P7->P6), got P9->P8"
             ),
         ),
         (
             {"trial.distill.kdr.review_links": ["P4->P3"] * 2},
-            "trial.distill.kdr.review_links: each link once, got ['P4->P3', 'P4->P3']",
+            "trial.distill.kdr.review_links: must not repeat a link, got ['P4->P3', 'P4->P3']",
         ),
         (
             {"trial.distill.kdr.align": "identity", "trial.student.fpn_channels": 64},
@@ -297,7 +294,7 @@ def test_the_study_of_the_design_is_read(tmp_path: Path) -> None:
         ),
         (
             {"trial.training.step_epochs": [3, 2]},
-            "trial.training.step_epochs: must rise, got [3, 2]",
+            "trial.training.step_epochs: must increase, got [3, 2]",
         ),
         (
             {"trial.training.schedule": "cosine", "trial.training.step_epochs": [2]},
@@ -320,14 +317,14 @@ def test_the_study_of_the_design_is_read(tmp_path: Path) -> None:
         ),
         (
             {"trial.student.detector": "fcos", "trial.student.fpn_channels": 40},
-            "trial.student.fpn_channels: group norm of 32 groups needs a multiple of 32, got 40",
+            "trial.student.fpn_channels: must be a multiple of 32 for the head's group norm",
         ),
         # searches
         ({"search": {"trials": 3}}, "search.parameters: must be given"),
         ({"search": {"trials": 3, "parameters": {}}}, "search.parameters: "),
         (
             {"search": {"parameters": SEARCH["parameters"]}},
-            "search: needs a budget of trials, hours or gpu_hours, got none. Add trials: 16",
+            "search: needs a budget in trials, hours or gpu_hours, got none. Add trials: 16",
         ),
         (
             search(sampler={"tpe": {}, "grid": {}}),
@@ -335,7 +332,7 @@ def test_the_study_of_the_design_is_read(tmp_path: Path) -> None:
         ),
         (
             search(stop_early={"asha": {}, "median": {}}),
-            "search.stop_early: needs one of asha, median, or none, got both",
+            "search.stop_early: must be asha, median or none, got both",
         ),
         (
             parameter({}),
@@ -374,11 +371,11 @@ def test_the_study_of_the_design_is_read(tmp_path: Path) -> None:
         ),
         (
             parameter({"choice": [1, 1.0]}),
-            "search.parameters.distill.kdr.weight.choice: each value once, got [1, 1.0]",
+            "search.parameters.distill.kdr.weight.choice: must not repeat a value, got [1, 1.0]",
         ),
         (
             parameter({"subset": ["a"], "at_least": 2}),
-            "search.parameters.distill.kdr.weight.at_least: at most the 1 members, got 2",
+            "search.parameters.distill.kdr.weight.at_least: must be at most 1, the members of",
         ),
         (
             parameter({"choice": ["a"], "at_least": 1}),
@@ -395,21 +392,21 @@ def test_the_study_of_the_design_is_read(tmp_path: Path) -> None:
     ],
     ids=lambda value: value.split(":")[0] if isinstance(value, str) else "",
 )
-def test_a_mistake_is_told_with_path_rule_and_value_and_once(
+def test_a_mistake_is_reported_once_with_path_rule_and_value(
     changes: dict[str, Any], problem: str
 ) -> None:
     [found] = problems_of(changes)
     assert found.startswith(problem)
 
 
-def test_a_data_set_without_its_paths_names_each_of_them() -> None:
+def test_every_missing_path_of_a_data_set_is_named() -> None:
     names = ("train_images", "train_annotations", "val_images", "val_annotations")
     assert problems_of({"trial.data": {"dataset": "coco"}}) == tuple(
         f"trial.data.{name}: must be given" for name in names
     )
 
 
-def test_all_problems_of_a_study_are_told_at_once() -> None:
+def test_all_problems_of_a_study_are_reported_at_once() -> None:
     found = problems_of(
         {"trial.seed": "x", "trial.student.depth": 3, "resources.workers": 0, **search(trials=0)}
     )
@@ -447,18 +444,15 @@ def test_one_and_true_are_two_choices() -> None:
 
 
 @pytest.mark.parametrize("name", ["tpe", "random", "grid"])
-def test_a_bare_name_takes_a_samplers_defaults(name: str) -> None:
-    bare, spelled_out = (
-        study_from(changed(BASE, search(sampler=sampler)), folder=Path("/"))
-        for sampler in (name, {name: {}})
-    )
-    assert bare == spelled_out
+def test_a_bare_name_gets_a_samplers_defaults(name: str) -> None:
+    bare = study_from(changed(BASE, search(sampler=name)), folder=Path("/"))
+    assert bare == study_from(changed(BASE, search(sampler={name: {}})), folder=Path("/"))
 
 
 @pytest.mark.parametrize(
     ("name", "spelled_out"), [("asha", {"asha": {}}), ("median", {"median": {}}), ("none", {})]
 )
-def test_a_bare_name_takes_the_defaults_of_early_stopping(
+def test_a_bare_name_gets_the_defaults_of_early_stopping(
     name: str, spelled_out: dict[str, Any]
 ) -> None:
     bare, full = (
@@ -504,7 +498,7 @@ def test_relative_paths_are_relative_to_the_study_file_and_enum_names_stay(tmp_p
         ("weights/a_Weights.b", False),
     ],
 )
-def test_names_of_weights_enums_are_told_from_files(name: str, expected: bool) -> None:
+def test_names_of_weights_enums_are_distinguished_from_files(name: str, expected: bool) -> None:
     assert is_weights_enum(name) == expected
 
 
@@ -524,7 +518,7 @@ def test_overrides_replace_settings_of_the_trial_and_of_the_study(tmp_path: Path
     assert study.search.parameters["distill.kdr.weight"].float_ == (1, 2)
 
 
-def test_a_wrong_override_is_told_like_a_wrong_setting(tmp_path: Path) -> None:
+def test_a_wrong_override_is_reported_like_a_wrong_setting(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(DESIGN)
     with pytest.raises(
         ConfigError, match=r"^trial\.trainig: no such setting\. Did you mean 'training'\?"
@@ -537,7 +531,7 @@ def test_a_wrong_override_is_told_like_a_wrong_setting(tmp_path: Path) -> None:
     "overrides",
     [[], ["search.sampler=grid"], ["search.stop_early=none"], ["distill.kdr.preset=kdr-paper"]],
 )
-def test_a_study_written_out_and_read_again_is_the_same(
+def test_a_study_survives_writing_and_reading(
     writer: Any, overrides: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "study.yaml").write_text(DESIGN)
@@ -549,7 +543,7 @@ def test_a_study_written_out_and_read_again_is_the_same(
     assert study_yaml(again) == study_yaml(study)
 
 
-def test_what_was_not_written_is_not_written_out() -> None:
+def test_defaults_are_not_written_out() -> None:
     assert study_yaml(study_from(BASE, folder=Path("/"))) == BASE
 
 
@@ -576,7 +570,7 @@ def test_every_value_survives_writing_and_reading(changes: dict[str, Any]) -> No
     assert again.base == study.base
 
 
-def test_a_changed_trial_is_checked_like_the_first() -> None:
+def test_a_changed_trial_is_checked_like_the_base() -> None:
     study = study_from(BASE, folder=Path("/"))
     assert study.trial_with({"distill.kdr.weight": 7, "training.epochs": 2}).training.epochs == 2
     assert study.base.training.epochs == 12
@@ -587,7 +581,7 @@ def test_a_changed_trial_is_checked_like_the_first() -> None:
         study.trial_with({"distill.kdr.weight": -1})
 
 
-def test_searched_files_are_relative_to_the_study_as_well(tmp_path: Path) -> None:
+def test_searched_paths_are_relative_to_the_study_file(tmp_path: Path) -> None:
     content = {
         "study": "files",
         "trial": {"data": {"dataset": "shapes"}},
@@ -617,7 +611,7 @@ def test_searched_files_are_relative_to_the_study_as_well(tmp_path: Path) -> Non
             {"trial.training.micro_batch": 9, "resources.workers": 2},
             (
                 "trial.training.micro_batch: must be at most the batch of one worker, 8 of 16 "
-                "images, got 9. Lower it, or leave"
+                "images, got 9. Lower it, or remove"
             ),
         ),
         (
@@ -629,7 +623,7 @@ def test_searched_files_are_relative_to_the_study_as_well(tmp_path: Path) -> Non
         ),
     ],
 )
-def test_passes_of_more_images_than_a_worker_has_are_refused(
+def test_passes_larger_than_a_workers_batch_are_refused(
     changes: dict[str, Any], problem: str
 ) -> None:
     [found] = problems_of(
@@ -639,7 +633,7 @@ def test_passes_of_more_images_than_a_worker_has_are_refused(
 
 
 @pytest.mark.parametrize("value", [0, "half", 2.5, True])
-def test_a_pass_has_a_number_of_images_or_finds_it(value: Any) -> None:
+def test_micro_batch_is_a_whole_number_or_auto(value: Any) -> None:
     problems = problems_of({"trial.training.micro_batch": value})
     assert all(problem.startswith("trial.training.micro_batch: ") for problem in problems)
     assert problems

@@ -1,5 +1,4 @@
-"""Every arm of an ablation is tried before launch: what cannot run, or cannot be compared, is
-refused with its way out."""
+"""Checks of an ablation's arms before launch: invalid and incomparable arms are refused."""
 
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ def problems_of(study: Study) -> tuple[str, ...]:
     return caught.value.problems
 
 
-def test_what_can_run_passes() -> None:
+def test_a_valid_ablation_passes() -> None:
     check_design(
         study_with({"review": REVIEW, "width": NARROW, "align": IDENTITY}, contrast="review=off")
     )
@@ -50,7 +49,7 @@ def test_what_can_run_passes() -> None:
 
 
 @pytest.mark.parametrize("design", ["leave_one_out", "factorial"])
-def test_a_problem_of_a_level_is_told_once_at_its_path_with_rule_and_value(design: str) -> None:
+def test_a_problem_of_a_level_is_reported_once_with_its_path(design: str) -> None:
     factors = {
         "review": {"off": {"distill.kdr.reveiw_links": []}},
         "weight": {"low": {"distill.kdr.weight": -1}, "high": {"distill.kdr.weight": 10}},
@@ -68,7 +67,7 @@ def test_a_problem_of_a_level_is_told_once_at_its_path_with_rule_and_value(desig
     )
 
 
-def test_a_problem_of_the_baseline_is_told_as_its_own() -> None:
+def test_a_problem_of_the_baseline_is_reported_with_its_path() -> None:
     found = problems_of(
         study_with(
             {"review": REVIEW, "width": NARROW},
@@ -84,26 +83,27 @@ def test_a_level_that_breaks_another_setting_is_named() -> None:
     assert found == (
         (
             "ablation.factors.teacher.none.teacher: distill.kdr needs a teacher, got none. Add "
-            "one, or switch distill.kdr off"
+            "one, or switch off distill.kdr"
         ),
     )
     found = problems_of(study_with({"width": NARROW}, baseline={"distill.kdr.align": "identity"}))
     assert found == (
         (
-            "ablation.factors.width.narrow: must give a trial, got trial.distill.kdr.align: "
-            "identity needs equal FPN channels of student and teacher, got 64 and 256. Use "
-            "conv1x1"
+            "ablation.factors.width.narrow: must make a valid trial, got "
+            "trial.distill.kdr.align: identity needs equal FPN channels of student and teacher, "
+            "got 64 and 256. Use conv1x1"
         ),
     )
 
 
-def test_a_cell_that_cannot_run_is_refused_once_or_left_out() -> None:
+def test_an_invalid_cell_is_refused_once_and_can_be_left_out() -> None:
     factors = {"width": NARROW, "align": IDENTITY, "review": REVIEW}
     [found] = problems_of(study_with(factors, design="factorial"))
     assert (
-        found == "ablation: the arm 'width=narrow, align=identity' must be a trial, got "
+        found == "ablation: the arm 'width=narrow, align=identity' must be a valid trial, got "
         "trial.distill.kdr.align: identity needs equal FPN channels of student and teacher, "
-        "got 64 and 256. Use conv1x1. It can be left out: {width: narrow, align: identity}"
+        "got 64 and 256. Use conv1x1. To skip it, add to ablation.leave_out: {width: narrow, "
+        "align: identity}"
     )
     check_design(
         study_with(
@@ -117,20 +117,21 @@ def test_a_cell_that_cannot_run_is_refused_once_or_left_out() -> None:
     [{"distill.kdr.attention": "spatial"}, {"distill.kdr": {"attention": "spatial"}}],
     ids=["one setting", "its group"],
 )
-def test_two_factors_that_change_one_setting_to_two_values_are_no_arm(
+def test_two_factors_must_not_set_one_setting_to_two_values(
     attention: dict[str, Any],
 ) -> None:
     factors = {"review": REVIEW, "attention": {"spatial": attention}}
     found = problems_of(study_with(factors, design="factorial"))
     assert (
-        "ablation: the arm 'review=off, attention=spatial' must be a trial, got "
-        "trial.distill.kdr.attention: must be changed by one factor, got review=off and "
-        "attention=spatial. It can be left out: {review: off, attention: spatial}" in found
+        "ablation: the arm 'review=off, attention=spatial' must be a valid trial, got "
+        "trial.distill.kdr.attention: must be changed by one factor only, got review=off and "
+        "attention=spatial. To skip it, add to ablation.leave_out: {review: off, attention: "
+        "spatial}" in found
     )
     check_design(study_with(factors))
 
 
-def test_two_factors_may_change_one_setting_to_one_value() -> None:
+def test_two_factors_may_set_one_setting_to_the_same_value() -> None:
     check_design(
         study_with(
             {"review": REVIEW, "attention": {"off": {"distill.kdr.attention": "none"}}},
@@ -162,12 +163,12 @@ def test_a_level_that_changes_nothing_is_refused(
 ) -> None:
     [found] = problems_of(study_with(factors, **settings))
     assert found.startswith(
-        f"ablation.{place}: must change the baseline, got settings that it has already, or that "
+        f"ablation.{place}: must change the baseline, got settings that it already has, or that "
         "have no effect"
     )
 
 
-def test_a_level_that_matters_only_beside_another_is_taken_in_a_factorial() -> None:
+def test_a_level_that_matters_only_beside_another_is_valid_in_a_factorial() -> None:
     factors = {
         "masks": {"boxes": {"distill.kdr.masks": "boxes"}},
         "values": {"binary": {"distill.kdr.mask_values": "binary"}},
@@ -181,26 +182,26 @@ def test_a_level_that_matters_only_beside_another_is_taken_in_a_factorial() -> N
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"training.epochs": 24}, "trial.training.epochs of 'baseline', 12, got 24"),
-        ({"data.num_train": 256}, "trial.data.num_train of 'baseline', 512, got 256"),
-        ({"data.num_val": 8}, "trial.data.num_val of 'baseline', 128, got 8"),
-        ({"data.search_split": 8}, "trial.data.search_split of 'baseline', 0.0, got 8.0"),
+        ({"training.epochs": 24}, "trial.training.epochs as 'baseline', 12, got 24"),
+        ({"data.num_train": 256}, "trial.data.num_train as 'baseline', 512, got 256"),
+        ({"data.num_val": 8}, "trial.data.num_val as 'baseline', 128, got 8"),
+        ({"data.search_split": 8}, "trial.data.search_split as 'baseline', 0.0, got 8.0"),
     ],
 )
 def test_arms_that_cannot_be_compared_are_refused(changes: dict[str, Any], problem: str) -> None:
     [found] = problems_of(study_with({"f": {"l": changes}}))
-    assert found.startswith(f"ablation: the arm 'f=l' must have {problem}. Arms with other budgets")
+    assert found.startswith(f"ablation: the arm 'f=l' must have the same {problem}. Arms with ")
 
 
 @pytest.mark.parametrize(
     "changes",
     [{"data.augment.flip": 0.0}, {"data.resize": {"square_px": 64}}, {"training.lr": 0.1}],
 )
-def test_arms_may_train_otherwise(changes: dict[str, Any]) -> None:
+def test_arms_may_train_differently(changes: dict[str, Any]) -> None:
     check_design(study_with({"f": {"l": changes}}))
 
 
-def test_batches_of_an_arm_must_be_shared_evenly_by_its_workers() -> None:
+def test_workers_must_share_the_batches_of_every_arm_evenly() -> None:
     [found] = problems_of(
         study_with({"batch": {"odd": {"training.batch_size": 5}}}, resources={"workers": 2})
     )
@@ -217,26 +218,22 @@ def test_batches_of_an_arm_must_be_shared_evenly_by_its_workers() -> None:
         ({"design": "add_one_in", "leave_out": [{"review": "off", "width": "narrow"}]}, "nothing"),
     ],
 )
-def test_what_others_are_compared_with_cannot_be_left_out(
+def test_the_reference_and_the_baseline_cannot_be_left_out(
     settings: dict[str, Any], arm: str
 ) -> None:
     [found] = problems_of(study_with({"review": REVIEW, "width": NARROW}, **settings))
-    assert (
-        found
-        == f"ablation.leave_out: must keep the arm '{arm}', which others are compared with, got it "
-        "left out"
-    )
+    assert found == f"ablation.leave_out: must keep the arm '{arm}', which others are compared with"
 
 
 @pytest.mark.parametrize("contrast", ["reveiw=off", "baseline", "width=narrow"])
-def test_the_contrast_is_an_arm_that_is_compared(contrast: str) -> None:
+def test_the_contrast_is_an_arm_other_than_the_reference(contrast: str) -> None:
     study = study_with(
         {"review": REVIEW, "width": NARROW}, contrast=contrast, leave_out=[{"width": "narrow"}]
     )
     [found] = problems_of(study)
     assert (
-        found == f"ablation.contrast: must be an arm that is compared, got '{contrast}'. Arms: "
-        "review=off"
+        found == f"ablation.contrast: must be an arm other than the reference, got '{contrast}'. "
+        "Arms: review=off"
     )
 
 
@@ -244,8 +241,8 @@ def test_very_many_arms_are_refused_before_they_are_tried() -> None:
     factors = {f"f{index}": {"l": {"training.lr": index + 1}} for index in range(40)}
     [found] = problems_of(study_with(factors, design="factorial"))
     assert found.startswith(
-        "ablation.factors: a factorial design has at most 1000 arms, got 1099511627776. Use "
-        "one_at_a_time"
+        "ablation.factors: must make at most 1000 arms in a factorial design, got 1099511627776. "
+        "Use one_at_a_time"
     )
 
 

@@ -1,5 +1,4 @@
-"""The arms of each design: which there are, what they change, and in which order they are
-trained."""
+"""The arms of each design: their names, changes and order."""
 
 import math
 from collections.abc import Mapping
@@ -85,7 +84,7 @@ def test_arms_can_be_listed() -> None:
     assert [arm.is_reference for arm in arms] == [True, False, False]
 
 
-def test_an_arm_has_the_changes_of_the_baseline_and_its_own_over_them() -> None:
+def test_an_arms_own_changes_win_over_the_baselines() -> None:
     baseline = {"distill.kdr.weight": 5.0, "training.lr": 0.1}
     changes = {arm.name: arm.changes for arm in arms_of(ablation_with(baseline=baseline))}
     assert changes[BASELINE] == baseline
@@ -101,13 +100,13 @@ def test_an_arm_has_the_changes_of_the_baseline_and_its_own_over_them() -> None:
         (({"ab": 1}, {"a": 2}), {"ab": 1, "a": 2}),
     ],
 )
-def test_a_changed_group_drops_what_was_changed_inside_it_before(
+def test_a_change_of_a_group_drops_earlier_changes_inside_it(
     groups: Any, expected: Mapping[str, Any]
 ) -> None:
     assert combined(*groups) == expected
 
 
-def test_named_cells_are_left_out_with_all_that_have_them() -> None:
+def test_leaving_out_a_cell_skips_every_arm_with_its_levels() -> None:
     factors = FACTORS | {"masks": SWITCHES["masks"]}
     ablation = ablation_with(
         design="factorial", factors=factors, leave_out=[{"review": "off", "weight": "low"}]
@@ -119,7 +118,7 @@ def test_named_cells_are_left_out_with_all_that_have_them() -> None:
     assert len(arms_of(ablation)) == 2 * 3 * 2 - 2
 
 
-def test_the_baseline_can_be_named_as_a_level() -> None:
+def test_baseline_is_a_level_that_leave_out_can_name() -> None:
     ablation = ablation_with(design="factorial", leave_out=[{"review": BASELINE, "weight": "low"}])
     assert [arm.name for arm in left_out_arms(ablation)] == ["weight=low"]
 
@@ -137,7 +136,7 @@ levels_of_factors = st.lists(st.integers(1, 3), min_size=1, max_size=4)
 
 
 def with_factors(num_levels: list[int], **settings: Any) -> Ablation:
-    """Factors f0, f1, ... of which each changes a setting of its own."""
+    """Returns an ablation with factors f0, f1, ..., each changing its own setting."""
     factors = {
         f"f{index}": {f"l{level}": {f"group.setting{index}": level} for level in range(number)}
         for index, number in enumerate(num_levels)
@@ -146,7 +145,7 @@ def with_factors(num_levels: list[int], **settings: Any) -> Ablation:
 
 
 @given(levels_of_factors)
-def test_the_number_of_arms_follows_from_the_levels(num_levels: list[int]) -> None:
+def test_the_number_of_arms_follows_from_the_numbers_of_levels(num_levels: list[int]) -> None:
     for design in ("leave_one_out", "one_at_a_time"):
         assert len(arms_of(with_factors(num_levels, design=design))) == 1 + sum(num_levels)
     assert len(arms_of(with_factors(num_levels, design="factorial"))) == math.prod(
@@ -179,7 +178,7 @@ def test_every_arm_differs_from_the_baseline_in_exactly_its_factors(
 
 
 @given(levels_of_factors, st.data())
-def test_leaving_out_removes_exactly_the_cells_that_have_the_named_levels(
+def test_leave_out_removes_exactly_the_arms_with_the_named_levels(
     num_levels: list[int], data: st.DataObject
 ) -> None:
     factors = with_factors(num_levels).factors
@@ -198,7 +197,7 @@ def test_leaving_out_removes_exactly_the_cells_that_have_the_named_levels(
     )
 
 
-def test_settings_without_effect_do_not_tell_trials_apart() -> None:
+def test_settings_without_effect_do_not_change_the_identity() -> None:
     trial = {
         "data": {"dataset": "shapes"},
         "teacher": {"training": {"epochs": 2}},

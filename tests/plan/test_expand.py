@@ -1,4 +1,4 @@
-"""What `plan` tells of a study before anything runs."""
+"""The plan of a study before anything runs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_known_trials_and_teachers_are_counted() -> None:
     assert (plan.num_known, plan.teacher_known) == (1, True)
 
 
-def test_without_the_data_at_hand_nothing_is_said_about_known_trials() -> None:
+def test_without_the_data_nothing_is_said_about_known_trials() -> None:
     plan = expand_study(study_with({}))
     assert (plan.num_known, plan.teacher_known, plan.num_trials) == (None, None, 1)
 
@@ -74,7 +74,7 @@ def test_a_grid_is_counted_cell_by_cell() -> None:
     assert (plan.num_trials, plan.num_cells, plan.num_certain, plan.num_known) == (6, 6, 6, 1)
 
 
-def test_a_search_is_sure_of_its_enqueued_trials_alone() -> None:
+def test_only_the_enqueued_trials_of_a_search_are_certain() -> None:
     study = study_with(
         search(
             CHOICE | {"distill.kdr.weight": {"float": [1, 9]}}, enqueue=[{"distill.kdr.weight": 5}]
@@ -94,14 +94,14 @@ def test_a_search_never_has_more_trials_than_its_space_has_points(
     assert expand_study(study_with(search(CHOICE, **settings))).num_trials == expected
 
 
-def test_only_hours_leave_the_number_of_trials_open() -> None:
+def test_a_budget_of_hours_leaves_the_number_of_trials_open() -> None:
     study = study_with(
         {"search": {"hours": 2, "parameters": {"distill.kdr.weight": {"float": [1, 9]}}}}
     )
     assert expand_study(study).num_trials is None
 
 
-def test_parameters_are_told_with_range_and_condition() -> None:
+def test_parameters_have_a_range_and_a_condition() -> None:
     parameters = {
         "distill.kdr.weight": {"float": [0.1, 50], "log": True, "points": 3},
         "distill.kdr.pyramid_scales": {"subset": ["full", 4], "at_least": 1},
@@ -134,11 +134,11 @@ def test_parameters_are_told_with_range_and_condition() -> None:
     [
         (
             search(CHOICE) | {"trial.data.search_split": 0},
-            "trial.data.search_split: is 0, so that the search selects on the validation",
+            "trial.data.search_split: is 0, so the search selects on the validation",
         ),
         (
             search({"seed": {"int": [0, 99]}}),
-            "search.parameters.seed: a search over seeds selects luck",
+            "search.parameters.seed: a search over seeds selects by luck",
         ),
         (
             search({"seed": {"int": [0, 9]}, **CHOICE}, trials=99),
@@ -166,9 +166,9 @@ def test_parameters_are_told_with_range_and_condition() -> None:
         ),
     ],
 )
-def test_what_looks_wrong_is_told(changes: dict[str, Any], warning: str) -> None:
+def test_a_suspicious_study_gets_a_warning(changes: dict[str, Any], warning: str) -> None:
     warnings = expand_study(study_with(changes)).warnings
-    assert [told for told in warnings if told.startswith(warning)]
+    assert any(found.startswith(warning) for found in warnings)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_what_looks_wrong_is_told(changes: dict[str, Any], warning: str) -> None
         {"trial.student.backbone": "resnet34", "trial.distill": {}},
     ],
 )
-def test_what_is_in_order_is_not_warned_of(changes: dict[str, Any]) -> None:
+def test_a_sound_study_gets_no_warning(changes: dict[str, Any]) -> None:
     assert expand_study(study_with(changes)).warnings == ()
 
 
@@ -196,7 +196,7 @@ def ablation(**settings: Any) -> dict[str, Any]:
     }
 
 
-def test_an_ablation_is_arms_by_seeds_of_which_known_ones_are_counted() -> None:
+def test_the_trials_of_an_ablation_are_arms_times_seeds() -> None:
     study = study_with(ablation())
     known = keys_of(
         study, {"seed": 5}, {"seed": 5, "distill.kdr.weight": 1}, {"seed": 6}, {"seed": 7}
@@ -211,7 +211,7 @@ def test_an_ablation_is_arms_by_seeds_of_which_known_ones_are_counted() -> None:
     assert expand_study(study).arms[0].num_known is None
 
 
-def test_arms_that_are_the_same_trial_are_counted_once_and_named() -> None:
+def test_arms_with_the_same_trials_are_counted_once_and_named() -> None:
     factors = {
         "review": {"off": {"distill.kdr.review_links": []}},
         "attention": {
@@ -260,27 +260,24 @@ def test_the_plan_of_an_ablation_shows_its_baseline_and_the_teachers_of_all_arms
     [
         (
             ablation(seeds=[1]),
-            (
-                "ablation.seeds: is one seed, which leaves differences without intervals. Name at "
-                "least 2"
-            ),
+            "ablation.seeds: one seed gives no confidence intervals. Use at least 2",
         ),
         (
             ablation() | {"trial.data.search_split": 10},
-            "trial.data.search_split: is 10, so that the arms are compared on images",
+            "trial.data.search_split: is 10, so the arms are compared on held-out training images",
         ),
         (
             ablation(leave_out=[{"weight": "low", "attention": "off"}]),
-            "ablation.leave_out.0: leaves nothing out of the design leave_one_out",
+            "ablation.leave_out.0: matches no arm of the design leave_one_out",
         ),
     ],
 )
-def test_what_looks_wrong_in_an_ablation_is_told(changes: dict[str, Any], warning: str) -> None:
-    [told] = expand_study(study_with(changes)).warnings
-    assert told.startswith(warning)
+def test_a_suspicious_ablation_gets_a_warning(changes: dict[str, Any], warning: str) -> None:
+    [found] = expand_study(study_with(changes)).warnings
+    assert found.startswith(warning)
 
 
-def test_an_arm_that_cannot_run_has_no_plan() -> None:
+def test_an_ablation_with_an_invalid_arm_has_no_plan() -> None:
     with pytest.raises(
         ConfigError,
         match=r"ablation\.factors\.weight\.low\.distill\.kdr\.weight: must be .*, got -1",
@@ -288,14 +285,14 @@ def test_an_arm_that_cannot_run_has_no_plan() -> None:
         expand_study(study_with(ablation(factors={"weight": {"low": {"distill.kdr.weight": -1}}})))
 
 
-def test_a_space_that_cannot_run_has_no_plan() -> None:
+def test_a_search_with_an_invalid_space_has_no_plan() -> None:
     with pytest.raises(
         ConfigError, match=r"search\.parameters\.training\.lr: must be greater than 0, got 0"
     ):
         expand_study(study_with(search({"training.lr": {"float": [0, 1]}})))
 
 
-def test_keys_are_asked_for_trials_that_are_certain_and_for_no_other() -> None:
+def test_keys_are_made_for_certain_trials_only() -> None:
     asked: list[TrialConfig] = []
 
     def counting(config: TrialConfig) -> Trial:

@@ -1,4 +1,4 @@
-"""Points that were not drawn are held to the same ranges and conditions as drawn ones."""
+"""Points that were not drawn must meet the ranges and conditions of drawn points."""
 
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,11 @@ CELLS = list(grid(SPACE))
 
 
 @given(st.sampled_from(CELLS))
-def test_every_point_of_the_space_is_given_back_as_it_is(point: Point) -> None:
+def test_every_point_of_the_space_is_returned_unchanged(point: Point) -> None:
     assert point_of(SPACE, point) == point
 
 
-def test_values_come_back_in_the_types_and_the_order_of_a_draw() -> None:
+def test_values_get_the_types_and_the_order_of_a_draw() -> None:
     point = point_of(
         SPACE, POINT | {"distill.kdr.weight": 2, "distill.kdr.review_links": ("P5->P4", "P4->P3")}
     )
@@ -65,10 +65,10 @@ def test_values_come_back_in_the_types_and_the_order_of_a_draw() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"distill.kdr.weight": 6}, r"^distill\.kdr\.weight: must lie in \[1.0, 5.0\], got 6$"),
-        ({"distill.kdr.weight": float("nan")}, r"weight: must lie in \[1.0, 5.0\], got nan"),
-        ({"distill.kdr.weight": True}, r"weight: must lie in \[1.0, 5.0\], got True"),
-        ({"distill.kdr.weight": "2"}, r"weight: must lie in \[1.0, 5.0\], got '2'"),
+        ({"distill.kdr.weight": 6}, r"^distill\.kdr\.weight: must be in \[1.0, 5.0\], got 6$"),
+        ({"distill.kdr.weight": float("nan")}, r"weight: must be in \[1.0, 5.0\], got nan"),
+        ({"distill.kdr.weight": True}, r"weight: must be in \[1.0, 5.0\], got True"),
+        ({"distill.kdr.weight": "2"}, r"weight: must be in \[1.0, 5.0\], got '2'"),
         ({"training.epochs": 2.5}, r"training\.epochs: must be a whole number, got 2.5"),
         (
             {"distill.kdr.pyramid_scales": ["full", 2]},
@@ -85,7 +85,7 @@ def test_values_come_back_in_the_types_and_the_order_of_a_draw() -> None:
         ({"distill.kdr.review_links": ["P4->P3"] * 2}, r"review_links: .* each once, got"),
         (
             {"distill.kdr.review_links": []},
-            r"attention: must be left out where its `when` does not hold, got 'both'",
+            r"attention: must be left out, because its `when` does not hold, got 'both'",
         ),
         (
             {"seed": 1},
@@ -103,7 +103,7 @@ def test_a_missing_value_is_refused() -> None:
         point_of(SPACE, {path: value for path, value in POINT.items() if path != "training.epochs"})
 
 
-def test_too_small_a_subset_is_refused_rather_than_mended() -> None:
+def test_too_small_a_subset_is_refused_and_not_filled_up() -> None:
     parameters = {"distill.kdr.pyramid_scales": {"subset": ["full", 4, 2], "at_least": 2}}
     content = {
         "study": "s",
@@ -116,7 +116,7 @@ def test_too_small_a_subset_is_refused_rather_than_mended() -> None:
         )
 
 
-def test_parameters_that_an_enqueued_entry_leaves_out_take_the_trials_values() -> None:
+def test_parameters_that_an_enqueued_entry_leaves_out_have_the_trials_values() -> None:
     study = study_with([{"distill.kdr.weight": 4}, {"distill.kdr.review_links": []}])
     first, second = enqueued_points(study, space_of(study))
     assert first == POINT | {"distill.kdr.weight": 4.0}
@@ -128,7 +128,7 @@ def test_parameters_that_an_enqueued_entry_leaves_out_take_the_trials_values() -
     }
 
 
-def test_an_enqueued_entry_takes_its_defaults_from_its_own_preset() -> None:
+def test_an_enqueued_entry_has_the_defaults_of_its_own_preset() -> None:
     parameters = {
         "distill.kdr.preset": {"choice": ["kdr", "kdr-paper"]},
         "distill.kdr.fusion": {"choice": ["residual", "gated"]},
@@ -161,9 +161,9 @@ def test_every_enqueued_entry_outside_the_space_is_named() -> None:
     with pytest.raises(ConfigError) as caught:
         enqueued_points(study, space_of(study))
     problems = caught.value.problems
-    assert problems[0] == "search.enqueue.0.distill.kdr.weight: must lie in [1.0, 5.0], got 9"
+    assert problems[0] == "search.enqueue.0.distill.kdr.weight: must be in [1.0, 5.0], got 9"
     assert problems[1].startswith(
         "search.enqueue.1.distill.kdr.wieght: must be one of the searched parameters"
     )
     assert problems[2] == "search.enqueue.2.training.epochs: must be a whole number, got 'many'"
-    assert problems[3] == "search.enqueue.3.distill.kdr.weight: must lie in [1.0, 5.0], got 0.5"
+    assert problems[3] == "search.enqueue.3.distill.kdr.weight: must be in [1.0, 5.0], got 0.5"

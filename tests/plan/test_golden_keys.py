@@ -1,8 +1,8 @@
 """The keys of shipped studies never change by accident: a changed key trains a finished trial
 again.
 
-`python tests/plan/test_golden_keys.py` writes the keys anew, after a change that is meant to change
-them (a raised number in `kdr/config/versions.py`, or a study file that asks another question).
+After an intended change of keys (a raised version in `kdr/config/versions.py`, a study file that
+asks another question), run `python tests/plan/test_golden_keys.py` to write them again.
 """
 
 import contextlib
@@ -19,8 +19,7 @@ from kdr.config.trial import TrialConfig
 from kdr.errors import ConfigError
 from kdr.plan.designs import arm_points
 from kdr.plan.keys import make_trial
-from kdr.plan.points import corners
-from kdr.plan.space import space_of
+from kdr.plan.points import corners, space_of
 
 FOLDER = Path(kdr.__file__).parents[1] / "search_spaces"
 GOLDEN = Path(__file__).with_name("golden_keys.json")
@@ -29,7 +28,9 @@ STUDIES = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
 
 
 def keys_of(study: Study) -> list[str]:
-    """The keys of a study's trials and teachers, as if data and weights were their own names."""
+    """Returns the keys of a study's trials and teachers, with names in place of data and
+    weights.
+    """
     configs = list(_configs(study))
     teachers = [teacher for config in configs if (teacher := config.teacher_trial()) is not None]
     return list(dict.fromkeys(_key(config, study) for config in (*configs, *teachers)))
@@ -45,18 +46,18 @@ def _file_name(weights: str) -> str:
 
 
 def _configs(study: Study) -> Iterator[TrialConfig]:
-    """The study's own trial, its arms, or some corners of its search space."""
+    """Yields the study's base trial, and its arms or some corners of its search space."""
     points = [point for _, point in arm_points(study.ablation)] if study.ablation else []
     if study.search is not None:
         points += itertools.islice(corners(space_of(study)), NUM_CORNERS)
     yield study.base
     for point in points:
-        with contextlib.suppress(ConfigError):  # a corner that is no trial
+        with contextlib.suppress(ConfigError):  # a corner that is not a valid trial
             yield study.trial_with(point)
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_the_keys_of_a_shipped_study_are_those_of_the_last_release(name: str) -> None:
+def test_the_keys_of_a_shipped_study_are_unchanged(name: str) -> None:
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
     assert keys_of(read_study(STUDIES[name])) == golden[name]
 

@@ -1,4 +1,4 @@
-"""What is in a trial's key, and what is not."""
+"""What a trial's key depends on, and what it does not."""
 
 import json
 import random
@@ -72,8 +72,7 @@ def key(
 
 
 def shuffled(value: Any, chance: random.Random) -> Any:
-    """The same settings, written in another order, whole numbers with a decimal point or
-    without."""
+    """Returns the same settings in another order, with whole numbers as floats or the reverse."""
     if isinstance(value, dict):
         names = chance.sample(sorted(value), len(value))
         return {name: shuffled(value[name], chance) for name in names}
@@ -94,14 +93,14 @@ def test_a_key_is_the_same_in_every_process_and_version() -> None:
 
 
 @given(st.lists(st.sampled_from(CHANGES_THAT_MATTER), max_size=4), st.randoms())
-def test_order_and_spelling_do_not_change_a_key(
+def test_order_and_number_format_do_not_change_a_key(
     changes: list[tuple[str, Any]], chance: random.Random
 ) -> None:
     content = changed(TRIAL, dict(changes))
     assert key(shuffled(content, chance)) == key(content)
 
 
-def test_whole_and_real_numbers_of_one_value_give_one_key() -> None:
+def test_equal_whole_and_real_numbers_have_the_same_key() -> None:
     assert key(changed(TRIAL, {"training.lr": 1})) == key(changed(TRIAL, {"training.lr": 1.0}))
 
 
@@ -112,7 +111,7 @@ def test_every_setting_that_changes_numbers_changes_the_key(path: str, value: An
     assert key(changed(TRIAL, {path: value})) != key(TRIAL)
 
 
-def test_all_these_changes_give_keys_of_their_own() -> None:
+def test_all_these_changes_have_different_keys() -> None:
     keys = [key(changed(TRIAL, {path: value})) for path, value in CHANGES_THAT_MATTER]
     assert len(set(keys)) == len(keys)
 
@@ -143,24 +142,24 @@ def test_workers_train_the_teacher_too() -> None:
         ("distill.kdr.pyramid_scales", [1, 4, "full", 2, 4]),
     ],
 )
-def test_what_does_not_change_numbers_does_not_change_the_key(path: str, value: Any) -> None:
+def test_settings_that_change_no_numbers_do_not_change_the_key(path: str, value: Any) -> None:
     assert key(changed(TRIAL, {path: value})) == key(TRIAL)
 
 
-def test_settings_of_training_that_came_later_are_left_out_where_they_are_unset() -> None:
+def test_later_settings_of_training_are_left_out_while_unset() -> None:
     assert {"bias_lr_factor", "bias_weight_decay", "micro_batch"}.isdisjoint(
         TrainingConfig().canonical()
     )
     assert TrainingConfig().canonical()["step_epochs"] is None
 
 
-def test_every_default_spelled_out_gives_the_key_of_the_default() -> None:
+def test_written_out_defaults_do_not_change_the_key() -> None:
     spelled_out = validated(TrialConfig, TRIAL).model_dump(mode="json")
     assert spelled_out["distill"]["kdr"]["masks"] == "boxes"
     assert key(spelled_out) == key(TRIAL)
 
 
-def test_a_trial_written_out_and_read_again_keeps_its_key() -> None:
+def test_a_trial_keeps_its_key_through_writing_and_reading() -> None:
     content = changed(TRIAL, {"distill.kdr": {"preset": "kdr-paper"}, "student.detector": "fcos"})
     assert key(json.loads(validated(TrialConfig, content).model_dump_json())) == key(content)
 
@@ -174,7 +173,7 @@ def test_a_trial_written_out_and_read_again_keeps_its_key() -> None:
         ({"distill.kdr.masks": "none"}, {"distill.kdr.mask_values": "binary"}),
     ],
 )
-def test_settings_without_effect_beside_others_are_not_in_the_key(
+def test_settings_without_effect_are_not_in_the_key(
     off: dict[str, Any], without_effect: dict[str, Any]
 ) -> None:
     assert key(changed(TRIAL, off | without_effect)) == key(changed(TRIAL, off))
@@ -195,7 +194,7 @@ def test_without_distillation_the_teacher_is_not_in_the_key(teacher: Any) -> Non
     assert trial.teacher_id is None
 
 
-def test_a_trained_teacher_is_known_by_the_key_of_its_own_trial() -> None:
+def test_a_trained_teacher_is_identified_by_the_key_of_its_trial() -> None:
     config = validated(TrialConfig, TRIAL)
     trained = config.teacher_trial()
     assert trained is not None
@@ -204,7 +203,7 @@ def test_a_trained_teacher_is_known_by_the_key_of_its_own_trial() -> None:
 
 
 def test_students_of_every_kind_share_one_trained_teacher() -> None:
-    changes = [
+    changes: list[dict[str, Any]] = [
         {"seed": 3},
         {"student.backbone": "resnet18"},
         {"distill.kdr.weight": 9},
@@ -218,7 +217,7 @@ def test_students_of_every_kind_share_one_trained_teacher() -> None:
     assert len({trial.key for trial in trials}) == 4
 
 
-def test_weights_count_by_their_content_and_not_by_their_place() -> None:
+def test_weights_are_identified_by_content_and_not_by_path() -> None:
     elsewhere = changed(
         WITH_WEIGHTS, {"teacher.weights": "copy/of/teacher.pt", "student.weights": None}
     )
@@ -229,18 +228,18 @@ def test_weights_count_by_their_content_and_not_by_their_place() -> None:
     )
 
 
-def test_how_far_a_frozen_teacher_would_be_trained_does_not_count() -> None:
+def test_trainable_stages_of_a_frozen_teacher_are_not_in_the_key() -> None:
     assert key(changed(WITH_WEIGHTS, {"teacher.trainable_stages": 0})) == key(WITH_WEIGHTS)
 
 
-def test_a_teacher_with_weights_is_one_teacher_for_all_data() -> None:
+def test_a_teacher_with_weights_is_the_same_for_all_data() -> None:
     config = validated(TrialConfig, WITH_WEIGHTS)
     one, other = (make_trial(config, data_id=data_id, weights_id=str) for data_id in ("a", "b"))
     assert one.teacher_id == other.teacher_id
     assert one.key != other.key
 
 
-def test_the_ap_that_a_frozen_teacher_is_said_to_have_does_not_count() -> None:
+def test_the_stated_ap_of_a_teacher_is_not_in_the_key() -> None:
     assert key(changed(WITH_WEIGHTS, {"teacher.stated_ap": 0.389})) == key(WITH_WEIGHTS)
 
 
@@ -267,7 +266,7 @@ def test_paths_of_the_data_are_not_in_the_key() -> None:
         ("fcos", changed(WITH_WEIGHTS, {"teacher.detector": "fcos"}), True),
     ],
 )
-def test_a_results_version_changes_the_keys_of_the_trials_that_use_the_part(
+def test_a_results_version_changes_the_keys_of_trials_with_that_part(
     part: str, content: dict[str, Any], changes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = key(content)
@@ -275,6 +274,6 @@ def test_a_results_version_changes_the_keys_of_the_trials_that_use_the_part(
     assert (key(content) != before) == changes
 
 
-def test_no_key_is_made_of_nan() -> None:
+def test_nan_has_no_key() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         key_of({"lr": float("nan")})

@@ -1,4 +1,4 @@
-"""The points of a search space: order, conditions, subsets, grids."""
+"""Points of a search space: order, conditions, subsets, grids."""
 
 import itertools
 from pathlib import Path
@@ -62,7 +62,7 @@ def answers(chance: st.DataObject) -> Any:
 
 CONDITIONAL = study_with(
     {
-        # written child first: the order of drawing is not the order of writing
+        # the child first, because the order of drawing must not depend on the order in the file
         "distill.kdr.attention": {
             "choice": ["none", "both"],
             "when": {"distill.kdr.review_links": "not empty"},
@@ -84,7 +84,7 @@ CONDITIONAL = study_with(
 
 
 @given(st.data())
-def test_every_draw_honours_conditions_ranges_and_at_least(data: st.DataObject) -> None:
+def test_every_draw_meets_conditions_ranges_and_at_least(data: st.DataObject) -> None:
     space = space_of(CONDITIONAL)
     point = draw(space, answers(data))
     assert ("distill.kdr.attention" in point) == bool(point["distill.kdr.review_links"])
@@ -108,7 +108,7 @@ def test_a_parameter_is_drawn_after_those_that_its_conditions_name() -> None:
     )
 
 
-def test_a_parameter_that_is_not_drawn_counts_with_the_value_of_the_trial() -> None:
+def test_an_undrawn_parameter_has_the_trials_value_in_conditions() -> None:
     point = next(
         point for point in grid(space_of(CONDITIONAL)) if not point["distill.kdr.review_links"]
     )
@@ -123,7 +123,7 @@ def test_a_parameter_that_is_not_drawn_counts_with_the_value_of_the_trial() -> N
         )
     )
 )
-def test_a_mended_subset_keeps_what_was_drawn_and_adds_the_first_missing_members(
+def test_a_filled_up_subset_keeps_the_drawn_members_and_adds_the_first_missing(
     case: tuple[list[str], int, set[str]],
 ) -> None:
     members, at_least, drawn = case
@@ -149,7 +149,7 @@ def test_a_grid_has_every_combination_once() -> None:
     assert sorted({cell["distill.kdr.weight"] for cell in cells}) == pytest.approx([0.1, 1, 10])
 
 
-def test_a_grid_leaves_out_what_is_not_drawn_and_has_no_duplicates() -> None:
+def test_a_grid_leaves_out_undrawn_parameters_and_has_no_duplicates() -> None:
     study = study_with(
         {
             "distill.kdr.review_links": {"subset": LINKS[:2]},
@@ -165,7 +165,7 @@ def test_a_grid_leaves_out_what_is_not_drawn_and_has_no_duplicates() -> None:
 
 
 @given(st.floats(1e-6, 1e3), st.floats(1.01, 1e6), st.integers(2, 9), st.booleans())
-def test_a_grid_of_reals_meets_both_ends_and_rises_inside(
+def test_a_grid_of_reals_includes_both_ends_and_increases(
     low: float, factor: float, points: int, log: bool
 ) -> None:
     study = study_with(
@@ -176,7 +176,7 @@ def test_a_grid_of_reals_meets_both_ends_and_rises_inside(
     assert all(one < other for one, other in itertools.pairwise(values))
 
 
-def test_an_endless_space_has_no_number_of_cells() -> None:
+def test_an_infinite_space_has_no_number_of_cells() -> None:
     assert num_cells(space_of(study_with({"distill.kdr.weight": {"float": [1, 2]}}))) is None
     assert num_cells(space_of(study_with({"data.seed": {"int": [1, 20_000]}}))) is None
 
@@ -184,8 +184,8 @@ def test_an_endless_space_has_no_number_of_cells() -> None:
 @pytest.mark.parametrize(
     ("parameter", "expected"),
     [
-        (Parameter(float=(1, 2)), [1, 2]),
-        (Parameter(int=(1, 9)), [1, 9]),
+        (Parameter.model_validate({"float": (1, 2)}), [1, 2]),
+        (Parameter.model_validate({"int": (1, 9)}), [1, 9]),
         (Parameter(choice=("a", None)), ["a", None]),
         (Parameter(subset=("a", "b", "c")), [[], ["a"], ["b"], ["c"], ["a", "b", "c"]]),
         (Parameter(subset=("a", "b", "c"), at_least=2), [["a", "b"], ["a", "c"], ["a", "b", "c"]]),

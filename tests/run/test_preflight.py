@@ -75,7 +75,7 @@ def test_a_failed_pre_flight_ends_the_run_after_the_teacher_and_before_the_first
         "pre-flight: teacher's AP: trial.teacher.stated_ap: must be met within 0.010, got 0.9 "
         "and AP "
     )
-    assert lines[1:] == ["The study was not begun. Run it all the same with --no-preflight"]
+    assert lines[1:] == ["The study was not started. To run it anyway, pass --no-preflight"]
     assert recorder.phases[-2:] == ["Training the teacher", "Pre-flight"]
     assert [finding.name for finding in recorder.findings if finding.state == "failed"] == [
         "teacher's AP"
