@@ -32,11 +32,9 @@ BANNED = {
 PENDING = (
     "benchmarks/",
     "deploy/",
-    "docs/ablations.md",
     "docs/architecture.md",
     "docs/cluster.md",
     "docs/distributed.md",
-    "docs/evidence.md",
     "docs/faults.md",
     "docs/storage.md",
     "docs/teachers.md",

@@ -1,9 +1,11 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
+import kdr
 from kdr.report.power import power_of, smallest_effect, spread_of_differences
 
 
@@ -42,6 +44,12 @@ def test_more_seeds_decide_smaller_effects_and_more_comparisons_larger_ones() ->
     assert by_comparisons == sorted(by_comparisons)
     # as in published tables of the paired t test
     assert smallest_effect(8) == pytest.approx(1.1560, abs=1e-4)
+
+
+def test_the_documented_effects_are_those_of_the_code() -> None:
+    page = (Path(kdr.__file__).parents[1] / "docs" / "ablations.md").read_text(encoding="utf-8")
+    for n in (3, 5, 8, 12):
+        assert f"| {n} | {' | '.join(f'{smallest(n, m):.2f}' for m in (1, 6, 11))} |" in page
 
 
 def test_one_seed_decides_nothing() -> None:
