@@ -40,14 +40,16 @@ def with_tree(page: str) -> str:
 def imports() -> str:
     """Returns who may import whom as a Markdown table, from the tables of the architecture test."""
     tables = runpy.run_path(str(ROOT / "tests" / "test_architecture.py"))
-    rows = ["| folder | holds | imports | home of |", "|---|---|---|---|"]
-    for folder, allowed in tables["MAY_IMPORT"].items():
-        if folder in tables["FOR_ALL"]:
-            continue
-        holds = _first_sentence(ROOT / "kdr" / folder / "__init__.py").rstrip(".")
-        home = [name for name, homes in tables["AT_HOME"].items() if folder in homes]
-        imported = [name for name in tables["MAY_IMPORT"] if name in allowed]
-        rows.append(f"| `{folder}/` | {holds} | {', '.join(imported)} | {', '.join(home)} |")
+    rows = ["| in `kdr/` | what it is | imports | home of |", "|---|---|---|---|"]
+    folders = [name for name in tables["MAY_IMPORT"] if name not in tables["FOR_ALL"]]
+    for folder in sorted(folders, key=lambda name: not (ROOT / "kdr" / name).is_dir()):
+        allowed = tables["MAY_IMPORT"][folder]
+        path = ROOT / "kdr" / folder
+        name = f"{folder}/" if path.is_dir() else f"{folder}.py"
+        holds = _first_sentence(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"))
+        home = [package for package, homes in tables["AT_HOME"].items() if folder in homes]
+        imported = [other for other in tables["MAY_IMPORT"] if other in allowed]
+        rows.append(f"| `{name}` | {holds} | {', '.join(imported)} | {', '.join(home)} |")
     return "\n".join(rows)
 
 

@@ -47,6 +47,14 @@ def test_the_studies_in_the_readme_are_valid() -> None:
     expand_study(study_from(study | parse_yaml(ablation, source="README.md"), folder=ROOT))
 
 
+def test_the_python_in_the_readme_uses_the_public_api() -> None:
+    [code] = re.findall(r"(?ms)^```python\n(.*?)^```", README.read_text(encoding="utf-8"))
+    compile(code, "README.md", "exec")
+    named = set(re.findall(r"\bkdr\.(\w+)", code))
+    assert named
+    assert named <= set(kdr.__all__)
+
+
 def test_the_ablation_table_in_the_readme_is_from_the_evidence() -> None:
     evidence = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8").replace("\\", "")
     rows = re.findall(r"(?m)^\| (\w+) .*\| (\d\.\d .*) \|$", README.read_text(encoding="utf-8"))
