@@ -1,8 +1,7 @@
-"""Reads a pickle of numpy arrays, as detectron2's model zoo has them, into tensors; it can hold
-nothing else, and runs nothing.
+"""Reads pickles of numpy arrays, as in detectron2's model zoo, without running code from the file.
 
-`pickle.load` runs whatever a file says. Here the few names that an array needs are replaced by
-plain records of what it consists of, and every other name is an error.
+`pickle.load` calls any function that a file names. Here the few names that an array needs map to
+plain records, and every other name is an error.
 """
 
 import pickle
@@ -26,19 +25,20 @@ _TYPES = {
     "u1": torch.uint8,
     "b1": torch.bool,
 }
-"""numpy's name of an element's type -> torch's."""
+"""numpy's code of an element type -> torch's type."""
 
 
 def read_array_pickle(path: Path) -> object:
-    """Returns the content of a pickle: plain values as they are, numpy arrays as tensors.
+    """Returns the content of a pickle: plain values unchanged, numpy arrays as tensors.
 
     Raises:
-        WeightsError: if the file is damaged, or names anything beside arrays and plain values.
+        WeightsError: if the file is damaged, or contains anything but arrays and plain values.
     """
     try:
         with path.open("rb") as file:
-            # arrays that Python 2 pickled are text, one character a byte
+            # Python 2 pickled the bytes of arrays as text; in latin1 each character is one byte
             return _with_tensors(_ArraysOnly(file, encoding="latin1").load())
+    # a damaged pickle can raise any of these, because its opcodes build arbitrary values
     except (
         pickle.UnpicklingError,
         EOFError,
@@ -51,14 +51,14 @@ def read_array_pickle(path: Path) -> object:
     ) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".,")
         raise WeightsError(
-            f"{path}: must be a pickle of numpy arrays and plain values, got {reason}. Convert it "
+            f"{path}: not a pickle of only numpy arrays and plain values ({reason}). Convert it "
             "where its library is installed: torch.save({'model': model.state_dict()}, "
             "'teacher.pth')"
         ) from error
 
 
 class _DType:
-    """The type of an array's elements: a name such as `f4`, and the order of its bytes."""
+    """Stands in for `numpy.dtype`: a code such as `f4`, and the byte order."""
 
     def __init__(self, name: str, *_: object) -> None:
         self.name, self.order = name, "<"
@@ -68,13 +68,13 @@ class _DType:
 
 
 class _Array:
-    """What an array consists of."""
+    """Stands in for `numpy.ndarray`: shape, type, memory order and content."""
 
     def __init__(self, *_: object) -> None:
-        """Takes what numpy's own constructor gets, an empty array of no shape."""
+        """Accepts the arguments of numpy's constructor; `__setstate__` has the content."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, self.shape, self.dtype, self.by_column, self.content = state
+        _, self.shape, self.dtype, self.is_fortran, self.content = state
 
     def tensor(self) -> torch.Tensor:
         dtype = _TYPES.get(self.dtype.name)
@@ -86,7 +86,7 @@ class _Array:
             if content
             else torch.empty(0, dtype=dtype)
         )
-        if self.by_column:
+        if self.is_fortran:
             return (
                 elements.reshape(self.shape[::-1])
                 .permute(*reversed(range(len(self.shape))))
@@ -108,12 +108,12 @@ def _latin1(text: str, encoding: str) -> bytes:
 
 
 def _no_bytes() -> bytes:
-    """What an empty array holds, as Python 2 could read it."""
+    """Returns the content of an empty array, which protocol 2 writes as a call of `bytes`."""
     return b""
 
 
 def _scalar(*_: object) -> None:
-    """A single number of numpy's; none belongs to a state_dict."""
+    """Drops a numpy scalar; a state_dict has none."""
 
 
 _NAMES: dict[str, Any] = {
@@ -129,7 +129,7 @@ _NAMES: dict[str, Any] = {
     "__builtin__.bytes": _no_bytes,
     "collections.OrderedDict": OrderedDict,
 }
-"""Name in a pickle -> what stands in for it."""
+"""Name in a pickle -> its stand-in. numpy 2 renamed `numpy.core` to `numpy._core`."""
 
 
 class _ArraysOnly(pickle.Unpickler):

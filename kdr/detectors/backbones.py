@@ -1,6 +1,4 @@
-"""Backbones with a feature pyramid, P3 to P7 or P2 to P6: torchvision's resnets and mobilenets,
-with an FPN of any width.
-"""
+"""torchvision's resnets and mobilenets with a feature pyramid of any width, P3-P7 or P2-P6."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -15,7 +13,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 NormLayer = Callable[..., nn.Module]
 
 _RESNET_STAGES = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
-# first block of each of the strides 2, 4, 8, 16 and 32 in `features`
+# index in `features` of the first block with stride 2, 4, 8, 16 and 32
 _MOBILENET_STAGES = {"mobilenet_v3_small": (0, 1, 2, 4, 9), "mobilenet_v3_large": (0, 2, 4, 7, 13)}
 _MOBILENET_BN_EPS = 1e-3
 
@@ -30,24 +28,24 @@ def fpn_backbone(
     p7_relu: bool = True,
     bottleneck_stride: Literal["3x3", "1x1"] = "3x3",
 ) -> BackboneWithFPN:
-    """Builds a backbone with an FPN over strides 8, 16, 32 and two extra levels of strides 64 and
-    128; with `pool`, over strides 4 to 32 and one of stride 64.
+    """Builds a backbone with an FPN.
 
-    The modules and the order of their random draws are those of torchvision's builders, of
-    RetinaNet and FCOS with `returned_layers=[2, 3, 4]`; those know no other width than 256. Of a
-    mobilenet the last block of each stride is taken.
+    The levels have strides 8 to 128, the last two extra; with `pool`, strides 4 to 64, the last one
+    extra. Modules and the order of their random draws are those of torchvision's builders (of
+    RetinaNet and FCOS with `returned_layers=[2, 3, 4]`), which support a width of 256 only. A
+    mobilenet feeds the FPN from the last block of each stride.
 
     Args:
-        name: a name of torchvision's, such as `resnet18` or `mobilenet_v3_small`.
+        name: torchvision's name, such as `resnet18` or `mobilenet_v3_small`.
         channels: channels of every FPN output.
-        norm: `frozen` fixes statistics and affine parameters, which makes sense only with weights
-            that are loaded later.
+        norm: `frozen` fixes statistics and affine parameters; use it only if weights are loaded
+            afterwards.
         trainable_stages: how many of the five stages are trained, counted from the last.
-        p6_from: what P6 is computed from; C5 in torchvision's second RetinaNet only; `pool` takes
-            every second cell of P5.
-        p7_relu: whether P7 is computed from P6 after a ReLU.
-        bottleneck_stride: the convolution of a resnet's bottleneck that has its stride; the first,
-            1x1, in the original ones.
+        p6_from: input of P6; C5 only in torchvision's second RetinaNet; `pool` takes every second
+            cell of P5.
+        p7_relu: whether P6 passes through a ReLU on its way to P7.
+        bottleneck_stride: which convolution of a resnet's bottleneck has the stride; in the
+            original resnets the first, 1x1.
 
     Returns:
         A module whose outputs are named "0", "1", "2", "p6", "p7", finest first; with `pool` "0",
@@ -63,14 +61,16 @@ def fpn_backbone(
         extra = (LastLevelP6P7 if p7_relu else _PlainP6P7)(
             channels if p6_from == "P5" else in_channels[-1], channels
         )
-        # torchvision's guess from the channels fails where C5 has as many as the FPN
+        # torchvision (0.29) guesses use_P5 from equal channels, which is wrong if C5 has as many as
+        # the FPN. Remove this line once LastLevelP6P7 takes it as an argument.
         extra.use_P5 = p6_from == "P5"
     return BackboneWithFPN(body, return_layers, in_channels, channels, extra_blocks=extra)
 
 
 class _PlainP6P7(LastLevelP6P7):  # type: ignore[misc]
-    """torchvision's extra levels without the ReLU between them, as in mmdetection's FPN by
-    default.
+    """torchvision's extra levels without the ReLU before P7, the default of mmdetection's FPN.
+
+    torchvision (0.29) has no option for this: its forward calls `relu` itself.
     """
 
     def forward(
@@ -81,8 +81,9 @@ class _PlainP6P7(LastLevelP6P7):  # type: ignore[misc]
 
 
 def _move_strides(body: nn.Module) -> None:
-    """Moves the stride of each bottleneck from its 3x3 convolution into the 1x1 before it, where He
-    et al. (2015) have it.
+    """Moves the stride of each bottleneck from its 3x3 to its first 1x1 (He et al. 2015).
+
+    torchvision builds the newer variant, ResNet V1.5, without an option for the original.
     """
     for block in body.modules():
         if isinstance(block, resnet.Bottleneck):
@@ -90,11 +91,13 @@ def _move_strides(body: nn.Module) -> None:
 
 
 Body = tuple[nn.Module, dict[str, str], list[int]]
-"""A body, its layers that feed the FPN with their output names, and the channels of those
-layers."""
+"""A body; layer -> output name, for the layers that feed the FPN; channels of those layers."""
 
 
 def _resnet_body(name: str, norm: str, trainable_stages: int, num_levels: int) -> Body:
+    # Always explicit: torchvision's resnet_fpn_backbone (0.29) freezes batch norm by default even
+    # without weights (its detection builders stopped in pytorch/vision#5443). An untrained R101
+    # then has features with a std of 3e4.
     body = getattr(resnet, name)(
         weights=None, norm_layer=FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d
     )
@@ -106,8 +109,8 @@ def _resnet_body(name: str, norm: str, trainable_stages: int, num_levels: int) -
 
 
 def _mobilenet_body(name: str, norm: str, trainable_stages: int, num_levels: int) -> Body:
-    # torchvision's own eps of this network; its frozen layers would otherwise compute something
-    # else than the trained ones did
+    # MobileNetV3's batch norm has eps 1e-3, and FrozenBatchNorm2d defaults to 1e-5 (torchvision
+    # 0.29): without this, frozen layers would not compute what the trained ones did
     frozen = partial(FrozenBatchNorm2d, eps=_MOBILENET_BN_EPS)
     features = getattr(mobilenetv3, name)(
         weights=None, norm_layer=frozen if norm == "frozen" else None
@@ -120,8 +123,11 @@ def _mobilenet_body(name: str, norm: str, trainable_stages: int, num_levels: int
 
 
 def overwrite_frozen_eps(model: nn.Module, eps: float) -> None:
-    """The first COCO weights were trained when torchvision's frozen batch norm had no eps
-    (pytorch/vision#2933).
+    """Sets the eps of all frozen batch norms.
+
+    torchvision's first COCO weights were trained with eps 0; pytorch/vision#2933 changed the
+    default to 1e-5. torchvision's builders correct it only for weights that they load themselves
+    (pytorch/vision#2940), and kdr loads weights later.
     """
     for module in model.modules():
         if isinstance(module, FrozenBatchNorm2d):

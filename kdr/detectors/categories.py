@@ -1,4 +1,4 @@
-"""Which classes weights know, by name: from the sidecar, torchvision, or the file itself."""
+"""Finds the class names of weights: in the sidecar, in torchvision, or in the file itself."""
 
 from kdr.config.layout import WeightsLayout
 from kdr.detectors import mmdetection_meta
@@ -9,16 +9,17 @@ from kdr.detectors.state_file import StateFile, read_state_file
 def categories_of(
     source: str, layout: WeightsLayout | None, file: StateFile | None = None
 ) -> tuple[str, ...] | None:
-    """Returns the class names that come with a detector's weights; None where nothing tells them,
-    as with detectron2's files.
+    """Returns the class names that come with a detector's weights; None if unknown.
+
+    detectron2's files never contain names.
 
     Args:
-        source: as in the setting `weights`.
-        layout: the library that saved them.
-        file: what was read of them, if it was.
+        source: a value of the setting `weights`.
+        layout: the library that saved the weights.
+        file: their content, if it was read already.
 
     Raises:
-        WeightsError: if a file of mmdetection has to be read and cannot be.
+        WeightsError: if an mmdetection file must be read and cannot be.
     """
     if layout is None:
         return weights_categories(source)

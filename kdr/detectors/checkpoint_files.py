@@ -1,6 +1,4 @@
-"""A finished student on disk: a plain torchvision state_dict, and the sidecar that says how to
-build the model for it.
-"""
+"""Saves and opens a finished student: a plain torchvision state_dict and its sidecar."""
 
 from pathlib import Path
 from typing import Any
@@ -17,34 +15,34 @@ from kdr.storage.files import StoredPath, store
 
 
 def save_student(path: StoredPath, detector: Detector, *, extra: dict[str, Any]) -> None:
-    """Writes a detector's weights to `path` (`student.pt`) and its sidecar beside it
-    (`student.json`).
+    """Writes a detector's weights to `path` (`student.pt`) and its sidecar next to it (`.json`).
 
     The state_dict is torchvision's own: `torchvision_model(config,
     num_classes).load_state_dict(torch.load(path))` loads it strictly. Equal weights give equal
     bytes.
 
     Args:
-        path: the weights file; the ending `.json` is the sidecar's.
+        path: the weights file.
         detector: the detector, on any device.
-        extra: what to keep in the sidecar, as JSON can hold it.
+        extra: further content of the sidecar, in types that JSON has.
 
     Raises:
-        StorageError: if they cannot be written.
+        StorageError: if the files cannot be written.
     """
     state = detector.model.state_dict()
     for name, value in state.items():
-        # a clone, since .contiguous() keeps the odd strides that channels_last leaves on 1x1
-        # convolutions
+        # Not .contiguous(): it leaves a 1x1 convolution from channels_last as it is, because its
+        # strides count as contiguous in both formats (pytorch/pytorch#24090), and the strides are
+        # part of the file.
         state[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
 
     def write(aside: Path) -> None:
-        # into an open file: the archive would otherwise carry the temporary file's random name in
-        # every entry
+        # into an open file: given a path, torch.save writes the temporary file's random name into
+        # every entry of the archive
         with aside.open("wb") as file:
             torch.save(state, file)
-        # before the weights take their place: weights without a sidecar would count as kept, and
-        # nobody could open them
+        # Before the weights are renamed into place. After a crash in between, weights without a
+        # sidecar would count as saved, but could not be opened.
         write_sidecar(
             path, Sidecar(detector.config, detector.categories, content_id(str(aside)), extra)
         )
@@ -56,11 +54,10 @@ def open_student(path: Path) -> Detector:
     """Rebuilds a saved detector, on the CPU and in training mode.
 
     Args:
-        path: the weights file, or the folder that holds it as `student.pt`.
+        path: the weights file, or a folder with a `student.pt`.
 
     Raises:
-        WeightsError: if the weights or the sidecar are missing or damaged, or do not belong
-            together.
+        WeightsError: if weights or sidecar are missing or damaged, or do not belong together.
     """
     path = weights_file(str(path / "student.pt" if path.is_dir() else path))
     sidecar = read_sidecar(path)
@@ -71,6 +68,6 @@ def open_student(path: Path) -> Detector:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise WeightsError(
-            f"{path}: must fit the detector that its sidecar describes, got {error}. Export again"
+            f"{path}: does not fit the detector in its sidecar ({error}). Export it again"
         ) from error
     return Detector(sidecar.detector, model, sidecar.categories, KINDS[sidecar.detector.detector])

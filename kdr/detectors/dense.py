@@ -1,6 +1,4 @@
-"""What RetinaNet and FCOS share: a head over every cell of every level, anchors, and detections
-level by level.
-"""
+"""Heads, anchors and detections of RetinaNet and FCOS, which classify every cell of every level."""
 
 from typing import Any
 
@@ -10,26 +8,32 @@ from torchvision.models.detection.image_list import ImageList
 
 
 def head_outputs(model: Any, features: list[Tensor], images: ImageList) -> dict[str, Tensor]:
-    """Returns the head's outputs by name, (N, anchors of all levels, values) each, in the pixels'
-    type.
+    """Returns the head's outputs by name, (N, anchors of all levels, values), in the pixels' dtype.
 
-    Under autocast the head computes in 16 bits; what follows it, sums over 1e5 anchors and box
-    coordinates, must not.
+    Under autocast the head computes in 16 bits. The next steps, sums over 1e5 anchors and box
+    coordinates, need more.
     """
     return {name: output.to(images.tensors.dtype) for name, output in model.head(features).items()}
 
 
 def class_logits(model: Any, features: list[Tensor]) -> list[Tensor]:
-    """Returns class logits (N, A, K, H, W) of each level, by the head's class branch alone, in
-    float32 or better.
+    """Returns class logits (N, A, K, H, W) of each level, float32 or wider.
+
+    Runs only the class branch of the head.
     """
     logits: Tensor = model.head.classification_head(features)
     return logits_by_level(logits.to(torch.promote_types(logits.dtype, torch.float32)), features)
 
 
 def logits_by_level(logits: Tensor, features: list[Tensor]) -> list[Tensor]:
-    """Takes apart what a class branch gives, (N, anchors of all levels, K): views of (N, A, K, H,
-    W), one per level.
+    """Splits the output of a class branch into its levels.
+
+    Args:
+        logits: (N, anchors of all levels, K).
+        features: the levels, for their sizes.
+
+    Returns:
+        A view (N, A, K, H, W) per level.
     """
     cells = cells_per_level(features)
     anchors_per_cell = logits.shape[1] // sum(cells)
@@ -43,11 +47,11 @@ def logits_by_level(logits: Tensor, features: list[Tensor]) -> list[Tensor]:
 
 
 def anchors(model: Any, features: list[Tensor], images: ImageList) -> list[Tensor]:
-    """Returns the anchors of each image, (anchors of all levels, 4) xyxy in pixels of the batch, in
-    the pixels' type.
-    """
-    # torchvision's generator takes the features' type, and bfloat16 holds no odd pixel position
-    # above 256
+    """Returns the anchors of each image, (anchors of all levels, 4) xyxy in pixels of the batch."""
+    # torchvision's AnchorGenerator (0.29) computes in the dtype of the features. Under autocast
+    # that is bfloat16, which has no odd pixel position above 256. The generator reads only dtype,
+    # device and shape, so it gets stand-ins in the pixels' dtype; expanding a scalar costs no
+    # memory.
     stand_in = images.tensors.new_empty(())
     found: list[Tensor] = model.anchor_generator(
         images, [stand_in.expand(level.shape) for level in features]
@@ -61,7 +65,7 @@ def cells_per_level(features: list[Tensor]) -> list[int]:
 
 
 def full_precision(images: ImageList) -> torch.autocast:
-    """A context without autocast on the images' device."""
+    """Returns a context that disables autocast on the images' device."""
     return torch.autocast(images.tensors.device.type, enabled=False)
 
 

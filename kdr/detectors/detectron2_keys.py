@@ -1,9 +1,9 @@
-"""detectron2's names of layers (`detectron2/modeling`: `backbone/resnet.py`, `backbone/fpn.py`,
-`meta_arch/retinanet.py`).
+"""Translates detectron2's layer names to torchvision's.
 
-Its RetinaNet's head has torchvision's meaning but for the order of the nine boxes of a cell: ratios
-within sizes, where torchvision has sizes within ratios. The heads of its FCOS and Faster R-CNN
-compute something else than torchvision's, and are not read.
+They are defined in `detectron2/modeling`: `backbone/resnet.py`, `backbone/fpn.py` and
+`meta_arch/retinanet.py`. The head of its RetinaNet computes the same as torchvision's, except for
+the order of the nine boxes of a cell: ratios within sizes, where torchvision has sizes within
+ratios. The heads of its FCOS and Faster R-CNN differ from torchvision's and are not loaded.
 """
 
 import re
@@ -13,7 +13,7 @@ from torch import Tensor
 from kdr.detectors.translation import Rule
 
 MARK = r"backbone\.fpn_(lateral|output)\d\.weight"
-"""A key that only these files have."""
+"""Pattern of a key that only detectron2's files have."""
 
 _SIZES = _RATIOS = 3
 _BY_BOX = re.compile(r"head\.(cls_score|bbox_pred)\.")
@@ -24,7 +24,7 @@ def _stage(found: re.Match[str]) -> str:
 
 
 def _fpn_block(finest: int) -> tuple[Rule, ...]:
-    """Rules for convolutions that are numbered by level, from P<finest> on."""
+    """Returns rules for convolutions that detectron2 numbers by level, from P<finest> on."""
     return (
         (
             r"backbone\.fpn_lateral(\d)\.(\w+)",
@@ -57,7 +57,7 @@ _BODY: tuple[Rule, ...] = (
     (r"backbone\.bottom_up\.res(\d)\.(\d+)\.(.+)", lambda found: f"{_stage(found)}{found[3]}"),
     (r"backbone\.bottom_up\.(.+)", r"backbone.body.\1"),
 )
-# every second module of a branch is a ReLU
+# in detectron2 every second module of a branch is a ReLU, so convolutions have even numbers
 _RETINANET_HEAD: tuple[Rule, ...] = (
     (
         r"head\.cls_subnet\.([0246])\.(\w+)",
@@ -76,12 +76,13 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "fcos": (*_BODY, *_fpn_block(3)),
     "faster_rcnn": (*_BODY, *_fpn_block(2)),
 }
-"""Kind of detector -> rules; the first that matches a whole key names it."""
+"""Kind of detector -> rules; the first rule that matches a whole key applies."""
 
 
-def in_torchvisions_order(key: str, value: Tensor) -> Tensor:
-    """Returns the value of a key of a RetinaNet's head with its boxes in torchvision's order; other
-    values as they are.
+def with_torchvision_order(key: str, value: Tensor) -> Tensor:
+    """Returns the value with the boxes of a RetinaNet's head in torchvision's order.
+
+    Values of other keys are returned unchanged.
     """
     if not _BY_BOX.match(key) or value.shape[0] % (_SIZES * _RATIOS):
         return value

@@ -1,7 +1,7 @@
-"""Faster R-CNN (Ren et al. 2015) with a feature pyramid (Lin et al. 2017), torchvision's class.
+"""torchvision's Faster R-CNN (Ren et al. 2015) with a feature pyramid (Lin et al. 2017).
 
-Its losses sample anchors and proposals at random, from torch's global generator: that is part of
-the method.
+Its losses sample anchors and proposals at random, as the method demands, from torch's global
+generator.
 """
 
 from collections.abc import Sequence
@@ -26,9 +26,7 @@ _ROI_FEATURES = 1024
 
 
 def _build(config: DetectorConfig, num_classes: int, **options: Any) -> FasterRCNN:
-    """The model as torchvision builds it; its class 0 is the background, so that it has one more
-    than the data.
-    """
+    """Builds torchvision's model, with one class more than the data: class 0 is the background."""
     backbone = fpn_backbone(
         config.backbone,
         channels=config.fpn_channels,
@@ -56,8 +54,9 @@ def _build(config: DetectorConfig, num_classes: int, **options: Any) -> FasterRC
 
 
 class _Anchors(AnchorGenerator):  # type: ignore[misc]
-    """Anchors in the images' type: bfloat16, the features' under autocast, holds no odd pixel
-    position above 256.
+    """Anchors in the images' dtype, as in `kdr.detectors.dense.anchors` and for the same reason.
+
+    A subclass, because torchvision's RPN calls its generator itself.
     """
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
@@ -69,9 +68,7 @@ class _Anchors(AnchorGenerator):  # type: ignore[misc]
 
 
 class _RPNHead(RPNHead):  # type: ignore[misc]
-    """A head that computes in 16 bits under autocast; what follows it, box coordinates and sums,
-    must not.
-    """
+    """The first stage's head, with float32 outputs: box coordinates need more than 16 bits."""
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         objectness, deltas = super().forward(x)
@@ -79,7 +76,7 @@ class _RPNHead(RPNHead):  # type: ignore[misc]
 
 
 class _Predictor(FastRCNNPredictor):  # type: ignore[misc]
-    """The same for the second stage."""
+    """The second stage's head, with float32 outputs for the same reason."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         scores, deltas = _full(super().forward(x))
@@ -94,6 +91,7 @@ def _losses(
     model: FasterRCNN, features: list[Tensor], images: ImageList, targets: list[dict[str, Tensor]]
 ) -> tuple[dict[str, Tensor], None]:
     named = dict(zip(_LEVELS, features, strict=True))
+    # kdr's labels start at 0; here 0 is the background
     shifted = [{**target, "labels": target["labels"] + 1} for target in targets]
     proposals, of_proposals = model.rpn(images, named, shifted)
     _, of_boxes = model.roi_heads(named, proposals, images.image_sizes, shifted)

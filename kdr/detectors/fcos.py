@@ -1,8 +1,7 @@
-"""FCOS (Tian et al. 2019/2020, anchor-free), torchvision's class: with center sampling, GIoU and
-distances in strides.
+"""torchvision's FCOS (Tian et al. 2019, 2020): center sampling, GIoU and distances in strides.
 
-The first FCOS had none of the three; the settings `center_sampling`, `box_loss` and `norm_on_bbox`
-give it back.
+The original FCOS has none of the three. The settings `center_sampling`, `box_loss` and
+`norm_on_bbox` restore it, because published baselines often use it.
 """
 
 import math
@@ -32,6 +31,7 @@ def _build(config: DetectorConfig, num_classes: int, **options: Any) -> fcos.FCO
         bottleneck_stride=config.bottleneck_stride or "3x3",
     )
     if config.center_sampling is False:
+        # torchvision (0.29) has no switch: a cell matches if it is within the radius of the center
         options = {"center_sampling_radius": math.inf, **options}
     head = (_IouHead if config.box_loss == "iou" else fcos.FCOSHead)(
         config.fpn_channels, 1, num_classes
@@ -44,9 +44,7 @@ def _build(config: DetectorConfig, num_classes: int, **options: Any) -> fcos.FCO
 
 
 class _IouHead(fcos.FCOSHead):  # type: ignore[misc]
-    """torchvision's head, whose boxes learn by -log IoU (Yu et al. 2016, UnitBox) instead of
-    GIoU.
-    """
+    """torchvision's head with the box loss -log IoU (Yu et al. 2016, UnitBox) instead of GIoU."""
 
     def compute_loss(
         self,
@@ -55,9 +53,7 @@ class _IouHead(fcos.FCOSHead):  # type: ignore[misc]
         anchors: list[Tensor],
         matched_idxs: list[Tensor],
     ) -> dict[str, Tensor]:
-        """Returns torchvision's loss terms, that of the boxes replaced: its mean over the
-        foreground cells of the batch.
-        """
+        """Returns torchvision's loss terms with another box loss, a mean over foreground cells."""
         losses: dict[str, Tensor] = super().compute_loss(
             targets, head_outputs, anchors, matched_idxs
         )
@@ -75,7 +71,7 @@ class _IouHead(fcos.FCOSHead):  # type: ignore[misc]
 
 
 def _iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
-    """IoU of each box (M, 4) with its partner (M, 4): (M,)."""
+    """Returns the IoU (M,) of each box (M, 4) with its partner (M, 4)."""
     sides = torch.minimum(boxes_xyxy[:, 2:], others_xyxy[:, 2:]) - torch.maximum(
         boxes_xyxy[:, :2], others_xyxy[:, :2]
     )
@@ -85,10 +81,9 @@ def _iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
 
 
 class _PixelRegression(nn.Module):
-    """torchvision's regression head, but for its last step: distances are exp(scale of the level x
-    output) pixels.
+    """torchvision's regression head with another last step: exp(level's scale x output) pixels.
 
-    Takes over the modules of `head`, under their names.
+    Takes over the modules of `head` under their names, so that their weights have the same keys.
     """
 
     def __init__(self, head: Any) -> None:
@@ -103,7 +98,7 @@ class _PixelRegression(nn.Module):
         distances, centerness = [], []
         for scale, level in zip(self.scales, x, strict=True):
             found = self.conv(level)
-            # exp overflows 16 bits at 11
+            # exp of more than 11 overflows float16
             distances.append(_by_cell(torch.exp(scale * self.bbox_reg(found).float())))
             centerness.append(_by_cell(self.bbox_ctrness(found)))
         return torch.cat(distances, 1), torch.cat(centerness, 1)

@@ -1,6 +1,4 @@
-"""What weights are, told without torch: the names that torchvision offers, and the identity of a
-file. Part of a trial's key.
-"""
+"""Identity of weights in a trial's key: torchvision's name or a file's hash. Needs no torch."""
 
 import difflib
 import hashlib
@@ -15,7 +13,8 @@ DETECTOR_ENUMS = (
     "FCOS_ResNet50_FPN_Weights.COCO_V1",
     "FasterRCNN_ResNet50_FPN_Weights.COCO_V1",
 )
-"""torchvision's weights of whole detectors that kdr can build."""
+"""torchvision's detector weights that kdr can load. Listed here, because asking torchvision would
+import torch, which takes seconds."""
 
 BACKBONE_ENUMS = (
     "ResNet18_Weights.IMAGENET1K_V1",
@@ -39,17 +38,16 @@ BACKBONE_ENUMS = (
     "MobileNet_V3_Large_Weights.IMAGENET1K_V1",
     "MobileNet_V3_Large_Weights.IMAGENET1K_V2",
 )
-"""torchvision's weights of the classifiers whose bodies are kdr's backbones."""
+"""torchvision's weights of classifiers whose bodies are kdr's backbones."""
 
 _ENUM_LIKE = re.compile(r"\w+_Weights\.\w+")
 
 
 def content_id(source: str) -> str:
-    """Returns the identity of weights: a torchvision enum's name as it is, `file-<blake2b>` of a
-    file's content.
+    """Returns the identity of weights: a torchvision enum's name, or `file-<blake2b of content>`.
 
     Args:
-        source: a name out of `DETECTOR_ENUMS` or `BACKBONE_ENUMS`, or the path of a file.
+        source: a name from `DETECTOR_ENUMS` or `BACKBONE_ENUMS`, or the path of a file.
 
     Raises:
         WeightsError: for an unknown enum name, or a file that cannot be read.
@@ -63,39 +61,38 @@ def content_id(source: str) -> str:
             return f"file-{digest.hexdigest()}"
     except OSError as error:
         raise WeightsError(
-            f"{source}: must be a file that can be read, got {error.strerror}. Change its "
-            "permissions"
+            f"{source}: cannot read the weights file ({error.strerror}). Check its permissions"
         ) from error
 
 
 def is_enum(source: str) -> bool:
-    """Whether a source of weights is the name of a torchvision enum that kdr can use."""
+    """Returns whether a source of weights is the name of a torchvision enum that kdr supports."""
     return source in DETECTOR_ENUMS or source in BACKBONE_ENUMS
 
 
 def weights_file(source: str) -> Path:
-    """Returns the path of a weights file, `~` expanded.
+    """Returns the path of a weights file, with `~` expanded.
 
     Raises:
-        WeightsError: if there is no such file; a text that looks like an enum's name is answered
-            with the nearest names.
+        WeightsError: if there is no such file. If the text looks like an enum, the message has the
+            closest names.
     """
     path = Path(source).expanduser()
     if path.is_file():
         return path
     if path.exists():
-        raise WeightsError(f"{source}: must be a weights file, got a folder. Name the file in it")
+        raise WeightsError(f"{source}: is not a weights file but a folder. Give the file in it")
     if _ENUM_LIKE.fullmatch(source):
-        # DEFAULT changes its meaning with torchvision's version, so it cannot name a trial
+        # DEFAULT stands for other weights in other versions of torchvision, so it cannot be part of
+        # a trial's key
         close = difflib.get_close_matches(
             source.replace(".DEFAULT", "."), DETECTOR_ENUMS + BACKBONE_ENUMS, n=2, cutoff=0.5
         )
         names = close or DETECTOR_ENUMS + BACKBONE_ENUMS
         raise WeightsError(
-            f"{source}: no such weights, neither a file nor a name of torchvision's. Nearest: "
+            f"{source}: neither a file nor torchvision weights that kdr supports. Closest names: "
             f"{', '.join(names)}"
         )
     raise WeightsError(
-        f"{source}: must be a weights file or the name of a torchvision enum, got nothing there. "
-        "Check the path"
+        f"{source}: no such weights file. Check the path, or use the name of a torchvision enum"
     )

@@ -1,6 +1,4 @@
-"""Files of other libraries: recognised, their keys in torchvision's names, and what they tell of
-themselves.
-"""
+"""Recognises files of mmdetection and detectron2, renames their keys and checks their settings."""
 
 import math
 import re
@@ -25,11 +23,11 @@ class Layout:
     """How one library names layers."""
 
     mark: re.Pattern[str]
-    """A key that only its files have."""
+    """Pattern of a key that only its files have."""
     rules: Mapping[str, Sequence[Rule]]
-    """Kind of detector -> rules that give torchvision's names."""
-    in_torchvisions_order: Callable[[str, Tensor], Tensor] = lambda _, value: value
-    """(key in the file, value) -> the value as torchvision orders it."""
+    """Kind of detector -> rules from its names to torchvision's."""
+    with_torchvision_order: Callable[[str, Tensor], Tensor] = lambda _, value: value
+    """(key in the file, value) -> the value in torchvision's order."""
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -37,30 +35,29 @@ LAYOUTS: dict[str, Layout] = {
     "detectron2": Layout(
         re.compile(detectron2_keys.MARK),
         detectron2_keys.RULES,
-        detectron2_keys.in_torchvisions_order,
+        detectron2_keys.with_torchvision_order,
     ),
 }
 
 
-def in_torchvisions_names(
+def with_torchvision_names(
     file: StateFile, source: str, config: DetectorConfig, target: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Returns a file's state_dict under torchvision's names, values as torchvision's layers take
-    them.
+    """Returns a file's state_dict with torchvision's names and values in torchvision's order.
 
-    What has no name in torchvision keeps its own, and so does the whole head unless all of it has a
-    place, its last layer for whatever number of classes aside. A file without `weights_layout`
-    comes back as it is.
+    Keys that torchvision does not have keep their names. So does the whole head unless its keys are
+    exactly those of the target's head: half a head would be worse than none. Without
+    `weights_layout` the state_dict is returned unchanged.
 
     Args:
-        file: what was read.
+        file: the content of the file.
         source: its name, for errors.
         config: the detector's settings.
         target: the detector's own state_dict.
 
     Raises:
-        WeightsError: if the file's layout is not that of `weights_layout`, or the file tells of a
-            network with other settings.
+        WeightsError: if the file's layout is not that of `weights_layout`, or if the file records
+            other settings.
     """
     _check_layout(file.state, source, config)
     if config.weights_layout is None:
@@ -71,10 +68,10 @@ def in_torchvisions_names(
     if not _is_whole_head(names.values(), target):
         names = {key: key if name.startswith("head.") else name for key, name in names.items()}
     state = {
-        name: layout.in_torchvisions_order(key, file.state[key]) for key, name in names.items()
+        name: layout.with_torchvision_order(key, file.state[key]) for key, name in names.items()
     }
     if config.channel_order == "BGR" and _FIRST_CONVOLUTION in state:
-        # the same network for pixels in RGB
+        # the detector takes RGB, and with flipped input channels the network is the same
         state[_FIRST_CONVOLUTION] = state[_FIRST_CONVOLUTION].flip(1)
     return state
 
@@ -85,17 +82,22 @@ def _check_layout(state: Mapping[str, Tensor], source: str, config: DetectorConf
     )
     if found == config.weights_layout:
         return
-    told = f"weights_layout: {found}" if found else "no weights_layout"
-    rule = f"must have {config.weights_layout or 'torchvision'}'s names of layers"
+    if found is None:
+        raise WeightsError(
+            f"{source}: its layers, such as {next(iter(state))}, do not have "
+            f"{config.weights_layout}'s names. Remove weights_layout"
+        )
+    expected = config.weights_layout or "torchvision"
     raise WeightsError(
-        f"{source}: {rule}, got "
-        f"{found or 'others'}{'' if found else f', such as {next(iter(state))}'}. Set {told}"
+        f"{source}: its layers have {found}'s names, not {expected}'s. Set weights_layout: {found}"
     )
 
 
 def _check_recorded(file: StateFile, source: str, config: DetectorConfig) -> None:
-    """Refuses settings that are not those which the file itself records: the keys and shapes would
-    be the same.
+    """Checks the settings against those that the file records; keys and shapes would not differ.
+
+    Raises:
+        WeightsError: if any of them differs.
     """
     if config.weights_layout == "mmdetection":
         recorded = mmdetection_meta.recorded_settings(file.meta)
@@ -103,24 +105,17 @@ def _check_recorded(file: StateFile, source: str, config: DetectorConfig) -> Non
         names = [name for name in ("pixel_mean", "pixel_std") if name in file.state]
         recorded = {name: tuple(file.state[name].flatten().tolist()) for name in names}
     ours = _in_effect(config)
-    wrong = {
-        name: value
+    wrong = [
+        f"{name}: {_as_yaml(value)} (got {_as_yaml(ours[name])})"
         for name, value in recorded.items()
         if name in ours and not _equal(value, ours[name])
-    }
+    ]
     if wrong:
-        got = ", ".join(_as_yaml(ours[name]) for name in wrong)
-        values = ", ".join(f"{name}: {_as_yaml(value)}" for name, value in wrong.items())
-        raise WeightsError(
-            f"{source}: must be given the settings that it was trained with ({values}), got {got}. "
-            "Set them"
-        )
+        raise WeightsError(f"{source}: was trained with other settings. Set {', '.join(wrong)}")
 
 
 def _in_effect(config: DetectorConfig) -> dict[str, Any]:
-    """The settings that decide the features beside keys and shapes, those that are unset as
-    torchvision has them.
-    """
+    """Returns the settings that change features but not keys or shapes, with their defaults."""
     found: dict[str, Any] = {
         "channel_order": config.channel_order or "RGB",
         "pixel_mean": config.pixel_mean or IMAGENET_MEAN_RGB,
@@ -135,6 +130,7 @@ def _in_effect(config: DetectorConfig) -> dict[str, Any]:
 
 def _equal(value: Any, other: Any) -> bool:
     if isinstance(value, tuple):
+        # float32 values of a file differ from decimals in their last digits
         return all(math.isclose(a, b, abs_tol=0.01) for a, b in zip(value, other, strict=True))
     return bool(value == other)
 

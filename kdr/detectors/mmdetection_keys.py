@@ -1,15 +1,15 @@
-"""mmdetection's names of layers (`mmdet/models`: `backbones/resnet.py`, `necks/fpn.py`,
-`dense_heads/retina_head.py`).
+"""Translates mmdetection's layer names to torchvision's.
 
-Its resnets have torchvision's names. Its RetinaNet's head has torchvision's meaning: nine boxes per
-cell, sizes within ratios, scores by sigmoid. The heads of its FCOS and Faster R-CNN compute
-something else than torchvision's, and are not read.
+They are defined in `mmdet/models`: `backbones/resnet.py`, `necks/fpn.py` and
+`dense_heads/retina_head.py`. Its resnets have torchvision's names. The head of its RetinaNet
+computes the same as torchvision's: nine boxes per cell, sizes within ratios, scores by sigmoid. The
+heads of its FCOS and Faster R-CNN differ from torchvision's and are not loaded.
 """
 
 from kdr.detectors.translation import Rule
 
 MARK = r"neck\.(lateral|fpn)_convs\.\d\.conv\.weight"
-"""A key that only these files have."""
+"""Pattern of a key that only mmdetection's files have."""
 
 _BODY: tuple[Rule, ...] = ((r"backbone\.(.+)", r"backbone.body.\1"),)
 _FPN: tuple[Rule, ...] = (
@@ -17,7 +17,7 @@ _FPN: tuple[Rule, ...] = (
     (r"neck\.fpn_convs\.(\d)\.conv\.(\w+)", r"backbone.fpn.layer_blocks.\1.0.\2"),
     (r"neck\.(.+)", r"backbone.fpn.\1"),
 )
-# with three levels from the backbone, the fourth and fifth convolution make P6 and P7
+# with three levels from the backbone, the fourth and fifth convolution compute P6 and P7
 _EXTRA_LEVELS: tuple[Rule, ...] = (
     (r"neck\.fpn_convs\.3\.conv\.(\w+)", r"backbone.fpn.extra_blocks.p6.\1"),
     (r"neck\.fpn_convs\.4\.conv\.(\w+)", r"backbone.fpn.extra_blocks.p7.\1"),
@@ -34,4 +34,4 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "fcos": (*_BODY, *_EXTRA_LEVELS, *_FPN),
     "faster_rcnn": (*_BODY, *_FPN),
 }
-"""Kind of detector -> rules; the first that matches a whole key names it."""
+"""Kind of detector -> rules; the first rule that matches a whole key applies."""

@@ -1,6 +1,4 @@
-"""What an mmdetection checkpoint tells of itself: the names of its classes, and the configuration
-that it was trained with.
-"""
+"""Reads class names and training settings from the metadata of mmdetection checkpoints."""
 
 import ast
 from collections.abc import Iterator, Mapping
@@ -11,13 +9,15 @@ _P6_FROM = {
     True: "C5",
     "on_input": "C5",
     "on_output": "P5",
-    "on_lateral": "the last lateral convolution",
+    "on_lateral": "the last lateral convolution, which kdr cannot build",
 }
+"""`add_extra_convs` of mmdetection's FPN -> the setting `p6_from`."""
 
 
 def categories(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Returns the class names in the order of the head's outputs, from `CLASSES` (2.x) or
-    `dataset_meta` (3.x); else None.
+    """Returns the class names in the order of the head's outputs; None if the file has none.
+
+    They are under `CLASSES` (mmdetection 2) or `dataset_meta` (mmdetection 3).
     """
     of_dataset = meta.get("dataset_meta")
     places = [meta, *([of_dataset] if isinstance(of_dataset, Mapping) else [])]
@@ -32,31 +32,33 @@ def categories(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def recorded_settings(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what the recorded configuration says of the network and its pixels, in the terms of
-    `DetectorConfig`.
+    """Returns the recorded configuration of the network and its pixels as `DetectorConfig` fields.
 
-    What it says twice and differently, as the configuration of a distillation does, is left out.
+    A key with several different values, as in the configuration of a distillation, is left out.
 
     Args:
         meta: with the configuration as Python text under `cfg` (3.x) or `config` (2.x).
     """
     text = meta.get("cfg", meta.get("config"))
+    # The text is parsed, not run: a checkpoint must not execute code. Where a key is in the tree
+    # does not matter, because mmdetection 2 and 3 nest the same keys differently.
     try:
-        said = _said_once(ast.parse(text)) if isinstance(text, str) else {}
+        recorded = _unambiguous_values(ast.parse(text)) if isinstance(text, str) else {}
     except (SyntaxError, ValueError, RecursionError):
-        said = {}
+        recorded = {}
     found: dict[str, Any] = {}
     for style, stride in _STRIDES.items():
-        if said.get("style") == style:
+        if recorded.get("style") == style:
             found["bottleneck_stride"] = stride
     for source, p6_from in _P6_FROM.items():
-        if said.get("add_extra_convs") == source:
-            found |= {"p6_from": p6_from, "p7_relu": said.get("relu_before_extra_convs", False)}
-    in_rgb = said.get("bgr_to_rgb", said.get("to_rgb"))
+        if recorded.get("add_extra_convs") == source:
+            p7_relu = recorded.get("relu_before_extra_convs", False)
+            found |= {"p6_from": p6_from, "p7_relu": p7_relu}
+    in_rgb = recorded.get("bgr_to_rgb", recorded.get("to_rgb"))
     if in_rgb is not None:
         found["channel_order"] = "RGB" if in_rgb else "BGR"
     for name in ("mean", "std"):
-        numbers = said.get(name)
+        numbers = recorded.get(name)
         if (
             isinstance(numbers, list | tuple)
             and len(numbers) == 3
@@ -66,17 +68,18 @@ def recorded_settings(meta: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _said_once(tree: ast.AST) -> dict[str, Any]:
-    """Values of named arguments, and of keys of dicts, that the whole text agrees on."""
-    said: dict[str, list[Any]] = {}
+def _unambiguous_values(tree: ast.AST) -> dict[str, Any]:
+    """Returns the literal values of all names that have one value in the whole text."""
+    values_of: dict[str, list[Any]] = {}
     for name, value in _named_values(tree):
-        values = said.setdefault(name, [])
+        values = values_of.setdefault(name, [])
         if value not in values:
             values.append(value)
-    return {name: values[0] for name, values in said.items() if len(values) == 1}
+    return {name: values[0] for name, values in values_of.items() if len(values) == 1}
 
 
 def _named_values(tree: ast.AST) -> Iterator[tuple[str, Any]]:
+    """Yields (name, literal value) of all keyword arguments and keys of dicts."""
     for node in ast.walk(tree):
         pairs: list[tuple[object, ast.expr]] = []
         if isinstance(node, ast.Call):
@@ -90,5 +93,5 @@ def _named_values(tree: ast.AST) -> Iterator[tuple[str, Any]]:
             if isinstance(name, str):
                 try:
                     yield name, ast.literal_eval(value)
-                except ValueError:
+                except ValueError:  # not a literal, such as a variable or a call
                     continue

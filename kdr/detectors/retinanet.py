@@ -1,6 +1,4 @@
-"""RetinaNet (Lin et al. 2017, Focal Loss for Dense Object Detection), torchvision's class in both
-of its versions.
-"""
+"""torchvision's RetinaNet (Lin et al. 2017, Focal Loss), in both of its versions."""
 
 from functools import partial
 from typing import Any
@@ -22,9 +20,7 @@ _SECOND_VERSION = "RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1"
 
 
 def _build(config: DetectorConfig, num_classes: int, **options: Any) -> RetinaNet:
-    """The model as torchvision builds it. With weights of its second version P6 comes from C5,
-    boxes learn by GIoU.
-    """
+    """Builds torchvision's model; for weights of its second version with P6 from C5 and GIoU."""
     second = config.weights == _SECOND_VERSION
     backbone = fpn_backbone(
         config.backbone,
@@ -44,6 +40,8 @@ def _build(config: DetectorConfig, num_classes: int, **options: Any) -> RetinaNe
         config.fpn_channels, generator.num_anchors_per_location()[0], num_classes, norm_layer=norm
     )
     if (config.box_loss or ("giou" if second else "l1")) == "giou":
+        # private, but torchvision's own second version sets it the same way (0.29); the constructor
+        # has no argument for it
         head.regression_head._loss_type = "giou"
     model = RetinaNet(backbone, num_classes, anchor_generator=generator, head=head, **options)
     if config.weights == _FIRST_VERSION:
@@ -52,12 +50,12 @@ def _build(config: DetectorConfig, num_classes: int, **options: Any) -> RetinaNe
 
 
 def anchor_generator(scale: float, *, whole_pixels: bool = True) -> AnchorGenerator:
-    """Returns nine anchors per cell: three sizes in thirds of an octave by three ratios.
+    """Returns a generator of nine anchors per cell: three sizes, 2^(1/3) apart, by three ratios.
 
     Args:
-        scale: side of the smallest anchor divided by the stride; 4 gives torchvision's own anchors.
-        whole_pixels: cut sizes and round anchors to whole pixels, as torchvision does; mmdetection
-            and detectron2 do not.
+        scale: side of the smallest anchor divided by the stride; torchvision's own is 4.
+        whole_pixels: truncate sizes and round anchors to whole pixels, as torchvision does;
+            mmdetection and detectron2 do not.
     """
     sizes = tuple(
         tuple(scale * stride * 2 ** (third / 3) for third in range(3))
@@ -70,7 +68,11 @@ def anchor_generator(scale: float, *, whole_pixels: bool = True) -> AnchorGenera
 
 
 class _ExactAnchors(AnchorGenerator):  # type: ignore[misc]
-    """torchvision's anchors, in its order, without rounding."""
+    """torchvision's anchors, in its order, without rounding.
+
+    torchvision (0.29) rounds inside `generate_anchors`, without an option. A teacher that another
+    library trained has learned boxes relative to unrounded anchors.
+    """
 
     def generate_anchors(
         self,
@@ -79,9 +81,7 @@ class _ExactAnchors(AnchorGenerator):  # type: ignore[misc]
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Returns (9, 4) xyxy around 0; the size changes fastest, then the ratio of height to
-        width.
-        """
+        """Returns anchors (9, 4) xyxy around 0, sizes within ratios (height / width)."""
         sizes, ratios = (
             torch.tensor(values, dtype=dtype, device=device) for values in (scales, aspect_ratios)
         )

@@ -1,6 +1,4 @@
-"""What a state_dict does not say: the settings and the class names of a student, in a JSON file
-beside its weights.
-"""
+"""The sidecar: a JSON file next to a student's weights, with its settings and class names."""
 
 import json
 from dataclasses import dataclass
@@ -22,15 +20,14 @@ _SUFFIX = ".json"
 
 @dataclass(frozen=True)
 class Sidecar:
-    """The content of one sidecar."""
+    """The content of a sidecar."""
 
     detector: DetectorConfig
     categories: tuple[str, ...]
     weights_id: str
-    """Identity of the weights that it describes, so that a pair that does not belong together is
-    noticed."""
+    """Identity of the weights that it describes, to detect a pair that does not belong together."""
     extra: dict[str, Any]
-    """What the writer wanted to keep beside the weights."""
+    """Further content, chosen by the writer."""
 
 
 def write_sidecar(weights: StoredPath, sidecar: Sidecar) -> None:
@@ -41,8 +38,7 @@ def write_sidecar(weights: StoredPath, sidecar: Sidecar) -> None:
     """
     content = {
         "format": _FORMAT,
-        # a student's or teacher's settings hold more than the detector's; what concerns training is
-        # not kept
+        # `detector` may be a student's or teacher's settings, which have more fields
         "detector": sidecar.detector.model_dump(
             mode="json", include=set(DetectorConfig.model_fields)
         ),
@@ -59,15 +55,14 @@ def read_sidecar(weights: Path) -> Sidecar:
     """Reads the sidecar of a weights file and checks that the two belong together.
 
     Raises:
-        WeightsError: if it is missing or damaged, or if the weights are not those that it was
-            written for.
+        WeightsError: if it is missing or damaged, or was written for other weights.
     """
     path = weights.with_suffix(_SUFFIX)
     content = _read_json(path)
     if content.get("format") != _FORMAT:
         raise WeightsError(
-            f"{path}: must be written by kdr (format '{_FORMAT}'), got {content.get('format')!r}. "
-            "Export again"
+            f"{path}: must have the format '{_FORMAT}', got {content.get('format')!r}. Export the "
+            "student again"
         )
     try:
         config = validated(DetectorConfig, content["detector"], prefix=f"{path}: detector")
@@ -79,28 +74,28 @@ def read_sidecar(weights: Path) -> Sidecar:
         )
     except ConfigError as error:
         raise WeightsError(
-            f"{error}. It was written by another version of kdr; export again"
+            f"{error}. Another version of kdr wrote the file. Export the student again"
         ) from error
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(
-            f"{path}: must hold detector, categories, weights_id and extra, got {error}. Export "
-            "again"
+            f"{path}: needs detector, categories, weights_id and extra; missing or damaged: "
+            f"{error}. Export the student again"
         ) from error
     found = content_id(str(weights))
     if found != sidecar.weights_id:
         raise WeightsError(
-            f"{weights}: must be the weights that {path} describes ({sidecar.weights_id}), got "
-            f"{found}. Export again"
+            f"{weights}: is {found}, but {path} describes {sidecar.weights_id}. Export the student "
+            "again, or copy both files"
         )
     return sidecar
 
 
 def weights_categories(source: str) -> tuple[str, ...] | None:
-    """Returns the class names that come with a detector's weights; None where nothing tells them.
+    """Returns the class names that come with a detector's weights; None if unknown.
 
-    A torchvision enum has the 91 names of its `meta`, of which the first is the background: an
-    output like the others in RetinaNet and FCOS, and none of the classes in Faster R-CNN. A student
-    of kdr has those of its sidecar.
+    A torchvision enum has the 91 names of its `meta`, of which the first is the background. For
+    RetinaNet and FCOS that is an output like the others; Faster R-CNN does not count it as a class.
+    A student of kdr has the names of its sidecar.
     """
     if source in DETECTOR_ENUMS:
         names = tuple(get_weight(source).meta["categories"])
@@ -116,15 +111,15 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise WeightsError(
-            f"{path}: the sidecar must lie beside the weights, got nothing there. Copy both files"
+            f"{path}: the weights have no sidecar. Copy this file as well, next to the weights"
         ) from error
     except (OSError, ValueError) as error:
         raise WeightsError(
-            f"{path}: must be readable JSON, got {error}. Copy it again from where it was written"
+            f"{path}: cannot read the sidecar ({error}). Copy it again from its source"
         ) from error
     if not isinstance(content, dict):
         raise WeightsError(
-            f"{path}: must be a JSON object, got {type(content).__name__}. Copy it again from "
-            "where it was written"
+            f"{path}: must be a JSON object, got {type(content).__name__}. Copy it again from its "
+            "source"
         )
     return content

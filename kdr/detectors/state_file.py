@@ -1,6 +1,4 @@
-"""Reads the state_dict of a file, or of a torchvision enum, without running anything that the file
-holds.
-"""
+"""Reads the state_dict of a file or torchvision enum, without running code from the file."""
 
 import pickle
 import re
@@ -21,30 +19,30 @@ from kdr.errors import WeightsError
 
 @dataclass(frozen=True)
 class StateFile:
-    """The content of one file."""
+    """The content of a weights file."""
 
     state: dict[str, Tensor]
     """Names -> tensors, on the CPU."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """What the file tells of itself under `meta`, as mmdetection's do."""
+    """The metadata under `meta` in mmdetection's files."""
     others: tuple[str, ...] = ()
-    """What else is in the file, such as `optimizer`."""
+    """Other keys in the file, such as `optimizer`."""
 
 
 def read_state(source: str) -> dict[str, Tensor]:
-    """Returns the state_dict of a source, as `read_state_file` does."""
+    """Returns the state_dict of a source; see `read_state_file`."""
     return read_state_file(source).state
 
 
 def read_state_file(source: str) -> StateFile:
     """Reads a torchvision enum (downloaded once into torch's cache) or a file.
 
-    In a file the state_dict may lie under `model` or `state_dict`, and its keys may have the prefix
-    `module.` of a parallel wrapper. Objects of other libraries beside it are passed over; no code
-    of theirs is needed or run. A file with the ending `.pkl` is a pickle of numpy arrays.
+    The state_dict may be the whole file, or be under `model` or `state_dict`; its keys may have the
+    prefix `module.` of a parallel wrapper. Objects of other libraries in the file are ignored, and
+    their code is neither needed nor run. A file ending in `.pkl` is a pickle of numpy arrays.
 
     Raises:
-        WeightsError: if it cannot be had or read, or holds no tensors.
+        WeightsError: if the source is missing or unreadable, or contains no tensors.
     """
     if is_enum(source):
         return StateFile(_downloaded(source))
@@ -63,8 +61,8 @@ def read_state_file(source: str) -> StateFile:
         or not all(isinstance(value, Tensor) for value in content.values())
     ):
         raise WeightsError(
-            f"{source}: must hold a state_dict (names -> tensors), alone or under 'model' or "
-            f"'state_dict', got {type(content).__name__}. Save model.state_dict()"
+            f"{source}: must contain a state_dict (names -> tensors), at the top or under 'model' "
+            f"or 'state_dict', got {type(content).__name__}. Save model.state_dict()"
         )
     prefix = "module." if all(str(key).startswith("module.") for key in content) else ""
     return StateFile(
@@ -81,8 +79,8 @@ def _downloaded(name: str) -> dict[str, Tensor]:
         )
     except (OSError, RuntimeError) as error:
         raise WeightsError(
-            f"{name}: must be in torch's cache or come from the network, got {error}. "
-            "Download it where there is a network, and name the file"
+            f"{name}: not in torch's cache, and the download failed ({error}). Download it on a "
+            "machine with network access and use the path of the file"
         ) from error
     return found
 
@@ -94,38 +92,39 @@ def _read(path: Path, source: str) -> object:
         return _load(path)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise WeightsError(
-            f"{source}: must be a state_dict that torch.load(weights_only=True) reads, got: "
-            f"{_reason(error)} Save it with torch.save(model.state_dict(), file), where what "
-            "wrote it is installed"
+            f"{source}: torch.load(weights_only=True) cannot read it ({_reason(error)}). Save it "
+            "with torch.save(model.state_dict(), file) where its library is installed"
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    """The first line; of torch's long refusals the one that says what was found, without the advice
-    to run it all the same.
+    """Returns the line of an error that names its cause.
+
+    torch's (2.14) refusals have many lines, and advise to load the file with weights_only=False,
+    which would run its code.
     """
     text = str(error) or type(error).__name__
     found = re.search(r"(?:WeightsUnpickler error: |\n(?=Trying))(.+?)(?: Please use|\n|$)", text)
-    return found[1] if found else text.splitlines()[0]
+    return (found[1] if found else text.splitlines()[0]).rstrip(". ")
 
 
 def _load(path: Path) -> object:
-    """The file's content, objects that torch does not know replaced by ones without content."""
+    """Returns the file's content, with empty stand-ins for objects that torch does not know."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         try:
             unknown = get_unsafe_globals_in_checkpoint(path)
         except ValueError:
-            raise error from None  # a file of torch before 1.6, which is not looked through
+            raise error from None  # the format before torch 1.6, which torch does not scan
         if not unknown:
             raise
-        with safe_globals([(_PassedOver, name) for name in unknown]):
+        with safe_globals([(_Ignored, name) for name in unknown]):
             return torch.load(path, map_location="cpu", weights_only=True)
 
 
-class _PassedOver:
-    """Stands in for whatever a file names: takes every argument and state, and keeps nothing."""
+class _Ignored:
+    """Stands in for any class in a file: accepts all arguments and state, and stores nothing."""
 
     def __init__(self, *_: object) -> None: ...
 

@@ -1,16 +1,14 @@
-"""Gives keys of a state_dict other names, by rules."""
+"""Renames keys of a state_dict by rules."""
 
 import re
 from collections.abc import Callable, Sequence
 
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
-"""A pattern for a whole key, and what `re.sub` puts in its place."""
+"""A pattern for a whole key, and its replacement as in `re.sub`."""
 
 
 def renamed(key: str, rules: Sequence[Rule]) -> str:
-    """Returns the key's name by the first rule whose pattern it matches as a whole; the key itself
-    if none does.
-    """
+    """Returns the key renamed by the first rule that matches it as a whole, or unchanged."""
     for pattern, replacement in rules:
         found = re.fullmatch(pattern, key)
         if found:

@@ -1,6 +1,4 @@
-"""Loads weights into a detector and tells what was loaded: of torchvision's enums, of files, and of
-a teacher.
-"""
+"""Loads weights of torchvision, files or a teacher into a detector, and reports what was loaded."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -10,7 +8,7 @@ from torch import Tensor
 
 from kdr.detectors.categories import categories_of
 from kdr.detectors.detector import Detector
-from kdr.detectors.layouts import in_torchvisions_names
+from kdr.detectors.layouts import with_torchvision_names
 from kdr.detectors.state_file import read_state, read_state_file
 from kdr.errors import WeightsError
 
@@ -22,48 +20,46 @@ _PARTS: dict[str, Callable[[str], bool]] = {
     "head": lambda key: not key.startswith((_BODY, _NECK)),
 }
 _CLASS_LAYER = re.compile(r"classification_head\.cls_logits\.|roi_heads\.box_predictor\.")
-# a count of steps that frozen batch norm does not have, and that inference does not need
+# batch norm's step counter: frozen batch norm has none, and inference does not need it
 _COUNTER = "num_batches_tracked"
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What was loaded into a detector. Shares are of the detector's keys, batch norm's step
-    counters aside.
-    """
+    """What was loaded into a detector, in shares of its keys without batch norm's step counters."""
 
     source: str
     backbone: float
-    """Share of the backbone's keys that were loaded, in [0, 1]."""
+    """Loaded share of the backbone's keys, in [0, 1]."""
     neck: float
-    """Share of the FPN's keys that were loaded."""
+    """Loaded share of the FPN's keys."""
     head: float
-    """Share of the other keys that were loaded."""
+    """Loaded share of all other keys."""
     missing: tuple[str, ...]
     """Keys of the detector that the source does not have."""
     unexpected: tuple[str, ...]
     """Keys of the source that the detector does not have."""
     mismatched: tuple[str, ...]
-    """Keys of both that differ in shape, or mean other classes; they were not loaded."""
+    """Common keys that were not loaded, because shape or classes differ."""
     others: tuple[str, ...] = ()
-    """What else is in the file, such as `optimizer`."""
+    """Other keys in the file, such as `optimizer`."""
 
     def line(self) -> str:
-        """The report as one line of text."""
+        """Returns the report as one line of text."""
         shares = ", ".join(f"{getattr(self, part):.0%} of the {part}" for part in _PARTS)
-        lists = {"of other shape or classes": self.mismatched, "missing": self.missing}
+        lists = {"with other shape or classes": self.mismatched, "missing": self.missing}
         rest = [f"; {len(keys)} {what}: {_first_few(keys)}" for what, keys in lists.items() if keys]
         rest += (
             [f"; {len(self.unexpected)} not used: {_by_part(self.unexpected)}"]
             if self.unexpected
             else []
         )
-        rest += [f"; beside them in the file: {', '.join(self.others)}"] if self.others else []
+        rest += [f"; also in the file: {', '.join(self.others)}"] if self.others else []
         return f"{self.source}: loaded {shares}{''.join(rest)}"
 
 
 def load_configured_weights(detector: Detector) -> tuple[LoadReport, ...]:
-    """Loads what the detector's settings name: `backbone_weights`, then `weights`.
+    """Loads the weights in the detector's settings: `backbone_weights`, then `weights`.
 
     Raises:
         WeightsError: as `load_backbone_weights` and `load_weights` do.
@@ -81,26 +77,25 @@ def load_configured_weights(detector: Detector) -> tuple[LoadReport, ...]:
 
 
 def load_weights(detector: Detector, source: str, *, min_share: float) -> LoadReport:
-    """Loads weights of a whole detector; keys of another shape, and the layer of other classes,
-    keep what they had.
+    """Loads weights of a whole detector.
 
-    Of a file in another library's layout, the layer of classes without names stays out too, and so
-    does a head that computes something else than torchvision's.
+    Keys of another shape keep their values, and so does the class layer if the classes differ. Of a
+    file in another library's layout, the class layer is also skipped if the file has no class
+    names, and the whole head if it computes something else than torchvision's.
 
     Args:
-        detector: is changed only if nothing is refused.
-        source: a name out of `kdr.detectors.identity.DETECTOR_ENUMS`, or a file with a state_dict.
-        min_share: smallest share of keys to be loaded, of backbone and neck each.
+        detector: changed only if no error is raised.
+        source: a name from `kdr.detectors.identity.DETECTOR_ENUMS`, or a file with a state_dict.
+        min_share: minimum share of keys to load, of backbone and neck each.
 
     Raises:
-        WeightsError: for a source that cannot be read, or in another layout than the settings say;
-            below `min_share`; if the detector has the class names of these weights but not the head
-            for them; or if anything of the backbone or neck of another library's file has no place
-            in this detector.
+        WeightsError: if the source cannot be read or has another layout than the settings say; if
+            less than `min_share` fits; if the class names are equal but the head does not fit; or
+            if keys of backbone or neck in another library's file do not fit this detector.
     """
     config, file = detector.config, read_state_file(source)
     target = detector.model.state_dict()
-    state = _current_names(in_torchvisions_names(file, source, config, target), target)
+    state = _current_names(with_torchvision_names(file, source, config, target), target)
     names = categories_of(source, config.weights_layout, file)
     is_torchvisions = config.weights_layout is None
     foreign = (
@@ -112,17 +107,17 @@ def load_weights(detector: Detector, source: str, *, min_share: float) -> LoadRe
     report = replace(report, others=file.others)
     if not is_torchvisions:
         _refuse_rest(report)
-    way_out = (
-        "Check detector, backbone and fpn_channels against these weights (a classifier's belong in "
-        "backbone_weights)"
+    hint = (
+        "Check detector, backbone and fpn_channels against these weights (those of a classifier "
+        "belong in backbone_weights)"
     )
-    _refuse_below(report, min_share, parts=("backbone", "neck"), way_out=way_out)
+    _refuse_below(report, min_share, parts=("backbone", "neck"), hint=hint)
     if names == detector.categories and is_torchvisions:
         _refuse_below(
             report,
             1.0,
             parts=("head",),
-            way_out="Check detector, head_norm and anchor_scale against these weights",
+            hint="Check detector, head_norm and anchor_scale against these weights",
         )
     detector.model.load_state_dict(fitting, strict=False)
     detector.unloaded_head = frozenset(
@@ -132,16 +127,16 @@ def load_weights(detector: Detector, source: str, *, min_share: float) -> LoadRe
 
 
 def load_backbone_weights(detector: Detector, source: str, *, min_share: float) -> LoadReport:
-    """Loads the body of a torchvision classifier; its classification layers are passed over.
+    """Loads the body of a torchvision classifier, without its classification layers.
 
     Args:
-        detector: is changed only if nothing is refused.
-        source: a name out of `kdr.detectors.identity.BACKBONE_ENUMS`, or a file with a classifier's
+        detector: changed only if no error is raised.
+        source: a name from `kdr.detectors.identity.BACKBONE_ENUMS`, or a file with a classifier's
             state_dict.
-        min_share: smallest share of the backbone's keys to be loaded.
+        min_share: minimum share of the backbone's keys to load.
 
     Raises:
-        WeightsError: for a source that cannot be read; below `min_share`.
+        WeightsError: if the source cannot be read, or less than `min_share` fits.
     """
     state = {
         _BODY + key.removeprefix("features."): value
@@ -153,19 +148,19 @@ def load_backbone_weights(detector: Detector, source: str, *, min_share: float) 
         report,
         min_share,
         parts=("backbone",),
-        way_out="Check the setting backbone against these weights",
+        hint="Check the setting backbone against these weights",
     )
     detector.model.load_state_dict(fitting, strict=False)
     return report
 
 
 def inherit(student: Detector, teacher: Detector) -> LoadReport:
-    """Copies the teacher's neck and head into the student where shapes match (PKD and others start
-    students so).
+    """Copies the teacher's neck and head into the student where shapes match.
 
-    The class layer is copied only between equal class names in equal order, the neck only between
-    equal levels: the same key belongs to P2 in Faster R-CNN and to P3 in RetinaNet. What the
-    teacher's own weights did not fill is not copied.
+    PKD and others initialise students this way. The class layer is copied only if the class names
+    are equal and in equal order, the neck only between equal levels, because the same key belongs
+    to P2 in Faster R-CNN and to P3 in RetinaNet. Keys that the teacher's own weights did not fill
+    are not copied.
     """
     others, equal_levels = _PARTS["backbone"], student.strides == teacher.strides
 
@@ -186,8 +181,9 @@ def inherit(student: Detector, teacher: Detector) -> LoadReport:
 
 
 def _current_names(state: dict[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gives keys of torchvision's early files the names that its classes have now: convolutions
-    moved into blocks.
+    """Renames keys from early torchvision files, before convolutions moved into blocks.
+
+    torchvision (0.29) does the same in `_load_from_state_dict`, too late for the report here.
     """
 
     def current(key: str) -> str:
@@ -212,8 +208,17 @@ def _compared(
     among: Callable[[str], bool] = lambda _: True,
     foreign: re.Pattern[str] | None = None,
 ) -> tuple[LoadReport, dict[str, Tensor]]:
-    """The report of loading `state`, and what of it fits. Keys are missing only `among` some, and
-    `foreign` ones never fit.
+    """Compares a state_dict with the detector's own, without loading it.
+
+    Args:
+        detector: the detector to load into.
+        state: the state_dict, with torchvision's names.
+        source: its name, for the report.
+        among: which keys of the detector count as missing.
+        foreign: pattern of keys that never fit, for a layer of other classes.
+
+    Returns:
+        The report, and the part of `state` that fits.
     """
     target = detector.model.state_dict()
 
@@ -244,37 +249,36 @@ def _compared(
 
 
 def _refuse_below(
-    report: LoadReport, min_share: float, *, parts: tuple[str, ...], way_out: str
+    report: LoadReport, min_share: float, *, parts: tuple[str, ...], hint: str
 ) -> None:
     for part in parts:
-        if not getattr(report, part) >= min_share:
-            rule = (
-                f"must fill at least {min_share:.0%} of the {part}'s keys, got "
-                f"{getattr(report, part):.0%}"
+        share = getattr(report, part)
+        if not share >= min_share:
+            raise WeightsError(
+                f"{report.source}: must fill at least {min_share:.0%} of the {part}'s keys, got "
+                f"{share:.0%}. {hint}. {report.line()}"
             )
-            raise WeightsError(f"{report.source}: {rule}. {way_out}. {report.line()}")
 
 
 def _refuse_rest(report: LoadReport) -> None:
-    """Refuses what would silently be another network: deformable convolutions, norms in the FPN, P6
-    from another level.
+    """Refuses keys of backbone or neck that were not loaded, since the network would be another.
+
+    Such keys come from deformable convolutions, norms in the FPN, or P6 from another level.
     """
     rest = tuple(key for key in report.mismatched + report.unexpected if not _PARTS["head"](key))
     if rest:
         raise WeightsError(
-            f"{report.source}: backbone and neck must be those of detector, backbone, fpn_channels "
-            f"and p6_from, got {len(rest)} keys of other shape or without a place: "
-            f"{_first_few(rest)}. Change these settings; kdr has no deformable convolutions, "
-            "plugins, or norms in the FPN"
+            f"{report.source}: {len(rest)} keys of backbone and neck do not fit this detector: "
+            f"{_first_few(rest)}. Check detector, backbone, fpn_channels and p6_from; kdr has no "
+            "deformable convolutions, plugins, or norms in the FPN"
         )
 
 
 def _by_part(keys: tuple[str, ...]) -> str:
-    """Keys by the part that they begin with: one of each, and how many."""
+    """Lists the keys by their first part: one of each part, and the number of the others."""
     parts: dict[str, list[str]] = {}
     for key in keys:
-        # mmdetection's averaged weights have their key in one word, such as
-        # ema_backbone_conv1_weight
+        # mmdetection's averaged weights have keys without dots, such as ema_backbone_conv1_weight
         parts.setdefault("ema" if key.startswith("ema_") else key.split(".")[0], []).append(key)
     return ", ".join(
         of_part[0] + (f" and {len(of_part) - 1} more of {part}" if len(of_part) > 1 else "")

@@ -177,13 +177,13 @@ def test_what_is_used_of_another_librarys_file_is_told(
     [failed] = run_checks(
         {"detectors": lambda: study_detectors(study_with({"trial.teacher": teacher}), storage)}
     )
-    assert failed.text.endswith("got mmdetection. Set weights_layout: mmdetection")
+    assert failed.text.endswith("not torchvision's. Set weights_layout: mmdetection")
     study = study_with({"trial.teacher": {**teacher, "weights_layout": "mmdetection"}})
     loaded, used = (
         finding.text for finding in study_detectors(study, storage) if finding.name == "teacher"
     )
     assert (
-        "teacher.pth: loaded 100% of the backbone, 100% of the neck, 90% of the head; 2 of other "
+        "teacher.pth: loaded 100% of the backbone, 100% of the neck, 90% of the head; 2 with other "
         "shape or classes: " in loaded
     )
     assert used.endswith("its head is not loaded in full: features only")

@@ -114,9 +114,7 @@ def test_weights_that_are_not_there_are_told(measure, given) -> None:
 
 def test_weights_without_their_sidecar_are_told(trained, measure, tmp_path: Path) -> None:
     shutil.copy(trained.weights, tmp_path)
-    with pytest.raises(
-        WeightsError, match=r"student\.json: the sidecar must lie beside the weights"
-    ):
+    with pytest.raises(WeightsError, match=r"student\.json: the weights have no sidecar"):
         measure(tmp_path / "student.pt", "--data", trained.study)
 
 

@@ -1,7 +1,6 @@
-"""Small batches of random images and boxes, padded as the loader pads them; networks in other
-libraries' names of layers."""
+"""Random batches, padded as in the loader, and networks with other libraries' layer names."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RandomBatch:
-    images: Tensor  # uint8 [N, 3, H, W], noise in the padded cells too
+    images: Tensor  # uint8 [N, 3, H, W], with noise in the padding too
     image_sizes: list[tuple[int, int]]
     boxes: list[Tensor]
     labels: list[Tensor]
@@ -28,18 +27,29 @@ class RandomBatch:
         ]
 
 
+BatchBuilder = Callable[..., RandomBatch]
+"""(image_sizes, num_boxes=..., num_classes=3) -> batch."""
+ShowScores = Callable[[Any, float], None]
+"""(model, threshold): keeps detections with scores from the threshold on."""
+
+
+def backward(losses: Mapping[str, Tensor]) -> None:
+    """Computes the gradients of the sum of all loss terms."""
+    torch.autograd.backward(torch.stack(list(losses.values())).sum())
+
+
 def set_score_threshold(model: Any, threshold: float) -> None:
-    """Lets a model show detections of lower scores than usual."""
+    """Makes a model return detections with lower scores than usual."""
     (model.roi_heads if hasattr(model, "roi_heads") else model).score_thresh = threshold
 
 
 @pytest.fixture
-def shows_scores_from() -> Callable[[Any, float], None]:
+def shows_scores_from() -> ShowScores:
     return set_score_threshold
 
 
 @pytest.fixture
-def random_batch() -> Callable[..., RandomBatch]:
+def random_batch() -> BatchBuilder:
     def build(
         image_sizes: Sequence[tuple[int, int]], *, num_boxes: Sequence[int], num_classes: int = 3
     ) -> RandomBatch:
@@ -62,12 +72,12 @@ def random_batch() -> Callable[..., RandomBatch]:
 
 @dataclass(frozen=True)
 class Names:
-    """Where a library keeps what: a prefix that `weight`, `bias` and the statistics follow."""
+    """A library's layer names: prefixes of `weight`, `bias` and the statistics."""
 
     stem: tuple[str, str]
     block: Callable[[int, int], str]
     norm: Callable[[str], str]
-    """Name of the normalisation after `conv1`, `conv2` or `conv3`."""
+    """`conv1`, `conv2` or `conv3` -> name of the normalisation after it."""
     shortcut: tuple[str, str]
     lateral: Callable[[int, int], str]
     """(level, finest level) -> name."""
@@ -97,8 +107,7 @@ DETECTRON2 = Names(
 
 @dataclass
 class ForeignNetwork:
-    """A resnet with an FPN in another library's names: random weights, and its forward in
-    float64."""
+    """A resnet with an FPN in another library's names: random weights and a float64 forward."""
 
     names: Names
     backbone: str
@@ -165,7 +174,7 @@ class ForeignNetwork:
     def norm(self, name: str, channels: int) -> None:
         for key in ("weight", "running_var"):
             self.state[f"{name}.{key}"] = 0.2 + torch.rand(channels, generator=self.draw)
-        # variances around eps, so that another eps would show
+        # some variances near eps, so that another eps would change the result
         self.state[f"{name}.running_var"][::7] = 3e-5
         self.state[f"{name}.weight"][::7] = 3e-3
         for key in ("bias", "running_mean"):
@@ -184,7 +193,7 @@ class ForeignNetwork:
             self.norm(f"{name}.{self.names.shortcut[1]}", num_out)
 
     def features(self, pixels: Tensor) -> list[Tensor]:
-        """FPN outputs of float64 pixels that are normalised and in the file's channel order."""
+        """Computes FPN outputs of normalised float64 pixels in the file's channel order."""
         x = self.normed(self.convolved(pixels, self.names.stem[0], 2, 3), self.names.stem[1]).relu()
         x = F.max_pool2d(x, 3, 2, 1)
         stages = {}
@@ -216,7 +225,9 @@ class ForeignNetwork:
         ]
 
     def block_output(self, x: Tensor, name: str, stride: int) -> Tensor:
-        strides, paddings, groups = (stride, 1), (1, 1), (1, 1)
+        strides: tuple[int, ...] = (stride, 1)
+        paddings: tuple[int, ...] = (1, 1)
+        groups: tuple[int, ...] = (1, 1)
         if self.backbone != "resnet18":
             strides = (stride, 1, 1) if self.first_1x1_strides else (1, stride, 1)
             paddings, groups = (0, 1, 0), (1, self.groups, 1)
@@ -249,8 +260,12 @@ class ForeignNetwork:
         return F.batch_norm(x, mean, var, weight, bias, training=False, eps=1e-5)
 
 
+NetworkBuilder = Callable[..., ForeignNetwork]
+"""(layout, backbone="resnet18", **settings) -> network."""
+
+
 @pytest.fixture
-def foreign_network() -> Callable[..., ForeignNetwork]:
+def foreign_network() -> NetworkBuilder:
     def build(layout: str, backbone: str = "resnet18", **settings: Any) -> ForeignNetwork:
         return ForeignNetwork(
             {"mmdetection": MMDETECTION, "detectron2": DETECTRON2}[layout], backbone, **settings

@@ -1,8 +1,9 @@
-"""Pickles of numpy arrays, in every form that numpy writes, are read without running what they
-hold."""
+"""Reading pickles of numpy arrays, in every form that numpy writes, without running their code."""
 
 import pickle
 from collections import OrderedDict
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +19,11 @@ def explode() -> None:
 
 
 class Bomb:
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return explode, ()
 
 
-def arrays():
+def arrays() -> dict[str, np.ndarray[Any, Any]]:
     draw = np.random.default_rng(0)
     return {
         "float32": draw.normal(size=(2, 3, 1)).astype(np.float32),
@@ -39,12 +40,12 @@ def arrays():
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-def test_arrays_of_every_kind_become_equal_tensors(tmp_path, protocol):
+def test_arrays_of_every_kind_become_equal_tensors(tmp_path: Path, protocol: int) -> None:
     path = tmp_path / "model.pkl"
     path.write_bytes(
         pickle.dumps({"model": arrays(), "__author__": "zoo", "epoch": 3}, protocol=protocol)
     )
-    content = read_array_pickle(path)
+    content: Any = read_array_pickle(path)
     assert (content["__author__"], content["epoch"]) == ("zoo", 3)
     for name, array in arrays().items():
         expected = torch.from_numpy(array.copy(order="C"))
@@ -53,24 +54,26 @@ def test_arrays_of_every_kind_become_equal_tensors(tmp_path, protocol):
 
 
 class AsPython2Wrote:
-    """Pickled as an array whose bytes are text."""
+    """Pickles an array with its bytes as text."""
 
-    def __init__(self, array):
+    def __init__(self, array: np.ndarray[Any, Any]) -> None:
         self.array = array
 
-    def __reduce__(self):
-        build, arguments, (version, shape, dtype, by_column, content) = self.array.__reduce__()
+    def __reduce__(self) -> tuple[Any, ...]:
+        reduced: Any = self.array.__reduce__()
+        build, arguments, (version, shape, dtype, by_column, content) = reduced
         return build, arguments, (version, shape, dtype, by_column, content.decode("latin1"))
 
 
-def test_arrays_that_python_2_pickled_as_text_are_read(tmp_path):
+def test_arrays_that_python_2_pickled_as_text_are_read(tmp_path: Path) -> None:
     path = tmp_path / "model.pkl"
     array = np.array([1.5, -2.0, 1e-30], dtype=np.float32)
     path.write_bytes(pickle.dumps({"w": AsPython2Wrote(array)}, protocol=2))
-    assert torch.equal(read_array_pickle(path)["w"], torch.from_numpy(array))
+    content: Any = read_array_pickle(path)
+    assert torch.equal(content["w"], torch.from_numpy(array))
 
 
-def test_an_ordered_dict_of_arrays_under_model_is_a_state_dict(tmp_path):
+def test_an_ordered_dict_of_arrays_under_model_is_a_state_dict(tmp_path: Path) -> None:
     path = tmp_path / "model_final.pkl"
     path.write_bytes(
         pickle.dumps(
@@ -89,34 +92,35 @@ def test_an_ordered_dict_of_arrays_under_model_is_a_state_dict(tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        pytest.param(pickle.dumps({"model": Bomb()}), r"got \S*explode\.", id="code"),
+        pytest.param(pickle.dumps({"model": Bomb()}), r"\S*explode\)", id="code"),
         pytest.param(
             pickle.dumps({"w": np.array([Bomb()], dtype=object)}),
-            r"got \S*explode\.",
+            r"\S*explode\)",
             id="code in an array",
         ),
-        pytest.param(pickle.dumps({"w": np.array(["a"])}), r"got an array of <U1", id="text"),
-        pytest.param(
-            pickle.dumps({"w": np.ones(2, ">f4")}), r"got an array of >f4", id="big endian"
-        ),
+        pytest.param(pickle.dumps({"w": np.array(["a"])}), r"an array of <U1", id="text"),
+        pytest.param(pickle.dumps({"w": np.ones(2, ">f4")}), r"an array of >f4", id="big endian"),
         pytest.param(
             pickle.dumps({"w": torch.ones(2)}),
-            r"got torch\._utils\._rebuild_tensor_v2",
+            r"torch\._utils\._rebuild_tensor_v2",
             id="tensors",
         ),
-        pytest.param(pickle.dumps(arrays())[:300], "got", id="truncated"),
-        pytest.param(b"", "got Ran out of input", id="empty"),
-        pytest.param(b"PK\x03\x04", "got", id="a zip file"),
-        pytest.param(b"cposix\nsystem\n(S'true'\ntR.", r"got posix\.system", id="a command"),
+        pytest.param(pickle.dumps(arrays())[:300], "", id="truncated"),
+        pytest.param(b"", "Ran out of input", id="empty"),
+        pytest.param(b"PK\x03\x04", "", id="a zip file"),
+        pytest.param(b"cposix\nsystem\n(S'true'\ntR.", r"posix\.system", id="a command"),
     ],
 )
-def test_everything_else_is_refused_with_a_way_out(tmp_path, content, reason):
+def test_everything_else_is_refused_with_a_hint(
+    tmp_path: Path, content: bytes, reason: str
+) -> None:
     path = tmp_path / "model.pkl"
     path.write_bytes(content)
     with pytest.raises(
         WeightsError,
         match=(
-            rf"model\.pkl: must be a pickle of numpy arrays and plain values, {reason}.*Convert it"
+            r"model\.pkl: not a pickle of only numpy arrays and plain values "
+            rf"\({reason}.*\. Convert it"
         ),
     ):
         read_array_pickle(path)

@@ -12,22 +12,22 @@ from kdr.config.detector import BackboneName
 from kdr.detectors.backbones import fpn_backbone
 
 ALL = get_args(BackboneName)
-# modules without values, where only the structure is looked at
+# modules without values, for tests of the structure alone
 STRUCTURE = torch.device("meta")
 
 
 def trained_parts(backbone: nn.Module) -> set[str]:
-    """First names of the body's trained parameters, such as `layer4` or `12`."""
+    """Returns the parts of the body with trained parameters, such as `layer4` or `12`."""
     return {
         name.split(".")[0]
-        for name, parameter in backbone.body.named_parameters()
+        for name, parameter in backbone.get_submodule("body").named_parameters()
         if parameter.requires_grad
     }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
-def test_levels_lie_at_strides_8_to_128_in_the_width_asked_for(name):
+def test_levels_have_strides_8_to_128_and_the_requested_width(name: str) -> None:
     with STRUCTURE:
         levels = fpn_backbone(name, channels=24, norm="batch", trainable_stages=5)(
             torch.zeros(1, 3, 128, 128)
@@ -43,7 +43,7 @@ def test_levels_lie_at_strides_8_to_128_in_the_width_asked_for(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
-def test_for_faster_rcnn_levels_lie_at_strides_4_to_64(name):
+def test_levels_for_faster_rcnn_have_strides_4_to_64(name: str) -> None:
     with STRUCTURE:
         backbone = fpn_backbone(name, channels=24, norm="batch", trainable_stages=5, p6_from="pool")
         levels = backbone(torch.zeros(1, 3, 128, 128))
@@ -58,7 +58,7 @@ def test_for_faster_rcnn_levels_lie_at_strides_4_to_64(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ALL if "res" in name])
-def test_every_resnet_for_faster_rcnn_has_torchvisions_keys(name):
+def test_every_resnet_for_faster_rcnn_has_torchvisions_keys(name: str) -> None:
     with STRUCTURE:
         ours = fpn_backbone(name, channels=256, norm="batch", trainable_stages=3, p6_from="pool")
         theirs = resnet_fpn_backbone(
@@ -71,7 +71,7 @@ def test_every_resnet_for_faster_rcnn_has_torchvisions_keys(name):
 
 
 @pytest.mark.slow
-def test_a_resnext_computes_what_torchvisions_does():
+def test_a_resnext_computes_what_torchvisions_does() -> None:
     ours = fpn_backbone(
         "resnext50_32x4d", channels=256, norm="batch", trainable_stages=5, p6_from="pool"
     ).eval()
@@ -90,7 +90,7 @@ def test_a_resnext_computes_what_torchvisions_does():
 
 
 @pytest.mark.parametrize("trainable_stages", range(6))
-def test_resnet_has_torchvisions_keys_and_frozen_stages(trainable_stages):
+def test_resnet_has_torchvisions_keys_and_frozen_stages(trainable_stages: int) -> None:
     with STRUCTURE:
         ours = fpn_backbone(
             "resnet18", channels=256, norm="batch", trainable_stages=trainable_stages
@@ -118,7 +118,7 @@ def test_resnet_has_torchvisions_keys_and_frozen_stages(trainable_stages):
         (5, range(13)),
     ],
 )
-def test_mobilenet_stages_are_counted_from_the_last(trainable_stages, trained):
+def test_mobilenet_stages_are_counted_from_the_last(trainable_stages: int, trained: range) -> None:
     with STRUCTURE:
         backbone = fpn_backbone(
             "mobilenet_v3_small", channels=8, norm="batch", trainable_stages=trainable_stages
@@ -126,7 +126,7 @@ def test_mobilenet_stages_are_counted_from_the_last(trainable_stages, trained):
     assert trained_parts(backbone) == {str(block) for block in trained}
 
 
-def test_mobilenet_feeds_the_fpn_from_the_last_block_of_each_stride():
+def test_mobilenet_feeds_the_fpn_from_the_last_block_of_each_stride() -> None:
     features = mobilenet_v3_small(weights=None).features
     sizes, x = [], torch.zeros(1, 3, 128, 128)
     for block in features.eval():
@@ -141,11 +141,11 @@ def test_mobilenet_feeds_the_fpn_from_the_last_block_of_each_stride():
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
-def test_frozen_norm_computes_what_batch_norm_computes_in_evaluation(name):
+def test_frozen_norm_computes_what_batch_norm_computes_in_evaluation(name: str) -> None:
     batch = fpn_backbone(name, channels=8, norm="batch", trainable_stages=5)
     frozen = fpn_backbone(name, channels=8, norm="frozen", trainable_stages=5)
     images = torch.randn(2, 3, 64, 64)
-    for _ in range(3):  # statistics away from 0 and 1
+    for _ in range(3):  # moves the statistics away from 0 and 1
         batch(images)
     frozen.load_state_dict(batch.state_dict())
     assert any(isinstance(module, FrozenBatchNorm2d) for module in frozen.modules())
@@ -155,7 +155,7 @@ def test_frozen_norm_computes_what_batch_norm_computes_in_evaluation(name):
         torch.testing.assert_close(level, other, rtol=1e-4, atol=1e-5)
 
 
-def test_p6_comes_from_p5_unless_c5_is_asked_for():
+def test_p6_comes_from_p5_unless_c5_is_requested() -> None:
     with STRUCTURE:
         first, second = (
             fpn_backbone("resnet18", channels=8, norm="batch", trainable_stages=5, p6_from=source)

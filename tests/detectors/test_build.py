@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -17,7 +20,7 @@ from kdr.detectors.build import build_detector, torchvision_model
 from kdr.errors import ConfigError
 from kdr.randomness import address
 
-SMALL = {"backbone": "mobilenet_v3_small", "fpn_channels": 32}
+SMALL: dict[str, Any] = {"backbone": "mobilenet_v3_small", "fpn_channels": 32}
 
 
 @pytest.mark.slow
@@ -34,7 +37,9 @@ SMALL = {"backbone": "mobilenet_v3_small", "fpn_channels": 32}
         ),
     ],
 )
-def test_initial_weights_are_those_of_torchvisions_builder_under_the_same_seed(settings, theirs):
+def test_initial_weights_are_those_of_torchvisions_builder_under_the_same_seed(
+    settings: dict[str, Any], theirs: Callable[..., nn.Module]
+) -> None:
     detector = build_detector(DetectorConfig(**settings), ("a", "b"), seed=11, new_classes=True)
     torch.manual_seed(address(11, "detector"))
     expected = theirs(
@@ -57,7 +62,7 @@ def test_initial_weights_are_those_of_torchvisions_builder_under_the_same_seed(s
     ].count("giou") in (0, 2)
 
 
-def test_another_seed_gives_other_weights():
+def test_another_seed_gives_other_weights() -> None:
     first, second = (
         build_detector(DetectorConfig(**SMALL), ("a",), seed=seed).state_dict() for seed in (0, 1)
     )
@@ -65,7 +70,7 @@ def test_another_seed_gives_other_weights():
     assert not any(torch.equal(first[name], second[name]) for name in drawn)
 
 
-def test_building_leaves_the_global_generator_as_it_was():
+def test_building_does_not_change_the_global_generator() -> None:
     torch.manual_seed(2)
     expected = torch.rand(4)
     torch.manual_seed(2)
@@ -73,7 +78,7 @@ def test_building_leaves_the_global_generator_as_it_was():
     assert torch.equal(torch.rand(4), expected)
 
 
-def test_frozen_norm_without_weights_is_refused():
+def test_frozen_norm_without_weights_is_refused() -> None:
     with pytest.raises(
         ConfigError,
         match=(
@@ -83,34 +88,38 @@ def test_frozen_norm_without_weights_is_refused():
         validated(DetectorConfig, {**SMALL, "norm": "frozen"})
 
 
-def test_frozen_norm_is_built_where_backbone_weights_are_named():
+def test_frozen_norm_is_accepted_with_backbone_weights() -> None:
     config = DetectorConfig(
         **SMALL, norm="frozen", backbone_weights="MobileNet_V3_Small_Weights.IMAGENET1K_V1"
     )
     assert build_detector(config, ("a",), seed=0).categories == ("a",)
 
 
-def test_class_names_come_from_torchvisions_coco_weights():
+def test_class_names_come_from_torchvisions_coco_weights() -> None:
     config = DetectorConfig(**SMALL, weights="RetinaNet_ResNet50_FPN_Weights.COCO_V1")
     detector = build_detector(config, ("circle",), seed=0)
     assert len(detector.categories) == 91
     assert detector.categories[1] == "person"
-    assert detector.model.head.classification_head.num_classes == 91
+    head: Any = detector.model.get_submodule("head.classification_head")
+    assert head.num_classes == 91
     assert build_detector(config, ("circle",), seed=0, new_classes=True).categories == ("circle",)
 
 
-def test_class_names_of_faster_rcnns_coco_weights_leave_out_the_background_that_its_outputs_have():
+def test_class_names_of_faster_rcnns_coco_weights_exclude_the_background() -> None:
     weights = FasterRCNN_ResNet50_FPN_Weights.COCO_V1
     config = DetectorConfig(**SMALL, detector="faster_rcnn", weights=str(weights))
     detector = build_detector(config, ("circle",), seed=0)
     assert ("__background__", *detector.categories) == tuple(weights.meta["categories"])
-    assert detector.model.roi_heads.box_predictor.cls_score.out_features == 91
+    scores: Any = detector.model.get_submodule("roi_heads.box_predictor.cls_score")
+    assert scores.out_features == 91  # with the background
 
 
 @pytest.mark.parametrize(
     ("weights", "eps"), [("FasterRCNN_ResNet50_FPN_Weights.COCO_V1", 0.0), ("student.pt", 1e-5)]
 )
-def test_frozen_norm_of_faster_rcnn_has_no_eps_under_its_coco_weights_alone(weights, eps):
+def test_frozen_norm_of_faster_rcnn_has_eps_0_only_with_its_coco_weights(
+    weights: str, eps: float
+) -> None:
     config = DetectorConfig(
         detector="faster_rcnn",
         backbone="resnet18",
@@ -124,16 +133,16 @@ def test_frozen_norm_of_faster_rcnn_has_no_eps_under_its_coco_weights_alone(weig
     }
 
 
-def test_students_are_built_from_their_settings_too():
+def test_a_students_settings_build_a_detector() -> None:
     assert build_detector(StudentConfig(**SMALL, inherit=True), ("a",), seed=0).categories == ("a",)
 
 
-def test_options_reach_torchvisions_class():
-    model = torchvision_model(DetectorConfig(**SMALL), 2, min_size=320, detections_per_img=7)
+def test_options_reach_torchvisions_class() -> None:
+    model: Any = torchvision_model(DetectorConfig(**SMALL), 2, min_size=320, detections_per_img=7)
     assert (model.transform.min_size, model.detections_per_img) == ((320,), 7)
 
 
-def test_the_momentum_of_running_statistics_is_the_networks_own_or_as_set() -> None:
+def test_the_momentum_of_batch_norm_is_the_networks_own_unless_set() -> None:
     def momenta(**settings: float) -> set[float | None]:
         config = DetectorConfig(backbone="mobilenet_v3_small", fpn_channels=32, **settings)
         detector = build_detector(config, ["a", "b"], seed=0)

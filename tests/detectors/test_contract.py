@@ -1,6 +1,7 @@
-"""What every detector holds, whatever its kind, backbone or head."""
+"""The contract of every detector, for all kinds, backbones and heads."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from kdr.config.detector import ANCHORS_PER_CELL, FEATURE_STRIDES, DetectorConfig, level_names
 from kdr.detectors.build import build_detector, torchvision_model
 from kdr.detectors.detector import Detector
+from tests.detectors.conftest import BatchBuilder, RandomBatch, ShowScores, backward
 
 CATEGORIES = ("circle", "square", "star")
 
@@ -29,16 +31,17 @@ CONFIGS = [
     params=CONFIGS,
     ids=lambda config: f"{config.detector}-{config.backbone}-{config.head_norm}",
 )
-def built(request) -> Detector:
-    return build_detector(request.param, CATEGORIES, seed=3)
+def built(request: pytest.FixtureRequest) -> Detector:
+    config: DetectorConfig = request.param
+    return build_detector(config, CATEGORIES, seed=3)
 
 
 @pytest.fixture
-def detector(built) -> Detector:
+def detector(built: Detector) -> Detector:
     return copy.deepcopy(built)
 
 
-def losses_of(detector, batch) -> dict[str, Tensor]:
+def losses_of(detector: Detector, batch: RandomBatch) -> dict[str, Tensor]:
     torch.manual_seed(0)  # Faster R-CNN draws samples
     pixels = detector.pixels(batch.images, batch.image_sizes)
     return detector.losses(
@@ -46,18 +49,18 @@ def losses_of(detector, batch) -> dict[str, Tensor]:
     )
 
 
-def detections_of(detector, batch) -> list[dict[str, Tensor]]:
+def detections_of(detector: Detector, batch: RandomBatch) -> list[dict[str, Tensor]]:
     pixels = detector.pixels(batch.images, batch.image_sizes)
     return detector.detections(detector.features(pixels), pixels, batch.image_sizes)
 
 
 @pytest.mark.slow
-def test_gradients_reach_every_parameter(detector, random_batch):
+def test_gradients_reach_every_parameter(detector: Detector, random_batch: BatchBuilder) -> None:
     batch = random_batch([(96, 96), (64, 90)], num_boxes=[4, 2])
-    # none is left out: Faster R-CNN's second stage learns here because the true boxes are among its
-    # proposals. Without any box the layers of its boxes, in either stage, have a gradient of zeros,
-    # not none: the next test looks at that
-    sum(losses_of(detector, batch).values()).backward()
+    # This includes Faster R-CNN's second stage, because the true boxes are among its proposals.
+    # Without boxes, the box layers of both stages have gradients of zeros, not None: see the next
+    # test.
+    backward(losses_of(detector, batch))
     starved = [
         name
         for name, parameter in detector.named_parameters()
@@ -77,13 +80,20 @@ def test_gradients_reach_every_parameter(detector, random_batch):
     ],
 )
 def test_every_batch_gives_finite_losses_gradients_and_detections(
-    detector, random_batch, shows_scores_from, image_sizes, num_boxes
-):
+    detector: Detector,
+    random_batch: BatchBuilder,
+    shows_scores_from: ShowScores,
+    image_sizes: list[tuple[int, int]],
+    num_boxes: list[int],
+) -> None:
     batch = random_batch(image_sizes, num_boxes=num_boxes)
     losses = losses_of(detector, batch)
-    sum(losses.values()).backward()
+    backward(losses)
     assert all(loss.isfinite() and loss.ndim == 0 for loss in losses.values())
-    assert all(parameter.grad.isfinite().all() for parameter in detector.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.isfinite().all()
+        for parameter in detector.parameters()
+    )
     detector.eval()
     shows_scores_from(detector.model, 0.0)
     for found, (height, width) in zip(detections_of(detector, batch), image_sizes, strict=True):
@@ -93,7 +103,9 @@ def test_every_batch_gives_finite_losses_gradients_and_detections(
         assert set(found["labels"].tolist()) <= {0, 1, 2}
 
 
-def test_the_first_and_the_last_label_are_classes_and_not_background(detector, random_batch):
+def test_the_first_and_the_last_label_are_classes_and_not_background(
+    detector: Detector, random_batch: BatchBuilder
+) -> None:
     batch = random_batch([(64, 64)], num_boxes=[1])
     pixels = detector.pixels(batch.images, batch.image_sizes)
     features = detector.features(pixels)
@@ -107,25 +119,29 @@ def test_the_first_and_the_last_label_are_classes_and_not_background(detector, r
             features, pixels, batch.image_sizes, batch.boxes, [torch.tensor([label])]
         )
         loss = losses.get("loss_classifier", losses.get("classification"))
+        assert bias is not None
+        assert loss is not None
         (gradient,) = torch.autograd.grad(loss, bias, retain_graph=True)
-        # of Faster R-CNN without the background
+        # Faster R-CNN's first class is the background
         of_classes = gradient[1:] if second_stage in parameters else gradient
         pulls.append(-of_classes.view(-1, len(CATEGORIES)).sum(0))
     first, last = pulls
-    # each label pulls its own class up more than the other label does, and the class that neither
-    # names alike
+    # each label pulls its own class up more than the other label does, and both change the third
+    # class equally
     assert first[0] > last[0]
     assert first[-1] < last[-1]
     torch.testing.assert_close(first[1], last[1])
 
 
-def test_levels_are_where_the_settings_say(built):
+def test_levels_are_where_the_settings_say(built: Detector) -> None:
     assert built.strides == FEATURE_STRIDES[built.config.detector]
     assert built.level_names == level_names(built.config.detector)
     assert built.channels == (built.config.fpn_channels,) * len(built.strides)
 
 
-def test_features_have_the_size_that_their_stride_says(detector, random_batch):
+def test_features_have_the_size_of_their_stride(
+    detector: Detector, random_batch: BatchBuilder
+) -> None:
     batch = random_batch([(128, 96)], num_boxes=[1])
     features = detector.features(detector.pixels(batch.images, batch.image_sizes))
     expected = [
@@ -135,9 +151,9 @@ def test_features_have_the_size_that_their_stride_says(detector, random_batch):
     assert [tuple(level.shape) for level in features] == expected
 
 
-def test_the_class_logits_behind_the_losses_are_those_of_the_convolution_cell_by_cell(
-    detector, random_batch
-):
+def test_the_class_logits_of_the_losses_are_the_outputs_of_the_convolution(
+    detector: Detector, random_batch: BatchBuilder
+) -> None:
     batch = random_batch([(64, 96)], num_boxes=[2])
     pixels = detector.pixels(batch.images, batch.image_sizes)
     features = detector.features(pixels)
@@ -148,7 +164,7 @@ def test_the_class_logits_behind_the_losses_are_those_of_the_convolution_cell_by
     assert (logits is None) == (num_anchors is None)
     if logits is None:
         return
-    head = detector.model.head.classification_head
+    head: Any = detector.model.get_submodule("head.classification_head")
     for level, alone, found in zip(features, detector.class_logits(features), logits, strict=True):
         expected = head.cls_logits(head.conv(level)).view(
             1, num_anchors, len(CATEGORIES), *level.shape[-2:]
@@ -157,7 +173,7 @@ def test_the_class_logits_behind_the_losses_are_those_of_the_convolution_cell_by
         assert torch.equal(alone, expected)
 
 
-def test_measuring_the_levels_leaves_batch_norm_untouched(built):
+def test_measuring_the_levels_does_not_change_batch_norm(built: Detector) -> None:
     buffers = dict(built.model.named_buffers())
     assert all(
         (value == 0).all()
@@ -170,19 +186,21 @@ def test_measuring_the_levels_leaves_batch_norm_untouched(built):
     assert all(module.training for module in built.modules())
 
 
-def test_equal_seeds_give_equal_weights(built):
+def test_equal_seeds_give_equal_weights(built: Detector) -> None:
     again = build_detector(built.config, CATEGORIES, seed=3).state_dict()
     assert all(torch.equal(value, again[name]) for name, value in built.state_dict().items())
 
 
-def test_the_state_dict_is_torchvisions_and_loads_strictly(built):
+def test_the_state_dict_is_torchvisions_and_loads_strictly(built: Detector) -> None:
     plain = torchvision_model(built.config, len(CATEGORIES))
     assert type(plain).__module__.startswith("torchvision.models.detection")
     plain.load_state_dict(built.model.state_dict(), strict=True)
 
 
 @pytest.mark.slow
-def test_a_deep_copy_gives_the_same_losses_and_shares_nothing(detector, random_batch):
+def test_a_deep_copy_gives_the_same_losses_and_shares_nothing(
+    detector: Detector, random_batch: BatchBuilder
+) -> None:
     batch = random_batch([(64, 64)], num_boxes=[2])
     twin = copy.deepcopy(detector)
     assert all(
@@ -194,7 +212,9 @@ def test_a_deep_copy_gives_the_same_losses_and_shares_nothing(detector, random_b
     }
 
 
-def test_switching_to_evaluation_and_back_changes_no_loss(detector, random_batch):
+def test_switching_to_evaluation_and_back_does_not_change_losses(
+    detector: Detector, random_batch: BatchBuilder
+) -> None:
     batch = random_batch([(64, 64)], num_boxes=[2])
     before = losses_of(detector, batch)
     detector.eval()

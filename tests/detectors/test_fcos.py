@@ -1,7 +1,8 @@
-"""FCOS with and without its tricks, beside a recomputation cell by cell in float64."""
+"""FCOS with and without its tricks, compared with a computation cell by cell in float64."""
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from kdr.config.detector import DetectorConfig
 from kdr.config.problems import validated
 from kdr.detectors import dense
 from kdr.detectors.build import build_detector, torchvision_model
+from kdr.detectors.detector import Detector
 from kdr.errors import ConfigError
+from tests.detectors.conftest import BatchBuilder, backward
 
 STRIDES = (8, 16, 32, 64, 128)
 SIZE = (128, 160)
@@ -30,12 +33,12 @@ OPTIONS = [
 
 
 def cells() -> list[tuple[int, float, float]]:
-    """Level and middle (x, y) of every cell, where torchvision puts its anchors: at multiples of
-    the stride."""
-    found = []
+    """Returns level and middle (x, y) of every cell: at multiples of the stride, as torchvision
+    places its anchors."""
+    found: list[tuple[int, float, float]] = []
     for level, stride in enumerate(STRIDES):
         rows, columns = -(-SIZE[0] // stride), -(-SIZE[1] // stride)
-        # the stride of torchvision's anchors is what the map's size says
+        # torchvision derives the stride of its anchors from the size of the map
         y_step, x_step = SIZE[0] // rows, SIZE[1] // columns
         found += [
             (level, column * x_step, row * y_step)
@@ -46,8 +49,8 @@ def cells() -> list[tuple[int, float, float]]:
 
 
 def assigned(level: int, x: float, y: float, *, center_sampling: bool) -> int:
-    """The smallest box that a cell answers for, -1 if none: inside it, at the level's range of
-    distances."""
+    """Returns the smallest box that contains the cell within the level's range of distances, or
+    -1."""
     stride = STRIDES[level]
     low = 0 if level == 0 else 4 * stride
     high = math.inf if level == len(STRIDES) - 1 else 8 * stride
@@ -80,7 +83,7 @@ def box_loss(box: list[float], truth: list[float], kind: str) -> float:
     return 1 - iou + (hull - union) / hull
 
 
-def built(options):
+def built(options: dict[str, Any]) -> Detector:
     config = DetectorConfig(
         detector="fcos", backbone="mobilenet_v3_small", fpn_channels=64, **options
     )
@@ -88,8 +91,8 @@ def built(options):
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_losses_are_those_of_a_recomputation_cell_by_cell(options):
-    model = built(options).model
+def test_losses_are_those_of_a_computation_cell_by_cell(options: dict[str, Any]) -> None:
+    model: Any = built(options).model
     every = cells()
     draw = torch.Generator().manual_seed(0)
     outputs = {
@@ -142,13 +145,16 @@ def test_losses_are_those_of_a_recomputation_cell_by_cell(options):
     assert losses["bbox_ctrness"].item() == pytest.approx(sum(of_centers) / len(of_boxes), rel=1e-6)
 
 
-def test_distances_in_pixels_are_the_exponential_of_the_scaled_output():
-    model, plain = (built(options).model for options in ({"norm_on_bbox": False}, {}))
-    head, torchvisions = model.head.regression_head, plain.head.regression_head
+def test_distances_in_pixels_are_the_exponential_of_the_scaled_output() -> None:
+    head, torchvisions = (
+        built(options).model.get_submodule("head.regression_head")
+        for options in ({"norm_on_bbox": False}, {})
+    )
+    scales = head.get_parameter("scales")
     with torch.no_grad():
-        head.scales.copy_(torch.tensor([1.0, 1.2, 1.4, 1.6, 1.8]))
-    # so that nothing is cut off below 0 on their side
-    torch.nn.init.constant_(head.bbox_reg.bias, 0.7)
+        scales.copy_(torch.tensor([1.0, 1.2, 1.4, 1.6, 1.8]))
+    # so that their ReLU cuts nothing off
+    torch.nn.init.constant_(head.get_parameter("bbox_reg.bias"), 0.7)
     torchvisions.load_state_dict(
         {name: value for name, value in head.state_dict().items() if name != "scales"}
     )
@@ -156,20 +162,22 @@ def test_distances_in_pixels_are_the_exponential_of_the_scaled_output():
     distances, centerness = head(features)
     linear, expected_centerness = torchvisions(features)
     torch.testing.assert_close(centerness, expected_centerness)
-    per_cell = torch.repeat_interleave(head.scales, torch.tensor([64, 16, 4, 1, 1]))[None, :, None]
+    per_cell = torch.repeat_interleave(scales, torch.tensor([64, 16, 4, 1, 1]))[None, :, None]
     torch.testing.assert_close(distances, torch.exp(per_cell * linear), rtol=1e-5, atol=1e-6)
 
 
-def test_found_boxes_are_in_pixels_with_either_unit():
+def test_boxes_are_in_pixels_with_either_unit_of_distances() -> None:
     for norm_on_bbox, unit in ((True, 8.0), (False, 1.0)):
-        model = built({"norm_on_bbox": norm_on_bbox}).model
+        model: Any = built({"norm_on_bbox": norm_on_bbox}).model
         anchor = torch.tensor([[60.0, 60.0, 68.0, 68.0]])  # of stride 8, around (64, 64)
         found = model.box_coder.decode(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), anchor)
         assert found.tolist() == [[64 - unit, 64 - 2 * unit, 64 + 3 * unit, 64 + 4 * unit]]
 
 
 @pytest.mark.parametrize("options", OPTIONS[1:], ids=str)
-def test_the_export_loads_strictly_and_trains_under_bfloat16(options, random_batch):
+def test_the_export_loads_strictly_and_trains_under_bfloat16(
+    options: dict[str, Any], random_batch: BatchBuilder
+) -> None:
     detector = built(options)
     torchvision_model(detector.config, NUM_CLASSES).load_state_dict(
         detector.model.state_dict(), strict=True
@@ -185,7 +193,7 @@ def test_the_export_loads_strictly_and_trains_under_bfloat16(options, random_bat
             detector.features(pixels), pixels, batch.image_sizes, batch.boxes, batch.labels
         )
     assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values())
-    sum(losses.values()).backward()
+    backward(losses)
     assert all(parameter.grad is not None for parameter in detector.parameters())
 
 
@@ -210,6 +218,8 @@ def test_the_export_loads_strictly_and_trains_under_bfloat16(options, random_bat
         ),
     ],
 )
-def test_a_setting_that_a_detector_does_not_know_is_refused(settings, message):
+def test_a_setting_that_a_detector_does_not_have_is_refused(
+    settings: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         validated(DetectorConfig, settings)

@@ -1,16 +1,22 @@
-"""Heads of other libraries' RetinaNets, beside scores and boxes computed from the files' own keys;
-and heads that stay out."""
+"""Heads of other libraries' RetinaNets, compared with scores and boxes computed from the files' own
+keys; and heads that are not loaded."""
+
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torchvision.models.detection.image_list import ImageList
 
 from kdr.config.detector import DetectorConfig
 from kdr.detectors import dense
 from kdr.detectors.build import build_detector
-from kdr.detectors.weights import inherit, load_configured_weights
+from kdr.detectors.detector import Detector
+from kdr.detectors.weights import LoadReport, inherit, load_configured_weights
+from tests.detectors.conftest import ForeignNetwork, NetworkBuilder
 
-pytestmark = pytest.mark.slow  # few of these tests are, all together are
+pytestmark = pytest.mark.slow  # each test is quick, all of them together are not
 
 CATEGORIES = ("circle", "square", "star")
 SIZES = tuple(4 * 2 ** (third / 3) for third in range(3))  # in strides
@@ -31,12 +37,12 @@ HEADS = {
 }
 
 
-def add_head(network, layout, num_classes=3) -> None:
+def add_head(network: ForeignNetwork, layout: str, num_classes: int = 3) -> None:
     """Adds a RetinaNet's head with random weights."""
     cls, reg, logits, deltas = HEADS[layout]
     for number in range(4):
         for branch in (cls, reg):
-            # detectron2 counts the ReLUs, too
+            # detectron2 also numbers the ReLUs
             network.conv(
                 branch.format(2 * number if layout == "detectron2" else number),
                 32,
@@ -50,10 +56,10 @@ def add_head(network, layout, num_classes=3) -> None:
 
 
 def scores_and_boxes(
-    network, layout, feature: Tensor, stride: int
+    network: ForeignNetwork, layout: str, feature: Tensor, stride: int
 ) -> dict[tuple[int, int, int, int], tuple[Tensor, Tensor]]:
-    """(row, column, size, ratio) -> class logits and xyxy box of the first image, as the library
-    decodes them."""
+    """Returns (row, column, size, ratio) -> class logits and xyxy box of the first image, decoded
+    as in the library."""
     cls, reg, logits, deltas = HEADS[layout]
     of_cls = of_reg = feature
     for number in range(4):
@@ -88,9 +94,17 @@ def scores_and_boxes(
     return found
 
 
-def teacher_of(path, network, layout, *, detector="retinanet", names=CATEGORIES, data=CATEGORIES):
-    """The teacher of a file, and the report of its loading; mmdetection's file has these names of
-    classes."""
+def teacher_of(
+    path: Path,
+    network: ForeignNetwork,
+    layout: str,
+    *,
+    detector: str = "retinanet",
+    names: tuple[str, ...] | None = CATEGORIES,
+    data: tuple[str, ...] = CATEGORIES,
+) -> tuple[Detector, LoadReport]:
+    """Returns the teacher from a file and the report of its loading; mmdetection's file has the
+    class names `names`."""
     content = {
         "state_dict": network.state,
         "meta": {} if names is None else {"dataset_meta": {"classes": names}},
@@ -109,10 +123,9 @@ def teacher_of(path, network, layout, *, detector="retinanet", names=CATEGORIES,
 
 @pytest.mark.parametrize("layout", ["mmdetection", "detectron2"])
 def test_a_retinanets_boxes_and_scores_are_those_of_its_own_library(
-    tmp_path, foreign_network, monkeypatch, layout
-):
-    # detectron2's files name no classes; here only the order of what its class layer gives is
-    # looked at
+    tmp_path: Path, foreign_network: NetworkBuilder, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    # detectron2's files have no class names; this is about the order of the class layer's outputs
     monkeypatch.setattr("kdr.detectors.weights.categories_of", lambda *_: CATEGORIES)
     network = foreign_network(layout)
     add_head(network, layout)
@@ -120,16 +133,17 @@ def test_a_retinanets_boxes_and_scores_are_those_of_its_own_library(
     assert (report.head, report.unexpected, teacher.unloaded_head) == (1.0, (), frozenset())
     draw = torch.Generator().manual_seed(1)
     features = [torch.randn(1, 32, side, side, generator=draw) for side in (8, 4, 2, 1, 1)]
-    images = dense.ImageList(torch.zeros(1, 3, 64, 64), [(64, 64)])
+    images = ImageList(torch.zeros(1, 3, 64, 64), [(64, 64)])
     with torch.no_grad():
         outputs = dense.head_outputs(teacher.model, features, images)
     first = {
-        name: output[0, : 8 * 8 * 9].unflatten(0, (8, 8, 3, 3)) for name, output in outputs.items()
+        name: output[0, : 8 * 8 * 9].reshape(8, 8, 3, 3, -1) for name, output in outputs.items()
     }
     anchors = dense.anchors(teacher.model, features, images)[0][: 8 * 8 * 9]
-    boxes = teacher.model.box_coder.decode_single(
-        first["bbox_regression"].flatten(0, 3), anchors
-    ).view(8, 8, 3, 3, 4)
+    model: Any = teacher.model
+    boxes = model.box_coder.decode_single(first["bbox_regression"].flatten(0, 3), anchors).view(
+        8, 8, 3, 3, 4
+    )
     for (row, column, size, ratio), (logits, box) in scores_and_boxes(
         network, layout, features[0].double(), 8
     ).items():
@@ -140,7 +154,9 @@ def test_a_retinanets_boxes_and_scores_are_those_of_its_own_library(
         torch.testing.assert_close(boxes[place], box.float(), rtol=1e-4, atol=1e-3)
 
 
-def test_a_retinanet_that_names_its_classes_brings_them(tmp_path, foreign_network):
+def test_class_names_in_a_retinanets_file_become_the_teachers(
+    tmp_path: Path, foreign_network: NetworkBuilder
+) -> None:
     network = foreign_network("mmdetection")
     add_head(network, "mmdetection", num_classes=2)
     teacher, report = teacher_of(
@@ -151,24 +167,25 @@ def test_a_retinanet_that_names_its_classes_brings_them(tmp_path, foreign_networ
 
 
 @pytest.mark.parametrize("layout", ["mmdetection", "detectron2"])
-def test_the_layer_of_classes_without_names_stays_out(tmp_path, foreign_network, layout):
+def test_a_class_layer_without_class_names_is_not_loaded(
+    tmp_path: Path, foreign_network: NetworkBuilder, layout: str
+) -> None:
     network = foreign_network(layout)
     add_head(network, layout)
     teacher, report = teacher_of(tmp_path / "teacher.pth", network, layout, names=None)
     names = {f"head.classification_head.cls_logits.{part}" for part in ("weight", "bias")}
-    assert (teacher.categories, set(report.mismatched), teacher.unloaded_head) == (
-        CATEGORIES,
-        names,
-        names,
-    )
+    assert teacher.categories == CATEGORIES
+    assert set(report.mismatched) == teacher.unloaded_head == names
     assert 0.8 < report.head < 1
 
 
-def test_a_head_that_does_not_fit_as_a_whole_stays_out_as_a_whole(tmp_path, foreign_network):
+def test_a_head_that_fits_only_in_part_is_not_loaded(
+    tmp_path: Path, foreign_network: NetworkBuilder
+) -> None:
     network = foreign_network("mmdetection")
     add_head(network, "mmdetection")
     for branch in ("cls", "reg"):
-        # as with a normalisation in its place
+        # a normalisation replaces the bias
         del network.state[f"bbox_head.{branch}_convs.0.conv.bias"]
         network.state[f"bbox_head.{branch}_convs.0.gn.weight"] = torch.ones(32)
     teacher, report = teacher_of(tmp_path / "teacher.pth", network, "mmdetection")
@@ -181,9 +198,9 @@ def test_a_head_that_does_not_fit_as_a_whole_stays_out_as_a_whole(tmp_path, fore
 @pytest.mark.parametrize(
     ("layout", "detector"), [("mmdetection", "fcos"), ("detectron2", "faster_rcnn")]
 )
-def test_inherit_copies_the_neck_and_nothing_of_a_head_that_stayed_out(
-    tmp_path, foreign_network, layout, detector
-):
+def test_inherit_copies_the_neck_and_nothing_of_a_head_that_was_not_loaded(
+    tmp_path: Path, foreign_network: NetworkBuilder, layout: str, detector: str
+) -> None:
     network = foreign_network(layout, p6_from="P5", finest=2 if detector == "faster_rcnn" else 3)
     teacher, report = teacher_of(tmp_path / "teacher.pth", network, layout, detector=detector)
     assert report.head == 0.0

@@ -1,4 +1,6 @@
-"""What mmdetection's files tell of themselves."""
+"""Class names and settings in the metadata of mmdetection's files."""
+
+from typing import Any
 
 import pytest
 
@@ -37,11 +39,13 @@ model = {'backbone': {'type': 'ResNet', 'style': 'pytorch'},
         ({}, None),
     ],
 )
-def test_class_names_are_found_where_either_version_keeps_them(meta, names):
+def test_class_names_are_found_where_either_version_stores_them(
+    meta: dict[str, Any], names: tuple[str, ...] | None
+) -> None:
     assert categories(meta) == names
 
 
-def test_a_caffe_configuration_is_understood():
+def test_a_caffe_configuration_is_understood() -> None:
     assert recorded_settings({"cfg": CAFFE_3X}) == {
         "bottleneck_stride": "1x1",
         "p6_from": "P5",
@@ -52,7 +56,7 @@ def test_a_caffe_configuration_is_understood():
     }
 
 
-def test_a_pytorch_configuration_of_version_2_is_understood():
+def test_a_pytorch_configuration_of_version_2_is_understood() -> None:
     assert recorded_settings({"config": PYTORCH_2X}) == {
         "bottleneck_stride": "3x3",
         "p6_from": "C5",
@@ -73,5 +77,5 @@ def test_a_pytorch_configuration_of_version_2_is_understood():
         "student = dict(style='caffe')\nteacher = dict(style='pytorch')",
     ],
 )
-def test_what_cannot_be_known_is_left_out(text):
+def test_ambiguous_and_unreadable_values_are_left_out(text: str | bytes | None) -> None:
     assert recorded_settings({"cfg": text}) == {}

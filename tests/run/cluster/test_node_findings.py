@@ -83,11 +83,11 @@ def test_equal_nodes_pass() -> None:
         (
             {
                 "contents": {"data": "d1"},
-                "problems": ("/w.pt: must be a weights file, got nothing there",),
+                "problems": ("/w.pt: no such weights file",),
             },
             {},
             "files",
-            "on n2: /w.pt: must be a weights file, got nothing there",
+            "on n2: /w.pt: no such weights file",
         ),
         (
             {"num_gpus_promised": 2, "num_gpus_usable": 1},
