@@ -5,6 +5,7 @@ tests/test_architecture.py has changed; a test compares the page with this scrip
 """
 
 import ast
+import json
 import re
 import runpy
 from collections.abc import Iterator
@@ -12,8 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
-FOLDERS = ("kdr", "search_spaces", "benchmarks", "deploy", "docs")
-_SUFFIXES = {".py", ".yaml", ".sh", ".md", ""}
+FOLDERS = ("kdr", "search_spaces", "examples", "benchmarks", "deploy", "docs")
+_SUFFIXES = {".py", ".ipynb", ".yaml", ".sh", ".md", ""}
 _LINES = ("tests/  mirrors kdr/; `faults/` kills and starves studies, simulated and real",)
 
 
@@ -85,6 +86,8 @@ def _first_sentence(path: Path) -> str:
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         text = (ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0]
+    elif path.suffix == ".ipynb":
+        text = "".join(json.loads(text)["cells"][0]["source"]).partition("\n")[0].lstrip("# ")
     elif path.suffix == ".md":
         text = text.partition("\n")[0].lstrip("# ")
     else:
