@@ -227,6 +227,7 @@ def cautions(arms: Sequence[ArmTrials]) -> Iterator[str]:
     """Yields notes on missing trials, and on results from several commits or data versions."""
     for arm in arms:
         yield from unfinished(arm)
+    # only completed trials: a failed one may come from older code without any harm
     last = [
         trial.state.last
         for arm in arms
@@ -264,6 +265,7 @@ def _same_arms(rows: Sequence[AblationRow]) -> Iterator[str]:
 
 
 def _tested(measures: Sequence[Measure], declared: str) -> Measure | None:
+    # higher must be better for `helps` to mean anything, so only an AP is tested
     aps = [measure for measure in measures if measure.is_ap]
     return next((measure for measure in aps if measure.name == declared), aps[0] if aps else None)
 
@@ -275,6 +277,7 @@ def _effects(
 
     Every cell needs the same seeds, so a seed counts only if all arms have completed it.
     """
+    # least squares needs every cell with the same seeds
     values = {arm.name: arm.values(tested.name) for arm in found.arms}
     seeds = [seed for seed in ablation.all_seeds if all(seed in own for own in values.values())]
     left_out = [seed for seed in ablation.all_seeds if seed not in seeds]

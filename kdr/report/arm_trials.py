@@ -28,6 +28,7 @@ class Budget:
 
     def differs_from(self, other: "Budget") -> bool:
         """Whether one may spend more; unknown numbers of images count as equal."""
+        # an unknown number must not mark an arm as unequal
         images = (
             None in (self.images_seen, other.images_seen) or self.images_seen == other.images_seen
         )
@@ -137,11 +138,13 @@ def logged_arms(log: Log, study: str, measures: Sequence[Measure]) -> LoggedArms
     Raises:
         ConfigError: if no completed trial has a value for a measure.
     """
+    # the arms of a search are its trials: `--compare` accepts them, too
     rows = log.ablation_arms_of(study) or log.arms_of(study)
     states = {
         row["key"]: state for row in rows if (state := log.states().get(row["key"])) is not None
     }
     values, ends = measured(log, states, measures), _ends(log, states)
+    # workers count as budget: they change the batch of each process and the order of sums
     workers = int((log.study_content(study).get("resources") or {}).get("workers", 1))
     by_arm: dict[str, list[dict[str, Any]]] = {}
     for row in rows:

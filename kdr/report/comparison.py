@@ -32,6 +32,7 @@ def compared(arm: ArmTrials, reference: ArmTrials, measure: str) -> Comparison:
     """
     values, expected = arm.values(measure), reference.values(measure)
     seeds = [seed for seed in values if seed in expected]
+    # first of all: the same trials have equal batches, and would pass as a pair without spread
     if seeds and all(arm.trials[seed].key == reference.trials[seed].key for seed in seeds):
         return Comparison(
             None, same_trials=True, notes=(f"{arm.name}: the same trials as {reference.name}.",)
@@ -40,6 +41,7 @@ def compared(arm: ArmTrials, reference: ArmTrials, measure: str) -> Comparison:
         return Comparison(
             unpaired_effect(list(values.values()), list(expected.values())), notes=(why,)
         )
+    # an arm without any result is already named by `unfinished`
     notes = list(_left_out(arm, reference, seeds, measure)) if values else []
     effect = (
         paired_effect([values[seed] for seed in seeds], [expected[seed] for seed in seeds])
@@ -73,6 +75,7 @@ def not_paired(arm: ArmTrials, reference: ArmTrials) -> str | None:
     changed = sorted(
         path for path in {*settings, *others} if settings.get(path) != others.get(path)
     )
+    # a changed image size makes other batches on purpose; anything else must not
     reasons = [path for path in changed if path.startswith(_CHANGES_BATCHES)]
     if reasons:
         verb = "differs" if len(reasons) == 1 else "differ"
@@ -93,6 +96,7 @@ def unfinished(arm: ArmTrials) -> Iterator[str]:
     for seed, trial in arm.trials.items():
         if not trial.is_done:
             kinds.setdefault(trial.why_not, []).append(seed)
+    # one note per reason, since an arm of twelve seeds may fail twelve times for the same one
     for kind, seeds in kinds.items():
         yield f"{arm.name}: {len(seeds)} of {len(arm.trials)} {kind}, {seeds_text(seeds)}."
 

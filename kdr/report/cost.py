@@ -58,6 +58,7 @@ def logged_cost(log: Log, configs: Sequence[TrialConfig], *, workers: int = 1) -
             return None
         one = statistics.fmean(state.seconds or 0.0 for state in found)
         seconds += one
+        # sorted by time: the latest trial says how many GPUs one holds
         gpu_hours += one / 3600 * (found[-1].last.num_gpus or 0.0)
         basis += found
     keys = {state.key for state in basis}
@@ -76,6 +77,7 @@ def _by_shape(log: Log) -> dict[str, list[TrialState]]:
                 _shape(json.loads(state.config), workers.get(state.key, 1)), []
             ).append(state)
     return {
+        # another device would have other seconds, so only the latest one counts
         shape: [one for one in found if one.last.device == found[-1].last.device]
         for shape, found in shapes.items()
     }
@@ -103,6 +105,7 @@ def _texts(values: Iterable[str | None]) -> set[str]:
 def _shape(settings: Mapping[str, Any], workers: int) -> str:
     data, training = settings["data"], settings["training"]
     methods = sorted(name for name, method in settings["distill"].items() if method is not None)
+    # a teacher that is not used costs nothing, whatever the file names
     needs_teacher = bool(methods or settings["student"].get("inherit"))
     return canonical_json(
         {

@@ -123,6 +123,7 @@ def unpaired_effect(arm: ArrayLike, reference: ArrayLike) -> Effect:
     if n < 2 or _is_rounding(max(float(np.ptp(arm)), float(np.ptp(reference))), arm, reference):
         return Effect(n, mean, paired=False)
     parts = np.array([values.var(ddof=1) / len(values) for values in (arm, reference)])
+    # Welch and Satterthwaite's degrees of freedom
     df = parts.sum() ** 2 / (parts**2 / [len(arm) - 1, len(reference) - 1]).sum()
     return Effect(
         n, mean, math.sqrt(parts.sum()), float(df), df_per_seed=df / (n - 1), paired=False
@@ -161,6 +162,7 @@ def holm(p: ArrayLike) -> Any:
     """
     p = np.asarray(p, float)
     m, order = p.shape[-1], np.argsort(p, axis=-1, kind="stable")
+    # the smallest p is multiplied by m, the next by m - 1, and so on; never decreasing
     ascending = np.take_along_axis(p, order, -1) * np.arange(m, 0, -1)
     adjusted = np.empty_like(p)
     np.put_along_axis(adjusted, order, np.minimum(np.maximum.accumulate(ascending, -1), 1.0), -1)
@@ -218,6 +220,7 @@ def _is_rounding(spread: float, *values: Any) -> bool:
 
 def _adjusted(ps: Sequence[float | None], adjust: bool) -> list[float | None]:
     known = [p for p in ps if p is not None]
+    # an effect without a p does not enlarge the family
     adjusted = iter(holm(known).tolist() if adjust and known else known)
     return [None if p is None else next(adjusted) for p in ps]
 
@@ -227,6 +230,7 @@ def _verdict(
 ) -> Verdict:
     if p is None:
         return Verdict("undecided")
+    # before equivalence: an effect that is certain and small still helps or hurts
     if p < ALPHA:
         return Verdict("helps" if effect.difference > 0 else "hurts", p, tost)
     if tost is not None and tost < ALPHA:

@@ -24,6 +24,7 @@ def cell_text(value: Any, *, in_full: bool = False) -> str:
     """
     if value is None:
         return ""
+    # before the numbers: a bool is an int
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
@@ -76,6 +77,7 @@ def number_text(value: float, digits: int) -> str:
 
 def duration(seconds: float) -> str:
     """Returns a rough duration in one unit: `40 s`, `12 min`, `3.5 h`."""
+    # two or three digits in any unit
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -125,6 +125,7 @@ def trial_curves(
     groups: dict[str, list[Curve]] = {}
     for trial in chosen:
         if trial.key in found:
+            # groups are legend entries: few states, and the best trial apart
             name = BEST if trial.rank == 1 else spaced(trial.state.state)
             groups.setdefault(name, []).append(
                 Curve(trial.name, trial.key, trial.state.state, *found[trial.key])
@@ -171,11 +172,13 @@ def _runs(keys: pa.ChunkedArray) -> Iterable[tuple[str, int, int]]:
     if not len(keys):
         return []
     names = np.asarray(keys.to_pylist())
+    # rows are sorted by key, so each key is one run of rows
     starts = [0, *(np.flatnonzero(names[1:] != names[:-1]) + 1).tolist()]
     return zip(names[starts].tolist(), starts, [*starts[1:], len(names)], strict=True)
 
 
 def _band(curves: Sequence[Curve]) -> Band | None:
+    # a failed seed may have diverged; while all are running, there is nothing better
     counted = [curve for curve in curves if curve.state == "completed"] or list(curves)
     if len(counted) < 2:
         return None

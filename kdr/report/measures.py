@@ -44,6 +44,7 @@ def measure_of(name: str) -> Measure:
     Raises:
         ConfigError: if there is no such measure.
     """
+    # only an AP has a direction; more seconds or memory are neither better nor worse for an arm
     if name in METRICS or name.startswith("AP/"):
         return Measure(name, "%", 100.0, is_ap=True)
     if name == "s/epoch":
@@ -77,6 +78,7 @@ def measured(
     found = {measure.name: _values(measure.name, states, epochs) for measure in measures}
     for name, values in found.items():
         if (
+            # a column may well be empty, but a class or an extra that no trial logs is a typo
             "/" in name
             and not values
             and any(state.state == "completed" for state in states.values())
@@ -100,6 +102,7 @@ def _values(name: str, states: Mapping[str, TrialState], epochs: pa.Table) -> di
         return _grouped(epochs, "seconds", "mean")
     if name == "memory":
         return _grouped(epochs, "peak_memory_bytes", "max")
+    # the number of parameters is logged as an extra
     kind, _, wanted = ("extras", "/", name) if name == "parameters" else name.partition("/")
     last = last_maps(epochs, "ap_per_class" if kind == "AP" else "extras")
     return {
@@ -112,6 +115,7 @@ def _values(name: str, states: Mapping[str, TrialState], epochs: pa.Table) -> di
 def last_maps(epochs: pa.Table, column: str) -> dict[str, dict[str, float]]:
     """Returns by key the last value of a column of maps; epochs are sorted by key and epoch."""
     rows = epochs.filter(pc.is_valid(epochs[column])).select(["key", column])
+    # Arrow has no `last` for maps: the largest row number of each key stands in for it
     index = pa.array(range(len(rows)))
     last = (
         rows.select(["key"])

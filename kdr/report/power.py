@@ -64,6 +64,7 @@ def spread_of_differences(
         reference: seed -> value, for the arm that they are compared with.
     """
     squares, df = 0.0, 0
+    # Bessel's correction per arm, since each has its own mean difference
     for arm in arms:
         differences = np.array(
             [arm[seed] - reference[seed] for seed in sorted(arm.keys() & reference.keys())]

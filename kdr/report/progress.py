@@ -99,6 +99,7 @@ def study_progress(log: Log, study: str, *, now: datetime, metric: str = "AP") -
     trials = []
     for key, state in _states(log, study).items():
         name = "teacher" if state.role == "teacher" else names.get(key, key[:8])
+        # while a trial runs, only its epochs write rows; its last event may be hours old
         age = (now - max(state.last.time, last_rows.get(key, state.last.time))).total_seconds()
         epochs = int(json.loads(state.config).get("training", {}).get("epochs", 0))
         value = value_of(state, metric)
@@ -144,6 +145,7 @@ def trial_names(log: Log, study: str) -> dict[str, str]:
 
 def _states(log: Log, study: str) -> dict[str, TrialState]:
     """Returns the states of a study's trials; for an ablation, of its current arms and teachers."""
+    # arms that were removed from the file since then no longer count
     current = {row["key"] for row in log.ablation_arms_of(study)}
     states = log.states_of(study)
     return {
@@ -180,6 +182,7 @@ def _total(log: Log, study: str, search: Mapping[str, Any], known: int) -> int |
 
 
 def _seconds_left(log: Log, trials: Iterable[TrialProgress], total: int | None) -> float | None:
+    # teachers come before the students, and are not part of the budget
     students = [trial for trial in trials if trial.name != "teacher"]
     cost = _epoch_seconds(log, [trial.key for trial in students])
     if total is None or cost is None:

@@ -12,6 +12,7 @@ from kdr.results.flat_settings import canonical
 from kdr.results.reader import Log, State, TrialState
 from kdr.results.schema import METRICS
 
+# most conclusive first; `count_states` lists them in this order, too
 _ORDER: tuple[State, ...] = (
     "completed",
     "stopped_early",
@@ -66,7 +67,9 @@ def ranking(log: Log, study: str, metric: str = "AP") -> tuple[RankedTrial, ...]
     for position, state in enumerate(students, start=1):
         arm = arms.get(state.key, {})
         drawn = json.loads(arm.get("parameters") or state.parameters or "{}")
+        # completed trials with a value are sorted to the front, so the position is the rank
         rank = position if state.state == "completed" and values[state.key] is not None else None
+        # as JSON text, lists can be compared, grouped and printed
         parameters = {path: canonical(value) for path, value in drawn.items()}
         trials.append(
             RankedTrial(rank, arm.get("arm") or state.key[:8], values[state.key], parameters, state)
@@ -119,6 +122,7 @@ def value_of(state: TrialState, metric: str) -> float | None:
 
 def ranking_rows(trials: Sequence[RankedTrial], metric: str) -> tuple[list[str], list[list[Any]]]:
     """Returns column names and rows of a ranking, with one column per searched setting."""
+    # in the order of first appearance: conditional settings come where they were first drawn
     paths = list(dict.fromkeys(path for trial in trials for path in trial.parameters))
     columns = ["rank", "trial", "state", metric, "epochs", "seconds", *paths, "key"]
     rows = []

@@ -109,6 +109,7 @@ def search_view(
     return SearchView(
         metric,
         kept,
+        # a setting whose condition never held has nothing to show
         tuple(axis for axis in axes if any(value is not None for value in axis.values)),
         len(valued),
     )
@@ -145,6 +146,7 @@ def fidelity(
     last = max(set(lengths), key=lengths.count, default=0)
     chosen = [trial for trial in completed if trial.state.epoch == last]
     keys, epochs, values = _by_epoch(log, [trial.key for trial in chosen], metric)
+    # with two trials the correlation is always 1 or -1
     if len(keys) < 3 or len(epochs) < 2 or epochs[-1] != last:
         return None
     final, earlier = values[:, -1], epochs[:-1]
@@ -197,12 +199,14 @@ def _ranks(values: Any) -> Any:
 def _axis(path: str, parameter: Mapping[str, Any], trials: Sequence[RankedTrial]) -> SettingAxis:
     drawn = [trial.parameters.get(path) for trial in trials]
     if parameter.get("subset") is not None:
+        # lists are JSON texts in a ranking
         members = [len(json.loads(value)) if isinstance(value, str) else None for value in drawn]
         return SettingAxis(
             path, "members", tuple(None if count is None else float(count) for count in members)
         )
     if parameter.get("choice") is not None:
         listed = [value_text(value) for value in parameter["choice"]]
+        # values that were removed from the file since then are appended
         names = list(
             dict.fromkeys([*listed, *(value_text(value) for value in drawn if value is not None)])
         )[:MOST_CATEGORIES]
@@ -213,5 +217,6 @@ def _axis(path: str, parameter: Mapping[str, Any], trials: Sequence[RankedTrial]
         float(value) if isinstance(value, int | float) and math.isfinite(value) else None
         for value in drawn
     )
+    # one value of 0 is enough to make a log axis impossible
     is_log = bool(parameter.get("log")) and all(value is None or value > 0 for value in numbers)
     return SettingAxis(path, "number", numbers, is_log=is_log)

@@ -79,6 +79,7 @@ def settings_table(log: Log, study: str, by: Sequence[str], metric: str = "AP") 
         for state in students
         if state.state == "completed" and value_of(state, metric) is not None
     ]
+    # a mean over trials of unequal length would compare lengths, not settings
     _check_budgets(completed, by)
     groups: dict[tuple[Any, ...], list[TrialState]] = {}
     for state in completed:
@@ -92,6 +93,7 @@ def settings_table(log: Log, study: str, by: Sequence[str], metric: str = "AP") 
         )
         for chosen, members in groups.items()
     ]
+    # equal means are ordered by their settings, so that two calls agree
     rows.sort(key=lambda row: (-row.mean, str(row.settings)))
     notes = (*_left_out(students, completed, metric), *_cautions(log, study, completed))
     return SettingsTable(tuple(by), metric, tuple(rows), notes)
@@ -102,6 +104,7 @@ def _check_settings(students: Sequence[TrialState], by: Sequence[str]) -> None:
     problems = []
     for path in by:
         if path not in paths and paths:
+            # `weight` finds distill.kdr.weight, and `distill.kdr` finds all its settings
             ends = [
                 known
                 for known in paths
@@ -141,6 +144,7 @@ def _left_out(
 
 def _cautions(log: Log, study: str, completed: Sequence[TrialState]) -> list[str]:
     notes = []
+    # a grid covers all combinations, so its means are balanced; a sampler's are not
     sampler = _sampler(log, study)
     if sampler:
         notes.append(

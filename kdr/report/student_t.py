@@ -66,7 +66,7 @@ def noncentral_t_cdf(t: float, df: int, shift: float) -> float:
 
 @cache
 def _quadrature() -> tuple[Any, Any]:
-    """Nodes and weights on [0, 1]; in panels, because a rule of n nodes costs n^3 to set up.
+    """Returns nodes and weights on [0, 1], in panels: a rule of n nodes costs n^3 to set up.
 
     The nodes u are squared, so that they are dense near 0, where Phi(t S - shift) is steep for a
     large t.
@@ -90,7 +90,7 @@ def _incomplete_beta(a: float, b: float, x: float, rest: float) -> float:
 
 
 def _continued_fraction(a: float, b: float, x: float) -> float:
-    """The continued fraction of I_x(a, b) (Abramowitz and Stegun, 26.5.8), by Lentz's method."""
+    """Returns the continued fraction of I_x(a, b), by Lentz's method (A. and S., 26.5.8)."""
     numerator, denominator = 1.0, 1 / (1 - (a + b) * x / (a + 1))
     value = denominator
     for m in range(1, _MOST_TERMS):

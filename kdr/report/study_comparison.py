@@ -48,6 +48,7 @@ def study_comparison(
     rows: list[AblationRow] = []
     arms = []
     for one, other in _common(first, second):
+        # each pair is a comparison of its own, with the second study's arm as its reference
         mine, theirs = (
             replace(arm, name=f"{study}: {arm.name}")
             for arm, study in zip((one, other), studies, strict=True)
@@ -68,6 +69,7 @@ def study_comparison(
     if not allow_unequal:
         check_budgets(rows, f"the arm of {studies[1]}")
     tested = next((measure for measure in measures if measure.is_ap), None)
+    # with two different margins the verdict would depend on the order of the studies
     margins = {study.ablation.margin if study.ablation else None for study in (first, second)}
     margin = (
         margins.pop()

@@ -73,6 +73,7 @@ def question_of(text: str) -> tuple[tuple[str, str], ...]:
     """
     found: list[tuple[str, str]] = []
     for line in text.splitlines():
+        # only the head counts: comments further down explain single settings
         if not line.startswith("#"):
             break
         content = line[1:].removeprefix(" ").rstrip()
@@ -113,6 +114,7 @@ def budget(
 ) -> StudyCost:
     """Returns what a study has used, from its rows in the log."""
     order = Counter(spaced(state.state) for state in states if state.role == "student")
+    # the epochs that this study trained; a shared trial counts only where it ran
     of_study = log.epochs.filter(pc.equal(log.epochs["study"], study))
     speed = pc.approximate_median(of_study["images_per_s"]).as_py()
     search = content.get("search") or {}
@@ -130,6 +132,7 @@ def budget(
 
 def study_provenance(states: Sequence[TrialState]) -> Provenance:
     """Returns the provenance of results, from the last event of each trial."""
+    # the deciding event of each trial: an earlier attempt may have run elsewhere
     last = [state.last for state in states]
     versions: dict[str, Counter[str]] = {}
     for event in last:

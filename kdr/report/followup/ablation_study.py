@@ -51,6 +51,7 @@ def chosen_by_search(log: Log, state: TrialState) -> ChosenTrial:
         ConfigError: if it is not a student of a search.
     """
     rows = [row for row in log.arms_of(state.study) if row["study_config"]]
+    # a study may have been run with several files; the last to hold this trial counts
     contents = [json.loads(row["study_config"]) for row in rows if row["key"] == state.key]
     if state.role != "student" or not contents or not contents[-1].get("search"):
         raise ConfigError(
@@ -60,6 +61,7 @@ def chosen_by_search(log: Log, state: TrialState) -> ChosenTrial:
     search = study_from(contents[-1], folder=Path("/"))
     assert search.search is not None
     config = _without_split(state.config)
+    # every trial of the search took part in the choice, not only the best
     others = {
         other.seed for other in log.states_of(state.study).values() if other.role == "student"
     }
@@ -89,6 +91,7 @@ def chosen_in_file(log: Log, study: Study) -> ChosenTrial:
         )
     config = _without_split(study.base.model_dump_json())
     methods = config.distill.methods()
+    # only resources that the file sets: defaults belong to the machine that runs the ablation
     content = study.model_dump(mode="json", exclude_unset=True)
     return ChosenTrial(
         name=study.study,
@@ -128,6 +131,7 @@ def ablation_yaml(chosen: ChosenTrial, *, num_seeds: int, first_seed: int | None
         raise ConfigError(
             f"TRIAL: must have a method or another choice to undo, got none in {chosen.source}"
         )
+    # seeds that took part in the choice carry its luck, and would repeat it in the table
     first = _first_free(chosen.seeds, num_seeds) if first_seed is None else first_seed
     used = sorted(chosen.seeds.intersection(range(first, first + num_seeds)))
     if used:
@@ -141,9 +145,11 @@ def ablation_yaml(chosen: ChosenTrial, *, num_seeds: int, first_seed: int | None
         "factors": factors,
         "seeds": {"count": num_seeds, "first": first},
         "metric": chosen.metric,
+        # with several methods there is no single arm that the study is about
         **({"contrast": f"{next(iter(methods))}=off"} if len(methods) == 1 else {}),
     }
     trial = chosen.config.model_dump(mode="json")
+    # the default of both: all training images, and a seed from the ablation
     trial["data"].pop("search_split")
     trial.pop("seed")
     trial["distill"] = {
@@ -210,6 +216,7 @@ def _put_back(
                     else ("default", _default(settings, method, setting))
                 ),
             )
+        # epochs are a budget, not a choice: arms with other epochs could not be compared
         elif group in ("student", "teacher", "training") and path != "training.epochs":
             yield path, ("before", value_at(chosen.before, path))
 
@@ -217,6 +224,7 @@ def _put_back(
 def _default(settings: dict[str, Any], method: str, setting: str) -> Any:
     """Returns a method's default for this pair of detectors, under its preset."""
     preset = value_at(settings, f"distill.{method}.preset")
+    # defaults depend on both detectors and on the preset, so a whole trial is validated
     plain = {} if preset is None or setting == "preset" else {"preset": preset}
     config = validated(TrialConfig, changed(settings, {f"distill.{method}": plain}))
     return value_at(config.model_dump(mode="json"), f"distill.{method}.{setting}")

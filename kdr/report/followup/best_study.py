@@ -18,6 +18,7 @@ def best_study_yaml(log: Log, study: str, trial: RankedTrial, metric: str) -> st
         ConfigError: if this version cannot read the trial's settings.
     """
     settings = json.loads(trial.state.config)
+    # the split served the choice; its default, 0, trains on all images
     split = settings["data"].pop("search_split", 0)
     content: dict[str, Any] = {"study": f"{study}-best", "trial": settings} | resources_of(
         log, study
@@ -41,6 +42,7 @@ def _head(study: str, trial: RankedTrial, metric: str, split: float) -> list[str
         ),
         f"Trial {trial.name}, key {trial.key}, commit {state.last.commit or 'unknown'}.",
     ]
+    # the value in the head is not reproduced: training and evaluation use other images
     if split:
         lines.append(
             f"That {metric} was measured on held-out training images (search_split: {split:g}), "

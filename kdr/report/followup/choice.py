@@ -23,6 +23,7 @@ def seeds_of_choice(log: Log, config: TrialConfig) -> dict[str, set[int]]:
         log: the trial log.
         config: the trial whose settings may have been chosen.
     """
+    # through JSON, so that tuples compare equal to the log's lists
     wanted = _chosen(json.loads(config.model_dump_json()))
     found: dict[str, set[int]] = {}
     for study in log.studies():

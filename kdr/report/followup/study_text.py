@@ -23,8 +23,10 @@ def study_text(content: Mapping[str, Any], head: Iterable[str], *, source: str) 
     Raises:
         ConfigError: if this version cannot read the settings.
     """
+    # in the order of the settings classes, as in docs/settings.md
     body = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     text = "".join(f"# {line}\n" for line in head) + body
+    # read back at once, because `run` must accept what `--export` writes
     try:
         study_from(parse_yaml(text, source=source), folder=Path("/"))
     except ConfigError as error:
@@ -40,6 +42,8 @@ _Dumper.add_representer(
     list,
     lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True),
 )
+# PyYAML follows YAML 1.1, where 1e4 is a text and needs no quotes; the strict reader reads it as a
+# number, so such texts must be quoted
 _Dumper.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$"),

@@ -48,6 +48,7 @@ def forest_figure(forest: Forest) -> Figure:
         [trace for trace in traces if trace["x"]],
         height=(_ROW_PX + 14 * is_tall) * len(forest.rows) + 100,
         x=f"difference to {forest.reference}, {forest.title}",
+        # reversed, so that the first row is on top; the ends leave room for the labels
         yaxis={"visible": False, "range": [len(forest.rows) - 0.45, -0.85], "fixedrange": True},
         margin={"l": 12, "r": 12, "t": 30, "b": 44},
         shapes=[*_margin(forest.margin), {**zero, "layer": "below"}],
@@ -102,6 +103,7 @@ def _estimates(word: Word, rows: Sequence[ForestRow], places: dict[str, int]) ->
     halves = [
         0.0 if row.interval is None else (row.interval[1] - row.interval[0]) / 2 for row in rows
     ]
+    # shape as well as colour, for readers who cannot tell the colours apart
     symbol = "circle-open" if word == "undecided" else "circle"
     return dots(
         [rounded(row.difference) for row in rows],
@@ -169,6 +171,7 @@ def _seed_lines(group: CurveGroup, color: str, scale: float) -> Figure:
         [(curve.epochs, _scaled(curve.values, scale)) for curve in group.curves],
         hover=texts,
         color=color,
+        # without a band the seeds' lines are all there is, so they are stronger
         width=1 if group.band else 1.8,
         opacity=0.45 if group.band else 0.9,
         name=group.name,
@@ -185,6 +188,7 @@ def _band(band: Band, name: str, color: str, scale: float) -> Figure:
     return {
         "type": "scatter",
         "mode": "lines",
+        # one closed outline: there along the upper edge, back along the lower one
         "x": [*band.epochs, *reversed(band.epochs)],
         "y": [*high, *reversed(low)],
         "fill": "toself",
@@ -212,6 +216,7 @@ def _mean(band: Band, name: str, color: str, scale: float) -> Figure:
         hover=[hover],
         width=2.6,
         name=name,
+        # in the legend, the mean represents the whole arm
         legendgroup=plain(name),
         showlegend=True,
     )

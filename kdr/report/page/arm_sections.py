@@ -42,10 +42,11 @@ def forest_section(table: AblationTable) -> Section:
         if table.effects
         else (
             "Each row is one comparison: the mean difference with its 95 % t interval (not "
-            "adjusted). Small dots are single seeds. Right of the line is better than "
-            f"{found.reference}."
+            "adjusted). Small dots are single seeds. To the right of the line, an arm is better "
+            f"than {found.reference}."
         )
     )
+    # the caption speaks of every row, so the note must say what is missing
     left = (
         f"{found.num_left_out} rows with the smallest differences are not drawn; the table lists "
         "all."
@@ -69,6 +70,7 @@ def forest_section(table: AblationTable) -> Section:
 def arm_curves_section(log: Log, table: AblationTable, arms: LoggedArms, metric: str) -> Section:
     """Returns the section with the learning curves of the arms."""
     others = [row for row in table.rows if row.name != table.reference]
+    # one colour per arm, and the reference has its own
     drawn = [table.reference, *most_different(table, others, SERIES - 1)]
     curves = arm_curves(log, arms.arms, metric, drawn=drawn)
     if not curves.num_points:
@@ -141,6 +143,7 @@ def _curves_grid(curves: LearningCurves) -> Grid:
     measure, rows = measure_of(curves.metric), []
     for group in curves.groups:
         if group.band is not None:
+            # the last epoch that all seeds share: later means would be of fewer seeds
             band = group.band
             rows.append(
                 (

@@ -137,6 +137,7 @@ def figure(
     page = {
         "height": height,
         "margin": {"l": 52, "r": 16, "t": 16, "b": 44},
+        # transparent: the page's own background serves both schemes
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {
@@ -154,6 +155,7 @@ def figure(
         "legend": {
             "orientation": "h",
             "x": 0,
+            # 8 px above the plot at any height; 80 px are the margins
             "y": 1 + 8 / (height - 80),
             "yanchor": "bottom",
             "font": {"size": 12},
@@ -242,6 +244,7 @@ def epoch_axis(epochs: Sequence[int]) -> Figure:
     last = max(epochs, default=1)
     return {
         "dtick": max(1, math.ceil(last / 8)),
+        # a margin, so that the first and last points are not cut off
         "range": [min(epochs, default=0) - 0.3, last + 0.3],
     }
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from kdr.report.formatting import MODIFIED, duration, spaced
+from kdr.report.formatting import MODIFIED, duration
 from kdr.report.page.parts import Fact, LongText, Section
 from kdr.report.study_facts import Failure, Provenance, StudyCost
 
@@ -11,7 +11,10 @@ def budget_section(
     study: str, used: StudyCost, failed: tuple[Failure, ...], num_more: int
 ) -> Section:
     """Returns the section on budget and failures."""
-    declared = ", ".join(f"{value:g} {spaced(name)}" for name, value in used.limits.items())
+    units = {"gpu_hours": "GPU-hours"}
+    declared = ", ".join(
+        f"{value:g} {units.get(name, name)}" for name, value in used.limits.items()
+    )
     speed, memory = used.images_per_s, used.peak_memory_bytes
     facts = {
         "Trials": (
@@ -31,6 +34,7 @@ def budget_section(
         if num_more
         else []
     )
+    # an empty value means that the fact does not apply, such as GPU memory on a CPU
     shown = tuple(Fact(name, (value,)) for name, value in facts.items() if value)
     return Section("budget", "Budget and failures", tuple(lead), facts=shown, failures=failed)
 
@@ -46,6 +50,7 @@ def provenance_section(
         damaged: damaged files of the log, which were skipped.
         config: the study file of the last run.
     """
+    # results of different code or data are not comparable, which must be read first
     several = {"commits": found.commits, "data versions": found.data}
     lead = [
         f"The results come from {len(values)} {name}."

@@ -53,6 +53,7 @@ def forest(table: AblationTable, most: int = MOST_ROWS) -> Forest | None:
     ]
     if not rows:
         return None
+    # chosen by size, but drawn in the order of the table
     kept = set(most_different(table, rows, most))
     drawn = tuple(_row(row, table) for row in rows if row.name in kept)
     margin = None if table.margin is None else table.margin * measure.scale
@@ -66,6 +67,7 @@ def most_different(
 
     def size(row: AblationRow | EffectRow) -> float:
         effect = row.effect_on(table.tested.name) if table.tested is not None else None
+        # arms without a difference come last, and are dropped first
         return -1.0 if effect is None else abs(effect.difference)
 
     return [row.name for row in sorted(rows, key=size, reverse=True)[:most]]
@@ -82,6 +84,7 @@ def _row(row: AblationRow | EffectRow, table: AblationTable) -> ForestRow:
         row.name,
         effect.difference * measure.scale,
         None if low_high is None else (low_high[0] * measure.scale, low_high[1] * measure.scale),
+        # an unpaired seed has no difference of its own
         _of_seeds(row, table) if isinstance(row, AblationRow) and effect.paired else (),
         row.verdict.word,
         result(row),

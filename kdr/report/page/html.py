@@ -58,11 +58,14 @@ class Page:
 
 def page_html(page: Page) -> str:
     """Returns the text of the HTML file."""
+    # through importlib, so that an installed package finds its files, too
     files = resources.files("kdr.report.page")
     style, script, template = (
         (files / f"page.{ending}").read_text(encoding="utf-8") for ending in ("css", "js", "html")
     )
+    # almost 5 MB of the file: the price of opening without a network
     plotly = get_plotlyjs()
+    # StrictUndefined: a misspelt name fails here instead of leaving a gap on the page
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
     )

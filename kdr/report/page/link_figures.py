@@ -71,11 +71,13 @@ def link_map_figure(links: LinkMap) -> Figure:
         )
     )
     return figure(
+        # an empty trace would still be in the legend
         [trace for trace in traces if trace["x"]],
         height=_ROW_PX * len(links.arms) + 60,
         x="review link, coarse to fine",
         xaxis={
             "type": "category",
+            # Plotly would order categories by first appearance, which differs from arm to arm
             "categoryarray": list(map(plain, links.links)),
             "fixedrange": True,
             "showgrid": False,
@@ -96,6 +98,7 @@ def link_means_figure(means: Sequence[LinkMean], metric: str) -> Figure:
         ]
         for side in (0, 1)
     ]
+    # the number of trials is part of the cell: a mean of two says little
     counts = [[len(mean.with_it) for mean in means], [len(mean.without) for mean in means]]
     texts = [
         [
@@ -130,6 +133,7 @@ def link_means_figure(means: Sequence[LinkMean], metric: str) -> Figure:
         },
         yaxis={
             "type": "category",
+            # `with` on top
             "autorange": "reversed",
             "fixedrange": True,
             "showgrid": False,

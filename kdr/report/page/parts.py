@@ -81,6 +81,7 @@ def trials_query(study: str, columns: Sequence[str]) -> str:
 
     `$$...$$` is DuckDB's other quoting; single quotes would end those of the shell.
     """
+    # quoted, because names of settings contain dots
     names = ", ".join(f'"{name}"' for name in columns)
     return _command(
         f"SELECT {names} FROM trials "  # noqa: S608 - printed, not run

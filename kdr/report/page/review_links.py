@@ -72,6 +72,7 @@ def link_means(trials: Sequence[RankedTrial]) -> tuple[LinkMean, ...]:
     Empty if no link was both present and absent.
     """
     ranked = [trial for trial in trials if trial.rank is not None]
+    # trials without KDR have no links, which is not the same as an empty list
     completed = [
         (links, trial.value)
         for trial in ranked
@@ -93,6 +94,7 @@ def link_map(table: AblationTable, arms: LoggedArms) -> LinkMap | None:
     measure = table.tested or table.measures[0]
     settings = {arm.name: arm.settings() for arm in arms.arms}
     reference = settings[table.reference]
+    # arms without KDR have no links, and are not on the map
     of_arm = {
         name: links
         for name, own in settings.items()
@@ -121,6 +123,7 @@ def _differs_elsewhere(settings: Mapping[str, Any], reference: Mapping[str, Any]
 
     A setting that only one of the arms uses is null in the other, which does not count.
     """
+    # attention, for example, is null if there is no link to attend over
     values = ((settings.get(path), reference.get(path)) for path in settings if path != PATH)
     return any(own != other for own, other in values if own is not None and other is not None)
 
@@ -157,4 +160,5 @@ def _as_links(value: Any) -> frozenset[str] | None:
 
 
 def _ordered(links: set[str] | frozenset[str]) -> list[str]:
+    # 'P7->P6' sorts after 'P4->P3', so reversed is coarse to fine
     return sorted(links, reverse=True)

@@ -87,17 +87,20 @@ def parallel_figure(view: SearchView, names: Sequence[str]) -> Figure:
             name="stopped early" if color == "$stopped" else "completed",
             mode="lines+markers",
             marker={"size": 5},
+            # one legend entry for all shades of completed trials
             showlegend=color in ("$stopped", _BEST_SHADE),
         )
         for color, chosen in _shaded(view, most=MOST_LINES).items()
         if chosen
     ]
+    # room for unset values is only kept if there are any
     has_lane = any(value is None for axis in axes for value in axis.values)
     left = _LANE if has_lane else 0.0
     return figure(
         traces,
         height=_AXIS_PX * len(axes) + 70,
         xaxis={"visible": False, "range": [left - 0.03, 1.03], "fixedrange": True},
+        # reversed, so that the first setting is on top
         yaxis={"visible": False, "range": [len(axes) - 0.55, -0.65], "fixedrange": True},
         margin={"l": 8, "r": 8, "t": 30, "b": 8},
         shapes=[_rule(row) for row in range(len(axes))],
@@ -113,6 +116,7 @@ def setting_figure(view: SearchView, axis: SettingAxis, name: str) -> Figure:
     measure = measure_of(view.metric)
     is_discrete = axis.kind != "number"
     x = [
+        # choices and counts share few values, so their points would overlap
         None if value is None else _spread(value, index) if is_discrete else rounded(value)
         for index, value in enumerate(axis.values)
     ]
@@ -151,6 +155,7 @@ def correlation_figure(fidelity: Fidelity) -> Figure:
     )
     axes = {
         "xaxis": {"tickformat": "d", "dtick": max(1, len(fidelity.epochs) // 8)},
+        # the whole range of a correlation, so that studies look comparable
         "yaxis": {"range": [-1.05, 1.05], "dtick": 0.5},
     }
     return figure(
@@ -204,6 +209,7 @@ def _shaded(view: SearchView, *, most: int) -> dict[str, list[int]]:
     """Returns colour -> indices of trials: completed ones in shades by rank, the best darkest."""
     shown = range(min(most, len(view.trials)))
     completed = [index for index in shown if view.trials[index].rank is not None]
+    # stopped trials first, and shades in ascending order: later traces are drawn on top
     groups = {"$stopped": [index for index in shown if view.trials[index].rank is None]}
     for order, index in enumerate(reversed(completed), start=1):
         groups.setdefault(f"$shade{math.ceil(order * SHADES / len(completed)) - 1}", []).append(
@@ -238,6 +244,7 @@ def _by_state(
         ]
         values = [trials[i].value for i in chosen]
         y = [None if value is None else rounded(value * scale) for value in values]
+        # an open cross is drawn by its outline alone
         marker, outline = {"symbol": symbol, "size": 9}, 2 if symbol.endswith("open") else 0
         found.append(
             dots(
@@ -308,6 +315,7 @@ def _axis_texts(axis: SettingAxis, title: str, row: int) -> list[Figure]:
         marks.append((_LANE, "unset"))
     on_axis: Figure = {"xref": "x", "bgcolor": "$surface", "borderpad": 1}
     small: Figure = {**on_axis, "font": {"size": 11, "color": "$muted"}, "yshift": -12}
+    # texts at the ends must not leave the figure
     anchors = ["left" if place <= 0 else "right" if place >= 1 else "center" for place, _ in marks]
     texts = [
         label(text, x=place, y=row, xanchor=anchor, **small)

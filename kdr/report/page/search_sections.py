@@ -74,6 +74,7 @@ def ranking_section(
         if any(trial.rank is not None for trial in trials)
         else ["No trial is completed yet, so none has a rank."]
     )
+    # at the top, because readers take a ranking for an answer
     lead += [NO_EFFECT] if is_search else []
     cells = tuple(
         tuple(_ranking_cell(value, index, measure) for index, value in enumerate(row))
@@ -161,6 +162,7 @@ def settings_section(
             query=query,
             is_half=True,
         )
+        # each figure costs the browser about as much as the whole table
         for index, (axis, name) in enumerate(zip(found.axes[:MOST_SETTINGS], names, strict=False))
     ]
     return Section("settings", "Settings", (SEVERAL_AT_ONCE,), figures=(parallel, *settings))
@@ -170,6 +172,7 @@ def early_and_cost_section(
     log: Log, study: str, trials: Sequence[RankedTrial], metric: str, content: Mapping[str, Any]
 ) -> Section | None:
     """Returns the section on early epochs and on cost; None if neither has data."""
+    # ASHA's first rung is where early epochs decide, so it is the epoch to look at
     rungs = ((content.get("search") or {}).get("stop_early") or {}).get("asha") or {}
     found = fidelity(log, trials, metric, early_epoch=rungs.get("grace_epochs"))
     nothing = (
@@ -191,6 +194,11 @@ def _ranking_cell(value: Any, index: int, measure: Measure) -> Cell:
         return None if value is None else value * measure.scale
     if index == 2:
         return spaced(value)
+    return _setting_cell(value)
+
+
+def _setting_cell(value: Any) -> Cell:
+    """Returns a setting's value as a cell; a list, which is JSON text in a ranking, as a label."""
     if isinstance(value, str) and value.startswith("["):
         return value_label(json.loads(value))
     return value if isinstance(value, int | float | None) else str(value)
@@ -216,7 +224,7 @@ def _settings_grid(found: SearchView, names: Sequence[str], paths: Sequence[str]
             trial.name,
             spaced(trial.state.state),
             (trial.value or 0.0) * measure.scale,
-            *(trial.parameters.get(path) for path in paths),
+            *(_setting_cell(trial.parameters.get(path)) for path in paths),
         )
         for trial in found.trials[:MOST_DATA_ROWS]
     )
@@ -226,6 +234,7 @@ def _settings_grid(found: SearchView, names: Sequence[str], paths: Sequence[str]
 def _fidelity_blocks(study: str, found: Fidelity) -> tuple[FigureBlock, FigureBlock]:
     query, correlation = epochs_query(study, found.metric), "undefined"
     if found.at_early_epoch is not None:
+        # a correlation with a constant is not defined
         correlation = f"{found.at_early_epoch:.2f}"
     by_epoch = FigureBlock(
         "figure-fidelity",
@@ -257,6 +266,7 @@ def _fidelity_blocks(study: str, found: Fidelity) -> tuple[FigureBlock, FigureBl
 
 def _cost_block(study: str, trials: Sequence[RankedTrial], metric: str) -> FigureBlock | None:
     ended = ("completed", "stopped_early")
+    # a cancelled or failed trial has a time, but no comparable result
     timed = [
         it
         for it in trials

@@ -66,6 +66,7 @@ def study_page(
     content, progress = log.study_content(study), study_progress(log, study, now=now, metric=metric)
     table, arms = None, None
     if ablation_of(log, study) is not None:
+        # a page marks unequal arms: it has no option by which its reader could allow them
         table = ablation_table(log, study, (metric,), allow_unequal=True)
         arms = logged_arms(log, study, (measure_of(metric),))
     trials, states = _trials(log, study, metric, progress), _states(log, progress)
@@ -87,6 +88,7 @@ def study_page(
             settings_section(study, trials, metric, search) if search else None,
             link_means_section(study, trials, metric),
         ]
+    # every kind of study ends with these sections
     found += [
         early_and_cost_section(log, study, trials, metric, content),
         budget_section(study, budget(log, study, states, content), listed, num_more),
@@ -116,6 +118,7 @@ def _trials(log: Log, study: str, metric: str, progress: StudyProgress) -> tuple
     return tuple(
         replace(trial, name=names.get(trial.key, trial.name))
         for trial in ranking(log, study, metric)
+        # trials of arms that were removed from the file stay in the log, not on the page
         if trial.key in current
     )
 
@@ -168,6 +171,7 @@ def _tiles(
         verdicts = [
             (row.verdict.word, row.name) for row in table.all_rows if row.verdict is not None
         ]
+        # one tile per verdict that occurs, in the order of WORDS
         counts = Counter(word for word, _ in verdicts)
         [reference] = [row.summaries[metric] for row in table.rows if row.name == table.reference]
         mean = "none" if reference.mean is None else f"{reference.mean * measure.scale:.1f}"

@@ -15,6 +15,7 @@ def result(row: AblationRow | EffectRow) -> str:
     """Returns a row's verdict in words, with the seeds that would decide it."""
     if isinstance(row, AblationRow) and row.is_reference:
         return "reference"
+    # before the verdict: the same trials have no effect to judge
     if isinstance(row, AblationRow) and row.is_same_trials:
         return "same trials"
     verdict = row.verdict
@@ -39,6 +40,7 @@ def reading_grid(table: AblationTable) -> Grid:
         columns += _columns(measure, is_tested=measure == table.tested)
         for own, added in zip(cells, _measure_cells(table, measure), strict=True):
             own += added
+    # a table of untested measures has neither column
     stand_out = [columns.index(name) for name in ("difference", "result") if name in columns]
     decided = [
         index
@@ -57,6 +59,7 @@ def reading_grid(table: AblationTable) -> Grid:
 
 def data_grid(table: AblationTable) -> Grid:
     """Returns the table for programs: full numbers, and the keys of the trials."""
+    # arms may have different factors; those that an arm lacks are empty
     factors = list(dict.fromkeys(factor for row in table.rows for factor in row.levels))
     columns = ["arm", "kind", *factors, "seeds done", "seeds planned"]
     columns += [
@@ -90,6 +93,7 @@ def data_grid(table: AblationTable) -> Grid:
         for measure in table.measures:
             own += _numbers(row, measure)
         own += _tests(row, table.tested)
+        # the keys come last, because there may be many
         rows.append((*own, " ".join(row.keys) if isinstance(row, AblationRow) else None))
     return Grid(
         _title(table), (*columns, "keys"), tuple(rows), (*_conventions(table), *table.notes)
@@ -119,6 +123,7 @@ def _measure_cells(table: AblationTable, measure: Measure) -> list[list[Cell]]:
     rows = table.all_rows
     digits = decimals(_scaled(row.summaries[measure.name].sd, measure) for row in table.rows)
     effects = [row.effect_on(measure.name) for row in rows]
+    # differences get their own decimals: pairing makes them less noisy than the means
     difference_digits = decimals(
         (_scaled(effect.sd, measure) for effect in effects if effect), default=digits
     )
@@ -192,6 +197,7 @@ def _conventions(table: AblationTable) -> Iterator[str]:
     tested = table.tested
     if tested is None:
         return
+    # a factorial's effects are no differences between two arms
     if table.effects:
         difference = (
             "Effects: least squares with seeds as blocks; an interaction is half the change that "
@@ -225,6 +231,7 @@ def _conventions(table: AblationTable) -> Iterator[str]:
 
 def _words(verdict: Verdict, effect: Effect) -> str:
     if verdict.word != "undecided":
+        # an effect can be certain and still too small to matter
         is_small = verdict.tost_p_adjusted is not None and verdict.tost_p_adjusted < ALPHA
         return (
             f"{verdict.word}, less than the margin"

@@ -32,6 +32,7 @@ def cell_sources(
     rows = []
     for trial in trials:
         state = trial.state
+        # also of a failed trial, although it does not count: a reader may ask what it reached
         value = trial.values.get(measure.name)
         rows.append(
             (

@@ -88,12 +88,15 @@ def read_written(text: str) -> WrittenTable:
             f"TABLE: cannot read its table: {error}. Write it again with `kdr table --output`"
         ) from error
     return WrittenTable(
-        source, tuple(tuple(" ".join(cell.split()) for cell in row) for row in cells)
+        # whitespace is style, like bold type
+        source,
+        tuple(tuple(" ".join(cell.split()) for cell in row) for row in cells),
     )
 
 
 def _source(text: str) -> dict[str, Any]:
     try:
+        # JSON has no comments, so its source is a member; elsewhere it follows the mark
         if text.lstrip().startswith("{"):
             found = json.loads(text)["kdr-table"]
         else:
@@ -142,6 +145,7 @@ def _markdown(grid: Grid) -> str:
         ]
         for index, row in enumerate(grid.rows)
     ]
+    # Markdown has no row groups, so `rules` are not shown
     head = line([_markdown_text(name) for name in grid.columns]) + line(["---"] * len(grid.columns))
     return f"**{_markdown_text(grid.title)}**\n\n{head}{''.join(map(line, rows))}\n" + "".join(
         f"- {_markdown_text(note)}\n" for note in grid.notes
@@ -149,6 +153,7 @@ def _markdown(grid: Grid) -> str:
 
 
 def _markdown_text(text: str, bold: bool = False) -> str:
+    # a bar would end the cell, the others would start markup
     escaped = re.sub(r"([\\|*_`<>\[\]])", r"\\\1", text)
     return f"**{escaped}**" if bold and text else escaped
 
@@ -185,6 +190,7 @@ def _html(grid: Grid) -> str:
 
 
 def _html_cells(text: str) -> list[list[str]]:
+    # not a parser: only the first table counts, in whatever page it was pasted
     table = text[text.index("<table") : text.index("</table>")]
     rows = re.findall(r"<tr\b[^>]*>(.*?)</tr>", table, re.DOTALL)
     cells = [re.findall(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]

@@ -68,5 +68,6 @@ def p_value(p: float | None, level: float = 0.05) -> str:
         return ""
     if p < 0.001:
         return "<0.001"
+    # 0.0496 must not be printed as 0.050; 17 digits distinguish any two floats
     digits = next(digits for digits in range(3, 20) if (round(p, digits) < level) == (p < level))
     return f"{p:.{digits}f}"

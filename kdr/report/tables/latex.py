@@ -26,6 +26,7 @@ _ESCAPES = {
     "×": r"$\times$",
     "−": r"$-$",
 }
+# read back after all `$` were removed, so commands are keyed without theirs
 _BACK = {
     (command if letter == "$" else command.replace("$", "")): letter
     for letter, command in _ESCAPES.items()
@@ -57,6 +58,7 @@ def latex_text(grid: Grid) -> str:
             lines.append(r"\midrule")
         lines.append(_row(row, frozenset(column for at, column in grid.bold if at == index)))
     lines += [r"\bottomrule", r"\end{tabular}"]
+    # threeparttable would need another package
     if grid.notes:
         lines += [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize"]
         lines += [rf"{escaped(note)}\par" for note in grid.notes]
@@ -73,6 +75,7 @@ def latex_cells(text: str) -> list[list[str]]:
     body = re.search(r"\\begin\{tabular\}\{[^}]*\}(.*?)\\end\{tabular\}", text, re.DOTALL)
     if body is None:
         raise ValueError("no tabular")
+    # an unescaped percent sign starts a comment
     content = re.sub(r"(?<!\\)%.*", "", body[1])
     content = re.sub(
         r"\\(?:toprule|midrule|bottomrule|addlinespace|hline|cmidrule(?:\([^)]*\))?\{[^}]*\})",

@@ -85,6 +85,7 @@ def request_from(source: Mapping[str, Any]) -> TableRequest:
     Raises:
         ConfigError: if it is not a request of this version.
     """
+    # JSON has lists where the request has tuples; the format belongs to the file
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in source.items()
@@ -123,6 +124,7 @@ def requested_grid(request: TableRequest, read: Callable[[str], Log], *, in_full
             logs, studies = (log, read(request.other)), (request.study, request.other)
             table = study_comparison(logs, studies, request.metrics, allow_unequal=unequal)
         return data_grid(table) if in_full else reading_grid(table)
+    # the other kinds are of a study's trials, and show a single metric
     metric = request.metrics[0] if request.metrics else searched_metric(log, request.study)
     if request.kind == "ranking":
         trials = ranking(log, request.study, metric)
@@ -134,6 +136,7 @@ def requested_grid(request: TableRequest, read: Callable[[str], Log], *, in_full
         title = f"{request.study}: trials by {metric} at their last epoch ({counts})"
         return Grid(title, tuple(columns), _rounded(rows, in_full))
     found = settings_table(log, request.study, request.paths, metric)
+    # programs get the pivot as plain rows: they can pivot it themselves
     if request.kind == "pivot" and not in_full:
         return _pivot(request, found)
     columns, rows = found.cells()
@@ -147,6 +150,7 @@ def _pivot(request: TableRequest, found: SettingsTable) -> Grid:
     down, across = (
         sorted({row.settings[axis] for row in found.rows}, key=_order) for axis in (0, 1)
     )
+    # one number of decimals for the whole pivot, so that its cells can be compared by eye
     digits = decimals(row.sd and row.sd * measure.scale for row in found.rows)
     texts = {
         row.settings: (

@@ -50,6 +50,7 @@ def verified(text: str, read: Callable[[str], Log]) -> Verification:
     found, wanted = _by_name(table.cells), _by_name(expected.cells)
     differences = [
         Difference(row, column, found.get(name, "nothing"), wanted.get(name, "nothing"))
+        # in the order of the recomputed table, cells that only the file has at the end
         for name in {**wanted, **found}
         if not _is_equal(found.get(name), wanted.get(name))
         for row, _, column in [name]
