@@ -5,7 +5,7 @@ Everything that trains a detector iterates over `fit`.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 
 import torch
 
@@ -51,7 +51,7 @@ def fit(
     loader_workers: int = 0,
     track: Track = untracked,
     ranks: Ranks = ALONE,
-) -> Iterator[EpochMetrics]:
+) -> Generator[EpochMetrics, None, None]:
     """Trains one trial and yields the metrics of each epoch, from its first to its last.
 
     A trial with a checkpoint first yields the stored metrics of its finished epochs, then resumes.

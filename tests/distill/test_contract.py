@@ -1,5 +1,4 @@
-"""What every method holds, on the levels of every detector. A new method is in here as soon as it
-is registered."""
+"""The contract of every registered method, on the levels of every detector."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ METHODS = tuple(DistillConfig.model_fields)
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in METHODS} | {
     "kdr-paper": ("kdr", {"preset": "kdr-paper"})
 }
-"""Name of a test -> method and settings."""
+"""Name of a variant -> method and settings."""
 Pair = tuple[str, int, str, int]
 PAIRS: dict[str, Pair] = {
     "retinanet": ("retinanet", 32, "retinanet", 32),
@@ -45,7 +44,7 @@ class Case:
     method: Method
     pair: Pair
     levels: tuple[str, ...]
-    """Names of the student's levels that have to learn."""
+    """Names of the student's levels that must learn."""
 
     def scene(
         self,
@@ -83,7 +82,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that a method is called with."""
+    """The arguments of a method."""
 
     student: Outputs
     teacher: Outputs
@@ -117,13 +116,12 @@ class Scene:
         return replace(self, student=student, teacher=teacher)
 
     def learning(self) -> "Scene":
-        """The same scene with tensors that ask for a gradient: the student's, and the teacher's,
-        which must get none."""
+        """The same scene with tensors that require a gradient; the teacher's must get none."""
         return self.mapped(lambda x: x.detach().clone().requires_grad_())
 
 
 def settings_of(variant: str, pair: Pair) -> DistillConfig:
-    """The settings as a trial resolves them; ConfigError if the method cannot distil this pair."""
+    """The settings as a trial resolves them. Raises ConfigError if the pair cannot be distilled."""
     name, settings = VARIANTS[variant]
     student, student_channels, teacher, teacher_channels = pair
     content = {
@@ -154,7 +152,9 @@ def built(variant: str, pair: Pair, *, seed: int = 0) -> Case:
     levels = tuple(
         level for level in level_names(student) if level in wanted and level in level_names(teacher)
     )
-    return Case(build_methods(settings, setup)[name], pair, levels)
+    method = build_methods(settings, setup)[name]
+    assert isinstance(method, Method)
+    return Case(method, pair, levels)
 
 
 def of_pairs(*, accepted: bool) -> list[Any]:
@@ -168,7 +168,7 @@ def of_pairs(*, accepted: bool) -> list[Any]:
         else:
             fits = True
         if fits is accepted:
-            # not each is slow: all together are
+            # slow all together, not each
             marks = [] if name == "retinanet" else [pytest.mark.slow]
             found.append(pytest.param(variant, pair, id=f"{variant}-{name}", marks=marks))
     return found
@@ -194,19 +194,19 @@ def variant(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def usual(variant: str) -> Case:
-    """The method on RetinaNet with RetinaNet for a teacher."""
+    """The method with RetinaNet as student and teacher."""
     return built(variant, PAIRS["retinanet"])
 
 
 # --- which pairs ---
 
 
-def test_every_method_distils_a_pair_of_one_kind_with_equal_channels(variant: str) -> None:
+def test_every_method_distils_detectors_of_one_kind_with_equal_channels(variant: str) -> None:
     assert built(variant, PAIRS["retinanet"]).method.training
 
 
 @pytest.mark.parametrize(("variant", "pair"), of_pairs(accepted=False))
-def test_what_a_method_cannot_distil_is_refused_with_the_path_of_a_setting(
+def test_a_pair_that_a_method_cannot_distil_is_an_error_that_names_a_setting(
     variant: str, pair: Pair
 ) -> None:
     with pytest.raises(ConfigError, match=rf"^distill\.{VARIANTS[variant][0]}.*, got .*\. .+"):
@@ -217,9 +217,11 @@ def test_what_a_method_cannot_distil_is_refused_with_the_path_of_a_setting(
 
 
 def check_gradients(case: Case, scene: Scene, loss: Tensor, *, everywhere: bool = True) -> None:
-    """Every parameter has a finite gradient, and so has every level that learns, not zero
-    `everywhere`; the teacher has none."""
-    loss.backward()
+    """Checks that parameters and learning levels have finite gradients, and the teacher none.
+
+    With `everywhere`, each level's gradient must also be non-zero.
+    """
+    torch.autograd.backward(loss)
     assert loss.isfinite()
     assert loss.dtype == torch.float32
     assert all(
@@ -266,35 +268,36 @@ def test_every_batch_has_a_finite_loss(
     usual: Case, image_sizes: list[tuple[int, int]], boxes: bool
 ) -> None:
     scene = usual.scene(image_sizes=image_sizes, boxes=boxes).learning()
-    # a softmax over one cell has no gradient, nor has a cell that MGD hides
+    # a softmax over one cell has no gradient, nor has a cell that MGD masks
     check_gradients(usual, scene, scene.loss(usual.method), everywhere=False)
 
 
 def test_equal_features_and_logits_have_a_finite_gradient(usual: Case) -> None:
-    # where roots and divisions by what differs would give NaN
+    # where a square root or a division by the difference would give NaN
     scene = usual.scene().learning()
     same = replace(scene, teacher=scene.mapped(torch.detach).student)
-    same.loss(usual.method).backward()
+    torch.autograd.backward(same.loss(usual.method))
     assert all(x.grad is None or x.grad.isfinite().all() for x in scene.student.features)
 
 
 @pytest.fixture(scope="module")
 def process_group() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    store = dist.HashStore()  # type: ignore[attr-defined]  # public, but not in torch's __all__
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("process_group")
-def test_data_parallel_training_finds_no_unused_parameter(usual: Case) -> None:
-    # DDP refuses to wrap a module without
+def test_ddp_finds_no_unused_parameter(usual: Case) -> None:
+    # DDP refuses to wrap a module without parameters
     has_parameters = any(True for _ in usual.method.parameters())
     parallel = (
         torch.nn.parallel.DistributedDataParallel(usual.method) if has_parameters else usual.method
     )
-    # DDP stops at the second step if one got none in the first
+    # DDP raises in the second step if a parameter got no gradient in the first
     for scene in (usual.scene(), usual.scene(boxes=False)):
-        scene.learning().loss(parallel).backward()
+        torch.autograd.backward(scene.learning().loss(parallel))
 
 
 # --- the log ---
@@ -338,26 +341,24 @@ def test_building_and_calling_draw_nothing_from_torchs_own_generator(variant: st
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_seed_gives_one_loss_at_a_step_and_another_seed_other_initial_weights(
-    variant: str,
-) -> None:
+def test_a_seed_decides_the_loss_of_a_step_and_the_initial_weights(variant: str) -> None:
     first, again, other = (built(variant, PAIRS["retinanet"], seed=seed) for seed in (0, 0, 1))
     scene = first.scene()
     assert torch.equal(scene.loss(first.method), scene.loss(again.method))
     drawn, others = (
         [p for p in case.method.parameters() if p.ndim > 1 and p.any()] for case in (first, other)
     )
-    # `dirac` and constant initial weights are no draws
+    # `dirac` and constant initial weights are not drawn
     different = [not torch.equal(one, another) for one, another in zip(drawn, others, strict=True)]
     assert any(different) or not drawn
 
 
-def test_a_saved_state_goes_on_with_the_same_loss(usual: Case, variant: str) -> None:
+def test_a_restored_state_gives_the_same_loss(usual: Case, variant: str) -> None:
     scene = usual.scene()
     with torch.no_grad():
         draw = torch.Generator().manual_seed(3)
         for parameter in usual.method.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=draw)
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
     scene.loss(usual.method)  # moves running statistics
     restored = built(variant, PAIRS["retinanet"]).method
     restored.load_state_dict(usual.method.state_dict())
@@ -366,19 +367,17 @@ def test_a_saved_state_goes_on_with_the_same_loss(usual: Case, variant: str) -> 
 
 
 @on_every_pair
-def test_what_it_is_given_stays_as_it_was(case: Case) -> None:
+def test_the_inputs_are_not_modified(case: Case) -> None:
     scene, untouched = case.scene(), case.scene()
     scene.loss(case.method)
     for found, expected in zip(
-        scene.student + scene.teacher, untouched.student + untouched.teacher, strict=True
+        (*scene.student, *scene.teacher), (*untouched.student, *untouched.teacher), strict=True
     ):
         assert (found is None) == (expected is None)
         assert all(torch.equal(*both) for both in zip(found or (), expected or (), strict=True))
 
 
-def test_what_lies_in_the_padding_counts_where_the_method_says_so_and_only_there(
-    usual: Case,
-) -> None:
+def test_padding_counts_only_if_the_method_says_so(usual: Case) -> None:
     clean = usual.scene()
 
     def dirtied(x: Tensor) -> Tensor:
@@ -400,13 +399,13 @@ def test_what_lies_in_the_padding_counts_where_the_method_says_so_and_only_there
 
 
 def test_a_step_never_waits_for_the_device(usual: Case) -> None:
-    # a fake tensor has no values: whatever needs one on the host raises
+    # a fake tensor has no values: reading one on the host raises
     method = usual.method
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         scene = usual.scene()
         scene = replace(scene, boxes=[mode.from_tensor(x) for x in scene.boxes]).learning()
         loss = scene.loss(method)
-        loss.backward()
+        torch.autograd.backward(loss)
         with pytest.raises(DataDependentOutputException):
             float(loss)
 
@@ -422,7 +421,7 @@ def test_on_a_gpu_a_step_gives_the_same_loss_without_synchronising(usual: Case) 
     torch.cuda.set_sync_debug_mode("error")
     try:
         found = scene.loss(usual.method)
-        found.backward()
+        torch.autograd.backward(found)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(found.detach().cpu(), expected.detach())

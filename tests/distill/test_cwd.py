@@ -2,16 +2,14 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
-from kdr.distill.cwd import channel_divergence
+from kdr.distill.cwd import Cwd, channel_divergence
 from kdr.errors import ShapeMismatchError
+from tests.distill.scenes import drawn, gradient_of, make_method, make_scene, summed
 
 
-def drawn(seed, *shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def divergence_by_loops(student, teacher, tau):
+def divergence_by_loops(student: Tensor, teacher: Tensor, tau: float) -> float:
     """The mean of sum_i p_i log(p_i / q_i) over images and channels, times tau squared."""
     total = 0.0
     for n in range(student.shape[0]):
@@ -27,7 +25,9 @@ def divergence_by_loops(student, teacher, tau):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 4.0])
 @pytest.mark.parametrize("shape", [(2, 3, 5, 4), (1, 1, 1, 1)])
-def test_it_is_the_divergence_of_each_channels_distribution_over_cells(shape, temperature):
+def test_it_is_the_divergence_of_each_channels_distribution_over_cells(
+    shape: tuple[int, ...], temperature: float
+) -> None:
     student, teacher = drawn(0, *shape), drawn(1, *shape)
     found = channel_divergence(student, teacher, temperature=temperature)
     assert found.item() == pytest.approx(
@@ -35,7 +35,7 @@ def test_it_is_the_divergence_of_each_channels_distribution_over_cells(shape, te
     )
 
 
-def test_a_constant_on_a_channel_changes_nothing():
+def test_adding_a_constant_to_a_channel_changes_nothing() -> None:
     student, teacher = drawn(0, 2, 4, 5, 5), drawn(1, 2, 4, 5, 5)
     before = channel_divergence(student, teacher, temperature=1.0)
     torch.testing.assert_close(
@@ -43,7 +43,7 @@ def test_a_constant_on_a_channel_changes_nothing():
     )
 
 
-def test_a_high_temperature_leaves_half_the_mean_squared_error_of_centred_features():
+def test_a_high_temperature_leaves_half_the_mean_squared_error_of_centred_features() -> None:
     # KL of two nearly even distributions is half the variance of the difference of their logits
     student, teacher = drawn(0, 1, 2, 6, 6), drawn(1, 1, 2, 6, 6)
     difference = student - teacher
@@ -53,30 +53,30 @@ def test_a_high_temperature_leaves_half_the_mean_squared_error_of_centred_featur
     )
 
 
-def test_equal_features_are_at_distance_0():
+def test_equal_features_are_at_distance_0() -> None:
     features = drawn(0, 2, 3, 8, 8)
     assert channel_divergence(features, features, temperature=2.0) == 0
 
 
-def test_large_logits_stay_finite():
+def test_large_logits_stay_finite() -> None:
     student = (1e4 * drawn(0, 1, 2, 8, 8)).float().requires_grad_()
     teacher = (1e4 * drawn(1, 1, 2, 8, 8)).float()
     distance = channel_divergence(student, teacher, temperature=1.0)
-    distance.backward()
+    torch.autograd.backward(distance)
     assert distance.isfinite()
-    assert student.grad.isfinite().all()
+    assert gradient_of(student).isfinite().all()
 
 
-def test_gradient_is_the_derivative_and_none_reaches_the_teacher():
+def test_gradient_is_the_derivative_and_none_reaches_the_teacher() -> None:
     student, teacher = drawn(0, 2, 2, 3, 4).requires_grad_(), drawn(1, 2, 2, 3, 4).requires_grad_()
     assert torch.autograd.gradcheck(
         lambda s: channel_divergence(s, teacher, temperature=0.7), student
     )
-    channel_divergence(student, teacher, temperature=0.7).backward()
+    torch.autograd.backward(channel_divergence(student, teacher, temperature=0.7))
     assert teacher.grad is None
 
 
-def test_it_is_measured_in_float32_under_autocast():
+def test_it_is_computed_in_float32_under_autocast() -> None:
     student, teacher = drawn(0, 2, 8, 9, 9).bfloat16(), drawn(1, 2, 8, 9, 9).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         found = channel_divergence(student, teacher, temperature=1.0)
@@ -85,18 +85,18 @@ def test_it_is_measured_in_float32_under_autocast():
     assert found.item() == pytest.approx(exact.item(), rel=1e-4)
 
 
-def test_shapes_that_do_not_agree_are_refused():
+def test_unequal_shapes_are_refused() -> None:
     with pytest.raises(ShapeMismatchError, match="must agree"):
         channel_divergence(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 4), temperature=1.0)
 
 
-def test_the_method_adds_up_the_levels_adapted_where_channels_differ(make_scene, make_method):
-    cwd, scene = make_method("cwd", temperature=2.0, stirred=True), make_scene()
+def test_the_method_sums_over_levels_adapted_where_channels_differ() -> None:
+    cwd, scene = make_method(Cwd, temperature=2.0, stirred=True), make_scene()
     (term,) = scene.terms(cwd)
     assert (term.name, term.coefficient) == ("cwd.divergence", 1.0)
-    expected = sum(
+    expected = summed(
         channel_divergence(cwd.aligned.adapters[f"P{3 + i}"](student), teacher, temperature=2.0)
         for i, (student, teacher) in enumerate(zip(scene.student, scene.teacher, strict=True))
     )
     torch.testing.assert_close(term.value, expected)
-    assert not list(make_method("cwd", channels=(5, 5)).parameters())
+    assert not list(make_method(Cwd, channels=(5, 5)).parameters())

@@ -4,18 +4,16 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from kdr.distill.defeat import decoupled_distances
+from kdr.distill.defeat import Defeat, decoupled_distances
 from kdr.distill.distance import masked_pyramid_distance
 from kdr.distill.masks import background_mask, boxes_of_level, foreground_mask, padded_boxes
 from kdr.distill.method import Outputs
+from tests.distill.scenes import Scene, conv_of, drawn, make_method, make_scene, summed
 
 
-def drawn(seed, *shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def test_each_region_is_half_the_mean_over_its_elements_in_the_whole_batch():
+def test_each_region_is_half_the_mean_over_its_elements_in_the_whole_batch() -> None:
     student, teacher = drawn(0, 3, 4, 5, 6), drawn(1, 3, 4, 5, 6)
     foreground = drawn(2, 3, 5, 6) > 0.5
     regions = torch.stack([foreground, ~foreground])
@@ -25,7 +23,7 @@ def test_each_region_is_half_the_mean_over_its_elements_in_the_whole_batch():
     torch.testing.assert_close(found, torch.stack(expected))
 
 
-def test_a_region_without_cells_adds_nothing_and_no_gradient():
+def test_a_region_without_cells_adds_nothing_and_no_gradient() -> None:
     student, teacher = drawn(0, 2, 3, 4, 4).requires_grad_(), drawn(1, 2, 3, 4, 4)
     foreground = torch.zeros(2, 4, 4)
     found = decoupled_distances(student, teacher, torch.stack([foreground, 1 - foreground]))
@@ -35,24 +33,23 @@ def test_a_region_without_cells_adds_nothing_and_no_gradient():
     assert (gradient == 0).all()
 
 
-def test_gradient_is_the_derivative_and_none_reaches_the_teacher():
+def test_gradient_is_the_derivative_and_none_reaches_the_teacher() -> None:
     student, teacher = drawn(0, 2, 2, 3, 4).requires_grad_(), drawn(1, 2, 2, 3, 4).requires_grad_()
     regions = torch.stack([drawn(2, 2, 3, 4) > 0, drawn(2, 2, 3, 4) <= 0])
     assert torch.autograd.gradcheck(lambda s: decoupled_distances(s, teacher, regions), student)
-    decoupled_distances(student, teacher, regions).sum().backward()
+    torch.autograd.backward(decoupled_distances(student, teacher, regions).sum())
     assert teacher.grad is None
 
 
-def neck_loss_by_loops(defeat, scene, weights):
-    """DeFeat's loss of the neck (docs/method.md, A.2) level by level, with boxes painted
-    one by one."""
+def neck_loss_by_loops(defeat: Defeat, scene: Scene, weights: dict[str, float]) -> float:
+    """DeFeat's neck loss (docs/method.md, A.2) level by level, with boxes painted one by one."""
     total, num_levels = 0.0, len(scene.student)
     H_b, W_b = scene.batch_size
     for level in range(num_levels):
-        adapter = defeat.aligned.adapters[f"P{3 + level}"].conv
+        adapter = conv_of(defeat.aligned.adapters[f"P{3 + level}"])
         adapted = F.conv2d(scene.student[level], adapter.weight, adapter.bias, padding=1)
         H, W = adapted.shape[-2:]
-        squares = {"foreground": [], "background": []}
+        squares: dict[str, list[float]] = {"foreground": [], "background": []}
         for n, boxes in enumerate(scene.boxes):
             covered = torch.zeros(H, W, dtype=torch.bool)
             for x1, y1, x2, y2 in boxes.tolist():
@@ -75,10 +72,10 @@ def neck_loss_by_loops(defeat, scene, weights):
     return total
 
 
-def test_the_method_is_the_neck_loss_of_the_original(make_scene, make_method):
-    defeat = make_method("defeat", foreground_weight=3.0, background_weight=12.0, stirred=True)
+def test_the_method_is_the_neck_loss_of_the_original() -> None:
+    defeat = make_method(Defeat, foreground_weight=3.0, background_weight=12.0, stirred=True)
     scene = make_scene()
-    # one box each of two levels
+    # one box for each of two levels
     scene.boxes[0] = torch.tensor([[10.0, 20.0, 60.0, 70.0], [0.0, 2.0, 130.0, 98.0]])
     terms = scene.terms(defeat)
     assert [(term.name, term.coefficient) for term in terms] == [
@@ -89,14 +86,14 @@ def test_the_method_is_the_neck_loss_of_the_original(make_scene, make_method):
     assert scene.loss(defeat).item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_it_is_kdrs_distance_with_all_images_of_the_batch_as_one(make_scene, make_method):
-    # image weights by mass are what the masked mean of one image has that is made of all of them
-    def as_one_image(maps):
+def test_it_is_kdrs_distance_with_all_images_of_the_batch_as_one() -> None:
+    # a masked mean over one image made of all images weighs each image by its mass
+    def as_one_image(maps: Tensor) -> Tensor:
         return maps.movedim(0, -3).flatten(-3, -2)[None]
 
-    defeat, scene = make_method("defeat", stirred=True), make_scene()
+    defeat, scene = make_method(Defeat, stirred=True), make_scene()
     stacked = padded_boxes(scene.boxes)
-    expected = 0.0
+    distances = []
     for level, (_, student, teacher) in enumerate(
         defeat.aligned(Outputs(scene.student), Outputs(scene.teacher))
     ):
@@ -106,18 +103,18 @@ def test_it_is_kdrs_distance_with_all_images_of_the_batch_as_one(make_scene, mak
         )
         for weight, region in ((4.0, foreground), (16.0, background_mask(foreground, valid))):
             as_one = as_one_image(student), as_one_image(teacher), as_one_image(region)
-            expected = expected + weight / 2 / 5 * masked_pyramid_distance(*as_one, scales=["full"])
-    torch.testing.assert_close(scene.loss(defeat), expected)
+            distances.append(weight / 2 / 5 * masked_pyramid_distance(*as_one, scales=["full"]))
+    torch.testing.assert_close(scene.loss(defeat), summed(distances))
 
 
-def test_it_starts_near_the_energy_of_the_teacher(make_scene, make_method):
-    defeat, scene = make_method("defeat"), make_scene()
+def test_it_starts_near_the_energy_of_the_teacher() -> None:
+    defeat, scene = make_method(Defeat), make_scene()
     silent = replace(scene, student=[torch.zeros_like(level) for level in scene.student])
     torch.testing.assert_close(scene.loss(defeat), silent.loss(defeat), rtol=1e-2, atol=0)
 
 
-def test_its_units_are_those_of_the_authors_weights_for_coco(make_method):
-    units = make_method("defeat").units([(8, 8)] * 5, 7.3)
+def test_its_units_are_those_of_the_authors_weights_for_coco() -> None:
+    units = make_method(Defeat).units([(8, 8)] * 5, 7.3)
     assert units == {
         f"defeat.{region}.P{level}": pytest.approx(unit)
         for region, unit in (("foreground", 0.4), ("background", 1.6))

@@ -1,15 +1,20 @@
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from kdr.config.baselines import FrsConfig
 from kdr.config.distill import DistillConfig
-from kdr.distill.frs import feature_richness, richness_mean, score_errors
+from kdr.distill.frs import Frs, feature_richness, richness_mean, score_errors
 from kdr.distill.method import FeatureLevels, Outputs, Setup, weighted_sum
 from kdr.distill.methods import build_methods
 from kdr.errors import ShapeMismatchError
+from tests.distill.scenes import drawn, summed
 
-CALL = {
+CALL: dict[str, Any] = {
     "boxes": [torch.zeros(0, 4)] * 2,
     "image_sizes": [(64, 64)] * 2,
     "batch_size": (64, 64),
@@ -17,34 +22,50 @@ CALL = {
 }
 
 
-def drawn(seed, *shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def built(channels: tuple[int, int] = (5, 5), **settings: Any) -> Frs:
+    method = build_methods(DistillConfig(frs=FrsConfig(**settings)), setup(channels))["frs"]
+    assert isinstance(method, Frs)
+    return method.double()
 
 
-def built(channels=(5, 5), **settings):
-    strides = (8.0, 16.0)
-    levels = [FeatureLevels(strides, (c, c)) for c in channels]
-    return build_methods(DistillConfig(frs=settings), Setup(*levels, seed=0, total_steps=100))[
-        "frs"
-    ].double()
+def setup(channels: tuple[int, int]) -> Setup:
+    student, teacher = (FeatureLevels((8.0, 16.0), (c, c)) for c in channels)
+    return Setup(student, teacher, seed=0, total_steps=100)
 
 
-def outputs(seed, channels=5, anchors=3, sides=(8, 4), spread=2.0):
+def outputs(
+    seed: int,
+    channels: int = 5,
+    anchors: int = 3,
+    sides: tuple[int, ...] = (8, 4),
+    spread: float = 2.0,
+) -> Outputs:
     return Outputs(
         [drawn(seed + i, 2, channels, side, side) for i, side in enumerate(sides)],
         [spread * drawn(seed + 10 + i, 2, anchors, 4, side, side) for i, side in enumerate(sides)],
     )
 
 
-def loss_by_loops(student, teacher, adapted, feature_weight, score_weight):
+def logits_of(detector: Outputs) -> Sequence[Tensor]:
+    assert detector.class_logits is not None
+    return detector.class_logits
+
+
+def loss_by_loops(
+    student: Outputs,
+    teacher: Outputs,
+    adapted: list[Tensor],
+    feature_weight: float,
+    score_weight: float,
+) -> float:
     """FRS cell by cell, from its formulas (docs/method.md, A.7)."""
 
-    def sigmoid(x):
+    def sigmoid(x: float) -> float:
         return 1 / (1 + math.exp(-x))
 
     total = 0.0
     for s, t, of_student, of_teacher in zip(
-        adapted, teacher.features, student.class_logits, teacher.class_logits, strict=True
+        adapted, teacher.features, logits_of(student), logits_of(teacher), strict=True
     ):
         mass = features = scores = 0.0
         for n in range(t.shape[0]):
@@ -64,7 +85,7 @@ def loss_by_loops(student, teacher, adapted, feature_weight, score_weight):
 
 
 @pytest.mark.parametrize("channels", [(5, 5), (3, 5)])
-def test_it_is_the_richness_weighted_mean_of_features_and_scores(channels):
+def test_it_is_the_richness_weighted_mean_of_features_and_scores(channels: tuple[int, int]) -> None:
     frs = built(channels, feature_weight=0.3, score_weight=0.7)
     student, teacher = outputs(0, channels=channels[0]), outputs(100)
     terms = frs(student, teacher, **CALL)
@@ -81,7 +102,7 @@ def test_it_is_the_richness_weighted_mean_of_features_and_scores(channels):
     ]
 
 
-def test_richness_is_the_surest_class_of_any_box_in_a_cell():
+def test_richness_is_the_most_probable_class_of_any_box_in_a_cell() -> None:
     # [1, A, K, W], one row of cells
     logits = torch.tensor([[[-3.0, 1.0], [0.0, -1.0]], [[2.0, -9.0], [-2.0, 1.5]]])[None]
     torch.testing.assert_close(
@@ -89,7 +110,7 @@ def test_richness_is_the_surest_class_of_any_box_in_a_cell():
     )
 
 
-def test_where_the_teacher_sees_nothing_at_all_nothing_is_learned():
+def test_the_loss_is_0_where_the_teacher_sees_nothing() -> None:
     assert richness_mean(drawn(0, 2, 3, 3).square(), torch.zeros(2, 3, 3)) == 0
     none = Outputs(
         outputs(1).features,
@@ -98,38 +119,38 @@ def test_where_the_teacher_sees_nothing_at_all_nothing_is_learned():
     assert weighted_sum(built()(outputs(0), none, **CALL)) == 0
 
 
-def test_scores_are_learned_best_where_they_are_the_teachers():
+def test_the_score_loss_is_smallest_at_the_teachers_scores() -> None:
     teacher = outputs(100)
-    logits = [x.clone().requires_grad_() for x in teacher.class_logits]
+    logits = [x.clone().requires_grad_() for x in logits_of(teacher)]
     score = built()(Outputs(teacher.features, logits), teacher, **CALL)[1].value
     for gradient in torch.autograd.grad(score, logits):
         torch.testing.assert_close(gradient, torch.zeros_like(gradient))
 
 
-def test_extreme_logits_have_finite_losses_and_gradients():
+def test_extreme_logits_have_finite_losses_and_gradients() -> None:
     student, teacher = outputs(0, spread=1e4), outputs(100, spread=1e4)
-    logits = [x.requires_grad_() for x in student.class_logits]
+    logits = [x.requires_grad_() for x in logits_of(student)]
     loss = weighted_sum(built()(Outputs(student.features, logits), teacher, **CALL))
     assert loss.isfinite()
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss, logits))
 
 
-def test_scores_of_another_size_are_resized_to_the_teachers():
+def test_scores_are_resized_to_the_teachers_cells() -> None:
     student, teacher = outputs(0, sides=(9, 5)), outputs(100)
     grown = [
         torch.nn.functional.interpolate(x.flatten(1, 2), size=(side, side), mode="bilinear").view(
             2, 3, 4, side, side
         )
-        for x, side in zip(student.class_logits, (8, 4), strict=True)
+        for x, side in zip(logits_of(student), (8, 4), strict=True)
     ]
-    expected = sum(
+    expected = summed(
         richness_mean(score_errors(s, t), feature_richness(t))
-        for s, t in zip(grown, teacher.class_logits, strict=True)
+        for s, t in zip(grown, logits_of(teacher), strict=True)
     )
     torch.testing.assert_close(built()(student, teacher, **CALL)[1].value, expected)
 
 
-def test_unequal_boxes_or_classes_are_refused():
+def test_unequal_boxes_or_classes_are_refused() -> None:
     with pytest.raises(
         ShapeMismatchError,
         match=r"distill\.frs: .* got \(2, 1, 4, 8, 8\) and \(2, 3, 4, 8, 8\)\. Use two",
@@ -137,26 +158,25 @@ def test_unequal_boxes_or_classes_are_refused():
         built()(outputs(0, anchors=1), outputs(100), **CALL)
 
 
-def test_its_weight_is_that_of_the_published_table():
+def test_its_weight_is_that_of_the_published_table() -> None:
     # 0.005 per squared error, summed over 256 channels
-    setup = Setup(*[FeatureLevels((8.0, 16.0), (256, 256))] * 2, seed=0, total_steps=100)
-    methods = build_methods(DistillConfig(frs={}), setup)
+    methods = build_methods(DistillConfig(frs=FrsConfig()), setup((256, 256)))
     assert methods.units([(100, 168), (50, 84)], 7.3) == pytest.approx(
         {"unit.frs.feature.P3": 1.28, "unit.frs.feature.P4": 1.28}
     )
 
 
-def test_the_unit_is_the_coefficient_of_the_mean_squared_error_of_the_region():
+def test_the_unit_is_the_coefficient_of_the_mean_squared_error_of_the_region() -> None:
     # where richness is even, the region is the whole map
     frs = built(feature_weight=0.3)
     student, teacher = outputs(0), outputs(100)
-    even = teacher._replace(class_logits=[torch.zeros_like(x) for x in teacher.class_logits])
+    even = teacher._replace(class_logits=[torch.zeros_like(x) for x in logits_of(teacher)])
     adapted = [
         adapter(x)
         for adapter, x in zip(frs.aligned.adapters.values(), student.features, strict=True)
     ]
     errors = [(a - t).square().mean() for a, t in zip(adapted, even.features, strict=True)]
     units = frs.units([(8, 8), (4, 4)], 0).values()
-    expected = sum(unit * error for unit, error in zip(units, errors, strict=True))
+    expected = summed(unit * error for unit, error in zip(units, errors, strict=True))
     feature, _ = frs(student, even, **CALL)
     torch.testing.assert_close(feature.coefficient * feature.value, expected)

@@ -1,7 +1,9 @@
 import itertools
 import logging
 import math
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,16 +17,17 @@ from kdr.distill.distance import masked_pyramid_distance
 from kdr.distill.kdr import build_kdr
 from kdr.distill.method import FeatureLevels, Setup, weighted_sum
 from kdr.errors import ConfigError
+from tests.distill.scenes import gradient_of, make_kdr, make_scene, summed
 
 LINKS = ("P4->P3", "P5->P4", "P6->P5", "P7->P6")
-PLAIN = {"review_links": (), "masks": "none", "padding": "counted"}
+PLAIN: dict[str, Any] = {"review_links": (), "masks": "none", "padding": "counted"}
 FULL = ("full",)
 
 
 # --- terms ---
 
 
-def test_terms_are_named_unweighted_and_weighted_by_the_balance(make_scene, make_kdr):
+def test_terms_are_named_unweighted_and_weighted_by_the_balance() -> None:
     scene = make_scene()
     foreground, background = scene.terms(make_kdr(foreground_share=0.25))
     assert (foreground.name, background.name) == ("kdr.foreground", "kdr.background")
@@ -37,14 +40,14 @@ def test_terms_are_named_unweighted_and_weighted_by_the_balance(make_scene, make
     torch.testing.assert_close(weighted_sum([foreground, background]), expected)
 
 
-def test_switching_decoupling_off_does_not_change_the_total_weight(make_scene, make_kdr):
+def test_switching_decoupling_off_does_not_change_the_total_weight() -> None:
     scene = make_scene()
     for masks in ("boxes", "none"):
         terms = scene.terms(make_kdr(foreground_share=0.3, masks=masks))
         assert sum(term.coefficient for term in terms) == pytest.approx(1)
 
 
-def test_regions_are_those_of_the_boxes_on_every_level(make_scene, make_kdr):
+def test_regions_are_those_of_the_boxes_on_every_level() -> None:
     kdr = make_kdr(
         **(PLAIN | {"masks": "boxes"}),
         channels=(5, 5),
@@ -62,16 +65,14 @@ def test_regions_are_those_of_the_boxes_on_every_level(make_scene, make_kdr):
         masked_pyramid_distance(scene.student[0], scene.teacher[0], m, scales=("full", 4, 2, 1))
         for m in (mask, 1 - mask)
     ]
-    call = {"boxes": scene.boxes, "image_sizes": scene.image_sizes, "batch_size": scene.batch_size}
-    distances = kdr.level_distances(scene.student, scene.teacher, **call)
+    distances = scene.level_distances(kdr)
     torch.testing.assert_close(distances[:, 0], torch.stack(measured))
     torch.testing.assert_close(
         distances.sum(1), torch.stack([term.value for term in scene.terms(kdr)])
     )
 
 
-# Every setting of KDR's own with a change that must be seen, and what else has to be set for it.
-EFFECTS = {
+EFFECTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "preset": ("kdr-paper", {}),
     "foreground_share": (0.1, {}),
     "review_links": (("P4->P3",), {}),
@@ -90,16 +91,17 @@ EFFECTS = {
     "upsample": ("bilinear", {}),
     "padding": ("counted", {}),
 }
+"""Each of KDR's own settings -> a value that must change the loss, and other settings it needs."""
 
 
 @pytest.mark.parametrize(
     "setting", [name for name in KdrConfig.model_fields if name not in MethodConfig.model_fields]
 )
-def test_every_setting_has_its_effect(make_scene, make_kdr, setting):
+def test_every_setting_has_its_effect(setting: str) -> None:
     value, needed = EFFECTS[setting]
-    build = {"channels": (6, 8), "stirred": True} | needed
+    build: dict[str, Any] = {"channels": (6, 8), "stirred": True} | needed
     scene = make_scene(channels=build["channels"], grids=((17, 13), (9, 4), (5, 3), (3, 2), (2, 1)))
-    before, after = (scene.loss(make_kdr(**build, **change)) for change in ({}, {setting: value}))
+    before, after = (scene.loss(make_kdr(**build | change)) for change in ({}, {setting: value}))
     assert before.isfinite()
     assert after.isfinite()
     assert abs(after - before) > 1e-6 * abs(before)
@@ -108,14 +110,19 @@ def test_every_setting_has_its_effect(make_scene, make_kdr, setting):
 @pytest.mark.parametrize(
     ("normalisation", "stds"),
     [
-        ("level_std", [0.5, 1.5, 2.5, 3.5, 4.5]),  # as the fixture gives them
+        ("level_std", [0.5, 1.5, 2.5, 3.5, 4.5]),  # those of `make_method`
         ("teacher_std", [math.sqrt((0.5**2 + 1.5**2 + 2.5**2 + 3.5**2 + 4.5**2) / 5)] * 5),
     ],
 )
 def test_normalisation_divides_both_features_by_the_teachers_std(
-    make_scene, make_kdr, normalisation, stds
-):
-    same = {"channels": (5, 5), "align": "identity", "project": "identity", "review_links": ()}
+    normalisation: str, stds: list[float]
+) -> None:
+    same: dict[str, Any] = {
+        "channels": (5, 5),
+        "align": "identity",
+        "project": "identity",
+        "review_links": (),
+    }
     scene = make_scene(channels=(5, 5))
     found = scene.loss(make_kdr(**same, normalisation=normalisation))
     for features in (scene.student, scene.teacher):
@@ -125,7 +132,7 @@ def test_normalisation_divides_both_features_by_the_teachers_std(
 
 # --- gradients ---
 
-ARMS = {
+ARMS: dict[str, dict[str, Any]] = {
     f"{attention}, {fusion}, {gates}": {"attention": attention, "fusion": fusion, "gates": gates}
     for attention, fusion, gates in itertools.product(
         ("none", "spatial", "channel", "both"), ("residual", "gated"), ("softmax", "sigmoid")
@@ -145,21 +152,22 @@ ARMS = {
 
 
 @pytest.fixture(scope="module")
-def process_group():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+def process_group() -> Iterator[None]:
+    store = dist.HashStore()  # type: ignore[attr-defined]  # public, but not in torch's __all__
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("arm", ARMS)
-def test_every_parameter_takes_part_in_every_step_of_every_arm(make_scene, make_kdr, arm):
-    # DDP stops at the second step if a parameter got no gradient in the first
+def test_every_parameter_takes_part_in_every_step_of_every_arm(arm: str) -> None:
+    # DDP raises in the second step if a parameter got no gradient in the first
     kdr = torch.nn.parallel.DistributedDataParallel(make_kdr(**ARMS[arm]))
     scene = make_scene()
     for _ in range(2):
         kdr.zero_grad()
-        scene.loss(kdr).backward()
+        torch.autograd.backward(scene.loss(kdr))
     assert all(
         parameter.grad is not None and parameter.grad.isfinite().all()
         for parameter in kdr.parameters()
@@ -167,7 +175,7 @@ def test_every_parameter_takes_part_in_every_step_of_every_arm(make_scene, make_
 
 
 @pytest.mark.parametrize("preset", ["kdr", "kdr-paper"])
-def test_gradient_of_the_whole_is_its_derivative(make_scene, make_kdr, preset):
+def test_gradient_of_the_whole_is_its_derivative(preset: str) -> None:
     kdr = make_kdr(preset=preset, channels=(2, 3), num_levels=3, stirred=True)
     scene = make_scene(
         channels=(2, 3), grids=((5, 6), (3, 3), (2, 1)), image_sizes=[(100, 136), (70, 90)]
@@ -178,22 +186,20 @@ def test_gradient_of_the_whole_is_its_derivative(make_scene, make_kdr, preset):
     )
 
 
-def test_no_gradient_reaches_the_teacher_and_a_finite_one_every_level_of_the_student(
-    make_scene, make_kdr
-):
+def test_gradients_reach_every_student_level_and_never_the_teacher() -> None:
     scene = make_scene().learning()
     for x in scene.teacher:
         x.requires_grad_()
-    scene.loss(make_kdr()).backward()
+    torch.autograd.backward(scene.loss(make_kdr()))
     assert all(x.grad is None for x in scene.teacher)
-    assert all(x.grad.isfinite().all() and (x.grad != 0).any() for x in scene.student)
+    gradients = [gradient_of(x) for x in scene.student]
+    assert all(gradient.isfinite().all() and (gradient != 0).any() for gradient in gradients)
 
 
-def test_a_level_is_measured_on_what_its_active_links_reach(make_scene, make_kdr):
+def test_a_levels_loss_depends_on_the_levels_its_active_links_reach() -> None:
     scene = make_scene().learning()
     kdr = make_kdr(review_links=("P4->P3", "P6->P5"), stirred=True)
-    call = {"boxes": scene.boxes, "image_sizes": scene.image_sizes, "batch_size": scene.batch_size}
-    distances = kdr.level_distances(scene.student, scene.teacher, **call).sum(0)
+    distances = scene.level_distances(kdr).sum(0)
     reached = [
         [
             g is not None and bool((g != 0).any())
@@ -214,7 +220,7 @@ def test_a_level_is_measured_on_what_its_active_links_reach(make_scene, make_kdr
 # --- invariances ---
 
 
-def test_equal_features_cost_nothing_where_adapters_are_identities(make_scene, make_kdr):
+def test_equal_features_have_loss_0_under_identity_adapters() -> None:
     scene = make_scene(channels=(5, 5))
     scene.teacher[:] = scene.student
     assert scene.loss(make_kdr(channels=(5, 5))) == 0  # Dirac adapters, links at 0
@@ -225,7 +231,7 @@ def test_equal_features_cost_nothing_where_adapters_are_identities(make_scene, m
     "settings",
     [{}, {"attention": "channel", "fusion": "gated"}, {"masks": "none", "project": "conv1x1"}],
 )
-def test_what_lies_in_the_padding_has_no_effect_under_preset_kdr(make_scene, make_kdr, settings):
+def test_padding_has_no_effect_under_preset_kdr(settings: dict[str, Any]) -> None:
     scene, dirty = make_scene(), make_scene()
     for x in (*dirty.student, *dirty.teacher):
         height, width = x.shape[-2:]
@@ -242,12 +248,12 @@ def test_what_lies_in_the_padding_has_no_effect_under_preset_kdr(make_scene, mak
 
 @pytest.mark.parametrize("images", [(2, 0, 1), (0, 1, 2, 0, 1, 2)])
 @pytest.mark.parametrize("preset", ["kdr", "kdr-paper"])
-def test_order_and_copies_of_images_have_no_effect(make_scene, make_kdr, preset, images):
+def test_order_and_copies_of_images_have_no_effect(preset: str, images: tuple[int, ...]) -> None:
     scene, kdr = make_scene(), make_kdr(preset=preset, stirred=True)
     torch.testing.assert_close(scene.of(images).loss(kdr), scene.loss(kdr))
 
 
-def test_a_batch_counts_each_image_alike(make_scene, make_kdr):
+def test_every_image_of_a_batch_counts_equally() -> None:
     scene, kdr = make_scene(), make_kdr(stirred=True)
     alone = [scene.of([i]).loss(kdr) for i in range(3)]
     torch.testing.assert_close(scene.loss(kdr), torch.stack(alone).mean())
@@ -256,7 +262,7 @@ def test_a_batch_counts_each_image_alike(make_scene, make_kdr):
 # --- corners ---
 
 
-def test_without_boxes_all_is_background(make_scene, make_kdr):
+def test_without_boxes_every_cell_is_background() -> None:
     scene = make_scene()
     scene.boxes[:] = [torch.zeros(0, 4)] * 3
     foreground, background = scene.terms(make_kdr(stirred=True))
@@ -265,48 +271,49 @@ def test_without_boxes_all_is_background(make_scene, make_kdr):
     torch.testing.assert_close(background.value, whole.value)
 
 
-def test_where_boxes_fill_the_images_nothing_is_background(make_scene, make_kdr):
+def test_without_background_its_term_is_0() -> None:
     scene = make_scene()
     scene.boxes[:] = [torch.tensor([[0.0, 0.0, float(w), float(h)]]) for h, w in scene.image_sizes]
     foreground, background = scene.terms(make_kdr(stirred=True))
     (whole,) = scene.terms(make_kdr(stirred=True, masks="none"))
     assert background.value == 0
-    # one box: the same weight in all its cells
+    # a single box has the same weight in all its cells
     torch.testing.assert_close(foreground.value, whole.value)
 
 
 @pytest.mark.parametrize("preset", ["kdr", "kdr-paper"])
-def test_one_image_with_one_cell_levels_is_finite(make_scene, make_kdr, preset):
+def test_one_image_with_one_cell_levels_is_finite(preset: str) -> None:
     grids = ((4, 4), (2, 2), (1, 1), (1, 1), (1, 1))
     scene = make_scene(grids=grids, image_sizes=[(100, 136)]).learning()
     loss = scene.loss(make_kdr(preset=preset))
-    loss.backward()
+    torch.autograd.backward(loss)
     assert loss.isfinite()
-    assert all(x.grad.isfinite().all() for x in scene.student)
+    assert all(gradient_of(x).isfinite().all() for x in scene.student)
 
 
-def test_levels_of_another_size_are_resized_to_the_teachers_and_said_once(
-    make_scene, make_kdr, caplog
-):
+def test_levels_are_resized_to_the_teachers_cells_and_that_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     teacher_grids = ((13, 17), (7, 9), (4, 6), (2, 3), (1, 2))
     scene = make_scene(teacher_grids=teacher_grids)
     kdr = make_kdr(**PLAIN, project="conv1x1", pyramid_scales=FULL, stirred=True)
     with caplog.at_level(logging.INFO, logger="kdr.distill.cells"):
         found = scene.loss(kdr)
         scene.loss(kdr)
-    expected = 0.0
+    expected = []
     for name, s, t in zip(kdr.review.level_names, scene.student, scene.teacher, strict=True):
         projected = kdr.review.project[name](kdr.review.align[name](s))
-        expected += F.mse_loss(
-            F.interpolate(projected, size=t.shape[-2:], mode="bilinear", align_corners=False), t
-        )
-    torch.testing.assert_close(found, expected)
+        resized = F.interpolate(projected, size=t.shape[-2:], mode="bilinear", align_corners=False)
+        expected.append(F.mse_loss(resized, t))
+    torch.testing.assert_close(found, summed(expected))
     assert [record.getMessage() for record in caplog.records] == [
         "kdr: student level P5 of (4, 5) cells is resized to the teacher's (4, 6)"
     ]
 
 
-def test_levels_without_a_partner_learn_nothing_and_lose_their_links(make_scene, make_kdr, caplog):
+def test_levels_without_a_partner_learn_nothing_and_lose_their_links(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with caplog.at_level(logging.WARNING, logger="kdr.distill"):
         setup = Setup(
             student=FeatureLevels((8, 16, 32, 64, 128), (6,) * 5),
@@ -327,7 +334,7 @@ def test_levels_without_a_partner_learn_nothing_and_lose_their_links(make_scene,
 
 
 @pytest.mark.parametrize("link", ["P5->P3", "P3->P4", "P9->P8"])
-def test_a_link_that_does_not_exist_is_refused_with_those_that_do(make_kdr, link):
+def test_an_unknown_link_is_an_error_that_lists_the_known_ones(link: str) -> None:
     with pytest.raises(
         ConfigError,
         match=rf"review_links: each must be one of P4->P3, .*, got {link}\. A link joins",
@@ -336,7 +343,7 @@ def test_a_link_that_does_not_exist_is_refused_with_those_that_do(make_kdr, link
 
 
 @pytest.mark.parametrize("teacher_std", [None, (0.0,), (float("nan"),)])
-def test_a_std_that_cannot_be_divided_by_is_refused(teacher_std):
+def test_a_missing_zero_or_nan_std_is_an_error(teacher_std: tuple[float, ...] | None) -> None:
     levels = FeatureLevels((8.0,), (4,))
     setup = Setup(levels, levels, seed=0, total_steps=10, teacher_std=teacher_std)
     with pytest.raises(
@@ -345,7 +352,7 @@ def test_a_std_that_cannot_be_divided_by_is_refused(teacher_std):
         build_kdr(KdrConfig(), setup)
 
 
-def test_units_are_the_shares_of_the_regions_over_the_variance_that_divides(make_kdr):
+def test_units_are_the_shares_of_the_regions_over_the_variance_of_the_level() -> None:
     assert make_kdr(masks="none", num_levels=2).units([], 0) == {
         "kdr.feature.P3": 1,
         "kdr.feature.P4": 1,
@@ -363,22 +370,23 @@ def test_units_are_the_shares_of_the_regions_over_the_variance_that_divides(make
 
 
 @pytest.mark.parametrize("preset", ["kdr", "kdr-paper"])
-def test_loss_under_bfloat16_autocast_is_close_to_that_in_float32(make_scene, make_kdr, preset):
+def test_loss_under_bfloat16_autocast_is_close_to_that_in_float32(preset: str) -> None:
     kdr = make_kdr(preset=preset, channels=(16, 16), stirred=True).float()
     scene = make_scene(channels=(16, 16), dtype=torch.float32)
     exact = scene.loss(kdr)
     rounded = make_scene(channels=(16, 16), dtype=torch.bfloat16).learning()
     with torch.autocast("cpu", torch.bfloat16):
         found = rounded.loss(kdr)
-    found.backward()
+    torch.autograd.backward(found)
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(exact.item(), rel=2e-2)
-    assert all(x.grad.dtype == torch.bfloat16 and x.grad.isfinite().all() for x in rounded.student)
+    gradients = [gradient_of(x) for x in rounded.student]
+    assert all(g.dtype == torch.bfloat16 and g.isfinite().all() for g in gradients)
 
 
 @pytest.mark.parametrize("preset", ["kdr", "kdr-paper"])
-def test_a_step_never_waits_for_the_device(make_scene, make_kdr, preset):
-    # a fake tensor has no values: whatever needs one on the host raises
+def test_a_step_never_waits_for_the_device(preset: str) -> None:
+    # a fake tensor has no values: reading one on the host raises
     kdr = make_kdr(preset=preset)
     with FakeTensorMode(allow_non_fake_inputs=True):
         scene = make_scene(teacher_grids=((14, 17), (7, 9), (4, 5), (2, 3), (1, 2))).learning()
@@ -391,7 +399,7 @@ def test_a_step_never_waits_for_the_device(make_scene, make_kdr, preset):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("preset", ["kdr", "kdr-paper"])
-def test_on_a_gpu_a_step_gives_the_same_loss_without_synchronising(make_scene, make_kdr, preset):
+def test_on_a_gpu_a_step_gives_the_same_loss_without_synchronising(preset: str) -> None:
     scene, kdr = make_scene(), make_kdr(preset=preset, stirred=True)
     expected = scene.loss(kdr)
     for tensors in (scene.student, scene.teacher, scene.boxes):
@@ -406,7 +414,7 @@ def test_on_a_gpu_a_step_gives_the_same_loss_without_synchronising(make_scene, m
 
 
 @pytest.mark.parametrize("preset", ["kdr", "kdr-paper"])
-def test_a_saved_state_gives_the_same_loss_again(make_scene, make_kdr, preset):
+def test_a_restored_state_gives_the_same_loss(preset: str) -> None:
     scene, trained = make_scene(), make_kdr(preset=preset, stirred=True)
     scene.loss(trained)  # moves running statistics
     restored = make_kdr(preset=preset, seed=1)
@@ -414,7 +422,7 @@ def test_a_saved_state_gives_the_same_loss_again(make_scene, make_kdr, preset):
     assert torch.equal(scene.loss(restored), scene.loss(trained))
 
 
-def test_zetas_are_read_by_link_and_are_spared_by_a_rule_of_dimensions(make_kdr):
+def test_zetas_are_logged_by_link_and_have_no_dimensions_and_so_no_weight_decay() -> None:
     kdr = make_kdr(review_links=("P4->P3", "P6->P5"))
     assert {name: zeta.item() for name, zeta in kdr.logged_numbers().items()} == {
         "zeta.P4->P3": 0.0,

@@ -1,14 +1,18 @@
 import math
+from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdr.distill import masks
 from kdr.distill.masks import (
+    MaskValues,
     background_mask,
     boxes_of_level,
     foreground_mask,
@@ -16,22 +20,28 @@ from kdr.distill.masks import (
     padded_boxes,
     valid_cells,
 )
+from tests.distill.scenes import Grid
+
+Images = tuple[Grid, list[tuple[int, int]], list[Tensor]]
+"""A grid, and the sizes and boxes of images."""
 
 BATCH = (96, 133)
 COORDINATE = st.floats(-30, 170, width=32)
 
 
 @st.composite
-def scenes(draw):
-    """Images narrower than their batch, with tiny, outlying and edge boxes, over a grid that does
-    not divide the batch."""
+def scenes(draw: st.DrawFn) -> Images:
+    """Images narrower than their batch, with tiny, outlying and edge boxes.
+
+    The grid need not divide the batch.
+    """
     grid = draw(st.tuples(st.integers(1, 14), st.integers(1, 17)))
     sizes, boxes = [], []
     for _ in range(draw(st.integers(1, 3))):
         height, width = draw(st.integers(1, BATCH[0])), draw(st.integers(1, BATCH[1]))
         sizes.append((height, width))
         corner = st.tuples(COORDINATE, COORDINATE)
-        extent = st.one_of(
+        extent: st.SearchStrategy[tuple[float, float]] = st.one_of(
             st.just((0.8, 0.8)), st.tuples(st.floats(0, 90, width=32), st.floats(0, 90, width=32))
         )
         free = st.tuples(corner, extent).map(
@@ -46,8 +56,10 @@ def scenes(draw):
     )
 
 
-def painted_by_loops(boxes, size, grid, values):
-    """The definition of docs/method.md, F.3, for one image, cell by cell, in exact fractions."""
+def painted_by_loops(
+    boxes: Tensor, size: tuple[int, int], grid: Grid, values: MaskValues
+) -> Tensor:
+    """One image's mask by the definition in docs/method.md, F.3, cell by cell, in fractions."""
     (H, W), (Hb, Wb), (h, w) = grid, BATCH, size
     mask = [[0.0] * W for _ in range(H)]
     for x1, y1, x2, y2 in ([Fraction(value) for value in box] for box in boxes.tolist()):
@@ -64,7 +76,7 @@ def painted_by_loops(boxes, size, grid, values):
 
 @pytest.mark.parametrize("values", ["area", "binary"])
 @given(scene=scenes())
-def test_foreground_is_what_plain_loops_paint(values, scene):
+def test_foreground_equals_a_mask_painted_cell_by_cell(values: MaskValues, scene: Images) -> None:
     grid, sizes, boxes = scene
     valid = valid_cells(sizes, BATCH, grid, device="cpu")
     mask = foreground_mask(padded_boxes(boxes), valid, BATCH, values=values, dtype=torch.float64)
@@ -75,7 +87,7 @@ def test_foreground_is_what_plain_loops_paint(values, scene):
 
 
 @given(scene=scenes())
-def test_painting_boxes_in_small_chunks_changes_nothing(scene):
+def test_painting_boxes_in_small_chunks_changes_nothing(scene: Images) -> None:
     grid, sizes, boxes = scene
     valid = valid_cells(sizes, BATCH, grid, device="cpu")
     whole = foreground_mask(padded_boxes(boxes), valid, BATCH)
@@ -85,7 +97,7 @@ def test_painting_boxes_in_small_chunks_changes_nothing(scene):
 
 
 @given(scene=scenes())
-def test_foreground_and_background_partition_the_valid_cells(scene):
+def test_foreground_and_background_partition_the_valid_cells(scene: Images) -> None:
     grid, sizes, boxes = scene
     valid = valid_cells(sizes, BATCH, grid, device="cpu")
     foreground = foreground_mask(padded_boxes(boxes), valid, BATCH)
@@ -98,7 +110,9 @@ def test_foreground_and_background_partition_the_valid_cells(scene):
     corner=st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)),
     extent=st.sampled_from([0.0, 0.8, 5.0, 500.0]),
 )
-def test_every_box_inside_its_image_has_a_cell_on_every_level(image, grid, corner, extent):
+def test_every_box_inside_its_image_has_a_cell_on_every_level(
+    image: tuple[int, int], grid: Grid, corner: tuple[float, float], extent: float
+) -> None:
     y, x = corner[0] * image[0], corner[1] * image[1]
     box = torch.tensor(
         [[x, y, min(x + extent, image[1]), min(y + extent, image[0])]], dtype=torch.float64
@@ -108,13 +122,13 @@ def test_every_box_inside_its_image_has_a_cell_on_every_level(image, grid, corne
     assert mask.sum().item() == pytest.approx(1.0)
 
 
-def test_area_mask_sums_to_the_number_of_boxes_that_do_not_meet():
+def test_area_mask_sums_to_the_number_of_boxes_if_they_do_not_overlap() -> None:
     boxes = torch.tensor([[0, 0, 40, 40], [64, 0, 96, 31], [0, 64, 8, 96], [100, 60, 100.8, 60.8]])
     valid = valid_cells([BATCH], BATCH, (12, 17), device="cpu")
     assert foreground_mask(padded_boxes([boxes]), valid, BATCH).sum().item() == pytest.approx(4.0)
 
 
-def test_a_small_box_outweighs_the_large_box_around_it():
+def test_a_small_box_outweighs_the_large_box_around_it() -> None:
     boxes = torch.tensor([[0.0, 0.0, 64.0, 64.0], [16.0, 16.0, 32.0, 24.0]])
     valid = valid_cells([(64, 64)], (64, 64), (8, 8), device="cpu")
     mask = foreground_mask(padded_boxes([boxes]), valid, (64, 64))[0]
@@ -122,7 +136,7 @@ def test_a_small_box_outweighs_the_large_box_around_it():
     assert mask[0, 0].item() == mask[3, 2].item() == 1 / 64
 
 
-def test_a_box_in_a_narrow_image_of_a_wide_batch_is_not_stretched():
+def test_a_box_in_a_narrow_image_of_a_wide_batch_is_not_stretched() -> None:
     # measured against the image (80 px) instead of the batch (160 px), the box would land in
     # columns 16 to 19
     valid = valid_cells([(64, 160), (64, 80)], (64, 160), (8, 20), device="cpu")
@@ -136,7 +150,9 @@ def test_a_box_in_a_narrow_image_of_a_wide_batch_is_not_stretched():
     size=st.tuples(st.integers(1, 96), st.integers(1, 133)),
     grid=st.tuples(st.integers(1, 60), st.integers(1, 60)),
 )
-def test_a_cell_is_valid_exactly_where_it_meets_the_image(size, grid):
+def test_a_cell_is_valid_exactly_where_it_meets_the_image(
+    size: tuple[int, int], grid: Grid
+) -> None:
     cells = valid_cells([size, BATCH], BATCH, grid, device="cpu")
     rows = [Fraction(i * BATCH[0], grid[0]) < size[0] for i in range(grid[0])]
     columns = [Fraction(j * BATCH[1], grid[1]) < size[1] for j in range(grid[1])]
@@ -144,7 +160,7 @@ def test_a_cell_is_valid_exactly_where_it_meets_the_image(size, grid):
     assert cells[1].all()
 
 
-def test_only_a_batch_with_a_smaller_image_is_padded():
+def test_only_a_batch_with_a_smaller_image_is_padded() -> None:
     assert not is_padded([BATCH, BATCH], BATCH)
     assert is_padded([BATCH, (96, 132)], BATCH)
 
@@ -153,7 +169,7 @@ def test_only_a_batch_with_a_smaller_image_is_padded():
     "boxes",
     [[torch.zeros(0, 4)] * 2, [torch.zeros(0, 4), torch.tensor([[200.0, 5.0, 260.0, 9.0]])]],
 )
-def test_without_a_box_in_sight_there_is_no_foreground(boxes):
+def test_without_a_box_in_the_batch_there_is_no_foreground(boxes: list[Tensor]) -> None:
     valid = valid_cells([BATCH, BATCH], BATCH, (6, 8), device="cpu")
     mask = foreground_mask(padded_boxes(boxes), valid, BATCH)
     assert mask.shape == (2, 6, 8)
@@ -161,21 +177,27 @@ def test_without_a_box_in_sight_there_is_no_foreground(boxes):
     assert background_mask(mask, valid).all()
 
 
-class LargestResult(TorchDispatchMode):
+class LargestResult(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types here
     """Records the largest tensor that any operation returns."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self.num_bytes = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         if isinstance(result, torch.Tensor):
             self.num_bytes = max(self.num_bytes, result.numel() * result.element_size())
         return result
 
 
-def test_a_hundred_boxes_per_image_at_the_finest_level_of_coco_stay_small():
+def test_a_hundred_boxes_per_image_at_the_finest_level_of_coco_stay_small() -> None:
     boxes = [torch.rand(100, 4).mul(400) + torch.tensor([0, 0, 400, 400]) for _ in range(8)]
     valid = valid_cells([(800, 1333)] * 8, (800, 1333), (100, 167), device="cpu")
     with LargestResult() as largest:
@@ -183,15 +205,15 @@ def test_a_hundred_boxes_per_image_at_the_finest_level_of_coco_stay_small():
     assert largest.num_bytes <= 17 * 2**20
 
 
-def test_masks_never_wait_for_the_device():
-    # nothing can be read from the meta device: a step that needs a value on the host would raise
+def test_masks_never_wait_for_the_device() -> None:
+    # reading a value from the meta device raises
     valid = valid_cells([(96, 133), (50, 60)], BATCH, (12, 17), device="meta")
     boxes = padded_boxes([torch.zeros(3, 4, device="meta"), torch.zeros(1, 4, device="meta")])
     foreground = foreground_mask(boxes, valid, BATCH)
     assert background_mask(foreground, valid).shape == (2, 12, 17)
 
 
-def box(width, height):
+def box(width: float, height: float) -> list[float]:
     return [10.0, 20.0, 10.0 + width, 20.0 + height]
 
 
@@ -208,7 +230,7 @@ def box(width, height):
         ((900, 900), 2),
     ],
 )
-def test_a_box_belongs_to_the_one_level_of_its_size(sides, level):
+def test_a_box_belongs_to_the_one_level_of_its_size(sides: tuple[float, float], level: int) -> None:
     boxes = padded_boxes([torch.tensor([box(*sides)]), torch.tensor([box(30, 30), box(130, 130)])])
     of_levels = [boxes_of_level(boxes, i, 3) for i in range(3)]
     assert [(of_level[0, 0] == boxes[0, 0]).all().item() for of_level in of_levels] == [
@@ -222,5 +244,5 @@ def test_a_box_belongs_to_the_one_level_of_its_size(sides, level):
     assert [mask[1].any().item() for mask in masks] == [True, True, False]
 
 
-def test_sorting_boxes_by_size_never_waits_for_the_device():
+def test_sorting_boxes_by_size_never_waits_for_the_device() -> None:
     assert boxes_of_level(torch.zeros(2, 3, 4, device="meta"), 1, 5).shape == (2, 3, 4)

@@ -1,3 +1,5 @@
+from typing import Literal
+
 import pytest
 import torch
 
@@ -5,6 +7,7 @@ from kdr.config.distill import DistillConfig, KdrConfig
 from kdr.distill.kdr import Kdr
 from kdr.distill.method import FeatureLevels, Outputs, Setup, Term, weighted_sum
 from kdr.distill.methods import Methods, Weight, build_methods
+from tests.distill.scenes import gradient_of
 
 LEVELS = FeatureLevels((8.0, 16.0), (4, 4))
 
@@ -21,18 +24,19 @@ def called(methods: Methods, step: int) -> dict[str, list[Term]]:
         Outputs([torch.randn(2, 4, side, side, generator=draw) for side in (6, 3)]) for _ in "st"
     ]
     boxes = [torch.tensor([[0.0, 0.0, 20.0, 20.0]]), torch.zeros(0, 4)]
-    return methods(
+    terms: dict[str, list[Term]] = methods(
         *outputs, boxes=boxes, image_sizes=[(48, 48)] * 2, batch_size=(48, 48), step=step
     )
+    return terms
 
 
-def test_every_method_that_can_be_set_can_be_built():
+def test_every_method_that_can_be_set_can_be_built() -> None:
     everything = DistillConfig(**{name: {} for name in DistillConfig.model_fields})
     assert list(built(everything)) == list(DistillConfig.model_fields)
     assert isinstance(built(everything)["kdr"], Kdr)
 
 
-def test_without_methods_there_is_nothing_to_train_beside_the_student():
+def test_without_methods_nothing_is_trained_beside_the_student() -> None:
     assert not list(built(DistillConfig()).parameters())
     assert not DistillConfig().needs()
 
@@ -41,7 +45,9 @@ def test_without_methods_there_is_nothing_to_train_beside_the_student():
     ("normalisation", "needed"),
     [("teacher_std", {"teacher_std"}), ("level_std", {"teacher_std"}), ("none", set())],
 )
-def test_the_teachers_spread_is_needed_where_features_are_divided_by_it(normalisation, needed):
+def test_the_teachers_spread_is_needed_where_features_are_divided_by_it(
+    normalisation: Literal["teacher_std", "level_std", "none"], needed: set[str]
+) -> None:
     assert DistillConfig(kdr=KdrConfig(normalisation=normalisation)).needs() == needed
 
 
@@ -54,12 +60,14 @@ def test_the_teachers_spread_is_needed_where_features_are_divided_by_it(normalis
         (0, 1000, {0: 3.0, 7: 3.0}),
     ],
 )
-def test_weight_rises_along_the_ramp(ramp, total_steps, weights):
+def test_the_weight_rises_along_the_ramp(
+    ramp: Literal["auto"] | int, total_steps: int, weights: dict[int, float]
+) -> None:
     methods = built(DistillConfig(kdr=KdrConfig(ramp=ramp, weight=3.0)), total_steps=total_steps)
     assert {step: methods.weights["kdr"].at(step) for step in weights} == pytest.approx(weights)
 
 
-def test_each_term_is_multiplied_with_the_weight_of_its_method_at_the_step():
+def test_each_term_is_multiplied_by_its_methods_weight_at_the_step() -> None:
     methods = built(DistillConfig(kdr=KdrConfig(ramp=10, weight=3.0, foreground_share=0.25)))
     full, half = called(methods, 10)["kdr"], called(methods, 5)["kdr"]
     assert [term.coefficient for term in full] == [0.75, 2.25]
@@ -67,16 +75,16 @@ def test_each_term_is_multiplied_with_the_weight_of_its_method_at_the_step():
     assert [term.value for term in full] == [term.value for term in half]
 
 
-def test_the_weight_without_a_ramp_is_there_from_the_first_step():
+def test_a_weight_without_a_ramp_applies_from_the_first_step() -> None:
     assert Weight(2.0).at(0) == 2.0
 
 
-def test_the_loss_of_a_method_is_the_weighted_sum_of_its_terms():
+def test_the_loss_of_a_method_is_the_weighted_sum_of_its_terms() -> None:
     terms = [
         Term("a.x", torch.tensor(2.0, requires_grad=True), 0.5),
         Term("a.y", torch.tensor(4.0), 3.0),
     ]
     loss = weighted_sum(terms)
-    loss.backward()
+    torch.autograd.backward(loss)
     assert loss.item() == 13.0
-    assert terms[0].value.grad.item() == 0.5
+    assert gradient_of(terms[0].value).item() == 0.5

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import Tensor
 
 from kdr.distill.statistics import LevelStd
 
@@ -10,7 +11,9 @@ BATCHES = [
 ]
 
 
-def features(seed, images, batch_size, offset=0.0):
+def features(
+    seed: int, images: int, batch_size: tuple[int, int], offset: float = 0.0
+) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     grids = [(batch_size[0] // stride, batch_size[1] // stride) for stride in (8, 16)]
     return [
@@ -20,8 +23,9 @@ def features(seed, images, batch_size, offset=0.0):
 
 
 @pytest.mark.parametrize("offset", [0.0, 3e4])
-def test_std_is_that_of_all_valid_values_at_once(offset):
-    spread, values = LevelStd(), ([], [])
+def test_std_is_that_of_all_valid_values_at_once(offset: float) -> None:
+    spread = LevelStd()
+    values: tuple[list[Tensor], list[Tensor]] = ([], [])
     for seed, (sizes, batch_size) in enumerate(BATCHES):
         batch = features(seed, len(sizes), batch_size, offset)
         spread.update(batch, sizes, batch_size)
@@ -35,7 +39,7 @@ def test_std_is_that_of_all_valid_values_at_once(offset):
     assert spread.result() == pytest.approx(expected, rel=1e-9)
 
 
-def test_padding_has_no_part_in_the_std():
+def test_padding_does_not_change_the_std() -> None:
     clean, dirty = LevelStd(), LevelStd()
     batch = features(0, 1, (64, 64))
     clean.update(batch, [(64, 32)], (64, 64))
@@ -45,6 +49,6 @@ def test_padding_has_no_part_in_the_std():
     assert dirty.result() == clean.result()
 
 
-def test_no_std_without_a_batch():
+def test_a_std_without_a_batch_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one update"):
         LevelStd().result()

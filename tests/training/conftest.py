@@ -1,4 +1,4 @@
-"""A tiny study on generated shapes, with a teacher that has been trained for one epoch."""
+"""A tiny study on generated shapes, with a teacher trained for one epoch."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -60,7 +60,7 @@ def tiny() -> Study:
 
 @pytest.fixture(scope="session")
 def make(tiny: Study, storage: Storage, shared: SharedParts) -> Callable[..., Trial]:
-    """Makes a trial of the tiny study with some settings changed, its teacher trained."""
+    """Builds a trial of the tiny study with some settings changed, and trains its teacher."""
 
     def build(changes: dict[str, Any] | None = None) -> Trial:
         trial = trial_maker(tiny, storage)(tiny.trial_with(changes or {}))
@@ -74,7 +74,7 @@ def make(tiny: Study, storage: Storage, shared: SharedParts) -> Callable[..., Tr
 
 @pytest.fixture
 def run(storage: Storage, shared: SharedParts, tmp_path: Path) -> Callable[..., list[EpochMetrics]]:
-    """Runs a trial to its end; its own folder is empty at first, the teacher's is shared."""
+    """Runs a trial from scratch to its end, with the shared teacher."""
 
     def to_the_end(trial: Trial, **options: Any) -> list[EpochMetrics]:
         forget(storage, trial)
@@ -84,6 +84,6 @@ def run(storage: Storage, shared: SharedParts, tmp_path: Path) -> Callable[..., 
 
 
 def forget(storage: Storage, trial: Trial) -> None:
-    """Removes what earlier runs of a trial have left."""
+    """Removes the files of earlier runs of a trial."""
     for name in ("checkpoint.pt", "student.pt", "student.json"):
         (storage.trial(trial.key) / name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Weights from gradients: the ratio that was asked for, measured once, without a trace."""
+"""Weights from gradients: they have the set ratio, are measured once, and leave no trace."""
 
 import itertools
 import math
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdr.config.distill import DistillConfig
 from kdr.config.trial import Trial
+from kdr.distill.kdr import Kdr
 from kdr.distill.methods import Weight
 from kdr.errors import TrialFailure
 from kdr.storage.layout import Storage
@@ -54,7 +55,7 @@ def first_norms(state: TrainingState) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_afterwards_the_gradient_of_every_method_has_the_ratio_that_was_asked_for(
+def test_the_gradient_of_every_method_then_has_the_set_ratio(
     make: Make, shared: SharedParts
 ) -> None:
     ratios = {name: 0.1 * number for number, name in enumerate(DistillConfig.model_fields, 1)}
@@ -70,7 +71,7 @@ def test_afterwards_the_gradient_of_every_method_has_the_ratio_that_was_asked_fo
 
 
 @pytest.mark.slow
-def test_it_leaves_buffers_modes_and_random_state_as_they_were(state: TrainingState) -> None:
+def test_it_restores_buffers_modes_and_random_state(state: TrainingState) -> None:
     def everything() -> list[Tensor]:
         return [value.clone() for value in state.model.state_dict().values()] + [
             torch.get_rng_state()
@@ -84,7 +85,7 @@ def test_it_leaves_buffers_modes_and_random_state_as_they_were(state: TrainingSt
 
 
 @pytest.mark.slow
-def test_a_trial_is_that_of_its_measured_weight_to_the_last_bit_and_logs_it(
+def test_a_calibrated_trial_is_bit_identical_to_one_with_the_measured_weight(
     make: Make, run: Run
 ) -> None:
     measured = run(make(CALIBRATED))
@@ -99,21 +100,21 @@ def test_a_trial_is_that_of_its_measured_weight_to_the_last_bit_and_logs_it(
 
 
 @pytest.mark.slow
-def test_a_resumed_trial_keeps_its_weight_to_the_last_bit(
+def test_a_resumed_trial_keeps_its_measured_weight(
     make: Make, run: Run, storage: Storage, shared: SharedParts
 ) -> None:
     trial = make(CALIBRATED)
     whole = run(trial)
     (storage.trial(trial.key) / "student.pt").unlink()
-    begun = fit(trial, storage=storage, shared=shared)
-    next(begun)
-    begun.close()
+    interrupted = fit(trial, storage=storage, shared=shared)
+    next(interrupted)
+    interrupted.close()
     again = list(fit(trial, storage=storage, shared=shared))
     assert numbers(again) == numbers(whole)
     assert [epoch.extras for epoch in again] == [epoch.extras for epoch in whole]
 
 
-def test_the_key_has_the_ratio_and_not_the_weight_that_is_measured(make: Make) -> None:
+def test_the_trial_key_contains_the_ratio_and_not_the_weight(make: Make) -> None:
     keys = [make(CALIBRATED | {"distill.kdr.weight": weight}).key for weight in (1.0, 2.0)]
     assert keys[0] == keys[1]
     assert keys[0] != make(CALIBRATED | {"distill.kdr.calibrate": 0.5}).key
@@ -127,7 +128,9 @@ def test_the_key_has_the_ratio_and_not_the_weight_that_is_measured(make: Make) -
 def test_a_method_without_a_finite_gradient_ends_the_trial(
     state: TrainingState, std: float, shown: str
 ) -> None:
-    state.model.methods["kdr"].teacher_std = (std,) * 5
+    kdr = state.model.methods["kdr"]
+    assert isinstance(kdr, Kdr)
+    kdr.teacher_std = (std,) * 5
     with pytest.raises(
         TrialFailure,
         match=rf"not_calibrated: distill\.kdr\.calibrate: needs finite .* got {shown} of kdr and ",
@@ -135,7 +138,7 @@ def test_a_method_without_a_finite_gradient_ends_the_trial(
         calibrate(state, seed=0)
 
 
-def test_weights_that_are_set_are_not_touched(make: Make, shared: SharedParts) -> None:
+def test_set_weights_are_not_changed(make: Make, shared: SharedParts) -> None:
     state = prepare(make(), shared, torch.device("cpu"), 0)
     weights = dict(state.model.methods.weights)
     calibrate(replace(state, training=None), seed=0)  # type: ignore[arg-type]

@@ -126,14 +126,14 @@ def test_all_twelve_numbers_agree_with_pycocotools(
         assert found[name] == pytest.approx(value, abs=1e-12), name
 
 
-def test_ap_is_the_mean_over_the_categories_that_occur() -> None:
+def test_ap_is_the_mean_over_categories_with_ground_truth() -> None:
     truth, detections = drawn_case(5)
     found = coco_evaluation(truth, detections)
     assert set(found.ap_per_class) == {"cat", "dog"}
     assert found.metrics["AP"] == pytest.approx(np.mean(list(found.ap_per_class.values())))
 
 
-def test_the_ground_truth_is_left_as_it_was() -> None:
+def test_the_ground_truth_is_not_modified() -> None:
     truth, detections = drawn_case(6)
     before = repr(truth)
     coco_evaluation(truth, detections)
@@ -165,8 +165,10 @@ def ap_of(truth: dict[str, Any], detections: np.ndarray[Any, Any], images: set[i
 
 
 def simulated(num_images: int, num_classes: int) -> tuple[dict[str, Any], np.ndarray[Any, Any]]:
-    """Boxes of classes as uneven as COCO's, most of them found, better ones with higher scores, and
-    false ones among them."""
+    """Boxes of classes as uneven as COCO's, most of them detected, with false positives.
+
+    Better detections have higher scores.
+    """
     draw = np.random.default_rng(0)
     share = 1 / np.arange(1, num_classes + 1) ** 1.1
     num_boxes = 7 * num_images

@@ -1,4 +1,4 @@
-"""What a pre-flight's measurements are taken for, and how they are kept."""
+"""The findings that follow from a pre-flight's measurements, and how these are stored."""
 
 import dataclasses
 from pathlib import Path
@@ -35,7 +35,7 @@ def found(name: str, measured: Preflight = SOUND, **teacher: Any) -> Finding:
     )
 
 
-def test_of_a_sound_trial_every_finding_is_ok() -> None:
+def test_every_finding_of_a_sound_trial_is_ok() -> None:
     states = {
         finding.name: finding.state for finding in findings_of(SOUND, config_with(stated_ap=0.389))
     }
@@ -67,7 +67,7 @@ def test_a_teacher_must_have_its_stated_ap_within_margin_and_sampling_error(
     assert found("teacher's AP", measured, **teacher).state == state
 
 
-def test_it_is_told_on_how_many_images_the_teacher_was_measured() -> None:
+def test_the_number_of_images_behind_the_teachers_ap_is_shown() -> None:
     some = dataclasses.replace(SOUND, num_measured=400)
     assert (
         found("teacher's AP", some, stated_ap=0.38).text
@@ -95,7 +95,7 @@ def test_an_infinite_loss_fails_and_is_shown() -> None:
         (0.0, "warning", "below"),
     ],
 )
-def test_a_gradient_outside_of_the_band_is_warned_of_with_the_reason(
+def test_a_gradient_outside_the_band_gives_a_warning_with_the_reason(
     norm: float, state: str, words: str
 ) -> None:
     finding = found(
@@ -123,7 +123,7 @@ def test_a_step_that_changes_the_teacher_fails() -> None:
     assert "model.bn1.running_mean" in finding.text
 
 
-def test_without_a_teacher_nothing_is_said_of_one() -> None:
+def test_without_a_teacher_there_is_no_finding_about_one() -> None:
     plain = TrialConfig.model_validate({"data": {"dataset": "shapes"}})
     measured = Preflight(
         losses={"classification": 1.0}, gradient_norms={"detection": 0.5, "total": 0.5}, loaded=()
@@ -131,7 +131,7 @@ def test_without_a_teacher_nothing_is_said_of_one() -> None:
     assert [finding.name for finding in findings_of(measured, plain)] == ["loaded", "losses"]
 
 
-def test_what_was_measured_is_kept_until_its_pictures_are_gone_or_the_version_rises(
+def test_measurements_are_stored_until_a_picture_is_missing_or_the_version_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage, picture = Storage.at(tmp_path), tmp_path / "preflight" / "study" / "masks-1.png"

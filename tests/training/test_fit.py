@@ -1,4 +1,4 @@
-"""One trial: plain where it must be, exact where it resumes, and honest when it fails."""
+"""One trial: plain without methods, bit-identical when resumed, with a named failure."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -24,11 +24,11 @@ from kdr.training.shared_parts import SharedParts
 Make = Callable[..., Trial]
 Run = Callable[..., list[EpochMetrics]]
 
-OFF = {"distill": {}, "teacher": None}
+OFF: dict[str, Any] = {"distill": {}, "teacher": None}
 
 
 def numbers(epochs: Iterable[EpochMetrics]) -> list[Any]:
-    """What must agree to the last bit between two runs of one trial."""
+    """The numbers that must be bit-identical in two runs of one trial."""
     return [
         (epoch.epoch, epoch.losses, epoch.weighted_losses, epoch.lr, epoch.evaluation)
         for epoch in epochs
@@ -57,7 +57,8 @@ def test_without_distillation_losses_and_weights_are_those_of_a_plain_torchvisio
     }
     trial = make(OFF | changes)
     ours = run(trial)
-    student = open_student(storage.trial(trial.key) / "student.pt")
+    with (storage.trial(trial.key) / "student.pt").fetched("student.json") as path:
+        student = open_student(path)
 
     config = trial.config
     torch.manual_seed(address(config.seed, "detector"))
@@ -100,7 +101,7 @@ def test_without_distillation_losses_and_weights_are_those_of_a_plain_torchvisio
 
 
 @pytest.mark.slow
-def test_a_trial_stopped_after_an_epoch_continues_to_the_same_bits(
+def test_a_trial_stopped_after_an_epoch_resumes_bit_identically(
     make: Make, run: Run, storage: Storage, shared: SharedParts
 ) -> None:
     trial = make({"training.epochs": 3, "seed": 5})
@@ -109,17 +110,17 @@ def test_a_trial_stopped_after_an_epoch_continues_to_the_same_bits(
     for name in ("student.pt", "student.json"):
         (storage.trial(trial.key) / name).unlink()
     first = fit(trial, storage=storage, shared=shared)
-    begun = [next(first)]
+    before = next(first)
     first.close()
     rest = list(fit(trial, storage=storage, shared=SharedParts(storage)))
     assert [epoch.epoch for epoch in rest] == [1, 2, 3]
-    assert rest[0] == begun[0]
+    assert rest[0] == before
     assert numbers(rest) == numbers(undisturbed)
     assert (storage.trial(trial.key) / "student.pt").read_bytes() == weights
 
 
 @pytest.mark.slow
-def test_a_trial_gives_the_same_bits_as_first_and_as_fifth_of_its_process(
+def test_a_trial_is_bit_identical_as_first_and_as_fifth_of_its_process(
     make: Make, run: Run, storage: Storage
 ) -> None:
     trial = make({"training.epochs": 1})
@@ -136,7 +137,7 @@ def test_a_trial_gives_the_same_bits_as_first_and_as_fifth_of_its_process(
 
 
 @pytest.mark.slow
-def test_the_teacher_is_the_same_after_training_by_all_methods_and_stays_in_evaluation_mode(
+def test_training_with_all_methods_changes_nothing_in_the_teacher(
     make: Make, run: Run, shared: SharedParts
 ) -> None:
     trial = make(
@@ -153,7 +154,7 @@ def test_the_teacher_is_the_same_after_training_by_all_methods_and_stays_in_eval
 
 
 @pytest.mark.slow
-def test_every_term_is_reported_unweighted_and_weighted_and_with_what_its_weight_means(
+def test_every_term_is_reported_unweighted_and_weighted_and_with_its_unit(
     make: Make, run: Run
 ) -> None:
     kdr = {"ramp": 0, "weight": 4.0, "foreground_share": 0.75, "normalisation": "none"}
@@ -211,13 +212,13 @@ def test_other_settings_train_too(make: Make, run: Run, changes: dict[str, Any])
 
 
 @pytest.mark.slow
-def test_epochs_between_evaluations_have_none_and_the_last_has_one(make: Make, run: Run) -> None:
+def test_only_due_epochs_and_the_last_are_evaluated(make: Make, run: Run) -> None:
     epochs = run(make(OFF | {"training.epochs": 3, "training.eval_every_epochs": 2}))
     assert [epoch.evaluation is not None for epoch in epochs] == [False, True, True]
 
 
 @pytest.mark.slow
-def test_the_shares_of_loaded_and_inherited_keys_are_told(
+def test_the_shares_of_loaded_and_inherited_keys_are_reported(
     make: Make, run: Run, storage: Storage
 ) -> None:
     plain = make(OFF | {"training.epochs": 1})
@@ -237,7 +238,7 @@ def test_the_shares_of_loaded_and_inherited_keys_are_told(
     assert 0 < loaded["inherited.neck"] < 1  # lateral convolutions differ with the backbone
 
 
-def test_a_loss_that_is_no_number_ends_the_trial_by_name(make: Make, run: Run) -> None:
+def test_a_nan_loss_ends_the_trial_and_is_named(make: Make, run: Run) -> None:
     trial = make(
         OFF
         | {
@@ -254,7 +255,7 @@ def test_a_loss_that_is_no_number_ends_the_trial_by_name(make: Make, run: Run) -
         run(trial)
 
 
-def test_running_out_of_memory_ends_the_trial_by_name(
+def test_running_out_of_memory_raises_out_of_memory(
     make: Make, storage: Storage, shared: SharedParts
 ) -> None:
     def starving(batches: Iterable[Batch], _count: int, _purpose: str) -> Iterator[Batch]:
@@ -275,7 +276,8 @@ def test_a_finished_trial_leaves_its_weights_and_no_checkpoint(
     folder = storage.trial(trial.key)
     assert (folder / "student.pt").exists()
     assert not (folder / "checkpoint.pt").exists()
-    state = torch.load(folder / "student.pt", weights_only=True)
+    with (folder / "student.pt").fetched() as path:
+        state = torch.load(path, weights_only=True)
     plain = torchvision_model(trial.config.student, num_classes=6)
     plain.load_state_dict(state, strict=True)
     assert last.extras["parameters"] == sum(parameter.numel() for parameter in plain.parameters())
@@ -286,7 +288,7 @@ def test_a_finished_trial_leaves_its_weights_and_no_checkpoint(
     ("teacher", "student"),
     [("faster_rcnn", "retinanet"), ("fcos", "retinanet"), ("retinanet", "faster_rcnn")],
 )
-def test_teacher_and_student_of_different_kinds_share_the_levels_of_equal_stride(
+def test_detectors_of_different_kinds_share_the_levels_of_equal_stride(
     make: Make, run: Run, caplog: pytest.LogCaptureFixture, teacher: str, student: str
 ) -> None:
     epochs = run(

@@ -1,5 +1,4 @@
-"""What a teacher computes for the methods: no more than they need, in the order of the data's
-classes."""
+"""The frozen teacher computes what the methods need, with logits in the order of the classes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +30,7 @@ def pixels_of(state: TrainingState, batch: Batch) -> torch.Tensor:
     ("distill", "runs"),
     [({"kdr": {}, "pkd": {}}, False), ({"frs": {}}, True), ({"kdr": {}, "frs": {}}, True)],
 )
-def test_the_teachers_head_runs_only_where_a_method_needs_its_logits(
+def test_the_teachers_head_runs_only_if_a_method_needs_its_logits(
     make: Make, shared: SharedParts, distill: dict[str, Any], runs: bool
 ) -> None:
     state = prepare(make({"distill": distill}), shared, torch.device("cpu"), 0)
@@ -39,7 +38,7 @@ def test_the_teachers_head_runs_only_where_a_method_needs_its_logits(
     calls: list[str] = []
     head = state.teacher.detector.model.get_submodule("head")
     hooks = [
-        module.register_forward_hook(lambda *_, name=name: calls.append(name))  # type: ignore[misc]
+        module.register_forward_hook(lambda *_, name=name: calls.append(name))
         for name, module in head.named_children()
     ]
     batch = first_batch(state)
@@ -52,11 +51,13 @@ def test_the_teachers_head_runs_only_where_a_method_needs_its_logits(
 
 
 @pytest.mark.parametrize("detector", ["retinanet", "fcos"])
-def test_logits_come_in_the_order_of_the_datas_classes(
+def test_logits_are_in_the_order_of_the_datas_classes(
     make: Make, shared: SharedParts, detector: str
 ) -> None:
     state = prepare(make({"distill": {}, "teacher": None}), shared, torch.device("cpu"), 0)
-    config = DetectorConfig(detector=detector, backbone="resnet18", fpn_channels=32)  # type: ignore[arg-type]
+    config = DetectorConfig.model_validate(
+        {"detector": detector, "backbone": "resnet18", "fpn_channels": 32}
+    )
     teacher = build_detector(config, ["__background__", "a", "b", "c"], seed=0).eval()
     batch = first_batch(state)
     pixels = pixels_of(state, batch)
@@ -73,7 +74,7 @@ def test_logits_come_in_the_order_of_the_datas_classes(
 
 
 @pytest.mark.slow
-def test_a_teacher_that_normalises_otherwise_gets_pixels_of_its_own(
+def test_a_teacher_with_other_normalisation_gets_its_own_pixels(
     make: Make, shared: SharedParts
 ) -> None:
     state = prepare(make(), shared, torch.device("cpu"), 0)

@@ -1,5 +1,7 @@
-"""A batch in several passes: gradients, losses and norms of the whole batch, or of as many ranks;
-and what is told of memory."""
+"""A batch in several passes has the gradients, losses and norms of the whole batch.
+
+And out-of-memory errors are detected and answered with smaller passes.
+"""
 
 import itertools
 import pickle
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from kdr.config.trial import Trial, TrialConfig
 from kdr.data.loader import Batch, TrainingBatches
+from kdr.detectors.detector import Detector
 from kdr.errors import OutOfMemory
 from kdr.storage.layout import Storage
 from kdr.training.calibration import calibrate
@@ -26,20 +29,21 @@ from kdr.training.fit import _add_gradients, fit
 from kdr.training.loss_sums import LossSums
 from kdr.training.metrics import EpochMetrics
 from kdr.training.out_of_memory import halve_micro_batch, micro_batch_of, raising_out_of_memory
+from kdr.training.ranks import Ranks
 from kdr.training.shared_parts import SharedParts
 from kdr.training.training_state import Pass, TrainingState, prepare
 
 Make = Callable[..., Trial]
 Run = Callable[..., list[EpochMetrics]]
 
-OFF = {"distill": {}, "teacher": None}
+OFF: dict[str, Any] = {"distill": {}, "teacher": None}
 MEANS_OVER_IMAGES = ("kdr", "fitnet", "fgd", "mgd", "cwd")
-"""Methods that look at each image alone."""
+"""Methods whose loss is a mean over images."""
 
 
 @pytest.fixture(scope="module")
 def frozen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Settings of a student whose batch normalisation keeps its statistics."""
+    """Settings of a student with frozen batch norm."""
     path = tmp_path_factory.mktemp("weights") / "classifier.pth"
     torch.manual_seed(0)
     torch.save(torchvision.models.mobilenet_v3_small(weights=None).state_dict(), path)
@@ -66,7 +70,7 @@ def drawn_batch(num_images: int) -> Batch:
 def gradients(
     state: TrainingState, passes: list[Pass], sums: LossSums | None = None
 ) -> list[Tensor]:
-    """Gradients of all trained parameters after some passes, as the training adds them up."""
+    """Gradients of all trained parameters after some passes, summed as in training."""
     state.model.train()
     state.model.zero_grad()
     for one in passes:
@@ -88,7 +92,7 @@ def in_double(state: TrainingState) -> TrainingState:
 
 
 @given(num_images=st.integers(1, 40), micro_batch=st.integers(1, 40))
-def test_passes_have_every_image_once_in_turn_and_sizes_as_equal_as_can_be(
+def test_images_are_dealt_to_passes_in_turn_and_sizes_differ_by_at_most_one(
     num_images: int, micro_batch: int
 ) -> None:
     batch = drawn_batch(num_images)
@@ -115,7 +119,7 @@ def test_passes_have_every_image_once_in_turn_and_sizes_as_equal_as_can_be(
     values=st.lists(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=8), min_size=1, max_size=6),
     data=st.data(),
 )
-def test_logged_losses_are_means_over_images_however_they_are_divided(
+def test_logged_losses_are_means_over_images_for_any_number_of_passes(
     values: list[list[float]], data: st.DataObject
 ) -> None:
     num_passes = data.draw(st.integers(1, 3))
@@ -161,11 +165,11 @@ def test_passes_of_a_plain_retinanet_have_the_gradients_of_the_whole_batch(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", MEANS_OVER_IMAGES)
-def test_passes_of_a_method_that_looks_at_each_image_alone_have_the_gradients_of_the_whole_batch(
+def test_passes_of_a_mean_over_images_have_the_gradients_of_the_whole_batch(
     make: Make, frozen: dict[str, Any], storage: Storage, method: str
 ) -> None:
     trial = make(frozen | {"distill": {method: {}}})
-    # a teacher of its own, whose numbers will be doubles
+    # its own teacher, because it is converted to double precision
     state = in_double(prepare(trial, SharedParts(storage), torch.device("cpu"), 0, micro_batch=3))
     batch, of_whole, of_passes = drawn_batch(8), LossSums(), LossSums()
     whole = gradients(state, [Pass(batch)], of_whole)
@@ -178,23 +182,19 @@ def test_passes_of_a_method_that_looks_at_each_image_alone_have_the_gradients_of
 
 @pytest.mark.slow
 @pytest.mark.parametrize("detector", ["retinanet", "fcos"])
-def test_passes_have_the_gradients_of_as_many_ranks_whatever_the_losses_look_at(
+def test_passes_have_the_gradients_of_as_many_ranks_even_with_batch_statistics(
     make: Make, shared: SharedParts, detector: str
 ) -> None:
     # batch normalisation, FCOS's division by foreground cells, statistics over images, random masks
-    methods = {name: {} for name in ("kdr", "mgd", "pkd", "defeat", "reviewkd")}
+    methods: dict[str, Any] = {n: {} for n in ("kdr", "mgd", "pkd", "defeat", "reviewkd")}
     trial = make({"student.detector": detector, "distill": methods, "training.batch_size": 8})
     state = prepare(trial, shared, torch.device("cpu"), 0, micro_batch=2)
     index, data = shared.splits(trial.config.data).train, trial.config.data
     of_ranks = []
     for rank in range(4):
         batches = TrainingBatches(index, data, seed=0, batch_size=8, rank=rank, num_ranks=4)
-        of_ranks.append(
-            gradients(
-                replace(state, ranks=SimpleNamespace(rank=rank, count=4)),
-                [Pass(next(batches.epoch(1)))],
-            )
-        )
+        one_rank = replace(state, ranks=Ranks(rank, 4))
+        of_ranks.append(gradients(one_rank, [Pass(next(batches.epoch(1)))]))
     means = [torch.stack(each).mean(0) for each in zip(*of_ranks, strict=True)]
     passes = state.passes(next(state.training.epoch(1)))
     assert len(passes) == 4
@@ -202,7 +202,7 @@ def test_passes_have_the_gradients_of_as_many_ranks_whatever_the_losses_look_at(
 
 
 @pytest.mark.slow
-def test_one_pass_has_the_bits_of_a_trial_that_does_not_know_passes(make: Make, run: Run) -> None:
+def test_one_pass_is_bit_identical_to_a_trial_without_micro_batch(make: Make, run: Run) -> None:
     trial = make({"training.epochs": 1})
     [plain] = run(trial)
     for micro_batch in (8, "auto"):
@@ -226,8 +226,8 @@ def test_a_trial_in_passes_has_the_numbers_of_one_without(
     assert found.losses == pytest.approx(plain.losses, rel=1e-4)
     assert found.gradient_norms == pytest.approx(plain.gradient_norms, rel=1e-3)
     assert found.extras == pytest.approx(plain.extras | {"micro_batch": 3.0}, rel=1e-4)
-    told = ("step", "lr", "images_seen", "first_batch_hash")
-    assert [getattr(found, name) for name in told] == [getattr(plain, name) for name in told]
+    equal = ("step", "lr", "images_seen", "first_batch_hash")
+    assert [getattr(found, name) for name in equal] == [getattr(plain, name) for name in equal]
     assert found.evaluation is not None
     assert plain.evaluation is not None
     assert found.evaluation.metrics == pytest.approx(plain.evaluation.metrics, abs=0.02)
@@ -238,7 +238,7 @@ def comparable(epoch: EpochMetrics) -> EpochMetrics:
 
 
 @pytest.mark.slow
-def test_a_weight_measured_in_passes_is_that_of_whole_batches(
+def test_a_weight_calibrated_in_passes_is_that_of_whole_batches(
     make: Make, shared: SharedParts, frozen: dict[str, Any]
 ) -> None:
     trial = make(frozen | {"distill.kdr.calibrate": 0.4})
@@ -255,25 +255,26 @@ def test_no_forward_pass_has_more_images_than_are_set(
 ) -> None:
     seen: list[int] = []
     trial = make({"training.epochs": 1, "training.micro_batch": 3, "distill.kdr.calibrate": 0.4})
-    # of all trials of this teacher, however they are divided
+    # measured before counting: it is shared by all trials of this teacher
     shared.teacher_level_std(trial, torch.device("cpu"))
     detector = type(shared.teacher(trial, torch.device("cpu")))
     features = detector.features
-    monkeypatch.setattr(
-        detector,
-        "features",
-        lambda self, pixels: seen.append(len(pixels)) or features(self, pixels),
-    )
+
+    def counted(self: Detector, pixels: Tensor) -> list[Tensor]:
+        seen.append(len(pixels))
+        return features(self, pixels)
+
+    monkeypatch.setattr(detector, "features", counted)
     run(trial)
-    # of 8 images 3, 3 and 2, by teacher and student: 2 batches to calibrate and 2 steps; then 6
-    # images are evaluated
+    # 8 images in passes of 3, 3 and 2, by student and teacher: 2 batches to calibrate and 2 steps.
+    # Then 6 images are evaluated.
     assert seen == [3, 3, 3, 3, 2, 2] * 4 + [3, 3]
 
 
 ERRORS = {
     "torch's on a GPU": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     "Python's": MemoryError(),
-    "of the driver": RuntimeError("CUDA error: out of memory"),
+    "the driver's": RuntimeError("CUDA error: out of memory"),
     "cuBLAS's": RuntimeError(
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
     ),
@@ -282,12 +283,12 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
-def test_errors_of_allocators_are_named_with_the_number_of_images(error: Exception) -> None:
+def test_allocators_errors_become_out_of_memory_with_the_number_of_images(error: Exception) -> None:
     with (
         pytest.raises(
             OutOfMemory, match=r"16 images at a time; training\.micro_batch lowers that"
         ) as raised,
-        named(16),
+        raising_out_of_memory(16),
     ):
         raise error
     assert raised.value.num_images == 16
@@ -300,32 +301,28 @@ def test_errors_of_allocators_are_named_with_the_number_of_images(error: Excepti
     )
 
 
-def named(num_images: int) -> Any:
-    return raising_out_of_memory(num_images)
-
-
 @pytest.mark.parametrize("text", ["shapes differ", "could not create a primitive"])
 def test_other_errors_keep_their_class(text: str) -> None:
-    with pytest.raises(RuntimeError, match=text) as raised, named(16):
+    with pytest.raises(RuntimeError, match=text) as raised, raising_out_of_memory(16):
         raise RuntimeError(text)
     assert type(raised.value) is RuntimeError
 
 
 @given(first=st.integers(1, 1000))
-def test_auto_halves_down_to_one_image_and_then_has_failed(
+def test_auto_halves_down_to_one_image_and_then_fails(
     tmp_path_factory: pytest.TempPathFactory, first: int
 ) -> None:
     trial, storage = auto_trial(tmp_path_factory.mktemp("storage"), first)
-    tried = [micro_batch_of(trial, storage)]
-    while (
-        smaller := halve_micro_batch(trial, storage, OutOfMemory("full", tried[-1]))
-    ) is not None:
-        assert micro_batch_of(trial, storage) == smaller
-        tried.append(smaller)
+    tried: list[int] = []
+    num_images = micro_batch_of(trial, storage)
+    while num_images is not None:
+        tried.append(num_images)
+        num_images = halve_micro_batch(trial, storage, OutOfMemory("full", num_images))
+        assert num_images in (None, micro_batch_of(trial, storage))
     assert tried[0] == first
     assert tried[-1] == 1
     assert all(after == -(-before // 2) for before, after in itertools.pairwise(tried))
-    assert micro_batch_of(trial, storage) == first  # nothing was found
+    assert micro_batch_of(trial, storage) == first  # no number fits: the next attempt starts over
 
 
 def auto_trial(folder: Path, batch_size: int) -> tuple[Trial, Storage]:
@@ -344,7 +341,7 @@ def test_without_auto_nothing_is_halved(
 
 
 @pytest.mark.slow
-def test_what_was_found_is_used_by_the_next_attempt_and_gone_at_its_end(
+def test_a_halved_micro_batch_is_used_by_the_next_attempt_and_removed_at_its_end(
     make: Make, run: Run, storage: Storage, shared: SharedParts
 ) -> None:
     [expected] = run(make(OFF | {"training.epochs": 1, "training.micro_batch": 2}))

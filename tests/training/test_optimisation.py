@@ -1,4 +1,4 @@
-"""Which parameters get which learning rate and weight decay, and the course of the rate."""
+"""The learning rate and weight decay of each parameter, and the schedules."""
 
 from typing import Any
 
@@ -69,7 +69,7 @@ def test_biases_of_convolutions_and_linear_layers_have_their_own_rate_and_decay(
     ("settings", "expected"),
     [({"bias_lr_factor": 2.0}, (0.02, 1e-4)), ({"bias_weight_decay": 0.0}, (0.01, 0.0))],
 )
-def test_rate_and_decay_of_biases_are_set_one_by_one(
+def test_rate_and_decay_of_biases_are_set_separately(
     settings: dict[str, float], expected: tuple[float, float]
 ) -> None:
     student = Student()
@@ -80,7 +80,7 @@ def test_rate_and_decay_of_biases_are_set_one_by_one(
     assert found["conv.weight"] == (0.01, 1e-4)
 
 
-def test_unset_all_trained_parameters_are_one_group_in_their_own_order() -> None:
+def test_by_default_all_trained_parameters_are_one_group_in_their_own_order() -> None:
     student = Student()
     [group] = make_optimizer(TrainingConfig(), student, nn.ModuleDict()).param_groups
     assert [id(parameter) for parameter in group["params"]] == [
@@ -102,7 +102,9 @@ def test_the_rate_of_biases_follows_the_schedule(schedule: Any) -> None:
 
 
 @pytest.mark.parametrize(("epochs", "drops"), [(12, (8, 11)), (24, (16, 22)), (1, ())])
-def test_unset_steps_are_those_of_the_usual_schedules(epochs: int, drops: tuple[int, ...]) -> None:
+def test_default_steps_are_those_of_the_usual_schedules(
+    epochs: int, drops: tuple[int, ...]
+) -> None:
     assert step_epochs(TrainingConfig(epochs=epochs)) == drops
 
 

@@ -1,4 +1,4 @@
-"""What a pre-flight measures on real small detectors, and that nothing of it is left in a trial."""
+"""A pre-flight's measurements on small real detectors; it leaves no trace in a trial."""
 
 import dataclasses
 from collections.abc import Callable
@@ -31,12 +31,12 @@ from kdr.training.pictures import MASK_PX, write_masks
 from kdr.training.preflight import measure
 from kdr.training.shared_parts import SharedParts
 
-pytestmark = pytest.mark.slow  # few of these tests are, all together are
+pytestmark = pytest.mark.slow  # all together, not each
 
 Make = Callable[..., Trial]
 Run = Callable[..., list[EpochMetrics]]
 
-OFF = {"distill": {}, "teacher": None}
+OFF: dict[str, Any] = {"distill": {}, "teacher": None}
 CLASSES = SHAPE_CLASSES[:6]
 EAGER = DetectorConfig(backbone="mobilenet_v3_small", fpn_channels=32, anchor_scale=2)
 
@@ -44,18 +44,18 @@ EAGER = DetectorConfig(backbone="mobilenet_v3_small", fpn_channels=32, anchor_sc
 @pytest.fixture
 def look(storage: Storage, tmp_path: Path) -> Callable[[Trial], Preflight]:
     """Measures a trial on the CPU."""
+    pictures = LocalPath(tmp_path / "pictures")
     return lambda trial: measure(
-        trial, storage=storage, pictures=tmp_path / "pictures", device=torch.device("cpu")
+        trial, storage=storage, pictures=pictures, device=torch.device("cpu")
     )
 
 
 @pytest.fixture(scope="session")
 def eager() -> Detector:
-    """A detector that has learnt nothing but finds something everywhere, so that its AP is not
-    0."""
+    """An untrained detector that detects something everywhere, so that its AP is not 0."""
     detector = build_detector(EAGER, CLASSES, seed=0)
     with torch.no_grad():
-        # scores without ties
+        # different scores, without ties
         detector.model.get_parameter("head.classification_head.cls_logits.weight").mul_(30)
         detector.model.get_parameter("head.classification_head.cls_logits.bias").add_(4)
     return detector.eval()
@@ -104,7 +104,7 @@ def test_losses_and_gradients_are_those_of_the_trials_first_step(
     assert measured.gradient_norms == pytest.approx(epoch.gradient_norms, rel=1e-6)
 
 
-def test_weights_are_at_the_end_of_their_ramps(make: Make, look: Any) -> None:
+def test_losses_have_their_weights_after_ramps(make: Make, look: Any) -> None:
     ramped, at_once = (look(make({"distill.kdr.ramp": steps})).losses for steps in (4, 0))
     assert ramped["kdr.foreground"] == pytest.approx(at_once["kdr.foreground"])
     assert ramped["kdr.foreground"] > 0
@@ -125,14 +125,15 @@ def test_a_trial_gives_the_same_bits_after_a_pre_flight(
     state = torch.get_rng_state()
     look(trial)
     assert torch.equal(torch.get_rng_state(), state)
-    assert not list(storage.teacher(trial.teacher_id or "").glob("level-std*"))
+    kept = [path.name for path in storage.teacher(trial.teacher_id or "").iterdir()]
+    assert not [name for name in kept if name.startswith("level-std")]
     after = [(epoch.losses, epoch.evaluation) for epoch in run(trial)]
     assert after == [
         (epoch.losses, epoch.evaluation) for epoch in run(trial, shared=SharedParts(storage))
     ]
 
 
-def test_a_teacher_is_measured_on_the_validation_set_whatever_a_search_evaluates_on(
+def test_a_teacher_is_evaluated_on_the_validation_set_even_in_a_search(
     make: Make, look: Any, storage: Storage, eager: Detector, tmp_path: Path
 ) -> None:
     trial = make({"teacher": saved(eager, tmp_path / "eager.pt"), "data.search_split": 4})
@@ -177,7 +178,7 @@ def test_a_teacher_that_misses_its_stated_ap_fails(
     )
 
 
-def test_of_a_large_set_the_first_images_are_taken_and_only_once(
+def test_only_the_first_images_of_a_large_set_are_used_and_measured_once(
     make: Make, look: Any, monkeypatch: pytest.MonkeyPatch, eager: Detector, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(preflight, "MAX_VAL_IMAGES", 2)
@@ -187,7 +188,7 @@ def test_of_a_large_set_the_first_images_are_taken_and_only_once(
     assert look(trial).num_measured == 2
 
 
-def test_a_loss_that_is_no_number_fails(make: Make, look: Any, tmp_path: Path) -> None:
+def test_a_nan_loss_fails(make: Make, look: Any, tmp_path: Path) -> None:
     student = build_detector(EAGER, CLASSES, seed=0)
     with torch.no_grad():
         student.model.get_parameter("head.classification_head.cls_logits.bias").fill_(torch.nan)
@@ -213,7 +214,7 @@ def test_a_method_without_weight_reaches_no_level(make: Make, look: Any) -> None
     assert look(make({"distill.kdr.weight": 0})).unreached == ("P3", "P4", "P5", "P6", "P7")
 
 
-def test_plain_training_is_looked_at_without_a_teacher(make: Make, look: Any) -> None:
+def test_plain_training_is_checked_without_a_teacher(make: Make, look: Any) -> None:
     measured = look(make({"distill": {}, "teacher": None}))
     assert (measured.levels, measured.teacher_ap) == ((), None)
     assert set(measured.gradient_norms) == {"detection", "total"}
@@ -231,12 +232,12 @@ def test_foreground_is_red_in_the_pictures_where_the_masks_are_not_0(tmp_path: P
         labels=(torch.zeros(2, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)),
     )
     grid = (8, 12)
-    paths = write_masks(tmp_path, batch, {"P3": grid}, values="area")
+    paths = write_masks(LocalPath(tmp_path), batch, {"P3": grid}, values="area")
     assert [path.name for path in paths] == ["masks-7.png", "masks-9.png"]
     valid = valid_cells(batch.image_sizes, (H, W), grid, device="cpu")
     masks = foreground_mask(padded_boxes(boxes), valid, (H, W))
     for path, mask, inside in zip(paths, masks, valid, strict=True):
-        pixels = np.asarray(Image.open(path)).astype(int)
+        pixels = np.asarray(Image.open(tmp_path / path.name)).astype(int)
         panel = pixels[:, pixels.shape[1] // 2 :]
         assert panel.shape[1] == MASK_PX
         centres = [
@@ -249,7 +250,7 @@ def test_foreground_is_red_in_the_pictures_where_the_masks_are_not_0(tmp_path: P
         assert np.array_equal(cells.sum(-1) > 150, inside.numpy())  # 3 x 100, padding at 0.3 of it
 
 
-def test_what_cannot_be_computed_is_told_as_training_would(
+def test_it_raises_the_errors_that_training_would_raise(
     make: Make, look: Any, storage: Storage
 ) -> None:
     trial = make()
@@ -257,7 +258,7 @@ def test_what_cannot_be_computed_is_told_as_training_would(
         look(dataclasses.replace(trial, teacher_id="0" * 20))
 
 
-def test_a_trial_that_finds_its_passes_is_looked_at_with_fewer_images(
+def test_under_auto_it_halves_its_images_until_they_fit(
     make: Make, look: Any, room_for_two: None
 ) -> None:
     trial = make(OFF | {"training.micro_batch": "auto"})
@@ -270,7 +271,7 @@ def test_a_trial_that_finds_its_passes_is_looked_at_with_fewer_images(
     assert failed(measured, trial) == {}
 
 
-def test_a_pre_flight_takes_no_more_images_than_a_pass_and_fails_where_they_do_not_fit(
+def test_it_uses_at_most_the_images_of_a_pass_and_fails_if_they_do_not_fit(
     make: Make, look: Any, room_for_two: None
 ) -> None:
     assert look(make(OFF | {"training.micro_batch": 2})).num_fit is None

@@ -31,12 +31,12 @@ def trial_and_teacher() -> tuple[Trial, Trial]:
 
 
 @pytest.mark.slow
-def test_a_trial_and_its_teacher_are_timed_and_only_the_generated_images_stay(
+def test_a_trial_and_its_teacher_are_timed_and_only_generated_images_are_kept(
     tmp_path: Path,
 ) -> None:
     trial, teacher = trial_and_teacher()
     of_teacher, of_trial = probe(trial, teacher, storage=Storage.at(tmp_path))
-    # 2 steps an epoch; evaluated after epochs 2, 4 and 5
+    # 2 steps per epoch; evaluated after epochs 2, 4 and 5
     assert of_trial.seconds == pytest.approx(5 * 2 * of_trial.step_s + 3 * of_trial.evaluation_s)
     assert of_teacher.seconds == pytest.approx(
         3 * 2 * of_teacher.step_s + 3 * of_teacher.evaluation_s
@@ -45,7 +45,7 @@ def test_a_trial_and_its_teacher_are_timed_and_only_the_generated_images_stay(
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
-def test_a_pass_ends_after_a_few_batches_and_is_told_in_full() -> None:
+def test_a_pass_stops_after_a_few_batches_and_is_extrapolated() -> None:
     clock = _Clock()
     seen = list(clock(iter(range(100)), 100, "epoch"))  # type: ignore[arg-type]
     assert len(seen) == WARM_UP + STEPS
@@ -54,7 +54,7 @@ def test_a_pass_ends_after_a_few_batches_and_is_told_in_full() -> None:
 
 
 @pytest.mark.slow
-def test_a_trial_that_finds_its_passes_is_timed_with_those_that_fit(
+def test_under_auto_a_trial_is_timed_with_passes_that_fit(
     tmp_path: Path, room_for_two: None
 ) -> None:
     plain = {**TRIAL, "teacher": None, "distill": {}}

@@ -46,7 +46,7 @@ distributed.destroy_process_group()
 
 @pytest.fixture
 def together(storage: Storage, tmp_path: Path, python_process: Callable[..., Any]) -> Together:
-    """Trains a trial on two ranks and returns what each of them was told."""
+    """Trains a trial on two ranks and returns the metrics that each of them got."""
 
     def train(trial: Trial, num_epochs: int | None = None) -> list[list[EpochMetrics]]:
         (tmp_path / "task").write_bytes(pickle.dumps((trial, storage, num_epochs)))
@@ -65,7 +65,7 @@ def together(storage: Storage, tmp_path: Path, python_process: Callable[..., Any
 
 @pytest.fixture(scope="session")
 def comparable(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Settings under which the mean over shares of a batch is the mean over the batch."""
+    """Settings for which the mean over shares of a batch is the mean over the batch."""
     path = tmp_path_factory.mktemp("weights") / "classifier.pth"
     torch.manual_seed(0)
     torch.save(torchvision.models.mobilenet_v3_small(weights=None).state_dict(), path)
@@ -132,27 +132,27 @@ def test_two_workers_measure_the_weight_of_one(
 def test_every_image_counts_once(
     make: Make, storage: Storage, shared: SharedParts, together: Together
 ) -> None:
-    # the weights of two ranks, evaluated by one process
+    # the weights trained by two ranks, evaluated by one process
     trial = make({"training.epochs": 1, "student.norm_momentum": 0.1, "data.num_val": 7})
     (storage.trial(trial.key) / "checkpoint.pt").unlink(missing_ok=True)
     (metrics,), _ = together(trial)
-    student = open_student(storage.trial(trial.key) / "student.pt")
+    with (storage.trial(trial.key) / "student.pt").fetched("student.json") as path:
+        student = open_student(path)
     index = shared.splits(trial.config.data).evaluation
     batches = EvaluationBatches(index, trial.config.data, batch_size=4)
     assert evaluate(student, batches, index, precision=torch.float32) == metrics.evaluation
 
 
 @pytest.mark.slow
-def test_a_trial_that_one_process_began_two_can_finish(
+def test_two_processes_can_finish_a_trial_that_one_started(
     make: Make, run: Run, storage: Storage, together: Together, comparable: dict[str, Any]
 ) -> None:
-
     trial = make(comparable | {"seed": 4})
     whole = run(trial)
-    begun = next(iter(fit(trial, storage=storage)))
+    first = next(fit(trial, storage=storage))
     assert (storage.trial(trial.key) / "checkpoint.pt").exists()
     finished, _ = together(trial)
-    assert finished[0] == begun
+    assert finished[0] == first
     assert finished[1].weighted_losses == pytest.approx(whole[1].weighted_losses, abs=1e-5)
 
 
@@ -187,10 +187,10 @@ ARMS: dict[str, dict[str, Any]] = {
         if each != ("frs", "faster_rcnn")
     ],
 )
-def test_every_parameter_takes_part_in_every_step(
+def test_every_parameter_gets_a_gradient_in_every_step(
     make: Make, shared: SharedParts, arm: str, detector: str
 ) -> None:
-    # data-parallel training waits for the gradient of each, and asks for none of the rest
+    # DDP waits for the gradient of every parameter that requires one
     trial = make(
         ARMS[arm]
         | {"student.detector": detector}

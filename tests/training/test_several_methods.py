@@ -1,5 +1,4 @@
-"""Every method trains, alone and beside the others, and goes on after a break as if there had been
-none."""
+"""Every method trains, alone and with others, and resumes bit-identically."""
 
 import math
 from collections.abc import Callable

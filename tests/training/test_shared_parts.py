@@ -1,4 +1,4 @@
-"""Teachers that come from files: what a trial may ask of them."""
+"""Teachers from files: features always, class logits only if their head is loaded."""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,9 +31,7 @@ def with_file(
     return trial
 
 
-def test_features_need_no_names_of_classes(
-    with_file: Callable[..., Trial], shared: SharedParts
-) -> None:
+def test_features_need_no_class_names(with_file: Callable[..., Trial], shared: SharedParts) -> None:
     trial = with_file(None)
     teacher = shared.teacher(trial, CPU)
     assert teacher.categories == shared.splits(trial.config.data).categories
@@ -42,7 +40,7 @@ def test_features_need_no_names_of_classes(
     }
 
 
-def test_class_logits_of_initial_weights_are_refused(
+def test_class_logits_from_initial_weights_are_an_error(
     with_file: Callable[..., Trial], storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -60,7 +58,7 @@ def test_class_logits_of_initial_weights_are_refused(
 
 
 @pytest.mark.slow
-def test_a_student_learns_from_such_a_file_and_inherits_the_part_of_its_head_that_was_loaded(
+def test_a_student_learns_from_such_a_file_and_inherits_the_loaded_part_of_its_head(
     with_file: Callable[..., Trial], run: Callable[..., list[EpochMetrics]]
 ) -> None:
     changes = {
