@@ -43,8 +43,8 @@ def test_values_on_a_terminal_are_never_markup():
 
 def test_plain_lines_are_not_cut_at_a_width():
     console = Console(file=io.StringIO(), width=20)
-    print_table(["name"], [["x" * 50]], notes=["n" * 50], console=console)
-    assert console.file.getvalue() == f"name\n{'x' * 50}\n{'n' * 50}\n"
+    print_table(["name"], [["x" * 50]], title="t" * 50, notes=["n" * 50], console=console)
+    assert console.file.getvalue() == f"{'t' * 50}\nname\n{'x' * 50}\n{'n' * 50}\n"
 
 
 def test_notes_of_csv_stay_out_of_the_data(capsys):
