@@ -51,13 +51,13 @@ def command(
 
     kdr plan search_spaces/quickstart.yaml --set search.trials=40 --check-data full
     """
-    from kdr.cli.plan_facts import plan_facts
+    from kdr.cli.plan_facts import missing_paths, plan_facts
     from kdr.config.study import read_study
     from kdr.storage.layout import Storage
 
     chosen, place = read_study(study, set_ or ()), Storage.at(storage)
     log = _read_log(place)
-    missing = _missing_paths(chosen)
+    missing = missing_paths(chosen)
     plan, unknown = _plan(chosen, place, log)
     unknown = "files are missing, see below" if unknown and missing else unknown
     data_lines = [] if check_data == "none" else _checked_data(chosen, place, check_data)
@@ -117,28 +117,6 @@ def _plan(study: "Study", storage: "Storage", log: "Log | None") -> tuple["Study
         return expand_study(study, make_trial=trial_maker(study, storage), known=known), ""
     except (DataError, WeightsError) as error:
         return expand_study(study, make_trial=None, known=known), str(error).splitlines()[0]
-
-
-def _missing_paths(study: "Study") -> list[tuple[str, str]]:
-    """Returns (setting, path) for each file and folder that the study names and that is not on this
-    machine.
-    """
-    from pathlib import Path
-
-    from kdr.plan.inputs import data_of, weights_files_of
-
-    named = [
-        (f"data.{setting}", getattr(data, setting))
-        for data in data_of(study)
-        if data.dataset == "coco"
-        for setting in ("train_images", "train_annotations", "val_images", "val_annotations")
-    ]
-    named += [("weights", path) for path in weights_files_of(study)]
-    return [
-        (setting, path)
-        for setting, path in dict.fromkeys(named)
-        if not Path(path).expanduser().exists()
-    ]
 
 
 def _checked_data(

@@ -44,6 +44,28 @@ def plan_facts(
     return facts
 
 
+def missing_paths(study: "Study") -> list[tuple[str, str]]:
+    """Returns (setting, path) for each file and folder that the study names and that is not on this
+    machine.
+    """
+    from pathlib import Path
+
+    from kdr.plan.inputs import data_of, weights_files_of
+
+    named = [
+        (f"data.{setting}", getattr(data, setting))
+        for data in data_of(study)
+        if data.dataset == "coco"
+        for setting in ("train_images", "train_annotations", "val_images", "val_annotations")
+    ]
+    named += [("weights", path) for path in weights_files_of(study)]
+    return [
+        (setting, path)
+        for setting, path in dict.fromkeys(named)
+        if not Path(path).expanduser().exists()
+    ]
+
+
 def _data(plan: "StudyPlan") -> str:
     data = plan.base.data
     place = data.train_annotations if data.dataset == "coco" else _num_images(data)

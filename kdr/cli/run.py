@@ -36,6 +36,12 @@ def command(
     json_: Annotated[
         bool, typer.Option("--json", help="Print JSON, one object per line and event.")
     ] = False,
+    detach: Annotated[
+        bool,
+        typer.Option(
+            "--detach", help="Start the run in the background, print its process and return."
+        ),
+    ] = False,
 ) -> None:
     """Run what is missing of a study, then print its ranking, or the table of its arms.
 
@@ -47,13 +53,34 @@ def command(
     command continues. SIGTERM and a closed terminal do the same, after up to resources.grace_s
     seconds for the epochs that run; a second SIGTERM, or Ctrl-C, ends at once.
 
-    Example: kdr run search_spaces/quickstart.yaml
+    With --detach it goes to the background: it outlives the terminal, and prints to a file.
+
+    For example:
+
+    kdr run search_spaces/quickstart.yaml
+
+    kdr run search_spaces/quickstart.yaml --detach
     """
     from kdr.config.study import read_study
-    from kdr.run.study_run import run_study
     from kdr.storage.layout import Storage
 
     chosen, place = read_study(study, set_ or ()), Storage.at(storage)
+    if detach:
+        from kdr.cli.detached_run import start_detached
+
+        arguments = [
+            *("run", str(study), f"--storage={storage}"),
+            *(f"--set={override}" for override in set_ or ()),
+            *([f"--address={address}"] if address else []),
+            *(["--send-code"] if send_code else []),
+            *(["--rerun"] if rerun else []),
+            *([] if preflight else ["--no-preflight"]),
+        ]
+        started = start_detached(chosen, place, arguments, storage_option=storage)
+        print(started.json() if json_ else started.text())
+        return
+    from kdr.run.study_run import run_study
+
     run = partial(
         run_study,
         chosen,

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from kdr.report.progress import StudyProgress
 
 WATCH_EVERY_S = 2.0
+STARTS_WITHIN_S = 60.0
+"""Seconds from `run --detach`, or from its last line of output, to the driver's claim."""
 
 
 def command(
@@ -44,13 +46,33 @@ def command(
 
 
 def _read(study: str, storage: str, metric: str | None) -> "StudyProgress":
-    from kdr.cli.logged_study import read_logged_study
-    from kdr.report.progress import study_progress
+    from kdr.cli.logged_study import read_logged_study, study_name
+    from kdr.errors import ConfigError
+    from kdr.report.progress import StudyProgress, study_progress
     from kdr.report.ranking import searched_metric
     from kdr.results.schema import utc_now
 
-    log, name = read_logged_study(study, storage)
+    try:
+        log, name = read_logged_study(study, storage)
+    except ConfigError:
+        # a run that has just started has no row in the log yet
+        if not _is_starting(study, storage):
+            raise
+        return StudyProgress(study_name(study), metric or "AP", (), None, None)
     return study_progress(log, name, now=utc_now(), metric=metric or searched_metric(log, name))
+
+
+def _is_starting(study: str, storage: str) -> bool:
+    """Whether a driver runs a study, or `run --detach` started one a moment ago."""
+    from kdr.cli.logged_study import study_name
+    from kdr.run.driver.sole_driver import driver_of
+    from kdr.storage.layout import Storage
+
+    place, name = Storage.at(storage), study_name(study)
+    if driver_of(place, name) is not None:
+        return True
+    output = place.output(name)
+    return output.is_file() and time.time() - output.stat().st_mtime < STARTS_WITHIN_S
 
 
 def _watch(study: str, storage: str, metric: str | None, json_: bool) -> None:

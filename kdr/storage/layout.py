@@ -173,6 +173,10 @@ class Storage:
         """
         return self.local / "loggers" / _plain(study)
 
+    def output(self, study: str) -> LocalPath:
+        """What runs of one study in the background print, on this machine."""
+        return self.local / "output" / f"{_plain(study)}.log"
+
     def name_of(self, path: StoredPath) -> str:
         """Returns a file's path relative to the storage, as the log stores it: the storage may be
         moved.

@@ -14,7 +14,7 @@ NAMES = [*COMMANDS, *(f"log {name}" for name in LOG_COMMANDS)]
 
 
 def section(name: str) -> str:
-    return PAGE.partition(f"### kdr {name}\n")[2].partition("\n#")[0]
+    return re.split(r"\n#{2,4} ", PAGE.partition(f"### kdr {name}\n")[2])[0]
 
 
 def options_of(name: str) -> set[str]:

@@ -188,7 +188,7 @@ class Claims:
         """Writes heartbeats until the study is over, or lost to another driver."""
         while not over.wait(BEAT_S):
             try:
-                present = {claim.name: claim for claim in self._all()}
+                present = {claim.name: claim for claim in self.all()}
                 # this process was suspended for longer than DEAD_AFTER_S, such as by a closed lid,
                 # and another driver removed its claim or already runs the study
                 if self.own.name not in present or any(
@@ -208,7 +208,7 @@ class Claims:
         measured between calls.
         """
         living = []
-        for claim in self._all():
+        for claim in self.all():
             if claim.name == self.own.name:
                 continue
             seen = self._seen.get(claim.name)
@@ -230,7 +230,8 @@ class Claims:
         """
         return claim.is_here or self._seen[claim.name].has_beaten
 
-    def _all(self) -> list[Claim]:
+    def all(self) -> list[Claim]:
+        """Returns every claim to the study, also those of dead drivers."""
         found = []
         for path in listed(self._folder, "*.json"):
             # withdrawn since the listing, or not a claim
@@ -250,6 +251,16 @@ class Claims:
             f"study {self._study} is already running ({holder}, since {holder.since}). See "
             f"`kdr status {self._study}`; once that process has ended, the same command continues"
         )
+
+
+def driver_of(storage: Storage, study: str) -> Claim | None:
+    """Returns the claim of the driver that runs a study; None if there is none.
+
+    If it is on this machine, its process is alive. On another machine it may have died: its claim
+    stays until the next driver finds it silent.
+    """
+    claims = Claims(storage.drivers(study), study)
+    return next((one for one in claims.all() if one.held and not one.has_died_here), None)
 
 
 def trials_of(folder: StoredPath, name: str) -> StoredPath:
