@@ -18,7 +18,9 @@ import kdr
 from kdr.config.study import study_from, study_yaml
 from kdr.results.schema import ArmRow, EpochRow, Event, TrialEvent
 from kdr.results.writer import LogWriter
+from kdr.storage.files import StoredPath
 from kdr.storage.layout import Storage
+from kdr.storage.local_path import LocalPath
 from tests.faults.invariants import toll
 
 # One thread, in the tests and in the processes they start: on tensors this small, threads spend
@@ -348,6 +350,16 @@ class AblationLog:
         return self.time
 
 
+def local(path: StoredPath) -> LocalPath:
+    """Returns a path of a storage on this machine, with the methods of `pathlib.Path`."""
+    assert isinstance(path, LocalPath)
+    return path
+
+
+PythonProcess = Callable[..., subprocess.Popen[bytes]]
+"""Starts a Python process: its code, then its arguments."""
+
+
 def start_python(code: str, *arguments: object) -> subprocess.Popen[bytes]:
     """Starts a Python process that runs `code` with `arguments` in `sys.argv[1:]`."""
     root = Path(kdr.__file__).parents[1]
@@ -358,7 +370,7 @@ def start_python(code: str, *arguments: object) -> subprocess.Popen[bytes]:
 
 
 @pytest.fixture
-def python_process() -> Callable[..., subprocess.Popen[bytes]]:
+def python_process() -> PythonProcess:
     """Starts real Python processes, to be killed or to write at the same time."""
     return start_python
 

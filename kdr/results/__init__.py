@@ -1,1 +1,1 @@
-"""What happened: the Parquet trial log, its schema, writer and reader, and SQL over it."""
+"""The Parquet trial log: schema, writer, reader, checks, and SQL over it."""

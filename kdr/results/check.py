@@ -1,6 +1,4 @@
-"""What is wrong with files and rows of the trial log, and with trials' weights; files can be moved
-aside, nothing is deleted.
-"""
+"""Checks the trial log and the trials' weights, and quarantines damaged files; deletes nothing."""
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator
@@ -19,7 +17,7 @@ from kdr.results.fragments import (
     study_folders,
 )
 from kdr.results.reader import Log, read_log
-from kdr.results.saved_weights import what_is_torn
+from kdr.results.saved_weights import file_damage
 from kdr.results.schema import EVENTS, SCHEMAS, TableName
 from kdr.storage.files import StoredPath, listed
 from kdr.storage.layout import Storage
@@ -28,13 +26,13 @@ Kind = Literal[
     "damaged", "temporary", "foreign", "newer", "contradiction", "incomplete", "unfinished"
 ]
 ORPHANED_AFTER_S = 600.0
-"""Age at which a temporary file counts as left by a writer that was killed; writing one takes
+"""Age from which a temporary file counts as left by a killed writer; writing one takes
 milliseconds."""
 
 
 @dataclass(frozen=True)
 class LogProblem:
-    """One thing that a reader of the log should know."""
+    """A finding about the log or a trial's weights."""
 
     kind: Kind
     where: str
@@ -42,21 +40,16 @@ class LogProblem:
     what: str
     """One sentence."""
     files: tuple[StoredPath, ...] = field(default=(), repr=False)
-    """What would be moved aside: damaged, orphaned and foreign files, a compaction together with
-    its manifest."""
+    """Files to quarantine: damaged, orphaned and foreign ones, a compaction with its manifest."""
 
     @property
     def is_problem(self) -> bool:
-        """Whether something is wrong; what is only told are unfinished trials, and curves with
-        gaps.
-        """
+        """Whether something is wrong. Unfinished trials and curves with gaps are reported only."""
         return self.kind not in ("incomplete", "unfinished")
 
 
 def check_log(storage: Storage) -> tuple[LogProblem, ...]:
-    """Reads every file of the log that counts, every trial's events, and the checkpoints; problems
-    first.
-    """
+    """Reads every file of the log, and every checkpoint. Returns what it finds, problems first."""
     folders = [
         (table, folder) for table in SCHEMAS for folder in study_folders(storage, table).values()
     ]
@@ -68,15 +61,17 @@ def check_log(storage: Storage) -> tuple[LogProblem, ...]:
 
 
 def quarantine(storage: Storage, finding: LogProblem) -> list[StoredPath]:
-    """Moves the files of a finding into the quarantine, the reason beside them, and says where they
-    are now.
+    """Moves the files of a finding into the quarantine, with the reason beside them.
+
+    Returns:
+        Their new paths.
 
     Raises:
         StorageError: if they cannot be moved.
     """
     moved = []
     for path in finding.files:
-        # a folder per file's old place, so that names cannot clash and it can be put back
+        # in the same folders as before, so that names cannot clash and a file can be put back
         target = storage.quarantine / storage.name_of(path).removeprefix("log/")
         try:
             with target.with_name(f"{target.name}.reason.txt").written_aside() as aside:
@@ -88,8 +83,8 @@ def quarantine(storage: Storage, finding: LogProblem) -> list[StoredPath]:
             continue  # a compaction has removed it meanwhile
         except OSError as error:
             raise StorageError(
-                f"{path}: must be a file that can be moved to {target.parent}, got "
-                f"{error.strerror or error}. Change the permissions of the storage"
+                f"{path}: cannot be moved to {target.parent} ({error.strerror or error}). Check "
+                "the permissions of the storage"
             ) from error
         moved.append(target)
     return moved
@@ -100,8 +95,7 @@ def _files(folder: StoredPath, table: TableName) -> Iterator[LogProblem]:
     for path in listing.damaged:
         yield from _damaged(
             path,
-            "a compaction that cannot be read; the one before it, or the single files, count "
-            "instead",
+            "is an unreadable compaction; the previous one, or the single files, count instead",
         )
     for path in listing.fragments:
         try:
@@ -110,11 +104,10 @@ def _files(folder: StoredPath, table: TableName) -> Iterator[LogProblem]:
                 yield LogProblem(
                     "newer",
                     str(path),
-                    "was written by a newer version; columns that this one does not know are "
-                    "left out",
+                    "was written by a newer version of kdr; columns unknown here are ignored",
                 )
         except FileNotFoundError:
-            continue  # compacted meanwhile
+            continue  # compacted in the meantime
         except DamagedFragmentError as error:
             yield from _damaged(path, " ".join(str(error).removeprefix(f"{path}: ").split()))
     yield from _left_over(folder)
@@ -127,13 +120,13 @@ def _left_over(folder: StoredPath) -> Iterator[LogProblem]:
                 yield LogProblem(
                     "temporary",
                     str(path),
-                    "was left by a writer that was killed; no reader looks at it",
+                    "was left by a killed writer; readers ignore it",
                     (path,),
                 )
 
 
 def _foreign(storage: Storage, folders: Collection[StoredPath]) -> Iterator[LogProblem]:
-    """What lies in the log and is no part of it. Readers pass it over."""
+    """Yields the files and folders that do not belong to the log. Readers ignore them."""
     tables = [storage.log / table for table in SCHEMAS]
     wanted: list[tuple[StoredPath, Callable[[StoredPath], bool]]] = [
         (storage.log, tables.__contains__)
@@ -144,18 +137,18 @@ def _foreign(storage: Storage, folders: Collection[StoredPath]) -> Iterator[LogP
         for path in listed(folder):
             if not belongs(path):
                 yield LogProblem(
-                    "foreign", str(path), "is no part of the log; no reader looks at it", (path,)
+                    "foreign", str(path), "does not belong to the log; readers ignore it", (path,)
                 )
 
 
 def _weights(storage: Storage) -> Iterator[LogProblem]:
-    """Checkpoints that no trial can go on from, and weights that cannot be opened."""
+    """Yields damaged checkpoints and weights."""
     for folder in listed(storage.trials):
         for name, then in _TORN:
-            # there is none, or its trial has just ended
+            # The file does not exist, or was deleted just now because its trial ended.
             with contextlib.suppress(FileNotFoundError):
                 if (
-                    what := what_is_torn(folder / name, read_all=name == "checkpoint.pt")
+                    what := file_damage(folder / name, read_all=name == "checkpoint.pt")
                 ) is not None:
                     yield LogProblem(
                         "damaged", str(folder / name), f"{what}; {then}", (folder / name,)
@@ -164,12 +157,13 @@ def _weights(storage: Storage) -> Iterator[LogProblem]:
 
 
 _TORN = (
-    ("checkpoint.pt", "the next attempt at its trial moves it aside and begins anew"),
+    ("checkpoint.pt", "the next attempt quarantines it and starts over"),
     (
         "student.pt",
-        "once it is moved aside, a teacher is trained again; the trial's result stays in the log",
+        "once it is quarantined, a teacher is trained again; the trial's result stays in the log",
     ),
 )
+"""File of a trial -> what happens if it is damaged."""
 
 
 def _damaged(path: StoredPath, what: str) -> Iterator[LogProblem]:
@@ -178,7 +172,8 @@ def _damaged(path: StoredPath, what: str) -> Iterator[LogProblem]:
         if path.name.startswith("c-")
         else (path,)
     )
-    # a manifest goes first: without it, its data do not count
+    # the manifest first: without it, its data is ignored, and the files that it replaces count
+    # again
     files = tuple(name for name in names if name.exists())
     if files:
         yield LogProblem("damaged", str(path), what, files)
@@ -190,13 +185,13 @@ def _newer_events(log: Log) -> Iterator[LogProblem]:
             yield LogProblem(
                 "newer",
                 row["key"],
-                f"has an event {row['event']!r} of a newer version; it is passed over",
+                f"has an event {row['event']!r} of a newer version of kdr, which is ignored",
             )
 
 
 def _contradictions(log: Log) -> Iterator[LogProblem]:
-    """Trials that were completed more than once, with different results, by the same code and not
-    excluded in between.
+    """Yields the trials that completed more than once with different results, and were not excluded
+    in between.
     """
     ends: dict[str, list[dict[str, Any]]] = {}
     for row in log.trials.filter(pc.equal(log.trials["event"], "completed")).to_pylist():
@@ -209,20 +204,22 @@ def _contradictions(log: Log) -> Iterator[LogProblem]:
             yield LogProblem(
                 "contradiction",
                 key,
-                f"was completed {len(rows)} times with different AP: {values}. The last one counts",
+                f"completed {len(rows)} times with different AP: {values}. The last one counts",
             )
 
 
 def _gaps(log: Log) -> Iterator[LogProblem]:
-    """Trials with a result of which epochs are missing, as after a damaged file was moved aside."""
+    """Yields the trials with a result but missing epochs, as after a damaged file was
+    quarantined.
+    """
     counts = log.current_epochs.group_by("key").aggregate([("epoch", "count")]).to_pydict()
     num_epochs = dict(zip(counts["key"], counts["epoch_count"], strict=True))
     for state in log.states().values():
         found = num_epochs.get(state.key, 0)
         if state.state in ("completed", "stopped_early") and found < state.epoch:
             what = (
-                f"was {state.state} at epoch {state.epoch}, of which the log has {found}: its "
-                "result counts, its curve has gaps. `log exclude KEY` trains it again"
+                f"was {state.state} at epoch {state.epoch}, but the log has {found} epochs: its "
+                "result counts, its curve has gaps. To train it again: `kdr log exclude KEY`"
             )
             yield LogProblem("incomplete", state.key, what)
 
@@ -231,7 +228,7 @@ def _unfinished(log: Log) -> Iterator[LogProblem]:
     for state in log.states().values():
         if state.state in ("running", "interrupted"):
             what = (
-                f"{state.state} at epoch {state.epoch} in the study {state.study}; if nothing runs "
-                "it, the same command continues"
+                f"{state.state} at epoch {state.epoch} in the study {state.study}; unless it is "
+                "being run now, the study's command resumes it"
             )
             yield LogProblem("unfinished", state.key, what)

@@ -1,11 +1,10 @@
-"""Merges the many small files of a study's log into one, without a lock, also while others write
-and read.
+"""Merges the small files of a study's log into one, without a lock, while others read and write.
 
-The order of steps makes a crash between any two harmless: the merged file does not count before its
-manifest is there, and the files that a manifest replaces are deleted by the next compaction only.
-So of several processes that compact at once, each has read a complete log, and whichever manifest
-wins, no row is lost or seen twice; and a reader that has just listed the folder still finds its
-files.
+The order of the steps makes a crash between any two of them harmless. The merged file does not
+count until its manifest is written, and the files that a manifest replaces are deleted only by the
+next compaction. So if several processes compact at once, each has read a complete log, and no row
+is lost or counted twice, whichever manifest wins. A reader that has just listed the folder still
+finds its files.
 """
 
 import json
@@ -33,10 +32,10 @@ _COMPACTED = re.compile(r"c-(\d+)-[0-9a-f]+\.(parquet|json)")
 
 
 def compact(storage: Storage, study: str) -> None:
-    """Merges each table of a study's log into one file. Does nothing where that is done already.
+    """Merges each table of a study's log into one file, unless it already is one.
 
     Raises:
-        StorageError: if the log cannot be written; it stays as it was.
+        StorageError: if the log cannot be written; it is unchanged then.
     """
     for table in SCHEMAS:
         folder = study_folders(storage, table).get(study)
@@ -45,28 +44,30 @@ def compact(storage: Storage, study: str) -> None:
         try:
             _compact_folder(list_folder(folder, table))
         except FileNotFoundError:
-            continue  # another process compacts this folder and is ahead
+            continue  # another process is compacting this folder too, and is ahead
         except OSError as error:
             raise StorageError(
                 f"{folder}: the trial log must be writable, got {error.strerror or error}. Nothing "
-                "is lost: compaction can be left out, and is done at the end of the next run"
+                "is lost: the next run compacts it at its end"
             ) from error
 
 
 def _compact_folder(listing: Listing) -> None:
     merged, tables = _readable(listing)
     before = listing.generation
-    # a generation that cannot be merged must stay the newest, or its rows would no longer count
+    # A damaged generation must stay the newest: a newer one without its rows would lose them.
     if len(merged) < 2 or (before and listing.folder / before.data not in merged):
         return
     number = before.number + 1 if before else 1
     stem = f"c-{number:06d}-{uuid.uuid4().hex[:8]}"
+    # Replaced by the previous compaction and deleted only now, because a reader that listed the
+    # folder before that compaction may still have been opening them.
     gone = before.replaces if before else frozenset()
     left_over = {path.name for path in listed(listing.folder)} & gone
     with (listing.folder / f"{stem}.parquet").written_aside() as aside:
         write_fragment(pa.concat_tables(tables).combine_chunks(), os.fspath(aside))
     with (listing.folder / f"{stem}.json").written_aside() as aside:
-        # what an interrupted deletion leaves behind must stay replaced
+        # files that the deletion below may leave behind if it is interrupted must stay replaced
         aside.write_text(
             json.dumps(
                 {"number": number, "replaces": sorted({path.name for path in merged} | left_over)}
@@ -77,8 +78,10 @@ def _compact_folder(listing: Listing) -> None:
 
 
 def _readable(listing: Listing) -> tuple[list[StoredPath], list[pa.Table]]:
-    """The files to merge, with their rows. Damaged ones stay, to be named; newer versions' stay, to
-    keep their columns.
+    """Returns the files to merge, with their rows.
+
+    Damaged files are left, so that `log check` can report them; files of newer versions are left,
+    because merging would drop the columns that are unknown here.
     """
     merged, tables = [], []
     for path in listing.fragments:
@@ -93,9 +96,7 @@ def _readable(listing: Listing) -> tuple[list[StoredPath], list[pa.Table]]:
 
 
 def _outdated(folder: StoredPath, number: int) -> set[str]:
-    """Files of generations that the newest but one already stood for, and of compactions that died
-    half-way.
-    """
+    """Returns files of generations before the last two, and of compactions that were killed."""
     numbered = (
         (path.name, match) for path in listed(folder) if (match := _COMPACTED.fullmatch(path.name))
     )

@@ -1,6 +1,4 @@
-"""Which rows of the log count: events that decide a trial's state, and epochs that no later attempt
-has done again.
-"""
+"""The rows of the log that count: deciding events, and epochs that no later attempt repeated."""
 
 import functools
 import math
@@ -15,8 +13,9 @@ from kdr.results.schema import EVENTS, METRICS
 
 
 def excluded_attempts(events: pa.Table) -> dict[str, int]:
-    """By key the last attempt whose exclusion is in force: neither undone nor followed by a new
-    start of the same number.
+    """Returns the last excluded attempt of each trial, by key.
+
+    An exclusion ends if it is undone, or if an attempt of the same number starts after it.
     """
     balance: Counter[tuple[str, int]] = Counter()
     latest: dict[tuple[str, int], dict[str, int]] = {}
@@ -28,31 +27,32 @@ def excluded_attempts(events: pa.Table) -> dict[str, int]:
     for key, attempt, event, time in zip(
         *_columns(rows, "key", "attempt", "event", "time"), strict=True
     ):
-        # exclusions are counted, since clocks can be set back between one and its undoing
+        # Exclusions are counted and not ordered by time, because a clock may have been set back
+        # between one and its undoing.
         balance[key, attempt] += {"excluded": 1, "included": -1}.get(event, 0)
-        kind = "excluded" if event == "excluded" else "begun"
+        kind = "excluded" if event == "excluded" else "started"
         if event != "included":
             times = latest.setdefault((key, attempt), {})
             times[kind] = max(time, times.get(kind, time))
     excluded: dict[str, int] = {}
     for (key, attempt), count in balance.items():
         times = latest[key, attempt] if count > 0 else {}
-        if count > 0 and times.get("begun", -math.inf) <= times["excluded"]:
+        if count > 0 and times.get("started", -math.inf) <= times["excluded"]:
             excluded[key] = max(attempt, excluded.get(key, 0))
     return excluded
 
 
 def deciding_rows(events: pa.Table, excluded: Mapping[str, int]) -> list[int]:
-    """For each key the index of the event that decides its state, keys in the order of the log.
+    """Returns the index of the event that decides the state of each trial, in the order of the log.
 
-    Of the last attempt it is the event that comes last in a trial's life (`EVENTS`). Times decide
-    between equal events only: the processes that write those of one attempt may be on machines
+    It is the event of the last attempt that comes last in a trial's life (`EVENTS`). Times only
+    decide between equal events: the processes that write the events of an attempt may be on nodes
     whose clocks differ, and a clock may be set back.
     """
     columns = _columns(events, "key", "attempt", "event", "time", "epoch")
     best: dict[str, tuple[Any, ...]] = {}
     for index, (key, attempt, event, time, epoch) in enumerate(zip(*columns, strict=True)):
-        # whatever an excluded attempt goes on to do, it stays excluded
+        # an excluded attempt may still be running: later events of it do not end the exclusion
         if event == "included" or (event == "excluded" and attempt != excluded.get(key)):
             continue
         order = (attempt, EVENTS.index(event), time, epoch or 0, index)
@@ -62,13 +62,16 @@ def deciding_rows(events: pa.Table, excluded: Mapping[str, int]) -> list[int]:
 
 
 def current_rows(epochs: pa.Table, excluded: Mapping[str, int]) -> pa.Array:
-    """Indices of the epochs that count, by key and epoch. An attempt that begins at epoch e
-    replaces e and all after it.
+    """Returns the indices of the epochs that count, by key and epoch.
+
+    An attempt that starts at epoch e replaces the epochs of earlier attempts from e on.
 
     Args:
         epochs: rows of the table `epochs`.
-        excluded: by key the last attempt that does not count; nor do those before it.
+        excluded: key -> last attempt that does not count; earlier ones do not count either.
     """
+    # Most trials have one attempt and each epoch once: for those, sorting in Arrow is enough. Only
+    # the others are resolved row by row in Python, which is far slower.
     keys, intricate = epochs["key"], _intricate_keys(epochs, excluded)
     plain = pc.invert(pc.is_in(keys, value_set=intricate))
     others = pc.indices_nonzero(pc.invert(plain))
@@ -82,9 +85,7 @@ def current_rows(epochs: pa.Table, excluded: Mapping[str, int]) -> pa.Array:
 
 
 def _intricate_keys(epochs: pa.Table, excluded: Mapping[str, int]) -> pa.Array:
-    """Trials with several attempts or with rows of one epoch twice, which take more than
-    sorting.
-    """
+    """Returns the keys of trials with several attempts, repeated epochs or exclusions."""
     sums = epochs.group_by("key").aggregate(
         [("attempt", "min"), ("attempt", "max"), ("epoch", "count"), ("epoch", "count_distinct")]
     )
@@ -109,33 +110,33 @@ def _resolved(epochs: pa.Table, excluded: Mapping[str, int]) -> pa.Array:
 
 
 def _joined(attempts: dict[int, dict[int, tuple[Any, int]]]) -> Iterable[int]:
-    """Row indices of one trial's epochs in order: of each attempt those before the next one's
-    first.
+    """Returns the row indices of one trial's epochs in order: from each attempt, the epochs before
+    the first one of the next attempt.
     """
     rows: dict[int, int] = {}
-    begun = None
+    first = None
     for attempt in sorted(attempts, reverse=True):
         rows |= {
             epoch: row
             for epoch, (_, row) in attempts[attempt].items()
-            if begun is None or epoch < begun
+            if first is None or epoch < first
         }
-        begun = min(rows)
+        first = min(rows)
     return (rows[epoch] for epoch in sorted(rows))
 
 
 def current_trials(deciding: pa.Table, draws: Mapping[str, str], epochs: pa.Table) -> pa.Table:
-    """What is known of each trial now: `key`, `epoch`, the metrics, and `parameters`, a row for
-    each deciding event.
+    """Returns a table with a row for each deciding event: `key`, `epoch`, the metrics,
+    `parameters`.
 
     Args:
         deciding: the events that decide the trials' states.
-        draws: by key the last draw of a search.
+        draws: key -> the last draw of a search.
         epochs: the epochs that count, by key and epoch.
     """
     reached = last_epochs(epochs)
     reached = reached.take(pc.index_in(deciding["key"], value_set=reached["key"]))
-    # begun anew: the epochs of earlier attempts are not its own
+    # An attempt that started from scratch must not get the epochs of earlier attempts.
     is_own = pc.or_(
         pc.not_equal(deciding["event"], "started"),
         pc.equal(deciding["attempt"], reached["attempt"]),
@@ -161,7 +162,7 @@ def _where(wanted: pa.ChunkedArray, values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def last_draws(events: pa.Table) -> dict[str, str]:
-    """By key the last draw of a search, as JSON."""
+    """Returns the last draw of a search for each trial, as JSON, by key."""
     drawn = events.filter(pc.is_valid(events["parameters"])).sort_by(
         [("time", "ascending"), ("parameters", "ascending")]
     )
@@ -169,8 +170,8 @@ def last_draws(events: pa.Table) -> dict[str, str]:
 
 
 def last_epochs(epochs: pa.Table) -> pa.Table:
-    """For each key the last epoch with its attempt, and the metrics of the last epoch that was
-    evaluated.
+    """Returns the last epoch of each key with its attempt, and the metrics of the last evaluated
+    epoch.
 
     Args:
         epochs: the epochs that count, by key and epoch.
@@ -184,23 +185,21 @@ def last_epochs(epochs: pa.Table) -> pa.Table:
 
 
 def first_of_each(table: pa.Table, *columns: str) -> pa.Table:
-    """The combinations of values that some columns have, in no order, and the `row` in which each
-    comes first.
-    """
+    """Returns the distinct values of some columns, in no order, with the first `row` of each."""
     rows = table.select(list(columns)).append_column("row", pa.array(range(len(table)), pa.int64()))
     found = rows.group_by(list(columns)).aggregate([("row", "min")])
     return found.rename_columns({"row_min": "row"})
 
 
 def _last_of_each(epochs: pa.Table, *columns: str) -> pa.Table:
-    """The last row of each key."""
+    """Returns the last row of each key; rows must be sorted by key."""
     runs = pc.run_end_encode(epochs["key"].combine_chunks())
     return epochs.select(list(columns)).take(pc.subtract(runs.run_ends, 1))
 
 
 def _columns(table: pa.Table, *names: str) -> list[list[Any]]:
-    """Columns as Python values, times as microseconds: making a datetime of each would cost more
-    than all the rest.
+    """Returns columns as Python values, with times in microseconds: a datetime object for each row
+    would take longer than everything else here.
     """
     return [
         (table[name].cast(pa.int64()) if name == "time" else table[name]).to_pylist()

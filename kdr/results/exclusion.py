@@ -1,6 +1,4 @@
-"""Takes a trial's result out of what is known, and back: an event that is appended to the log,
-never a row that is removed.
-"""
+"""Excludes a trial's result, and includes it again: by appending events, never by removing rows."""
 
 from kdr.errors import ConfigError
 from kdr.results.reader import TrialState
@@ -10,28 +8,28 @@ from kdr.storage.layout import Storage
 
 
 def exclude(storage: Storage, state: TrialState, reason: str) -> None:
-    """Excludes the last attempt at a trial and those before it: it counts nowhere, and runs again
-    from its first epoch.
+    """Excludes the last attempt at a trial and all before it: the trial counts nowhere, and runs
+    again from its first epoch.
 
     Raises:
-        ConfigError: if it is excluded already, or has not begun.
+        ConfigError: if it is already excluded, or has not started.
         StorageError: if the log cannot be written.
     """
     if state.state in ("excluded", "planned"):
         raise ConfigError(
-            f"KEY: must be a trial that has begun and is not excluded, got {state.key}, which is "
-            f"{state.state}"
+            f"KEY: must be a trial that has started and is not excluded, got {state.key}, which "
+            f"is {state.state}"
         )
     mark = storage.restart_marker(state.key)
     mark.parent.mkdir(parents=True, exist_ok=True)
-    # first the mark: an exclusion without it would let the next attempt go on from what was
-    # excluded
+    # The marker first: with an exclusion alone, the next attempt would resume from the excluded
+    # checkpoint. A marker alone only costs a fresh start.
     mark.touch()
     _write(storage, state, "excluded", reason)
 
 
 def include(storage: Storage, state: TrialState) -> None:
-    """Undoes an exclusion after which the trial has not been begun again.
+    """Undoes an exclusion, as long as the trial has not started again.
 
     Raises:
         ConfigError: if the trial is not excluded.

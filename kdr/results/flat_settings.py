@@ -1,4 +1,4 @@
-"""Settings of a trial by their dotted path, as the tables show them: `distill.kdr.weight`."""
+"""A trial's settings by dotted path, such as `distill.kdr.weight`, as in the tables."""
 
 import functools
 import json
@@ -8,7 +8,7 @@ from typing import Any
 
 @functools.lru_cache(maxsize=4096)
 def flat_settings(config: str) -> Mapping[str, Any]:
-    """The settings of a trial by dotted path; do not change the result, it is shared.
+    """Returns the settings of a trial by dotted path. The result is cached: do not change it.
 
     Args:
         config: a TrialConfig as JSON.
@@ -19,8 +19,8 @@ def flat_settings(config: str) -> Mapping[str, Any]:
 
 
 def canonical(value: Any) -> Any:
-    """A setting's value such that equal settings compare and group as equal: lists and groups as
-    JSON text.
+    """Returns a setting's value, with lists and groups as JSON text, so that equal settings compare
+    and hash as equal.
     """
     return (
         json.dumps(value, ensure_ascii=False, sort_keys=True)

@@ -1,9 +1,8 @@
-"""Which files of the log count, and the reading of one: the rules that readers and compaction
-share.
+"""The files of the log that count, and how to read one; shared by readers and compaction.
 
-A folder of one study and table holds fragments `part-*.parquet`. Compaction adds a generation:
-`c-<number>-<id>.parquet` with the rows of many fragments, then `c-<number>-<id>.json` naming the
-files it replaces. Only the newest generation counts, and without its manifest it does not exist.
+Each study and table has a folder of fragments `part-*.parquet`. Compaction adds a generation:
+`c-<number>-<id>.parquet` with the rows of many fragments, then the manifest `c-<number>-<id>.json`
+with the names of the files that it replaces. Only the newest generation with a manifest counts.
 Everything else in the folder is ignored.
 """
 
@@ -28,7 +27,7 @@ _OF_LOG = re.compile(rf"part-.+\.parquet|c-\d+-[0-9a-f]+\.parquet|{_MANIFEST.pat
 
 
 class DamagedFragmentError(Exception):
-    """A file of the log that cannot be read, or holds something else than rows of its table."""
+    """A file of the log that is unreadable, or does not have rows of its table."""
 
 
 @dataclass(frozen=True)
@@ -36,35 +35,35 @@ class Generation:
     """One compaction of a folder."""
 
     number: int
-    """Counts from 1; the highest wins, among equals the highest id."""
+    """Counts from 1. The highest number wins; among equal numbers, the highest id."""
     data: str
     """Name of the Parquet file with the merged rows."""
     replaces: frozenset[str]
-    """Names of the files in the folder that it stands for."""
+    """Names of the files in the folder that it replaces."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of one folder that count."""
+    """The files of a folder that count."""
 
     folder: StoredPath
     table: TableName
     generation: Generation | None
     """The newest usable compaction."""
     fragments: tuple[StoredPath, ...]
-    """Parquet files to read: the compacted one first, then fragments by name, which is by time."""
+    """Parquet files to read: the compacted one, then fragments by name, which is by time."""
     damaged: tuple[StoredPath, ...]
-    """Compactions that had to be passed over."""
+    """Manifests of unusable compactions."""
 
 
 def study_folders(storage: Storage, table: TableName) -> dict[str, StoredPath]:
-    """The folders of one table by study, sorted; empty where nothing is logged yet."""
+    """Returns the folders of a table by study, sorted; empty if nothing is logged yet."""
     folders = listed(storage.log / table, "study=*")
     return {folder.name.removeprefix("study="): folder for folder in folders if folder.is_dir()}
 
 
 def list_folder(folder: StoredPath, table: TableName) -> Listing:
-    """The files of a folder that count now."""
+    """Returns the files of a folder that count now."""
     damaged: list[StoredPath] = []
     generation = None
     files = listed(folder)
@@ -85,14 +84,12 @@ def list_folder(folder: StoredPath, table: TableName) -> Listing:
 
 
 def is_of_log(name: str) -> bool:
-    """Whether a file of this name has a place in a study's folder; temporary files of writers
-    do.
-    """
+    """Returns whether a file of this name belongs in a study's folder, as temporary files do."""
     return _OF_LOG.fullmatch(name) is not None
 
 
 def num_fragments(storage: Storage, study: str) -> int:
-    """How many files a reader of one study's log opens."""
+    """Returns the number of files that a reader of a study's log opens."""
     folders = ((table, study_folders(storage, table).get(study)) for table in SCHEMAS)
     return sum(
         len(list_folder(folder, table).fragments) for table, folder in folders if folder is not None
@@ -100,13 +97,13 @@ def num_fragments(storage: Storage, study: str) -> int:
 
 
 def logged_studies(storage: Storage) -> tuple[str, ...]:
-    """Names of the studies that have a folder in the log, sorted."""
+    """Returns the names of the studies in the log, sorted."""
     return tuple(sorted({study for table in SCHEMAS for study in study_folders(storage, table)}))
 
 
 def files_by_key(storage: Storage, keys: Collection[str]) -> dict[str, list[StoredPath]]:
-    """The files of the log that hold events or epochs of some trials, by trial key; files that
-    cannot be read are left out.
+    """Returns the files of the log with events or epochs of some trials, by trial key. Unreadable
+    files are left out.
     """
     wanted, files = pa.array(list(keys), pa.string()), dict[str, list[StoredPath]]()
     for table in ("trials", "epochs"):
@@ -128,20 +125,20 @@ def read_fragment(
     keys: pa.Array | None = None,
     leave_out: Collection[str] = (),
 ) -> pa.Table:
-    """The rows of one file with the table's schema; columns of a newer version are left out.
+    """Returns the rows of a file in the table's schema, without columns of newer versions.
 
     Args:
         path: the file.
-        table: the table that it is a part of.
-        keys: only rows of these trials; of a file that has none of them, nothing but the keys is
+        table: the table that it belongs to.
+        keys: return only rows of these trials. If the file has none of them, only its keys are
             read.
-        leave_out: columns that are not read; all their values are null.
+        leave_out: columns not to read; their values are null.
 
     Raises:
-        FileNotFoundError: if it is gone, as after a compaction.
-        DamagedFragmentError: if it is truncated, or no fragment of this table.
-        StorageError: if the storage does not give it; it may be sound, and to go on without it
-            would run its trials again.
+        FileNotFoundError: if the file is gone, as after a compaction.
+        DamagedFragmentError: if it is truncated, or not a fragment of this table.
+        StorageError: if the storage cannot read it. The file may be intact, and without its rows
+            finished trials would run again.
     """
     try:
         with pq.ParquetFile(
@@ -162,16 +159,17 @@ def read_fragment(
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException, ValueError, KeyError) as error:
-        # the system's own errors have a number, those of Parquet's content have none
+        # pyarrow raises OSError for both: with an errno if the system failed, without one if the
+        # content is not Parquet
         if isinstance(error, OSError) and error.errno is not None:
             raise StorageError(
-                f"{path}: must be a file that can be read, got {error}. Nothing is lost: try again"
+                f"{path}: cannot be read ({error}). Nothing is lost: try again"
             ) from error
         raise DamagedFragmentError(f"{path}: {error}") from error
 
 
 def is_newer_version(path: StoredPath) -> bool:
-    """Whether a fragment comes from a newer version, whose columns this one does not know."""
+    """Returns whether a newer version of kdr wrote a fragment, possibly with unknown columns."""
     metadata = pq.read_schema(path.arrow_source()).metadata or {}
     return int(metadata.get(b"kdr.schema_version", SCHEMA_VERSION)) > SCHEMA_VERSION
 
@@ -179,7 +177,7 @@ def is_newer_version(path: StoredPath) -> bool:
 def _conforming(found: pa.Table, table: TableName) -> pa.Table:
     schema = SCHEMAS[table]
     if (found.schema.metadata or {}).get(b"kdr.table") != table.encode():
-        raise ValueError(f"holds no rows of the table {table}")
+        raise ValueError(f"does not have rows of the table {table}")
     if found.schema.equals(schema):
         return found.replace_schema_metadata(schema.metadata)
     columns = []
@@ -205,7 +203,7 @@ def _generation(manifest: StoredPath) -> Generation:
     generation = Generation(
         content["number"], manifest.with_suffix(".parquet").name, frozenset(content["replaces"])
     )
-    # a Parquet file ends with its footer, so a torn one is found here, while the files that it
-    # replaces may still be there
+    # A Parquet file ends with its footer, so this finds a truncated one, while the files that it
+    # replaces may still exist.
     pq.read_metadata(manifest.with_suffix(".parquet").arrow_source())
     return generation

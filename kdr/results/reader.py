@@ -1,6 +1,4 @@
-"""Reads the trial log, and says what state each trial is in. Whatever files lie in its folders,
-reading goes on.
-"""
+"""Reads the trial log, and determines each trial's state. Damaged files do not stop it."""
 
 import json
 from collections.abc import Callable, Collection, Iterator
@@ -60,19 +58,19 @@ _LISTINGS = 5
 
 @dataclass(frozen=True)
 class TrialState:
-    """What is known of one trial now."""
+    """The state of a trial, from all that the log has of it."""
 
     key: str
     state: State
     attempt: int
     epoch: int
-    """Last finished epoch; 0 before the first."""
+    """Last finished epoch; 0 before the first is finished."""
     metrics: dict[str, float | None]
-    """AP .. APl of the last evaluated epoch."""
+    """AP to APl of the last evaluated epoch."""
     parameters: str | None
-    """The last draw of a search that led to this trial, as JSON."""
+    """The last draw of a search that made this trial, as JSON."""
     last: TrialEvent
-    """The event that decided the state, with provenance, failure, weights, and the reason."""
+    """The deciding event, with provenance, failure, reason and weights."""
 
     @property
     def study(self) -> str:
@@ -102,28 +100,26 @@ class TrialState:
 
 @dataclass(frozen=True)
 class Log:
-    """The rows of the log, as three Arrow tables. Nothing in it changes when the log grows."""
+    """The rows of the log as three Arrow tables. It does not change when the log grows."""
 
     trials: pa.Table
     """Every event (`TrialEvent`)."""
     epochs: pa.Table
     """Every epoch of every attempt (`EpochRow`)."""
     arms: pa.Table
-    """Which keys each study uses (`ArmRow`)."""
+    """The trials that each study uses (`ArmRow`)."""
     damaged: tuple[StoredPath, ...] = ()
-    """Files that were passed over: truncated, or holding something else than rows of the log."""
+    """Files that were skipped: truncated, or without rows of the log."""
 
     def states(self) -> dict[str, TrialState]:
-        """The state of each trial by key: the last attempt's last event decides; an event `planned`
-        gives way to any other.
-        """
+        """Returns the state of each trial by key, as the last event of its last attempt decides."""
         return self._states
 
     @cached_property
     def used_keys(self) -> pa.Table:
-        """`study` and `key` of the trials that each study uses, also where another study ran them.
+        """`study` and `key` of the trials that each study uses, even if another study ran them.
 
-        By study; arms first, in the order of the log.
+        Sorted by study; arms first, in the order of the log.
         """
         rows = pa.concat_tables(
             [table.select(["study", "key"]) for table in (self.arms, self.trials)]
@@ -133,22 +129,22 @@ class Log:
         )
 
     def studies(self) -> tuple[str, ...]:
-        """Names of all studies, sorted."""
+        """Returns the names of all studies, sorted."""
         return tuple(pc.unique(self.used_keys["study"]).to_pylist())
 
     def keys_of(self, study: str) -> tuple[str, ...]:
-        """Keys of the trials that a study uses, in the order of `used_keys`."""
+        """Returns the keys of the trials that a study uses, in the order of `used_keys`."""
         return tuple(
             self.used_keys.filter(pc.equal(self.used_keys["study"], study))["key"].to_pylist()
         )
 
     def states_of(self, study: str) -> dict[str, TrialState]:
-        """The states of the trials that a study uses; an arm that nobody has begun has none."""
+        """Returns the states of the trials that a study uses, except arms without an event yet."""
         return {key: self._states[key] for key in self.keys_of(study) if key in self._states}
 
     def arms_of(self, study: str) -> list[dict[str, Any]]:
-        """The study's rows of the table `arms`: the last one of each (arm, key), in the order in
-        which they came.
+        """Returns the study's rows of the table `arms`: the last one of each (arm, key), in the
+        order of the first ones.
         """
         return list(self._arms.get(study, {}).values())
 
@@ -161,8 +157,8 @@ class Log:
         return present_names(json.loads(newest["study_config"])).content
 
     def ablation_arms_of(self, study: str) -> list[dict[str, Any]]:
-        """The rows of the arms of an ablation as it was last run: arms and seeds that its file no
-        longer has are left out.
+        """Returns the rows of an ablation's arms as of its last run, without arms and seeds that
+        its file no longer has.
         """
         rows = [row for row in self.arms_of(study) if row["levels"] is not None]
         newest = max(rows, key=lambda row: row["time"], default={"study_config": None})
@@ -170,32 +166,32 @@ class Log:
 
     @property
     def newest_arm(self) -> datetime | None:
-        """When a study was last noted, by any study's rows."""
+        """Time of the newest row of the table `arms`, of any study."""
         newest: datetime | None = pc.max(self.arms["time"]).as_py()
         return newest
 
     def epochs_of(self, key: str) -> pa.Table:
-        """The epochs of one trial in order, without those that a later attempt has done again."""
+        """Returns the epochs of a trial in order, without those that a later attempt repeated."""
         return self.current_epochs.filter(pc.equal(self.current_epochs["key"], key))
 
     @cached_property
     def current_epochs(self) -> pa.Table:
-        """The epochs of all trials by key and epoch. An attempt that begins at epoch e replaces e
-        and all after it.
+        """The epochs of all trials that count, by key and epoch.
 
-        Excluded attempts, and those before them, are left out.
+        An attempt that starts at epoch e replaces earlier epochs from e on. Excluded attempts, and
+        those before them, do not count.
         """
         return self.epochs.take(current_rows(self.epochs, self.excluded_attempts))
 
     @cached_property
     def excluded_attempts(self) -> dict[str, int]:
-        """By key the last attempt that does not count; nor do those before it."""
+        """Key -> last attempt that does not count; earlier ones do not count either."""
         return excluded_attempts(self.trials)
 
     @cached_property
     def _arms(self) -> dict[str, dict[tuple[str, str], dict[str, Any]]]:
-        """By study its rows of the table `arms` by arm and key, the last one of each in the place
-        of the first.
+        """Study -> (arm, key) -> the last row of the table `arms`, in the order of the first
+        ones.
         """
         arms: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
         for row in sorted(_arm_rows(self.arms), key=lambda row: row["time"]):
@@ -211,8 +207,8 @@ class Log:
 
     @cached_property
     def current_trials(self) -> pa.Table:
-        """What else is known of each trial now, a row for each of `deciding_events`: see
-        `TrialState`.
+        """The other columns of each trial's state (see `TrialState`), a row for each of
+        `deciding_events`.
         """
         deciding = self.deciding_events
         known = current_trials(deciding, last_draws(self._events), self.current_epochs)
@@ -232,17 +228,18 @@ class Log:
 
 
 def known_keys(log: Log) -> frozenset[str]:
-    """Keys of completed trials, which need not be run again in any study."""
+    """Returns the keys of completed trials, which no study needs to run again."""
     return frozenset(key for key, state in log.states().items() if state.state == "completed")
 
 
 def read_log(storage: Storage, study: str | None = None, *, leave_out: Collection[str] = ()) -> Log:
-    """Reads the log; one that does not exist yet is empty.
+    """Reads the log. A log that does not exist yet is empty.
 
     Args:
-        storage: where the log lies.
-        study: only what this study ran or uses; another study's rows of the same keys are among it.
-        leave_out: columns of the epochs that are not needed, such as `losses`; they read as null.
+        storage: where the log is.
+        study: read only the trials that this study ran or uses, including other studies' rows of
+            them.
+        leave_out: columns of the epochs not to read, such as `losses`; their values are null.
     """
     with ThreadPoolExecutor(max_workers=storage.root.num_parallel_reads) as pool:
         reading = _Reading(storage, pool.map, leave_out)
@@ -255,14 +252,14 @@ def read_log(storage: Storage, study: str | None = None, *, leave_out: Collectio
 
 
 def _tables_of(reading: "_Reading", study: str) -> dict[TableName, pa.Table]:
-    """The rows of one study, and other studies' rows of the same keys; of other files, little more
-    than keys is read.
+    """Returns the rows of a study, and other studies' rows of the same keys. Of other studies'
+    files without these keys, only the keys are read.
     """
     others = [name for name in reading.studies("trials") if name != study]
     arms, trials = reading.table("arms", [study]), reading.table("trials", [study])
     keys = pc.unique(pa.chunked_array([*arms["key"].chunks, *trials["key"].chunks], pa.string()))
     elsewhere = reading.table("trials", others, keys)
-    # whoever wrote an epoch of a trial has written an event of it before
+    # a study writes an event of a trial before any epoch of it, so only these studies have epochs
     ran_in = pc.unique(elsewhere["study"]).to_pylist()
     epochs = [reading.table("epochs", [study]), reading.table("epochs", ran_in, keys)]
     return {
@@ -278,7 +275,7 @@ def _joined_tables(*tables: pa.Table) -> pa.Table:
 
 @dataclass
 class _Reading:
-    """One reading of the log."""
+    """One pass over the log, which collects damaged files."""
 
     storage: Storage
     run: Callable[..., Iterator[Any]]
@@ -286,13 +283,13 @@ class _Reading:
     damaged: list[StoredPath] = field(default_factory=list)
 
     def studies(self, name: TableName) -> list[str]:
-        """Studies that have a folder of a table."""
+        """Returns the studies that have a folder of a table."""
         return list(study_folders(self.storage, name))
 
     def table(
         self, name: TableName, studies: Collection[str] | None = None, keys: pa.Array | None = None
     ) -> pa.Table:
-        """The rows of a table, of some studies or all, and of some trials or all."""
+        """Returns the rows of a table, of all or some studies, and of all or some trials."""
         left_out = self.leave_out if name == "epochs" else ()
         folders = [
             folder
@@ -339,8 +336,8 @@ def _read_or_reason(
 
 
 def _arm_rows(arms: pa.Table) -> list[dict[str, Any]]:
-    """Rows as Python values. All rows of a run share the text of its study, which is long where
-    there are many arms.
+    """Returns rows as Python values. All rows of a run share one text of their study: it is long,
+    and there may be thousands of rows.
     """
     contents = pc.dictionary_encode(arms["study_config"]).combine_chunks()
     texts = contents.dictionary.to_pylist()

@@ -1,6 +1,4 @@
-"""Whether a file that torch wrote is whole, told from its archive: no torch is needed, and nothing
-in it is run.
-"""
+"""Checks that a file written by torch is intact, without torch and without unpickling it."""
 
 import struct
 import zipfile
@@ -8,16 +6,15 @@ import zipfile
 from kdr.storage.files import StoredPath
 
 
-def what_is_torn(path: StoredPath, *, read_all: bool = True) -> str | None:
-    """What is wrong with a checkpoint or a weights file; None if it is whole.
+def file_damage(path: StoredPath, *, read_all: bool = True) -> str | None:
+    """Returns what is wrong with a checkpoint or a weights file; None if it is intact.
 
-    torch itself does not look at the checksums in its files, and would go on from a checkpoint with
-    a changed bit.
+    torch ignores the checksums in its files, and would resume from a checkpoint with a flipped bit.
 
     Args:
         path: the file.
-        read_all: compare the checksum of every entry, which reads all of it; otherwise only whether
-            its end is there.
+        read_all: verify the checksum of every entry, which reads the whole file; otherwise only
+            check its end.
 
     Raises:
         OSError: if it cannot be read.
@@ -28,7 +25,7 @@ def what_is_torn(path: StoredPath, *, read_all: bool = True) -> str | None:
         with path.fetched() as local, zipfile.ZipFile(local) as archive:
             entry = archive.testzip() if read_all else None
     except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, struct.error) as error:
-        # RuntimeError: a damaged header may ask for a password, or for a method that zipfile does
-        # not have
-        return f"is cut off, or was not written by torch ({error})"
-    return None if entry is None else f"is damaged in its part {entry}"
+        # RuntimeError, because a damaged header may declare encryption, or a compression method
+        # that zipfile does not have
+        return f"is truncated, or was not written by torch ({error})"
+    return None if entry is None else f"is damaged in its entry {entry}"

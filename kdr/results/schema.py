@@ -1,8 +1,7 @@
-"""The rows of the trial log, as frozen dataclasses, and the Arrow schema of each, derived from its
-fields.
+"""The rows of the trial log as dataclasses, and the Arrow schemas derived from them.
 
-A change of a row is a change of the format: raise `SCHEMA_VERSION`, and only ever add fields that
-may be None, so that older logs stay readable.
+Changing a row changes the format of the log: raise `SCHEMA_VERSION`, and only add fields that may
+be None, so that older logs stay readable.
 """
 
 import time
@@ -16,7 +15,7 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 3
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-"""COCO's average precisions, in [0, 1]; null where nothing was evaluated or no object has that
+"""COCO's average precisions, in [0, 1]; null if nothing was evaluated, or no object has that
 size."""
 
 Event = Literal[
@@ -33,28 +32,30 @@ Event = Literal[
 ]
 Role = Literal["student", "teacher"]
 EVENTS: tuple[str, ...] = typing.get_args(Event)
-"""In the order of a trial's life, by which the last event of an attempt is found. `included` undoes
-`excluded`."""
+"""Events in the order of a trial's life: the last one of an attempt decides the trial's state.
+`included` undoes `excluded`."""
 
-_BEGUN = datetime.now(UTC), time.monotonic()
+_START = datetime.now(UTC), time.monotonic()
 
 
 def utc_now() -> datetime:
-    """The time, in UTC. In a process it goes on where the machine's clock is set back."""
-    begun, ticks = _BEGUN
-    return max(datetime.now(UTC), begun + timedelta(seconds=time.monotonic() - ticks))
+    """Returns the time in UTC. It does not go back within a process if the system clock is set
+    back.
+    """
+    start, ticks = _START
+    return max(datetime.now(UTC), start + timedelta(seconds=time.monotonic() - ticks))
 
 
 def later_than(known: datetime) -> datetime:
-    """The time, or the first instant after one that is known: what is written now came later,
-    whatever the clocks say.
+    """Returns the time, but at least one microsecond after a known time: what is written now must
+    sort after it, whatever the clocks of different nodes say.
     """
     return max(utc_now(), known + timedelta(microseconds=1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialEvent:
-    """One change of a trial's state; with it, what the trial is and what it has reached."""
+    """A change of a trial's state, with the trial's settings and progress."""
 
     study: str
     """The study that ran the trial."""
@@ -67,9 +68,9 @@ class TrialEvent:
     attempt: int = 1
     """Counts from 1; a resumed or repeated trial is the next attempt."""
     time: datetime = field(default_factory=utc_now)
-    """When it happened, UTC."""
+    """Time of the event, UTC."""
     role: Role = "student"
-    """A `teacher` is trained for the students and is not part of any comparison."""
+    """A `teacher` is trained for the students and excluded from all comparisons."""
     seed: int = 0
     """The trial's seed."""
     epoch: int | None = None
@@ -82,45 +83,46 @@ class TrialEvent:
     APm: float | None = None
     APl: float | None = None
     best_epoch: int | None = None
-    """Epoch of the highest AP; told beside the result, never as the result."""
+    """Epoch of the highest AP. It is shown beside the result, never as the result: choosing the
+    best epoch on the evaluation images would be biased."""
     best_AP: float | None = None  # noqa: N815 - the metric is called AP
     seconds: float | None = None
     """Training time so far, evaluation included, over all attempts."""
     parameters: str | None = None
     """The draw of the search as JSON, {path: value}."""
     trials_known: int | None = None
-    """How many ended trials the sampler knew when it suggested this one."""
+    """Number of ended trials that the sampler knew when it suggested this one."""
     data_id: str | None = None
     """Fingerprint of the data set."""
     teacher_id: str | None = None
     """Key of the teacher's trial, or the identity of its weights."""
     failure_kind: str | None = None
     """`non_finite_loss`, `not_calibrated`, `out_of_memory`, `bad_data`, `bad_input` or `error`;
-    where a process was lost, `crash` or `hang`. Of an attempt that is `interrupted` and goes on in
-    another: `hang` or `out_of_memory`."""
+    `crash` or `hang` if a process was lost. For an `interrupted` attempt that another one resumes:
+    `hang` or `out_of_memory`."""
     reason: str | None = None
-    """Why it failed, was interrupted, stopped, cancelled, excluded, or begun anew, one sentence."""
+    """Why it failed, was interrupted, stopped, cancelled, excluded or restarted; one sentence."""
     traceback: str | None = None
     weights: str | None = None
-    """The student's weights, relative to the storage; null where they are not kept."""
+    """Path of the student's weights, relative to the storage; null if they are not kept."""
     commit: str | None = None
     """Commit of the code that ran."""
     dirty: bool | None = None
-    """Whether that code had changes that were not committed."""
+    """Whether that code had uncommitted changes."""
     versions: Mapping[str, str] | None = None
     """Versions of the packages that matter."""
     host: str | None = None
     device: str | None = None
     """Name of the GPU or CPU."""
     num_gpus: float | None = None
-    """GPUs that the attempt holds; null where nothing says so."""
+    """GPUs that the attempt holds; null if unknown."""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
         assert self.event in EVENTS, self.event
         assert self.attempt >= 1, self.attempt
         assert self.time.tzinfo is not None, (
-            "times of the log are UTC; a naive one would be read as another instant"
+            "times of the log are UTC; a naive one would be read as a different time"
         )
 
 
@@ -137,7 +139,7 @@ class EpochRow:
     """Optimisation steps since the start of the trial."""
     time: datetime = field(default_factory=utc_now)
     AP: float | None = None
-    """Metrics of this epoch; null where it was not evaluated."""
+    """Metrics of this epoch; null if it was not evaluated."""
     AP50: float | None = None
     AP75: float | None = None
     APs: float | None = None
@@ -148,12 +150,12 @@ class EpochRow:
     losses: Mapping[str, float] | None = None
     """Mean of every loss term over the epoch, unweighted."""
     weighted_losses: Mapping[str, float] | None = None
-    """The same terms as they enter the sum."""
+    """The same terms with their weights, as they are added up."""
     gradient_norms: Mapping[str, float] | None = None
-    """Norms at the FPN outputs, of the detection and of the distillation loss."""
+    """Gradient norms at the FPN outputs, of the detection loss and the distillation loss."""
     extras: Mapping[str, float] | None = None
-    """Further numbers: of the methods, such as the scale of each review link, shares of keys
-    loaded, the student's size."""
+    """Other numbers: of the methods, such as the scale of each review link; shares of loaded keys;
+    the student's size."""
     lr: float | None = None
     """Learning rate at the end of the epoch."""
     seconds: float | None = None
@@ -164,32 +166,31 @@ class EpochRow:
     images_seen: int | None = None
     """Training images since the start of the trial."""
     peak_memory_bytes: int | None = None
-    """Most GPU memory in use; null without a GPU."""
+    """Peak GPU memory; null without a GPU."""
     first_batch_hash: str | None = None
-    """Hash of the epoch's first batch: equal for trials that are truly paired."""
+    """Hash of the epoch's first batch. It is equal in trials that train on the same images in the
+    same order, as paired comparisons assume."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArmRow:
-    """A trial that a study uses, whichever study ran it; written before launch."""
+    """A trial that a study uses, even if another study ran it. Written before launch."""
 
     study: str
     key: str
     arm: str
-    """Name of the arm, such as `baseline` or `review=off`; trials of a search have names such as
-    `trial-0007`."""
+    """Name of the arm, such as `baseline` or `review=off`; in a search, such as `trial-0007`."""
     seed: int = 0
     parameters: str | None = None
-    """What sets this trial apart from the study's base, as JSON {path: value}."""
+    """Changes of the study's base trial, as JSON {path: value}."""
     study_config: str | None = None
-    """The study as JSON, as `kdr.config.study.study_yaml` gives it."""
+    """The study as JSON, as returned by `kdr.config.study.study_yaml`."""
     time: datetime = field(default_factory=utc_now)
     levels: str | None = None
-    """Of an ablation's arm: the level of each factor as JSON {factor: level}, `baseline` where it
-    is unchanged; {} for an arm that is no combination of levels. Null for a trial that is no arm of
-    an ablation."""
+    """Level of each factor of an ablation's arm, as JSON {factor: level}, `baseline` if unchanged;
+    {} in the design `arms`. Null outside of ablations."""
     is_reference: bool | None = None
-    """Whether it is the ablation's arm with which the others are compared."""
+    """Whether the other arms of the ablation are compared with this one."""
 
 
 Row = TrialEvent | EpochRow | ArmRow
@@ -207,8 +208,8 @@ _ARROW: dict[Any, Any] = {
 
 
 def schema_of(row_class: type[Row]) -> pa.Schema:
-    """The Arrow schema of a row class: a field that may be None is nullable, and may be missing in
-    a file.
+    """Returns the Arrow schema of a row class. A field that may be None is nullable, and may be
+    missing in files of older versions.
     """
     columns = []
     for name, hint in typing.get_type_hints(row_class).items():
@@ -234,7 +235,7 @@ SCHEMAS: dict[TableName, pa.Schema] = {
 
 
 def to_table(rows: typing.Sequence[Row]) -> pa.Table:
-    """Rows of one class as an Arrow table with that class's schema."""
+    """Returns rows of one class as an Arrow table."""
     schema = SCHEMAS[_NAMES[type(rows[0])]]
     columns = [
         pa.array([_plain(getattr(row, name)) for row in rows], schema.field(name).type)
@@ -248,5 +249,5 @@ def _plain(value: Any) -> Any:
 
 
 def to_events(table: pa.Table) -> list[TrialEvent]:
-    """Rows of the table `trials` as events."""
+    """Returns rows of the table `trials` as events."""
     return [TrialEvent(**row) for row in table.to_pylist(maps_as_pydicts="strict")]

@@ -1,9 +1,8 @@
-"""SQL over the trial log: DuckDB over Arrow tables in memory, with no way to a file, so that no
-statement can harm the log.
+"""SQL over the trial log: DuckDB on Arrow tables in memory, without access to files.
 
-Tables: `trials`, one row per study and trial with its current state and every setting as a column;
-`epochs`, without epochs that a later attempt has done again; `arms`; and `events`, everything that
-happened.
+So no statement can harm the log. Tables: `trials`, a row for each study and trial with its state
+and every setting as a column; `epochs`, without those that a later attempt repeated; `arms`; and
+`events`, all of them.
 """
 
 import difflib
@@ -44,7 +43,7 @@ _FROM_EVENT = (
 _NOT_IN_STATES = [
     column.name for column in SCHEMAS["epochs"] if column.nullable and column.name not in METRICS
 ]
-"""Columns of the epochs that no trial's state depends on."""
+"""Columns of the epochs on which no trial's state depends."""
 _LOCKS = (
     "SET TimeZone = 'UTC'",
     "SET temp_directory = ''",
@@ -57,9 +56,8 @@ _LOCKS = (
 
 
 class _NarrowEpochs(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
-    """The table `epochs` without some of its columns; notes whether a statement needs one of those.
-
-    DuckDB asks a dataset for the columns that a statement needs, whatever its form.
+    """The table `epochs` without some of its columns. It records whether a statement needs one of
+    those: DuckDB asks a dataset for exactly the columns that a statement uses.
     """
 
     schema = SCHEMAS["epochs"]
@@ -69,10 +67,10 @@ class _NarrowEpochs(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
         self.is_too_narrow = False
 
     def scanner(self, columns: list[str] | None = None, **options: Any) -> ds.Scanner:
-        """A scan of some columns, by default of all.
+        """Returns a scan of some columns, by default of all.
 
         Raises:
-            pyarrow.ArrowInvalid: if one that is not here is among them, or is filtered by.
+            pyarrow.ArrowInvalid: if the scan or its filter uses a missing column.
         """
         try:
             return self._rows.scanner(
@@ -86,19 +84,19 @@ class _NarrowEpochs(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
 def query(
     storage: Storage, sql: str, *, on_log: Callable[[Log], None] = lambda _: None
 ) -> pa.Table:
-    """The answer of one SQL statement over the log. Nothing outside memory can be read by it, and
-    nothing changed.
+    """Returns the result of an SQL statement over the log. The statement can neither read nor
+    change anything outside of memory.
 
     Args:
-        storage: where the log lies.
+        storage: where the log is.
         sql: the statement.
-        on_log: gets the log as it was read, also where the statement is refused.
+        on_log: is called with the log, even if the statement is rejected.
 
     Raises:
-        QueryError: if DuckDB refuses the statement, or it answers with no rows and columns at all.
+        QueryError: if DuckDB rejects the statement, or it returns no columns at all.
     """
-    # a guess at what is needed saves most of the reading, and where it is wrong, as for `SELECT *`,
-    # everything is read
+    # Columns whose names are not in the statement are probably not needed, and leaving them out
+    # saves most of the reading. If the guess is wrong, as for `SELECT *`, everything is read.
     not_named = [name for name in _NOT_IN_STATES if name not in sql.lower()]
     log = read_log(storage, leave_out=not_named)
     epochs = _NarrowEpochs(log.current_epochs.drop_columns(not_named))
@@ -113,18 +111,17 @@ def query(
 
 
 def connect(storage: Storage) -> duckdb.DuckDBPyConnection:
-    """A DuckDB connection with the log's tables as they are now, its access to files shut and its
-    settings locked.
+    """Returns a DuckDB connection with the log's tables as of now, without access to files and with
+    locked settings.
     """
     log = read_log(storage)
     return _connection(log, log.current_epochs)
 
 
 def trials_table(log: Log) -> pa.Table:
-    """One row per study and trial: its current state, its metrics, and every setting as a column
-    named by its path.
+    """Returns a row for each study and trial: state, metrics, and every setting as a column.
 
-    A trial that several studies use has a row in each of them, with the same state; `ran_in` names
+    A trial that several studies use has a row for each of them, with the same state; `ran_in` is
     the study that ran it.
     """
     used, known, events = log.used_keys, log.current_trials, log.deciding_events
@@ -146,8 +143,8 @@ def trials_table(log: Log) -> pa.Table:
         "ran_in": events["study"],
         "parameters": known["parameters"],
     }
-    # DuckDB's column names do not tell upper from lower case; the setting `seed` is the column
-    # `seed`
+    # DuckDB's column names are case-insensitive, so a setting must not differ from another column
+    # in case only. The setting `seed` is the column `seed`.
     taken = {name.lower() for name in columns}
     settings = _setting_columns(events["config"])
     return pa.table(
@@ -160,9 +157,7 @@ def _answer(log: Log, epochs: pa.Table | ds.Dataset, sql: str) -> pa.Table | Que
         try:
             answer = connection.sql(sql)
             if answer is None:
-                return QueryError(
-                    'query: needs a statement that gives rows, such as "SELECT key, AP FROM trials"'
-                )
+                return QueryError('query: must return rows, such as "SELECT key, AP FROM trials"')
             return answer.to_arrow_table()
         except duckdb.Error as error:
             return QueryError(_explained(str(error), sql, connection))
@@ -184,7 +179,7 @@ def _connection(log: Log, epochs: pa.Table | ds.Dataset) -> duckdb.DuckDBPyConne
 
 
 def _arm_names(log: Log) -> dict[tuple[str, str], str]:
-    """By study and key the arms that the trial is, in the order in which they came."""
+    """Returns the arms of each study and key, joined by ' and ', in the order of the log."""
     rows = first_of_each(log.arms.sort_by("time"), "study", "key", "arm").sort_by("row")
     names: dict[tuple[str, str], list[str]] = {}
     for study, key, arm in zip(
@@ -195,10 +190,10 @@ def _arm_names(log: Log) -> dict[tuple[str, str], str]:
 
 
 def _setting_columns(configs: pa.ChunkedArray) -> dict[str, pa.Array]:
-    """By path a column of the setting's values.
+    """Returns a column of values for each setting, by path.
 
-    Most trials of a log differ in a setting or two: each section of a config, such as `data`, is
-    read once for all that share it.
+    Most trials of a log differ in a setting or two, so each distinct section of a config, such as
+    `data`, is parsed once.
     """
     with duckdb.connect(":memory:") as connection:
         connection.register(
@@ -226,8 +221,8 @@ def _setting_columns(configs: pa.ChunkedArray) -> dict[str, pa.Array]:
 
 
 def _column(values: list[Any]) -> pa.Array:
-    """Values of one setting as numbers or truth values where all are, as text where any is text or
-    a list.
+    """Returns the values of a setting as numbers or truth values if all of them are, else as
+    text.
     """
     kinds = set(map(type, values)) - {type(None)}
     if kinds == {bool}:
@@ -248,9 +243,7 @@ def _text(value: Any) -> str:
 
 
 def _explained(message: str, sql: str, connection: duckdb.DuckDBPyConnection) -> str:
-    """DuckDB's message, then what exists: the tables, and columns with names near those that were
-    not found.
-    """
+    """Returns DuckDB's message, the tables, and columns with names similar to missing ones."""
     found = connection.execute(
         "SELECT DISTINCT column_name FROM information_schema.columns ORDER BY 1"
     ).fetchall()
@@ -259,17 +252,17 @@ def _explained(message: str, sql: str, connection: duckdb.DuckDBPyConnection) ->
     if "not found" in message:
         near = _near(sql, columns)
         if near:
-            lines.append("Columns with such names: " + ", ".join(near))
+            lines.append("Similar columns: " + ", ".join(near))
         if any("." in name for name in near):
             lines.append(
-                "Names with dots need double quotes: "
+                "Write names with dots in double quotes: "
                 + " ".join(f'"{name}"' for name in near if "." in name)
             )
     return "\n".join(lines)
 
 
 def _near(sql: str, columns: Iterable[str]) -> list[str]:
-    """Columns whose name, or the last part of it, is close to a name in the statement."""
+    """Returns the columns whose name, or its last part, is similar to a name in the statement."""
     by_name = {name.lower(): name for name in columns}
     by_name |= {name.lower().rpartition(".")[2]: name for name in columns if "." in name} | by_name
     near: dict[str, None] = {}

@@ -1,4 +1,4 @@
-"""The trial that a user means by a key, or by the beginning of one."""
+"""Finds the trial that a user means by a key, or by the start of one."""
 
 import difflib
 
@@ -6,14 +6,14 @@ from kdr.errors import ConfigError
 from kdr.results.reader import Log, TrialState
 
 MIN_LENGTH = 6
-"""Letters that the beginning of a key needs."""
+"""Fewest characters of an abbreviated key."""
 
 
 def find_trial(log: Log, given: str) -> TrialState:
-    """The state of the trial with a key, or with the only key that begins so.
+    """Returns the state of the trial with a key, which may be abbreviated while it is unique.
 
     Raises:
-        ConfigError: if there is none, or more than one.
+        ConfigError: if no trial or several trials match.
     """
     states = log.states()
     if given in states:
@@ -24,11 +24,11 @@ def find_trial(log: Log, given: str) -> TrialState:
     if len(found) == 1:
         return states[found[0]]
     rule = (
-        f"KEY: must be a trial's key in the log, or at least {MIN_LENGTH} letters that only one "
-        f"begins with, got {given!r}. "
+        f"KEY: must be the key of a trial in the log, or its first {MIN_LENGTH} or more "
+        f"characters, got {given!r}. "
     )
     if found:
-        raise ConfigError(f"{rule}{len(found)} begin so: {', '.join(found[:5])}")
+        raise ConfigError(f"{rule}{len(found)} keys match: {', '.join(found[:5])}")
     near = sorted(
         states,
         key=lambda key: difflib.SequenceMatcher(

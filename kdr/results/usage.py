@@ -1,6 +1,4 @@
-"""What a study has used, over all its sessions, from the times of its rows: hours that went by, and
-hours of GPUs.
-"""
+"""Hours and GPU-hours that a study has used over all its runs, from the times of its rows."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -11,12 +9,12 @@ import pyarrow.compute as pc
 from kdr.results.reader import Log
 
 _NO_WORK = ("planned", "excluded", "included")
-"""Events that may be written long before or after a trial trained."""
+"""Events that are not written while a trial trains, but possibly long before or after."""
 
 
 def seconds_used(log: Log, study: str) -> float:
-    """Wall-clock seconds in which a study trained: the union of the times from each attempt's first
-    row to its last.
+    """Returns the wall-clock seconds in which a study trained: the union of the spans from the
+    first row of an attempt to its last.
     """
     seconds, end = 0.0, datetime.min.replace(tzinfo=UTC)
     for first, last in sorted(_attempts(log, study).values()):
@@ -26,8 +24,8 @@ def seconds_used(log: Log, study: str) -> float:
 
 
 def gpu_hours_used(log: Log, study: str) -> float:
-    """GPUs that the attempts of a study held, its teacher's included, times the hours from their
-    first row to their last.
+    """Returns the GPU-hours of a study, its teacher's included: the GPUs that each attempt held,
+    times the hours from its first row to its last.
     """
     rows = log.trials.filter(
         pc.and_(pc.equal(log.trials["study"], study), pc.greater(log.trials["num_gpus"], 0))
@@ -48,7 +46,7 @@ def gpu_hours_used(log: Log, study: str) -> float:
 
 
 def _attempts(log: Log, study: str) -> dict[tuple[str, int], tuple[datetime, datetime]]:
-    """By key and attempt the times of the first row and the last."""
+    """Returns the times of the first and last row of each attempt, by key and attempt."""
     worked = log.trials.filter(
         pc.invert(pc.is_in(log.trials["event"], value_set=pa.array(_NO_WORK)))
     )

@@ -1,6 +1,4 @@
-"""Appends to the trial log: one small Parquet file per flush, never rewritten, so any number of
-processes may append at once.
-"""
+"""Appends to the trial log: one new Parquet file per flush, so that many processes can append."""
 
 import os
 import platform
@@ -29,19 +27,18 @@ from kdr.storage.files import store
 from kdr.storage.layout import Storage
 
 FLUSH_EVERY_S = 5.0
-"""Longest time that an epoch row waits while further rows come."""
+"""Longest time between two flushes of epoch rows."""
 
 
 class LogWriter:
     """Appends the rows of one study to the log. As a context manager, it flushes at the end.
 
     Args:
-        storage: where the log lies.
+        storage: where the log is.
         study: the study's name.
-        flush_every_s: longest time that an epoch row waits while further rows come; each flush is a
-            file.
-        after: time of the newest arm that is known. The last arms are those of a study's present
-            file, so new ones must not seem older, even where the machine's clock has been set back.
+        flush_every_s: longest time between two flushes of epoch rows; each flush writes a file.
+        after: time of the newest arm in the log. The newest arms are taken for those of the present
+            study file, so new ones must not seem older, even if the system clock was set back.
     """
 
     def __init__(
@@ -60,7 +57,7 @@ class LogWriter:
         self._flushed_at = time.monotonic()
 
     def event(self, event: TrialEvent) -> None:
-        """Writes an event at once, after the epochs that came before it.
+        """Writes an event at once, after the waiting epoch rows.
 
         Raises:
             StorageError: if the file cannot be written.
@@ -69,17 +66,17 @@ class LogWriter:
         self._append("trials", [event])
 
     def epoch(self, row: EpochRow) -> None:
-        """Takes an epoch's row, and writes all that wait if the last flush was long enough ago.
+        """Adds an epoch's row, and writes all waiting rows if the last flush was long enough ago.
 
         Raises:
-            StorageError: if the file cannot be written; the rows then wait for the next flush.
+            StorageError: if the file cannot be written; the rows wait for the next flush.
         """
         self._waiting.append(row)
         if time.monotonic() - self._flushed_at >= self.flush_every_s:
             self.flush()
 
     def arms(self, rows: Iterable[ArmRow]) -> None:
-        """Writes at once which keys the study uses.
+        """Writes at once which trials the study uses.
 
         Raises:
             StorageError: if the file cannot be written.
@@ -95,10 +92,10 @@ class LogWriter:
         self._append("arms", late)
 
     def flush(self) -> None:
-        """Writes the epoch rows that wait.
+        """Writes the waiting epoch rows.
 
         Raises:
-            StorageError: if the file cannot be written; the rows then go on waiting.
+            StorageError: if the file cannot be written; the rows keep waiting.
         """
         self._append("epochs", self._waiting)
         self._waiting = []
@@ -126,16 +123,14 @@ class LogWriter:
 
 
 def fragment_name() -> str:
-    """A name that no other process takes, and that sorts by time."""
+    """Returns a unique file name that sorts by time."""
     host = re.sub(r"[^A-Za-z0-9]+", "-", platform.node()) or "host"
     return f"part-{utc_now():%Y%m%dT%H%M%S.%fZ}-{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}.parquet"
 
 
 def write_fragment(table: pa.Table, path: str) -> None:
-    """Writes one Parquet file of the log; the schema's metadata, by which readers know it, goes
-    with it.
-    """
-    # statistics and dictionaries double the time to write and to read a file of a few rows
+    """Writes one Parquet file of the log, with the metadata by which readers recognise it."""
+    # statistics and dictionaries double the time to write and read a file of a few rows
     many = table.num_rows >= 100
     pq.write_table(
         table,

@@ -1,6 +1,10 @@
+"""Checks of the log: what is reported, and what can be quarantined."""
+
 import os
 import time
 import zipfile
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,32 +15,34 @@ from kdr.results.reader import read_log
 from kdr.results.schema import TrialEvent
 from kdr.results.writer import LogWriter
 from kdr.storage.layout import Storage
+from kdr.storage.local_path import LocalPath
+from tests.conftest import local
 
 
 @pytest.fixture
-def storage(tmp_path):
+def storage(tmp_path: Path) -> Storage:
     return Storage.at(tmp_path)
 
 
-def append(storage, *events, study="s"):
+def append(storage: Storage, *events: dict[str, Any], study: str = "s") -> list[LocalPath]:
     writer = LogWriter(storage, study)
     for columns in events:
         writer.event(TrialEvent(study=study, config="{}", **columns))
-    return sorted(study_folders(storage, "trials")[study].glob("part-*.parquet"))
+    return sorted(local(study_folders(storage, "trials")[study]).glob("part-*.parquet"))
 
 
-def kinds(storage):
+def kinds(storage: Storage) -> list[tuple[str, str]]:
     return [(finding.kind, finding.where) for finding in check_log(storage)]
 
 
-def test_a_sound_log_has_nothing_to_find(storage):
+def test_an_intact_log_has_no_findings(storage: Storage) -> None:
     assert check_log(storage) == ()
     append(storage, {"key": "a", "event": "started"}, {"key": "a", "event": "completed", "AP": 0.5})
     compact(storage, "s")
     assert check_log(storage) == ()
 
 
-def test_a_torn_file_is_named_and_moved_aside_with_the_reason(storage):
+def test_a_truncated_file_is_reported_and_quarantined_with_the_reason(storage: Storage) -> None:
     torn, _ = append(
         storage, {"key": "a", "event": "completed"}, {"key": "b", "event": "completed"}
     )
@@ -54,10 +60,12 @@ def test_a_torn_file_is_named_and_moved_aside_with_the_reason(storage):
 
 
 @pytest.mark.parametrize("torn", ["parquet", "json"])
-def test_a_damaged_compaction_gives_way_to_the_files_that_it_stood_for(storage, torn):
+def test_a_damaged_compaction_falls_back_to_the_files_it_replaced(
+    storage: Storage, torn: str
+) -> None:
     append(storage, {"key": "a", "event": "completed"}, {"key": "b", "event": "completed"})
     compact(storage, "s")
-    [path] = study_folders(storage, "trials")["s"].glob(f"c-*.{torn}")
+    [path] = local(study_folders(storage, "trials")["s"]).glob(f"c-*.{torn}")
     path.write_bytes(path.read_bytes()[:20])
     [finding] = check_log(storage)
     assert len(quarantine(storage, finding)) == 2
@@ -65,7 +73,7 @@ def test_a_damaged_compaction_gives_way_to_the_files_that_it_stood_for(storage, 
     assert sorted(read_log(storage).states()) == ["a", "b"]
 
 
-def test_only_an_old_temporary_file_was_left_by_a_killed_writer(storage):
+def test_only_old_temporary_files_are_reported(storage: Storage) -> None:
     [path] = append(storage, {"key": "a", "event": "completed"})
     fresh, old = path.with_name(".part-1-x.tmp"), path.with_name(".part-2-x.tmp")
     fresh.touch()
@@ -74,7 +82,9 @@ def test_only_an_old_temporary_file_was_left_by_a_killed_writer(storage):
     assert kinds(storage) == [("temporary", str(old))]
 
 
-def test_results_that_contradict_each_other_are_named_but_not_those_of_excluded_attempts(storage):
+def test_contradicting_results_are_reported_except_of_excluded_attempts(
+    storage: Storage,
+) -> None:
     first = {"key": "a", "event": "completed", "AP": 0.5}
     append(storage, first, {**first, "attempt": 2})
     assert check_log(storage) == ()
@@ -86,18 +96,18 @@ def test_results_that_contradict_each_other_are_named_but_not_those_of_excluded_
     assert check_log(storage) == ()
 
 
-def test_a_trial_that_has_not_ended_is_told_and_is_no_problem(storage):
+def test_an_unfinished_trial_is_reported_but_not_a_problem(storage: Storage) -> None:
     append(storage, {"key": "a", "event": "started"})
     [finding] = check_log(storage)
     assert (finding.kind, finding.where, finding.is_problem) == ("unfinished", "a", False)
 
 
-def test_what_is_no_part_of_the_log_is_named_and_moved_aside(storage):
+def test_foreign_files_are_reported_and_quarantined(storage: Storage) -> None:
     [path] = append(storage, {"key": "a", "event": "completed"})
     compact(storage, "s")
     foreign = [
-        storage.log / "notes.txt",
-        storage.log / "trials" / "old",
+        local(storage.log) / "notes.txt",
+        local(storage.log) / "trials" / "old",
         path.parent / "part-1.csv",
         path.parent / "backup",
     ]
@@ -117,9 +127,9 @@ def test_what_is_no_part_of_the_log_is_named_and_moved_aside(storage):
 
 
 @pytest.mark.parametrize("name", ["checkpoint.pt", "student.pt"])
-def test_torn_weights_are_named_and_moved_aside(storage, name):
+def test_truncated_weights_are_reported_and_quarantined(storage: Storage, name: str) -> None:
     append(storage, {"key": "a", "event": "completed"})
-    path = storage.trial("a") / name
+    path = local(storage.trial("a")) / name
     path.parent.mkdir(parents=True)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data/0", b"\0" * 1000)
@@ -127,6 +137,6 @@ def test_torn_weights_are_named_and_moved_aside(storage, name):
     path.write_bytes(path.read_bytes()[:-1])
     [finding] = check_log(storage)
     assert (finding.kind, finding.where) == ("damaged", str(path))
-    assert "is cut off" in finding.what
+    assert "is truncated" in finding.what
     assert quarantine(storage, finding) == [storage.quarantine / "trials" / "a" / name]
     assert check_log(storage) == ()

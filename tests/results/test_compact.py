@@ -1,4 +1,9 @@
+"""Compaction: no row is lost or repeated, whatever runs at the same time or crashes."""
+
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,31 +15,33 @@ from kdr.results import writer as writer_module
 from kdr.results.compact import compact
 from kdr.results.reader import read_log
 from kdr.results.schema import TrialEvent
-from kdr.results.writer import LogWriter
+from kdr.results.writer import LogWriter, write_fragment
 from kdr.storage.layout import Storage
+from kdr.storage.local_path import LocalPath
+from tests.conftest import PythonProcess, local
 
 
 class Killed(BaseException):
-    """Stands for the process's end: nothing catches it."""
+    """Simulates a killed process: nothing catches it."""
 
 
-def append(storage, *keys):
+def append(storage: Storage, *keys: str) -> None:
     writer = LogWriter(storage, "s")
     for key in keys:
         writer.event(TrialEvent(study="s", key=key, event="completed", config="{}"))
 
 
-def keys(storage):
+def keys(storage: Storage) -> list[str]:
     log = read_log(storage)
     assert log.damaged == ()
     return sorted(log.trials["key"].to_pylist())
 
 
-def folder(storage):
-    return storage.log / "trials" / "study=s"
+def folder(storage: Storage) -> LocalPath:
+    return local(storage.log) / "trials" / "study=s"
 
 
-def test_compaction_leaves_the_rows_and_one_file_to_read(tmp_path):
+def test_compaction_keeps_the_rows_and_leaves_one_file_to_read(tmp_path: Path) -> None:
     storage = Storage.at(tmp_path)
     append(storage, "a", "b", "c")
     before = read_log(storage)
@@ -47,7 +54,7 @@ def test_compaction_leaves_the_rows_and_one_file_to_read(tmp_path):
     assert keys(storage) == ["a", "b", "c"]
 
 
-def test_the_next_compaction_deletes_what_the_last_one_replaced(tmp_path):
+def test_a_compaction_deletes_the_files_replaced_by_the_previous_one(tmp_path: Path) -> None:
     storage = Storage.at(tmp_path)
     append(storage, "a", "b")
     compact(storage, "s")
@@ -66,7 +73,7 @@ def test_the_next_compaction_deletes_what_the_last_one_replaced(tmp_path):
     assert keys(storage) == ["a", "b", "c", "d"]
 
 
-def test_compacting_twice_does_nothing_the_second_time(tmp_path):
+def test_compacting_twice_does_nothing_the_second_time(tmp_path: Path) -> None:
     storage = Storage.at(tmp_path)
     append(storage, "a", "b")
     compact(storage, "s")
@@ -77,17 +84,18 @@ def test_compacting_twice_does_nothing_the_second_time(tmp_path):
 
 
 @pytest.mark.parametrize("survived", range(6))
-def test_a_crash_between_any_two_steps_is_harmless(tmp_path, monkeypatch, survived):
-    """Steps: merged file aside, its rename, manifest aside, its rename, then one deletion after the
-    other."""
+def test_a_crash_between_any_two_steps_is_harmless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survived: int
+) -> None:
+    """The steps: write and rename the merged file, write and rename the manifest, delete files."""
     storage = Storage.at(tmp_path)
     append(storage, "a", "b")
     compact(storage, "s")
     append(storage, "c")
     steps = iter(range(100))
 
-    def mortal(step):
-        def run(self, *args, **kwargs):
+    def mortal(step: Callable[..., Any]) -> Callable[..., Any]:
+        def run(self: Path, *args: Any, **kwargs: Any) -> Any:
             if self.parent == folder(storage) and next(steps) >= survived:
                 raise Killed
             return step(self, *args, **kwargs)
@@ -112,16 +120,18 @@ def test_a_crash_between_any_two_steps_is_harmless(tmp_path, monkeypatch, surviv
         sorted(path.stem for path in folder(storage).glob(f"c-*.{kind}"))
         for kind in ("parquet", "json")
     )
-    assert merged == manifests, "what a crash left behind is cleared away in the end"
+    assert merged == manifests, "files left by a crash are deleted in the end"
     assert len(merged) == 2
 
 
-def test_rows_that_come_during_a_compaction_are_kept(tmp_path, monkeypatch):
+def test_rows_written_during_a_compaction_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     storage = Storage.at(tmp_path)
     append(storage, "a", "b")
-    write = compact_module.write_fragment
+    write = write_fragment
 
-    def write_slowly(table, path):
+    def write_slowly(table: pa.Table, path: str) -> None:
         append(storage, "late")
         write(table, path)
 
@@ -131,15 +141,18 @@ def test_rows_that_come_during_a_compaction_are_kept(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("first_id", ["00000000", "ffffffff"])
-def test_two_compactions_at_once_lose_and_repeat_nothing(tmp_path, monkeypatch, first_id):
-    """The second runs in the middle of the first and sees a row more; the one or the other has the
-    higher id."""
+def test_concurrent_compactions_lose_and_repeat_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_id: str
+) -> None:
+    """The second one runs in the middle of the first and reads one more row; either may have the
+    higher id.
+    """
     storage = Storage.at(tmp_path)
     append(storage, "a", "b")
-    write, ids = compact_module.write_fragment, iter([first_id, "88888888"])
-    monkeypatch.setattr(compact_module.uuid, "uuid4", lambda: SimpleNamespace(hex=next(ids)))
+    write, ids = write_fragment, iter([first_id, "88888888"])
+    monkeypatch.setattr("kdr.results.compact.uuid.uuid4", lambda: SimpleNamespace(hex=next(ids)))
 
-    def overtaken(table, path):
+    def overtaken(table: pa.Table, path: str) -> None:
         monkeypatch.setattr(compact_module, "write_fragment", write)
         monkeypatch.setattr(writer_module, "fragment_name", lambda: "part-overtaking.parquet")
         append(storage, "c")
@@ -157,7 +170,7 @@ def test_two_compactions_at_once_lose_and_repeat_nothing(tmp_path, monkeypatch, 
     assert keys(storage) == ["a", "b", "c", "d", "e"]
 
 
-def test_a_torn_merged_file_falls_back_to_what_it_replaced(tmp_path):
+def test_a_truncated_merged_file_falls_back_to_the_files_it_replaced(tmp_path: Path) -> None:
     storage = Storage.at(tmp_path)
     append(storage, "a", "b")
     compact(storage, "s")
@@ -168,7 +181,7 @@ def test_a_torn_merged_file_falls_back_to_what_it_replaced(tmp_path):
     assert log.damaged == (merged.with_suffix(".json"),)
 
 
-def test_a_damaged_fragment_is_not_hidden_by_compaction(tmp_path):
+def test_compaction_does_not_hide_a_damaged_fragment(tmp_path: Path) -> None:
     storage = Storage.at(tmp_path)
     append(storage, "a", "b", "c")
     torn = sorted(folder(storage).iterdir())[0]
@@ -180,7 +193,7 @@ def test_a_damaged_fragment_is_not_hidden_by_compaction(tmp_path):
     assert set(read_log(storage).states()) == {"b", "c", "d"}
 
 
-def test_rows_of_a_newer_version_keep_their_columns(tmp_path):
+def test_rows_of_a_newer_version_keep_their_columns(tmp_path: Path) -> None:
     storage = Storage.at(tmp_path)
     append(storage, "a", "b", "c")
     newer = sorted(folder(storage).iterdir())[0]
@@ -196,7 +209,7 @@ def test_rows_of_a_newer_version_keep_their_columns(tmp_path):
     assert pq.read_table(newer, partitioning=None)["mood"].to_pylist() == ["good"]
 
 
-def test_a_generation_of_a_newer_version_is_left_alone(tmp_path):
+def test_a_generation_of_a_newer_version_is_kept(tmp_path: Path) -> None:
     storage = Storage.at(tmp_path)
     append(storage, "a", "b")
     compact(storage, "s")
@@ -221,9 +234,11 @@ print("done")
 """
 
 
-def test_a_reader_always_sees_every_row_while_others_write_and_compact(tmp_path, python_process):
+def test_readers_always_see_every_row_while_others_write_and_compact(
+    tmp_path: Path, python_process: PythonProcess
+) -> None:
     storage = Storage.at(tmp_path)
-    written = []
+    written: list[str] = []
     processes = [python_process(COMPACT_OFTEN, tmp_path) for _ in range(2)]
     while any(process.poll() is None for process in processes):
         written.append(f"{len(written):04}")
@@ -233,11 +248,13 @@ def test_a_reader_always_sees_every_row_while_others_write_and_compact(tmp_path,
     assert list(folder(storage).glob("c-*.json")), "nothing was compacted"
 
 
-def test_a_log_that_cannot_be_written_is_a_storage_error(tmp_path, monkeypatch):
+def test_an_unwritable_log_is_a_storage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     storage = Storage.at(tmp_path)
     append(storage, "a", "b")
 
-    def full(table, path):
+    def full(table: pa.Table, path: str) -> NoReturn:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(compact_module, "write_fragment", full)

@@ -1,3 +1,5 @@
+"""Excluding a trial's result, and including it again."""
+
 import dataclasses
 from datetime import UTC, datetime
 
@@ -7,24 +9,25 @@ from kdr.errors import ConfigError
 from kdr.report.ranking import best_trial, ranking
 from kdr.report.settings_table import settings_table
 from kdr.results.exclusion import exclude, include
-from kdr.results.reader import known_keys, read_log
+from kdr.results.reader import TrialState, known_keys, read_log
 from kdr.results.sql import query
+from tests.conftest import ExampleLog
 
 
-def state(log, key):
+def state(log: ExampleLog, key: str) -> TrialState:
     return read_log(log.storage).states()[key]
 
 
 @pytest.fixture
-def judged(example_log):
-    """A log of two trials, of which the better one is excluded."""
+def judged(example_log: ExampleLog) -> ExampleLog:
+    """A log of two trials; the better one is excluded."""
     example_log.trial("good", AP=0.5)
     example_log.trial("fair", AP=0.25)
     exclude(example_log.storage, state(example_log, "good"), "a broken disk")
     return example_log
 
 
-def test_an_excluded_trial_is_in_no_result_and_its_reason_is_kept(judged):
+def test_an_excluded_trial_is_in_no_result_and_its_reason_is_kept(judged: ExampleLog) -> None:
     log = read_log(judged.storage)
     assert known_keys(log) == {"fair"}
     assert best_trial(log, "example").key == "fair"
@@ -42,7 +45,7 @@ def test_an_excluded_trial_is_in_no_result_and_its_reason_is_kept(judged):
     assert query(judged.storage, "SELECT * FROM epochs WHERE key = 'good'").num_rows == 0
 
 
-def test_excluding_removes_no_row_and_can_be_undone(judged):
+def test_an_exclusion_removes_no_row_and_can_be_undone(judged: ExampleLog) -> None:
     include(judged.storage, state(judged, "good"))
     log = read_log(judged.storage)
     assert known_keys(log) == {"good", "fair"}
@@ -52,10 +55,10 @@ def test_excluding_removes_no_row_and_can_be_undone(judged):
     assert events == ["started", "completed", "excluded", "included"]
 
 
-def test_what_is_excluded_or_not_cannot_become_so_again(judged):
+def test_excluding_or_including_twice_is_refused(judged: ExampleLog) -> None:
     with pytest.raises(
         ConfigError,
-        match="must be a trial that has begun and is not excluded, got good, which is excluded",
+        match="must be a trial that has started and is not excluded, got good, which is excluded",
     ):
         exclude(judged.storage, state(judged, "good"), "again")
     with pytest.raises(
@@ -67,8 +70,10 @@ def test_what_is_excluded_or_not_cannot_become_so_again(judged):
         include(judged.storage, state(judged, "fair"))
 
 
-def test_exclusions_and_their_undoing_count_where_the_clock_was_set_back(judged):
-    """The log of the fixture lies in the past of this clock; here it lies in its future."""
+def test_exclusions_and_inclusions_hold_after_the_clock_was_set_back(
+    judged: ExampleLog,
+) -> None:
+    """Unlike the fixture's, this log has times later than the clock's."""
     ahead = dataclasses.replace(judged, study="ahead", time=datetime(2200, 1, 1, tzinfo=UTC))
     ahead.trial("future", AP=0.3)
     for _ in range(2):

@@ -1,11 +1,14 @@
+"""Settings by dotted path."""
+
 import json
+from typing import Any
 
 import pytest
 
 from kdr.results.flat_settings import canonical, flat_settings
 
 
-def test_settings_are_named_by_their_path():
+def test_settings_are_named_by_path() -> None:
     config = json.dumps(
         {
             "seed": 1,
@@ -33,5 +36,5 @@ def test_settings_are_named_by_their_path():
         (None, None),
     ],
 )
-def test_lists_become_one_text_and_plain_values_stay(value, text):
+def test_lists_and_groups_become_text_and_plain_values_stay(value: Any, text: Any) -> None:
     assert canonical(value) == text

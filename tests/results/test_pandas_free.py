@@ -1,4 +1,4 @@
-"""Readers of the log start without pandas, and take nothing from those who want it."""
+"""Readers of the log start without pandas, which can still be used afterwards."""
 
 import subprocess
 from collections.abc import Callable
@@ -19,7 +19,7 @@ assert pa.array(pandas.Series([1, 2])).to_pylist() == [1, 2]
 """
 
 
-def test_arrays_are_made_without_pandas_which_still_works_afterwards(
+def test_arrays_are_made_without_pandas_which_works_afterwards(
     python_process: Callable[..., "subprocess.Popen[bytes]"],
 ) -> None:
     assert python_process(CODE).wait() == 0

@@ -1,8 +1,13 @@
+"""Reading the log: trial states, current epochs, and files that cannot be read."""
+
 import dataclasses
 import errno
 import random
 import time
-from datetime import UTC, datetime, timedelta
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta, tzinfo
+from pathlib import Path
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,16 +17,31 @@ from hypothesis import strategies as st
 
 from kdr.errors import StorageError
 from kdr.results import schema
-from kdr.results.fragments import list_folder
+from kdr.results.fragments import Listing, list_folder
 from kdr.results.reader import Log, known_keys, read_log
-from kdr.results.schema import EVENTS, SCHEMAS, ArmRow, EpochRow, TrialEvent, to_table
+from kdr.results.schema import (
+    EVENTS,
+    SCHEMAS,
+    ArmRow,
+    EpochRow,
+    Event,
+    Row,
+    TableName,
+    TrialEvent,
+    to_table,
+)
 from kdr.results.writer import LogWriter
+from kdr.storage.files import StoredPath
 from kdr.storage.layout import Storage
+from kdr.storage.local_path import LocalPath
+from tests.conftest import ExampleLog, local
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def event(name, *, key="k", study="s", at=0, **columns):
+def event(
+    name: Event, *, key: str = "k", study: str = "s", at: int = 0, **columns: Any
+) -> TrialEvent:
     return TrialEvent(
         study=study,
         key=key,
@@ -32,29 +52,31 @@ def event(name, *, key="k", study="s", at=0, **columns):
     )
 
 
-def epoch(number, *, attempt=1, key="k", at=0, **columns):
+def epoch(
+    number: int, *, attempt: int = 1, key: str = "k", at: int = 0, **columns: Any
+) -> EpochRow:
     when = START + timedelta(seconds=at)
     return EpochRow(
         study="s", key=key, attempt=attempt, epoch=number, step=number, time=when, **columns
     )
 
 
-def log_of(events=(), epochs=(), arms=()):
-    rows = {"trials": events, "epochs": epochs, "arms": arms}
-    return Log(
-        **{
-            name: to_table(list(found)) if found else SCHEMAS[name].empty_table()
-            for name, found in rows.items()
-        }
-    )
+def log_of(
+    events: Sequence[TrialEvent] = (), epochs: Sequence[EpochRow] = (), arms: Sequence[ArmRow] = ()
+) -> Log:
+    return Log(_table("trials", events), _table("epochs", epochs), _table("arms", arms))
 
 
-def fragment(storage, name="trials", study="s"):
-    [path] = (storage.log / name / f"study={study}").glob("part-*.parquet")
+def _table(name: TableName, rows: Sequence[Row]) -> pa.Table:
+    return to_table(rows) if rows else SCHEMAS[name].empty_table()
+
+
+def fragment(storage: Storage, name: str = "trials", study: str = "s") -> LocalPath:
+    [path] = (local(storage.log) / name / f"study={study}").glob("part-*.parquet")
     return path
 
 
-def test_a_log_that_does_not_exist_is_empty(tmp_path):
+def test_a_log_that_does_not_exist_is_empty(tmp_path: Path) -> None:
     log = read_log(Storage.at(tmp_path / "nowhere"))
     assert (log.trials.num_rows, log.epochs.num_rows, log.arms.num_rows, log.damaged) == (
         0,
@@ -68,7 +90,7 @@ def test_a_log_that_does_not_exist_is_empty(tmp_path):
     assert log.epochs_of("k").num_rows == 0
 
 
-def test_the_last_attempt_decides_whatever_the_clocks_say():
+def test_the_last_attempt_decides_whatever_the_clocks_say() -> None:
     log = log_of(
         [
             event("completed", attempt=1, at=100, AP=0.3),
@@ -79,7 +101,7 @@ def test_the_last_attempt_decides_whatever_the_clocks_say():
     assert known_keys(log) == frozenset()
 
 
-def test_a_late_plan_of_another_study_does_not_hide_a_result():
+def test_a_late_plan_of_another_study_does_not_hide_a_result() -> None:
     log = log_of(
         [
             event("started", at=1),
@@ -91,26 +113,27 @@ def test_a_late_plan_of_another_study_does_not_hide_a_result():
     assert known_keys(log) == {"k"}
 
 
-def test_events_of_one_instant_follow_the_life_of_a_trial():
-    names = ["completed", "planned", "started"]
+def test_events_of_one_instant_follow_the_life_of_a_trial() -> None:
+    names: list[Event] = ["completed", "planned", "started"]
     assert log_of([event(name, at=1) for name in names]).states()["k"].state == "completed"
 
 
-def test_the_end_of_an_attempt_decides_where_clocks_were_set_back_or_differ():
-    begun = event("resumed", attempt=2, at=100)
-    for end in ("completed", "stopped_early", "failed", "interrupted"):
+def test_the_end_of_an_attempt_decides_although_clocks_differ() -> None:
+    resumed = event("resumed", attempt=2, at=100)
+    ends: list[Event] = ["completed", "stopped_early", "failed", "interrupted"]
+    for end in ends:
         assert (
-            log_of([event("started"), begun, event(end, attempt=2, at=50)])
+            log_of([event("started"), resumed, event(end, attempt=2, at=50)])
             .states()["k"]
             .state.startswith(end)
         )
     ended = event("completed", attempt=2, at=50, AP=0.3)
     assert known_keys(
-        log_of([event("started"), begun, ended, event("interrupted", attempt=2, at=200)])
+        log_of([event("started"), resumed, ended, event("interrupted", attempt=2, at=200)])
     ) == {"k"}
 
 
-def test_epochs_of_a_later_attempt_count_where_its_clock_was_set_back():
+def test_epochs_of_a_later_attempt_count_although_its_clock_was_set_back() -> None:
     rows = [epoch(number, at=100 + number, AP=0.1) for number in (1, 2, 3)]
     rows += [epoch(number, attempt=2, at=number, AP=0.2) for number in (3, 4)]
     epochs = log_of([event("started"), event("resumed", attempt=2, at=1)], rows).epochs_of("k")
@@ -122,12 +145,14 @@ def test_epochs_of_a_later_attempt_count_where_its_clock_was_set_back():
     ]
 
 
-def test_the_time_of_rows_goes_on_where_the_clock_is_set_back(monkeypatch):
+def test_the_time_of_rows_does_not_go_back_with_the_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     before = schema.utc_now()
 
     class SetBack(datetime):
         @classmethod
-        def now(cls, tz=None):
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
             return datetime.now(tz) - timedelta(hours=1)
 
     monkeypatch.setattr(schema, "datetime", SetBack)
@@ -137,7 +162,7 @@ def test_the_time_of_rows_goes_on_where_the_clock_is_set_back(monkeypatch):
     )
 
 
-def test_events_of_a_newer_version_are_passed_over():
+def test_events_of_a_newer_version_are_ignored() -> None:
     table = log_of([event("started", at=1), event("completed", at=2)]).trials
     strange = table.set_column(
         table.schema.names.index("event"),
@@ -148,7 +173,7 @@ def test_events_of_a_newer_version_are_passed_over():
     assert log.states()["k"].state == "running"
 
 
-def test_an_excluded_trial_is_not_known_whatever_its_attempt_goes_on_to_do():
+def test_an_excluded_attempt_stays_excluded_while_it_still_runs() -> None:
     events = [
         event("started"),
         event("completed", at=1, epoch=1, AP=0.5),
@@ -167,7 +192,7 @@ def test_an_excluded_trial_is_not_known_whatever_its_attempt_goes_on_to_do():
         assert log.epochs_of("k").num_rows == 0
 
 
-def test_an_exclusion_is_undone_by_an_event():
+def test_an_event_undoes_an_exclusion() -> None:
     events = [
         event("completed", at=1, epoch=1, AP=0.5),
         event("excluded", at=2),
@@ -179,7 +204,7 @@ def test_an_exclusion_is_undone_by_an_event():
     assert log_of([*events, event("excluded", at=4)]).states()["k"].state == "excluded"
 
 
-def test_an_excluded_trial_that_is_begun_again_counts_by_its_new_attempt():
+def test_a_new_attempt_at_an_excluded_trial_counts() -> None:
     events = [event("completed", at=1, epoch=2, AP=0.5), event("excluded", at=2)]
     again = [
         event("started", attempt=2, at=3),
@@ -195,8 +220,8 @@ def test_an_excluded_trial_that_is_begun_again_counts_by_its_new_attempt():
     assert log_of([*events, *again]).states()["k"].metrics["AP"] == 0.4
 
 
-def test_an_exclusion_does_not_hold_for_a_later_start_of_the_same_number():
-    """The count of attempts lies in the trial's folder, which someone may have removed."""
+def test_an_exclusion_ends_at_a_later_start_of_the_same_attempt_number() -> None:
+    """Attempts are counted in the trial's folder, which a user may have deleted."""
     log = log_of(
         [
             event("completed", at=1),
@@ -208,13 +233,13 @@ def test_an_exclusion_does_not_hold_for_a_later_start_of_the_same_number():
     assert (log.states()["k"].state, log.states()["k"].metrics["AP"]) == ("completed", 0.4)
 
 
-def test_a_running_trial_shows_its_last_epoch_and_its_last_evaluation():
+def test_a_running_trial_shows_its_last_epoch_and_its_last_evaluation() -> None:
     log = log_of([event("started")], [epoch(1, AP=0.1), epoch(2, AP=0.2), epoch(3)])
     state = log.states()["k"]
     assert (state.state, state.epoch, state.metrics["AP"]) == ("running", 3, 0.2)
 
 
-def test_a_trial_begun_anew_does_not_show_what_came_before():
+def test_a_restarted_trial_does_not_show_earlier_epochs() -> None:
     before = [event("completed", at=1, epoch=2, AP=0.5), event("started", attempt=2, at=2)]
     epochs = [epoch(1, AP=0.1), epoch(2, AP=0.5)]
     assert log_of(before, epochs).states()["k"].epoch == 0
@@ -222,14 +247,14 @@ def test_a_trial_begun_anew_does_not_show_what_came_before():
     assert (state.epoch, state.metrics["AP"]) == (1, 0.2)
 
 
-def test_the_draw_of_a_search_outlives_a_later_run_without_one():
+def test_the_draw_of_a_search_is_kept_by_a_later_run_without_one() -> None:
     log = log_of(
         [event("started", at=1, parameters='{"a": 1}'), event("completed", at=2, attempt=2)]
     )
     assert log.states()["k"].parameters == '{"a": 1}'
 
 
-def test_a_resumed_trial_keeps_its_epochs_before_the_resume_point():
+def test_a_resumed_trial_keeps_the_epochs_before_it_resumed() -> None:
     rows = [epoch(number, AP=0.1) for number in (1, 2, 3)] + [
         epoch(number, attempt=2, AP=0.2) for number in (3, 4)
     ]
@@ -238,17 +263,17 @@ def test_a_resumed_trial_keeps_its_epochs_before_the_resume_point():
     assert epochs["attempt"].to_pylist() == [1, 1, 2, 2]
 
 
-def test_a_repeated_trial_shows_no_epoch_of_the_longer_run_before():
+def test_a_repeated_trial_shows_no_epochs_of_a_longer_earlier_attempt() -> None:
     rows = [epoch(number) for number in (1, 2, 3, 4)] + [epoch(1, attempt=2)]
     assert log_of([], rows).epochs_of("k")["attempt"].to_pylist() == [2]
 
 
-def test_a_row_that_is_there_twice_counts_once():
+def test_a_repeated_row_counts_once() -> None:
     rows = [epoch(1, at=1, AP=0.1), epoch(1, at=2, AP=0.2)]
     assert log_of([], rows).epochs_of("k")["AP"].to_pylist() == [0.2]
 
 
-def test_a_study_may_use_trials_that_another_one_ran(tmp_path):
+def test_a_study_may_use_trials_of_another_study(tmp_path: Path) -> None:
     storage = Storage.at(tmp_path)
     with LogWriter(storage, "s") as first:
         first.event(event("completed", key="shared", AP=0.4))
@@ -266,14 +291,14 @@ def test_a_study_may_use_trials_that_another_one_ran(tmp_path):
     assert read_log(storage).studies() == ("s", "second")
 
 
-def test_a_study_name_is_no_path(tmp_path):
+def test_a_study_name_is_not_a_path(tmp_path: Path) -> None:
     storage = Storage.at(tmp_path)
     LogWriter(storage, "s").event(event("completed"))
     assert read_log(storage, "../study=s").trials.num_rows == 0
     assert read_log(storage, "*").trials.num_rows == 0
 
 
-def test_a_truncated_fragment_is_named_and_the_rest_is_read(tmp_path):
+def test_a_truncated_fragment_is_reported_and_the_rest_is_read(tmp_path: Path) -> None:
     storage = Storage.at(tmp_path)
     LogWriter(storage, "s").event(event("completed", key="torn"))
     torn = fragment(storage)
@@ -286,7 +311,7 @@ def test_a_truncated_fragment_is_named_and_the_rest_is_read(tmp_path):
         assert log.damaged == (torn,)
 
 
-def test_a_changed_bit_is_damage_and_no_other_number(tmp_path):
+def test_a_flipped_bit_is_reported_as_damage(tmp_path: Path) -> None:
     storage = Storage.at(tmp_path)
     LogWriter(storage, "s").event(event("completed", AP=0.3))
     path = fragment(storage)
@@ -299,30 +324,32 @@ def test_a_changed_bit_is_damage_and_no_other_number(tmp_path):
         assert log.damaged == (path,) or log.states()["k"].metrics["AP"] == 0.3
 
 
-def test_a_file_that_the_storage_does_not_give_is_no_damage(tmp_path, monkeypatch):
-    """Its rows would be missing, and its trials would run again."""
+def test_a_file_that_the_storage_cannot_read_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its rows, its trials would run again."""
     storage = Storage.at(tmp_path)
     LogWriter(storage, "s").event(event("completed"))
 
-    def unreachable(*_args, **_options):
+    def unreachable(*_args: Any, **_options: Any) -> NoReturn:
         raise OSError(errno.ESTALE, "Stale file handle")
 
     monkeypatch.setattr(pq, "ParquetFile", unreachable)
-    with pytest.raises(
-        StorageError, match=r"part-.*must be a file that can be read, got .*Stale file handle"
-    ):
+    with pytest.raises(StorageError, match=r"part-.*: cannot be read \(.*Stale file handle"):
         read_log(storage)
 
 
-def test_a_folder_that_changes_while_it_is_read_is_listed_again_and_no_other(tmp_path, monkeypatch):
+def test_only_a_folder_that_changes_while_it_is_read_is_listed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     storage, folders = Storage.at(tmp_path), []
     for study in ("a", "b", "c"):
         LogWriter(storage, study).event(event("completed", study=study, key=study))
 
-    def list_then_change(folder, table):
+    def list_then_change(folder: StoredPath, table: TableName) -> Listing:
         listing = list_folder(folder, table)
         if folder.name == "study=b" and folder.name not in folders:
-            listing.fragments[0].rename(folder / "part-renamed.parquet")
+            local(listing.fragments[0]).rename(local(folder) / "part-renamed.parquet")
         folders.append(folder.name)
         return listing
 
@@ -332,7 +359,7 @@ def test_a_folder_that_changes_while_it_is_read_is_listed_again_and_no_other(tmp
     assert sorted(folders) == ["study=a", "study=b", "study=b", "study=c"]
 
 
-def test_foreign_files_are_passed_over(tmp_path):
+def test_foreign_files_are_ignored(tmp_path: Path) -> None:
     storage = Storage.at(tmp_path)
     LogWriter(storage, "s").event(event("completed"))
     folder = fragment(storage).parent
@@ -348,7 +375,7 @@ def test_foreign_files_are_passed_over(tmp_path):
     assert set(log.damaged) == {foreign, wrong_table}
 
 
-def test_a_newer_version_with_more_columns_is_readable(tmp_path):
+def test_a_newer_version_with_more_columns_is_readable(tmp_path: Path) -> None:
     storage = Storage.at(tmp_path)
     LogWriter(storage, "s").event(event("completed", AP=0.3))
     path = fragment(storage)
@@ -363,7 +390,7 @@ def test_a_newer_version_with_more_columns_is_readable(tmp_path):
     assert "mood" not in log.trials.schema.names
 
 
-def test_an_older_version_without_optional_columns_is_readable(tmp_path):
+def test_an_older_version_without_optional_columns_is_readable(tmp_path: Path) -> None:
     storage = Storage.at(tmp_path)
     LogWriter(storage, "s").event(event("completed", AP=0.3, device="a GPU"))
     path = fragment(storage)
@@ -374,7 +401,7 @@ def test_an_older_version_without_optional_columns_is_readable(tmp_path):
     assert (state.metrics["AP"], state.last.device, state.last.versions) == (0.3, None, None)
 
 
-def test_a_file_without_a_required_column_is_damaged(tmp_path):
+def test_a_file_without_a_required_column_is_damaged(tmp_path: Path) -> None:
     storage = Storage.at(tmp_path)
     LogWriter(storage, "s").event(event("completed"))
     path = fragment(storage)
@@ -410,7 +437,7 @@ EPOCH = st.builds(
 )
 
 
-def distinct(row):
+def distinct(row: TrialEvent | EpochRow) -> tuple[Any, ...]:
     return (
         row.key,
         row.attempt,
@@ -425,7 +452,9 @@ def distinct(row):
     st.lists(EPOCH, unique_by=distinct),
     st.randoms(use_true_random=False),
 )
-def test_the_order_of_rows_and_fragments_does_not_matter(events, epochs, shuffler: random.Random):
+def test_the_order_of_rows_and_fragments_does_not_matter(
+    events: list[TrialEvent], epochs: list[EpochRow], shuffler: random.Random
+) -> None:
     straight = log_of(events, epochs)
     mixed_events, mixed_epochs = list(events), list(epochs)
     shuffler.shuffle(mixed_events)
@@ -436,7 +465,7 @@ def test_the_order_of_rows_and_fragments_does_not_matter(events, epochs, shuffle
 
 
 @given(st.lists(EVENT, min_size=1))
-def test_the_state_is_that_of_the_last_attempt(events):
+def test_the_state_is_that_of_the_last_attempt(events: list[TrialEvent]) -> None:
     for key, state in log_of(events).states().items():
         own = [row for row in events if row.key == key]
         assert state.attempt == max(row.attempt for row in own)
@@ -451,12 +480,14 @@ EVALUATED = st.builds(
 
 
 @given(st.lists(ENDED, min_size=1), st.lists(EVALUATED, unique_by=distinct))
-def test_a_state_shows_what_its_event_says_or_else_the_epochs_of_the_attempt(events, epochs):
+def test_a_state_has_the_values_of_its_event_or_else_of_the_epochs(
+    events: list[TrialEvent], epochs: list[EpochRow]
+) -> None:
     log = log_of(events, epochs)
     for key, state in log.states().items():
         rows = log.epochs_of(key).to_pylist()
         if state.last.event == "started" and (not rows or rows[-1]["attempt"] != state.attempt):
-            rows = []  # begun anew
+            rows = []  # started from scratch
         evaluated = [row["AP"] for row in rows if row["AP"] is not None]
         assert state.epoch == (
             state.last.epoch if state.last.epoch is not None else rows[-1]["epoch"] if rows else 0
@@ -472,17 +503,20 @@ def test_a_state_shows_what_its_event_says_or_else_the_epochs_of_the_attempt(eve
         st.builds(ArmRow, study=STUDY, key=st.sampled_from(["a", "b", "c"]), arm=st.just("x"))
     ),
 )
-def test_a_study_uses_the_trials_of_its_arms_and_then_those_that_it_ran(events, arms):
+def test_a_study_uses_the_trials_of_its_arms_and_those_it_ran(
+    events: list[TrialEvent], arms: list[ArmRow]
+) -> None:
     log = log_of(events, arms=arms)
-    assert log.studies() == tuple(sorted({row.study for row in [*arms, *events]}))
+    used = [(arm.study, arm.key) for arm in arms] + [(event.study, event.key) for event in events]
+    assert log.studies() == tuple(sorted({name for name, _ in used}))
     for study in ("s", "other", "none"):
         assert log.keys_of(study) == tuple(
-            dict.fromkeys(row.key for row in [*arms, *events] if row.study == study)
+            dict.fromkeys(key for name, key in used if name == study)
         )
 
 
 @given(st.lists(EPOCH, unique_by=distinct, min_size=1))
-def test_epochs_rise_and_attempts_never_fall(epochs):
+def test_epochs_increase_and_attempts_never_decrease(epochs: list[EpochRow]) -> None:
     log = log_of([], epochs)
     for key in {row.key for row in epochs}:
         found = log.epochs_of(key)
@@ -495,7 +529,7 @@ def test_epochs_rise_and_attempts_never_fall(epochs):
         )
 
 
-def test_ten_thousand_rows_are_resolved_in_a_moment():
+def test_ten_thousand_rows_are_resolved_in_two_seconds() -> None:
     rows = [
         epoch(number, key=f"k{trial}", AP=0.1) for trial in range(500) for number in range(1, 21)
     ]
@@ -505,8 +539,8 @@ def test_ten_thousand_rows_are_resolved_in_a_moment():
     assert time.perf_counter() - begin < 2
 
 
-def test_the_arms_of_an_ablation_are_those_of_its_last_file():
-    def arm(name, *, config, at, levels="{}"):
+def test_the_arms_of_an_ablation_are_those_of_its_last_run() -> None:
+    def arm(name: str, *, config: str, at: int, levels: str | None = "{}") -> ArmRow:
         when = START + timedelta(seconds=at)
         return ArmRow(
             study="s", key=f"k-{name}", arm=name, study_config=config, levels=levels, time=when
@@ -522,7 +556,9 @@ def test_the_arms_of_an_ablation_are_those_of_its_last_file():
     assert log_of(arms=[by_hand]).ablation_arms_of("s") == []
 
 
-def test_one_studys_log_has_what_other_studies_logged_of_its_trials(example_log):
+def test_the_log_of_a_study_has_other_studies_rows_of_its_trials(
+    example_log: ExampleLog,
+) -> None:
     for study, key in (("one", "a"), ("two", "b"), ("three", "c")):
         other = dataclasses.replace(example_log, study=study)
         other.trial(key, AP=0.3)
@@ -535,7 +571,7 @@ def test_one_studys_log_has_what_other_studies_logged_of_its_trials(example_log)
         assert log.epochs_of(key).equals(everything.epochs_of(key))
 
 
-def test_columns_that_are_left_out_are_null(example_log):
+def test_left_out_columns_are_null(example_log: ExampleLog) -> None:
     example_log.trial("a")
     whole = read_log(example_log.storage, "example")
     lean = read_log(example_log.storage, "example", leave_out=["losses"])
@@ -544,7 +580,9 @@ def test_columns_that_are_left_out_are_null(example_log):
     assert lean.epochs.drop_columns(["losses"]).equals(whole.epochs.drop_columns(["losses"]))
 
 
-def test_the_study_is_as_it_was_last_run_also_where_that_noted_the_first_arm_anew(example_log):
+def test_study_content_is_of_the_last_run_even_if_it_repeats_an_arm(
+    example_log: ExampleLog,
+) -> None:
     example_log.trial("a")
     example_log.content["search"]["trials"] = 99
     example_log.trial("b")

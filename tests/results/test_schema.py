@@ -1,3 +1,5 @@
+"""Rows of the log and their Arrow schemas."""
+
 import math
 from datetime import datetime
 
@@ -7,7 +9,7 @@ import pytest
 from kdr.results.schema import SCHEMA_VERSION, SCHEMAS, EpochRow, TrialEvent, to_events, to_table
 
 
-def test_an_event_comes_back_as_it_was():
+def test_an_event_survives_writing_and_reading() -> None:
     event = TrialEvent(
         study="s",
         key="k",
@@ -22,26 +24,27 @@ def test_an_event_comes_back_as_it_was():
     assert to_events(to_table([event])) == [event]
 
 
-def test_columns_are_typed_although_all_values_are_null():
+def test_columns_of_nulls_are_typed() -> None:
     table = to_table([TrialEvent(study="s", key="k", event="planned", config="{}")])
     assert table.schema.equals(SCHEMAS["trials"], check_metadata=True)
     assert table["AP"].type == pa.float64()
     assert table["versions"].type == pa.map_(pa.string(), pa.string())
 
 
-def test_a_time_without_zone_is_refused():
+def test_a_time_without_a_time_zone_is_refused() -> None:
     with pytest.raises(AssertionError, match="times of the log are UTC"):
         TrialEvent(study="s", key="k", event="planned", config="{}", time=datetime(2026, 1, 1))
 
 
-def test_maps_of_losses_keep_their_order_and_values():
+def test_maps_of_losses_keep_their_order_and_values() -> None:
     row = EpochRow(study="s", key="k", attempt=1, epoch=1, step=1, losses={"b": 1.0, "a": 2.0})
     assert to_table([row])["losses"].to_pylist() == [[("b", 1.0), ("a", 2.0)]]
 
 
-def test_the_format_changes_only_with_its_version():
-    """A log of today is read for years: whoever changes a column must raise SCHEMA_VERSION and this
-    list with it."""
+def test_the_format_changes_only_with_its_version() -> None:
+    """Logs are read for years: a change of a column needs a new SCHEMA_VERSION, and to be added
+    here.
+    """
     text = {
         name: " ".join(
             f"{column.name}:{column.type}{'' if column.nullable else '!'}" for column in schema

@@ -1,7 +1,11 @@
+"""SQL over the log: tables, columns, and statements that must not reach a file."""
+
 import contextlib
 import json
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -16,6 +20,7 @@ from kdr.results.schema import METRICS, SCHEMAS, ArmRow, TrialEvent, to_table
 from kdr.results.sql import _setting_columns, connect, query, trials_table
 from kdr.results.writer import LogWriter
 from kdr.storage.layout import Storage
+from tests.conftest import ExampleLog, local
 
 LINKS = "distill.kdr.review_links"
 
@@ -56,7 +61,7 @@ ARMS = st.lists(
 
 
 @pytest.fixture
-def filled(example_log):
+def filled(example_log: ExampleLog) -> ExampleLog:
     example_log.trial(
         "a", parameters={"distill.kdr.weight": 1.0, LINKS: ["P4->P3", "P5->P4"]}, AP=0.3
     )
@@ -74,11 +79,12 @@ def filled(example_log):
     return example_log
 
 
-def rows(log, sql):
-    return query(log.storage, sql).to_pylist()
+def rows(log: ExampleLog, sql: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = query(log.storage, sql).to_pylist()
+    return found
 
 
-def test_a_trial_is_one_row_with_its_settings_as_columns(filled):
+def test_a_trial_is_a_row_with_its_settings_as_columns(filled: ExampleLog) -> None:
     [row] = rows(
         filled,
         """SELECT study, arm, state, AP, epoch, "distill.kdr.weight", "training.epochs"
@@ -90,14 +96,14 @@ def test_a_trial_is_one_row_with_its_settings_as_columns(filled):
     }  # fmt: skip
 
 
-def test_equal_subsets_fall_into_one_group(filled):
+def test_equal_subsets_are_one_group(filled: ExampleLog) -> None:
     found = rows(
         filled, f'SELECT "{LINKS}" AS links, count(*) AS n FROM trials GROUP BY 1 ORDER BY 2 DESC'
     )
     assert found == [{"links": '["P4->P3", "P5->P4"]', "n": 2}, {"links": "[]", "n": 1}]
 
 
-def test_numbers_lists_and_words_get_the_type_that_holds_them(filled):
+def test_settings_columns_have_the_type_of_their_values(filled: ExampleLog) -> None:
     kinds = {row["column_name"]: row["column_type"] for row in rows(filled, "DESCRIBE trials")}
     assert kinds["distill.kdr.weight"] == "DOUBLE"
     assert kinds["training.batch_size"] == "BIGINT"
@@ -106,7 +112,7 @@ def test_numbers_lists_and_words_get_the_type_that_holds_them(filled):
     assert kinds["student.weights"] == "VARCHAR"
 
 
-def test_epochs_and_losses_can_be_asked_for(filled):
+def test_epochs_and_losses_can_be_queried(filled: ExampleLog) -> None:
     found = rows(
         filled,
         "SELECT epoch, losses['classification'] AS loss FROM epochs WHERE key='a' ORDER BY epoch",
@@ -114,7 +120,7 @@ def test_epochs_and_losses_can_be_asked_for(filled):
     assert found == [{"epoch": number, "loss": 1.0 / number} for number in (1, 2, 3, 4)]
 
 
-def test_events_hold_everything_and_times_are_utc(filled):
+def test_events_has_every_event_and_times_are_utc(filled: ExampleLog) -> None:
     found = rows(
         filled,
         "SELECT event, time::VARCHAR AS time FROM events WHERE key='c' ORDER BY events.time",
@@ -124,7 +130,7 @@ def test_events_hold_everything_and_times_are_utc(filled):
     assert found[0]["time"].endswith("+00")
 
 
-def test_a_shared_trial_is_a_row_of_each_study(filled):
+def test_a_shared_trial_has_a_row_in_each_study(filled: ExampleLog) -> None:
     LogWriter(filled.storage, "other").arms(
         [ArmRow(study="other", key="a", arm="baseline"), ArmRow(study="other", key="a", arm="x")]
     )
@@ -136,13 +142,13 @@ def test_a_shared_trial_is_a_row_of_each_study(filled):
 
 
 @given(EVENTS_OF_TRIALS, ARMS)
-def test_the_rows_are_the_states_of_each_studys_trials(events, arms):
-    rows = {"trials": events, "epochs": [], "arms": arms}
+def test_the_rows_are_the_states_of_each_studys_trials(
+    events: list[TrialEvent], arms: list[ArmRow]
+) -> None:
     log = Log(
-        **{
-            name: to_table(found) if found else SCHEMAS[name].empty_table()
-            for name, found in rows.items()
-        }
+        trials=to_table(events) if events else SCHEMAS["trials"].empty_table(),
+        epochs=SCHEMAS["epochs"].empty_table(),
+        arms=to_table(arms) if arms else SCHEMAS["arms"].empty_table(),
     )
     expected = [
         {
@@ -169,8 +175,8 @@ def test_the_rows_are_the_states_of_each_studys_trials(events, arms):
         } == wanted
 
 
-def shown(value):
-    """A setting's value whatever the type of its column, which holds all values of the setting."""
+def shown(value: Any) -> Any:
+    """Returns a setting's value independent of its column's type."""
     return (
         value
         if value is None
@@ -180,7 +186,7 @@ def shown(value):
     )
 
 
-def test_a_setting_of_several_types_is_text(example_log):
+def test_a_setting_of_several_types_is_text(example_log: ExampleLog) -> None:
     for key, value in {"a": 1, "b": "one", "c": True, "d": [1, 2], "e": None}.items():
         event = TrialEvent(
             study="example", key=key, event="completed", config=json.dumps({"x": value})
@@ -213,7 +219,9 @@ SETTINGS = st.recursive(
         st.dictionaries(st.sampled_from("abcd"), SETTINGS, max_size=3), min_size=1, max_size=6
     )
 )
-def test_settings_are_those_of_each_trial_whatever_sections_it_shares(configs):
+def test_settings_columns_have_each_trials_values(
+    configs: list[dict[str, Any]],
+) -> None:
     texts = [json.dumps(config, ensure_ascii=False) for config in configs]
     columns = _setting_columns(pa.chunked_array([texts]))
     flat = [
@@ -224,13 +232,14 @@ def test_settings_are_those_of_each_trial_whatever_sections_it_shares(configs):
         values = [canonical(settings.get(path)) for settings in flat]
         kinds = {type(value) for value in values if value is not None}
         if not kinds <= {int, float}:
-            as_text = {bool: lambda value: str(value).lower(), type(None): lambda _: None}
-            values = (
-                values
-                if kinds in ({bool}, {str})
-                else [as_text.get(type(value), str)(value) for value in values]
-            )
+            values = values if kinds in ({bool}, {str}) else list(map(_as_text, values))
         assert column.to_pylist() == values, path
+
+
+def _as_text(value: Any) -> str | None:
+    if value is None:
+        return None
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 FORMS = [
@@ -266,7 +275,9 @@ FORMS = [
 
 
 @pytest.mark.parametrize("sql", FORMS)
-def test_a_statement_of_any_form_has_all_columns_of_the_epochs(filled, sql):
+def test_every_form_of_statement_sees_all_columns_of_the_epochs(
+    filled: ExampleLog, sql: str
+) -> None:
     with connect(filled.storage) as everything:
         expected = everything.sql(sql).to_arrow_table()
     assert query(filled.storage, sql).equals(expected)
@@ -282,12 +293,12 @@ def test_a_statement_of_any_form_has_all_columns_of_the_epochs(filled, sql):
         ("SELECT * FROM epochs", [set(), {*SCHEMAS["epochs"].names}]),
     ],
 )
-def test_everything_is_read_only_where_a_statement_needs_more_of_the_epochs_than_it_names(
-    filled, monkeypatch, sql, read
-):
+def test_everything_is_read_only_if_a_statement_needs_unnamed_columns(
+    filled: ExampleLog, monkeypatch: pytest.MonkeyPatch, sql: str, read: list[set[str]]
+) -> None:
     readings = []
 
-    def noted(storage, *, leave_out=()):
+    def noted(storage: Storage, *, leave_out: Collection[str] = ()) -> Log:
         readings.append({*SCHEMAS["epochs"].names} - {*leave_out})
         return read_log(storage, leave_out=leave_out)
 
@@ -302,16 +313,18 @@ def test_everything_is_read_only_where_a_statement_needs_more_of_the_epochs_than
     "sql", ["SELECT count(*) FROM trials", "SELECT * FROM epochs", "SELECT nothing FROM trials"]
 )
 @pytest.mark.parametrize("table", ["trials", "epochs", "arms"])
-def test_a_damaged_file_of_any_table_is_told_once_whatever_the_statement_says(filled, table, sql):
+def test_a_damaged_file_is_reported_once_by_every_statement(
+    filled: ExampleLog, table: str, sql: str
+) -> None:
     torn = filled.storage.log / table / "study=example" / "part-torn.parquet"
     torn.write_bytes(b"PAR1")
-    told = []
+    reported: list[tuple[Any, ...]] = []
     with contextlib.suppress(QueryError):
-        query(filled.storage, sql, on_log=lambda log: told.append(log.damaged))
-    assert told == [(torn,)]
+        query(filled.storage, sql, on_log=lambda log: reported.append(log.damaged))
+    assert reported == [(torn,)]
 
 
-def test_an_empty_log_has_empty_tables(example_log):
+def test_an_empty_log_has_empty_tables(example_log: ExampleLog) -> None:
     for table in ("trials", "epochs", "arms", "events"):
         assert rows(example_log, f"SELECT * FROM {table}") == []
 
@@ -358,19 +371,19 @@ ATTEMPTS = [
 
 
 @pytest.fixture(scope="module")
-def storage_with_a_trial(tmp_path_factory):
+def storage_with_a_trial(tmp_path_factory: pytest.TempPathFactory) -> Storage:
     storage = Storage.at(tmp_path_factory.mktemp("sql"))
     LogWriter(storage, "example").event(
         TrialEvent(study="example", key="k", event="completed", config="{}")
     )
-    (storage.root / "secret.txt").write_text("secret\n1\n")
+    (local(storage.root) / "secret.txt").write_text("secret\n1\n")
     return storage
 
 
 @pytest.mark.parametrize("attempt", ATTEMPTS)
-def test_no_statement_reaches_a_file(storage_with_a_trial, attempt):
-    root = storage_with_a_trial.root
-    fragment = next((storage_with_a_trial.log / "trials" / "study=example").glob("part-*"))
+def test_no_statement_reaches_a_file(storage_with_a_trial: Storage, attempt: str) -> None:
+    root = local(storage_with_a_trial.root)
+    fragment = next((root / "log" / "v1" / "trials" / "study=example").glob("part-*"))
     before = snapshot(root)
     with pytest.raises(QueryError, match=r"^query: .*Error: "):
         query(
@@ -380,7 +393,7 @@ def test_no_statement_reaches_a_file(storage_with_a_trial, attempt):
     assert snapshot(root) == before
 
 
-def snapshot(root: Path):
+def snapshot(root: Path) -> dict[Path, bytes | None]:
     return {path: path.read_bytes() if path.is_file() else None for path in root.rglob("*")}
 
 
@@ -393,12 +406,12 @@ def snapshot(root: Path):
         "INSERT INTO arms FROM arms",
     ],
 )
-def test_the_tables_cannot_be_changed(filled, sql):
+def test_the_tables_cannot_be_changed(filled: ExampleLog, sql: str) -> None:
     with pytest.raises(QueryError, match=r"query: (Catalog|Binder) Error: "):
         query(filled.storage, sql)
 
 
-def test_python_variables_of_the_caller_are_no_tables(filled):
+def test_python_variables_are_not_tables(filled: ExampleLog) -> None:
     secret = read_log(filled.storage).trials
     assert secret.num_rows
     with (
@@ -408,13 +421,13 @@ def test_python_variables_of_the_caller_are_no_tables(filled):
         connection.sql("SELECT * FROM secret")
 
 
-def test_a_large_statement_spills_into_no_file(filled):
+def test_a_large_statement_writes_no_temporary_file(filled: ExampleLog) -> None:
     assert rows(filled, "SELECT current_setting('temp_directory') AS folder") == [{"folder": ""}]
 
 
 @pytest.mark.parametrize("sql", ["", "  ", "-- nothing", ";"])
-def test_a_statement_without_an_answer_says_what_is_needed(filled, sql):
-    with pytest.raises(QueryError, match="needs a statement that gives rows"):
+def test_a_statement_without_rows_is_refused(filled: ExampleLog, sql: str) -> None:
+    with pytest.raises(QueryError, match="must return rows, such as"):
         query(filled.storage, sql)
 
 
@@ -426,19 +439,22 @@ def test_a_statement_without_an_answer_says_what_is_needed(filled, sql):
             "SELECT * FROM trails",
             r"Table with name trails does not exist(.|\n)*Tables: trials, epochs, arms, events",
         ),
-        ("SELECT best_ep FROM trials", r"Columns with such names: .*best_epoch"),
-        ("SELECT weight FROM trials", r'Names with dots need double quotes: "distill.kdr.weight"'),
+        ("SELECT best_ep FROM trials", r"Similar columns: .*best_epoch"),
+        (
+            "SELECT weight FROM trials",
+            r'Write names with dots in double quotes: "distill.kdr.weight"',
+        ),
         (
             "SELECT distill.kdr.weight FROM trials",
-            r'Names with dots need double quotes: "distill.kdr.weight"',
+            r'Write names with dots in double quotes: "distill.kdr.weight"',
         ),
         (
             "SELECT distill.kdr.wieght FROM trials",
-            r'Names with dots need double quotes:.* "distill.kdr.weight"',
+            r'Write names with dots in double quotes:.* "distill.kdr.weight"',
         ),
         ("SELECT 'a'::INT FROM trials", r"Could not convert string 'a' to INT"),
     ],
 )
-def test_an_sql_error_names_what_exists(filled, sql, message):
+def test_an_sql_error_names_similar_columns(filled: ExampleLog, sql: str, message: str) -> None:
     with pytest.raises(QueryError, match=message):
         query(filled.storage, sql)

@@ -1,7 +1,11 @@
+"""Appending to the log from one process or many."""
+
 import contextlib
 import os
 import signal
 import stat
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,17 +14,18 @@ from kdr.results.reader import read_log
 from kdr.results.schema import ArmRow, EpochRow, TrialEvent
 from kdr.results.writer import LogWriter
 from kdr.storage.layout import Storage
+from tests.conftest import PythonProcess, local
 
 
-def event(key, **columns):
+def event(key: str, **columns: Any) -> TrialEvent:
     return TrialEvent(study="s", key=key, event="completed", config="{}", **columns)
 
 
-def epoch(number, key="k"):
+def epoch(number: int, key: str = "k") -> EpochRow:
     return EpochRow(study="s", key=key, attempt=1, epoch=number, step=number)
 
 
-def test_an_event_is_readable_at_once_with_the_epochs_before_it(tmp_path):
+def test_an_event_is_written_at_once_with_earlier_epochs(tmp_path: Path) -> None:
     storage = Storage.at(tmp_path)
     writer = LogWriter(storage, "s", flush_every_s=1000)
     writer.epoch(epoch(1))
@@ -30,7 +35,7 @@ def test_an_event_is_readable_at_once_with_the_epochs_before_it(tmp_path):
     assert (log.epochs.num_rows, log.trials.num_rows) == (1, 1)
 
 
-def test_epoch_rows_share_a_file_until_the_time_is_up(tmp_path):
+def test_epoch_rows_share_a_file_until_the_next_flush(tmp_path: Path) -> None:
     storage = Storage.at(tmp_path)
     writer = LogWriter(storage, "s", flush_every_s=1000)
     for number in range(1, 6):
@@ -42,7 +47,7 @@ def test_epoch_rows_share_a_file_until_the_time_is_up(tmp_path):
     assert read_log(storage).epochs["epoch"].to_pylist() == [1, 2, 3, 4, 5, 6]
 
 
-def test_leaving_the_writer_writes_what_waits(tmp_path):
+def test_leaving_the_writer_writes_waiting_rows(tmp_path: Path) -> None:
     storage = Storage.at(tmp_path)
     with (
         contextlib.suppress(KeyboardInterrupt),
@@ -53,7 +58,7 @@ def test_leaving_the_writer_writes_what_waits(tmp_path):
     assert read_log(storage).epochs.num_rows == 1
 
 
-def test_arms_of_no_trials_leave_no_file(tmp_path):
+def test_no_arms_leave_no_file(tmp_path: Path) -> None:
     storage = Storage.at(tmp_path)
     LogWriter(storage, "s").arms([])
     assert not storage.log.exists()
@@ -72,7 +77,9 @@ log.event(TrialEvent(study="s", key="killed", event="completed", config="{}"))
 """
 
 
-def test_a_kill_between_writing_and_renaming_leaves_no_row(tmp_path, python_process):
+def test_a_kill_between_writing_and_renaming_leaves_no_row(
+    tmp_path: Path, python_process: PythonProcess
+) -> None:
     storage = Storage.at(tmp_path)
     LogWriter(storage, "s").event(event("before"))
     assert python_process(KILLED_BEFORE_RENAME, tmp_path).wait(60) == -signal.SIGKILL
@@ -97,7 +104,7 @@ writer.event(TrialEvent(study="s", key=key, event="completed", config="{}"))
 """
 
 
-def test_processes_that_append_at_once_lose_nothing(tmp_path, python_process):
+def test_concurrent_processes_lose_no_rows(tmp_path: Path, python_process: PythonProcess) -> None:
     processes = [python_process(APPEND, tmp_path, f"k{index}") for index in range(3)]
     assert [process.wait(60) for process in processes] == [0, 0, 0]
     log = read_log(Storage.at(tmp_path))
@@ -107,9 +114,9 @@ def test_processes_that_append_at_once_lose_nothing(tmp_path, python_process):
     )
 
 
-def test_a_log_that_cannot_be_written_is_a_storage_error_and_keeps_the_rows(tmp_path):
+def test_an_unwritable_log_is_a_storage_error_and_keeps_the_rows(tmp_path: Path) -> None:
     storage = Storage.at(tmp_path)
-    blocked = storage.log / "epochs"
+    blocked = local(storage.log) / "epochs"
     blocked.parent.mkdir(parents=True)
     blocked.write_text("a file where the folder should be")
     writer = LogWriter(storage, "s")
@@ -121,12 +128,12 @@ def test_a_log_that_cannot_be_written_is_a_storage_error_and_keeps_the_rows(tmp_
     assert read_log(storage).epochs.num_rows == 1
 
 
-def test_fragments_follow_the_umask(tmp_path):
+def test_fragments_follow_the_umask(tmp_path: Path) -> None:
     storage = Storage.at(tmp_path)
     before = os.umask(0o022)
     try:
         LogWriter(storage, "s").event(event("k"))
     finally:
         os.umask(before)
-    [path] = (storage.log / "trials" / "study=s").iterdir()
+    [path] = (local(storage.log) / "trials" / "study=s").iterdir()
     assert stat.S_IMODE(path.stat().st_mode) == 0o644

@@ -13,7 +13,7 @@ from typing import Any
 from kdr.config.trial import Trial
 from kdr.errors import KdrError, OutOfMemory, StorageError, TrialFailure
 from kdr.results.check import LogProblem, quarantine
-from kdr.results.saved_weights import what_is_torn
+from kdr.results.saved_weights import file_damage
 from kdr.results.schema import METRICS, EpochRow, Role, TrialEvent
 from kdr.results.writer import LogWriter
 from kdr.run.attempt.cancellation import CANCELLED, asked_to_end
@@ -271,7 +271,7 @@ def _torn_checkpoint_moved(storage: Storage, key: str) -> str | None:
     computes the same again.
     """
     checkpoint = storage.trial(key) / "checkpoint.pt"
-    what = what_is_torn(checkpoint) if checkpoint.exists() else None
+    what = file_damage(checkpoint) if checkpoint.exists() else None
     if what is None:
         return None
     [moved] = quarantine(storage, LogProblem("damaged", str(checkpoint), what, (checkpoint,)))
