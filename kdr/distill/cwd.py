@@ -81,5 +81,6 @@ def build_cwd(settings: CwdConfig, setup: Setup) -> Cwd:
         ConfigError: if no level matches.
     """
     levels = matched_levels(setup, "cwd").only(settings.levels, "distill.cwd.levels")
+    # mmrazor has no adapters, so none where channels are equal
     aligned = AlignedLevels("cwd", levels, seed=setup.seed, where_channels_differ=True)
     return Cwd(aligned, temperature=settings.temperature)

@@ -194,12 +194,14 @@ class Fgd(Method):
     ) -> None:
         super().__init__()
         self.aligned, self.temperature = aligned, temperature
+        # in the order in which `forward` stacks the terms of a level
         self.weights = {
             "fgd.foreground": foreground_weight,
             "fgd.background": background_weight,
             "fgd.attention": attention_weight,
             "fgd.relation": relation_weight,
         }
+        # each role and level has its own draw
         self.of_student, self.of_teacher = (
             nn.ModuleDict(
                 {

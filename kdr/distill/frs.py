@@ -144,6 +144,7 @@ class Frs(Method):
         """Returns the student's logits (N, A, K, H, W), resized to the teacher's cells."""
         if logits.shape[-2:] == target.shape[-2:]:
             return logits
+        # interpolation knows one axis of channels: boxes and classes share it for the moment
         resized = self._to_teachers_grid(logits.flatten(1, 2), target, level)
         return resized.view(*logits.shape[:3], *resized.shape[-2:])
 

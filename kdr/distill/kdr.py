@@ -119,8 +119,9 @@ class Kdr(Method):
         valid = ValidCells(
             image_sizes, batch_size, matched[0].device, count_padding=self.counts_padding
         )
+        # padding by the student's cells here, by the teacher's in the distance below
         reviewed = self.review(matched, [valid.padding_like(features) for features in matched])
-        # once per step: painting reads only this tensor, on the device, for all levels
+        # stacked once per step for all levels
         stacked = padded_boxes(boxes) if self.masks == "boxes" else None
         distances = []
         for name, features, target, std in zip(

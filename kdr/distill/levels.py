@@ -97,6 +97,7 @@ def matched_levels(setup: Setup, method: str) -> MatchedLevels:
     """
     student, teacher = setup.student, setup.teacher
     pairs = match_levels(student.strides, teacher.strides)
+    # named among all of the student's levels, so that a name does not depend on the teacher
     all_names = unique_level_names(student.strides)
     names = [all_names[level] for level, _ in pairs]
     if dropped := [name for name in all_names if name not in names]:

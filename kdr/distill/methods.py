@@ -127,6 +127,7 @@ class MeasuredWeights:
 
     def state_dict(self) -> dict[str, float]:
         """Returns the measured weights by method; {} if the settings give all weights."""
+        # read when a checkpoint is written, not when this object is built: `calibrate` runs later
         return {
             name: weight.value
             for name, weight in self._methods.weights.items()

@@ -103,6 +103,7 @@ class Mgd(Method):
         """Returns the term `mgd.feature`. See `Method`."""
         distances = []
         for name, features, target in self.aligned(student, teacher):
+            # resized by `aligned`, so the mask has the teacher's cells
             num_images, _, height, width = features.shape
             kept = kept_cells(
                 (num_images, height, width),

@@ -37,7 +37,7 @@ class ReviewKd(Method):
     def forward(self, student: Outputs, teacher: Outputs, **_: Any) -> list[Term]:
         """Returns the term `reviewkd.feature`. See `Method`."""
         matched = self.levels.of_student(student.features)
-        reviewed = self.review(matched, [None] * len(matched))
+        reviewed = self.review(matched, [None] * len(matched))  # no mask: padding counts
         distances = []
         for name, features, target in zip(
             self.levels.names, reviewed, self.levels.of_teacher(teacher.features), strict=True

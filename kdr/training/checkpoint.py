@@ -90,6 +90,7 @@ def load_checkpoint(path: StoredPath, parts: dict[str, Stateful]) -> Progress:
             f"{path}: must be a checkpoint of version {CHECKPOINT_VERSION}, got {found}. Remove it "
             "to start the trial over"
         )
+    # by the parts that this trial has: its settings decide them, and they are part of its key
     for name, part in parts.items():
         part.load_state_dict(state["parts"][name])
     return Progress(

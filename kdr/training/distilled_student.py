@@ -82,6 +82,7 @@ class DistilledStudent(nn.Module):
         if teacher is not None:
             batch_size = (pixels.shape[-2], pixels.shape[-1])
             outputs = Outputs(features, class_logits)
+            # the padded batch as it is, not the largest image: masks are measured against it
             of_batch: dict[str, Any] = {
                 "boxes": boxes,
                 "image_sizes": image_sizes,

@@ -69,7 +69,7 @@ def detection_rows(
     device = next(detector.parameters()).device
     was_training = detector.training
     detector.eval()
-    rows = [np.zeros((0, 7))]
+    rows = [np.zeros((0, 7))]  # without any detection there must be an array to concatenate
     try:
         for batch in batches:
             on_device = batch.to(device)
@@ -140,7 +140,7 @@ def _rows_of_batch(
         boxes = image["boxes"].double().cpu().numpy() * (
             [original_width / width, original_height / height] * 2
         )
-        boxes[:, 2:] -= boxes[:, :2]
+        boxes[:, 2:] -= boxes[:, :2]  # COCO has width and height, not a second corner
         scores, labels = image["scores"].double().cpu().numpy(), image["labels"].cpu().numpy()
         rows = np.column_stack(
             [np.full(len(boxes), batch.image_ids[index]), boxes, scores, category_ids[labels]]

@@ -75,6 +75,7 @@ def findings_of(measured: Preflight, config: TrialConfig) -> Iterator[Finding]:
 
     A failure is a reason not to start; a warning is a reason to check.
     """
+    # causes first: a wrong teacher or missing weights explain odd losses and gradients
     yield from _of_teacher(measured, config)
     yield Finding(
         "loaded",
@@ -167,7 +168,7 @@ def _of_gradients(measured: Preflight) -> Iterator[Finding]:
     for name, norm in measured.gradient_norms.items():
         if name in ("detection", "total"):
             continue
-        ratio = norm / detection if detection else math.inf
+        ratio = norm / detection if detection else math.inf  # a detector without any gradient
         text = f"{name} at the FPN: {ratio:.3g} times the detector's"
         if low <= ratio <= high:
             yield Finding("gradients", "ok", f"{text} (expected: {low:g} to {high:,g})")

@@ -32,6 +32,7 @@ class FrozenTeacher:
             student_pixels: the batch as the student sees it; the teacher gets the same memory
                 format.
         """
+        # one tensor for both networks where possible: at 800 x 1344 px, a batch of 16 is 0.2 GB
         pixels = student_pixels
         if not self.shares_pixels:
             pixels = self.detector.pixels(batch.images, batch.image_sizes)

@@ -89,6 +89,7 @@ def lr_factor(config: TrainingConfig, steps_per_epoch: int) -> Callable[[int], f
     )
     drops = [epoch * steps_per_epoch for epoch in step_epochs(config)]
 
+    # a function of the step alone, so that a resumed schedule needs no history
     def factor(step: int) -> float:
         ramp = (
             min(1.0, config.warmup_factor + (1 - config.warmup_factor) * step / warmup_steps)

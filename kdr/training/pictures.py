@@ -50,7 +50,7 @@ def write_pictures(
             if num_written == num_pictures:
                 return num_written
             height, width = batch.image_sizes[index]
-            image = batch.images[index, :, :height, :width]
+            image = batch.images[index, :, :height, :width]  # without its padding
             sure = found[index]["scores"] >= min_score
             truth = [detector.categories[label] for label in batch.labels[index].tolist()]
             names = [

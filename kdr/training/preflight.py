@@ -102,6 +102,7 @@ def _measured(
             found = _first_step(trial, state, shared, pictures)
         finally:
             state.close()
+        # last, because it takes most of the time
         if trial.config.needs_teacher and not shared.teacher(trial, device).unloaded_head:
             AP, num_measured, num_val = _teacher_ap(
                 trial, shared.teacher(trial, device), storage, state.precision

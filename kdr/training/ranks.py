@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 Value = TypeVar("Value")
 
-_PATIENCE = timedelta(days=7)
+_PATIENCE = timedelta(days=7)  # longer than any evaluation; lost processes are noticed elsewhere
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Ranks:
         """Returns on every rank what rank 0 computes."""
         if self.count == 1:
             return compute()
+        # a list of one: torch fills it in place
         box: list[Any] = [compute() if self.is_first else None]
         torch.distributed.broadcast_object_list(box, src=0, group=self.control)
         value: Value = box[0]
@@ -85,6 +86,7 @@ class Ranks:
 
         Each rank takes running statistics from its own images, so they differ until then.
         """
+        # over the default group: buffers are on the device, where gloo would copy them to the host
         if self.count > 1:
             for buffer in _unique(model.buffers()):
                 torch.distributed.broadcast(buffer, src=0)

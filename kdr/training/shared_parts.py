@@ -114,6 +114,7 @@ class SharedParts:
                 )
             with path.fetched("student.json") as local:
                 teacher = open_student(local)
+            # a student is restored in full or refused
             lines = [f"all keys of its training's student.pt, trial {trial.trained_teacher_key}"]
         else:
             # any seed: all weights are loaded, and methods refuse a head that is not

@@ -22,10 +22,10 @@ from kdr.errors import ShapeMismatchError
 
 @dataclass(frozen=True)
 class Detections:
-    """What a student finds in one image, the surest first."""
+    """A student's detections in one image, highest score first."""
 
     boxes_xyxy: Tensor
-    """(M, 4) float32, in pixels of the image that was given."""
+    """(M, 4) float32, in pixels of the given image."""
     scores: Tensor
     """(M,) float32 in [0, 1]."""
     labels: Tensor
@@ -60,11 +60,11 @@ class Student:
 
     @torch.no_grad()
     def predict(self, images: Sequence[Tensor], *, min_score: float = 0.05) -> list[Detections]:
-        """Returns what is found in each image, with the resizing and padding of an evaluation.
+        """Returns the detections in each image, resized and padded as in an evaluation.
 
         Args:
             images: uint8 RGB (3, H, W) each, of any sizes, on the CPU.
-            min_score: lowest score that is returned.
+            min_score: lowest score to return.
 
         Raises:
             ShapeMismatchError: if an image has another type or shape.
@@ -77,7 +77,10 @@ class Student:
                     f"images[{index}]: must be uint8 (3, H, W), got {image.dtype} "
                     f"{tuple(image.shape)}"
                 )
-        nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+        nothing = (
+            torch.zeros(0, 4),
+            torch.zeros(0, dtype=torch.int64),
+        )  # the transform expects boxes
         resized = [self._transform(image, *nothing)[0] for image in images]
         batch, sizes = padded_batch(resized, square_px=self._square_px)
         pixels = self.detector.pixels(batch.to(self.detector.mean.device), sizes)
@@ -93,6 +96,7 @@ class Student:
         order = found["scores"].argsort(descending=True, stable=True)
         order = order[found["scores"][order] >= min_score]
         height, width = image.shape[-2:]
+        # from the resized image back to the given one
         scale = torch.tensor([width / size[1], height / size[0]] * 2)
         labels = found["labels"][order].cpu()
         return Detections(
@@ -120,6 +124,6 @@ def load_student(path: str | Path) -> Student:
 
 
 def export_facts(trial: Trial) -> dict[str, Any]:
-    """Returns what a student's file says of its trial, for `load_student`."""
+    """Returns the facts about a trial that are stored with its student, for `load_student`."""
     resize = trial.config.data.resize
     return {"trial": trial.key, "resize": resize.model_dump(mode="json") if resize else None}

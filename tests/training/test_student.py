@@ -1,4 +1,4 @@
-"""A loaded student finds what its evaluation finds."""
+"""A loaded student has the detections of its evaluation."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ SMALL = DetectorConfig(backbone="mobilenet_v3_small", fpn_channels=32, anchor_sc
 
 @pytest.fixture(scope="module")
 def eager() -> Detector:
-    """A detector that finds something everywhere, without training."""
+    """An untrained detector that detects something everywhere."""
     detector = build_detector(SMALL, ("circle", "square", "star"), seed=0)
     with torch.no_grad():
         detector.model.get_parameter("head.classification_head.cls_logits.bias").add_(4)
@@ -32,7 +32,7 @@ def eager() -> Detector:
 @pytest.mark.parametrize(
     "resize", [None, Resize(square_px=96), Resize(short_side_px=(64, 80), long_side_px=100)]
 )
-def test_it_finds_what_an_evaluation_of_its_trial_finds(
+def test_its_detections_are_those_of_its_trials_evaluation(
     eager: Detector, storage: Storage, resize: Resize | None
 ) -> None:
     data = ShapesData(dataset="shapes", image_size_px=64, num_train=4, num_val=3, resize=resize)
@@ -66,7 +66,7 @@ def test_the_file_keeps_classes_and_resizing(eager: Detector, tmp_path: Path) ->
         assert found.names == expected.names
 
 
-def test_a_student_of_before_resizing_was_kept_takes_images_as_they_are(
+def test_a_student_without_stored_resizing_keeps_the_size_of_images(
     eager: Detector, tmp_path: Path
 ) -> None:
     save_student(LocalPath(tmp_path) / "student.pt", eager, extra={"trial": "k"})
@@ -76,7 +76,7 @@ def test_a_student_of_before_resizing_was_kept_takes_images_as_they_are(
     torch.testing.assert_close(found.boxes_xyxy, expected.boxes_xyxy)
 
 
-def test_images_of_several_sizes_are_one_call(eager: Detector) -> None:
+def test_images_of_several_sizes_are_predicted_in_one_call(eager: Detector) -> None:
     images = [torch.zeros(3, 40, 64, dtype=torch.uint8), torch.zeros(3, 64, 48, dtype=torch.uint8)]
     found = Student(eager, Resize(square_px=64)).predict(images, min_score=0.0)
     for one, image in zip(found, images, strict=True):
@@ -91,11 +91,13 @@ def test_images_of_several_sizes_are_one_call(eager: Detector) -> None:
     "image",
     [torch.zeros(3, 8, 8), torch.zeros(8, 8, dtype=torch.uint8), torch.zeros(1, 4, 4).byte()],
 )
-def test_another_kind_of_image_is_refused(eager: Detector, image: torch.Tensor) -> None:
+def test_an_image_of_another_type_or_shape_is_an_error(
+    eager: Detector, image: torch.Tensor
+) -> None:
     with pytest.raises(ShapeMismatchError, match=r"^images\[0\]: must be uint8 \(3, H, W\), got"):
         Student(eager, None).predict([image])
 
 
-def test_a_missing_file_is_an_error_of_its_own(tmp_path: Path) -> None:
+def test_a_missing_file_is_a_weights_error(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"student\.pt"):
         load_student(tmp_path)
