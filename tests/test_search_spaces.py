@@ -1,5 +1,6 @@
-"""The studies in `search_spaces/`: their heads tell how to use them, and every recipe for COCO
-trains, made small."""
+"""The studies of `search_spaces/`: their heads are valid, and a small copy of each recipe
+trains.
+"""
 
 import itertools
 import json
@@ -47,7 +48,7 @@ TWO_STEPS: dict[str, Any] = {
 
 
 def head_of(name: str) -> list[str]:
-    """The comment that a study begins with, line by line, without the line for editors."""
+    """Returns the lines of a study's head comment, without the line for editors."""
     lines = STUDIES[name].read_text().splitlines()[1:]
     return [
         line.removeprefix("#").strip()
@@ -56,58 +57,57 @@ def head_of(name: str) -> list[str]:
 
 
 def trials_of(study: Study) -> list[TrialConfig]:
-    """What a study is going to train: each arm with its first seed, or the trial that a search
-    starts from."""
+    """Returns the trials of a study: each arm with the first seed, or a search's base trial."""
     points = [changes for _, changes in arm_points(study.ablation)] if study.ablation else [{}]
     configs = [study.trial_with(point) for point in points]
     return [config for config in configs if config.seed == configs[0].seed]
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_head_tells_question_command_and_cost_and_what_to_expect(name: str) -> None:
+def test_a_head_has_a_question_a_command_a_cost_and_an_expectation(name: str) -> None:
     labels = [match[1] for line in head_of(name) if (match := re.match(r"(\w[\w ]*):\s", line))]
     expected = ["Question", "Command", "Cost", "Read against" if name in RECIPES else "Expected"]
     assert [label for label in labels if label in expected] == expected
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_cost_of_a_recipe_is_told_as_an_estimate_with_its_arithmetic(name: str) -> None:
+def test_the_cost_of_a_recipe_is_an_estimate_with_its_arithmetic(name: str) -> None:
     text = " ".join(head_of(name)).partition("Cost:")[2].partition("Read against:")[0]
     for part in ("estimate", "GPU-hours", "TFLOP per image", "TFLOP/s"):
         assert part in text
 
 
 def overrides_in(name: str, label: str) -> list[str]:
-    """The `--set` overrides of one part of a head, in their order."""
+    """Returns the `--set` overrides in a part of a head."""
     text = " ".join(head_of(name)).partition(f"{label}:")[2]
     words = shlex.split(re.split(r"(?:Cost|Then): ", text)[0].replace("$PWD", "/here"))
     return [word for option, word in itertools.pairwise(words) if option == "--set"]
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
-    """Study file and `--set` overrides of each way to run a recipe that its head tells."""
+    """Yields the study file and the `--set` overrides of every command in the recipes' heads."""
     for name in RECIPES:
         overrides = overrides_in(name, "Command")
-        together = [
+        starts = [
             index for index, override in enumerate(overrides) if override.startswith("study=")
         ]
-        for begin, end in zip([0, *together], [*together, len(overrides)], strict=True):
+        for begin, end in zip([0, *starts], [*starts, len(overrides)], strict=True):
             yield name, overrides[begin:end]
 
 
 @pytest.mark.parametrize(("name", "overrides"), list(commands()))
-def test_the_commands_of_a_head_can_be_used(name: str, overrides: list[str]) -> None:
+def test_the_commands_of_a_head_are_valid(name: str, overrides: list[str]) -> None:
     study = read_study(STUDIES[name], overrides)
     check_design(study)
     assert trials_of(study)
 
 
-def test_the_best_trial_of_the_search_runs_in_full_length_beside_its_twin_as_the_head_tells(
+def test_the_full_run_of_the_searchs_head_has_the_best_trial_and_its_twin(
     tmp_path: Path,
 ) -> None:
     search = read_study(STUDIES["coco_search"])
     trial = search.base.model_dump(mode="json")
-    # as `best` does
+    # as `kdr best --export` writes it
     exported = {
         "study": "coco-search-best",
         "trial": {**trial, "data": {**trial["data"], "search_split": 0}},
@@ -123,10 +123,10 @@ def test_the_best_trial_of_the_search_runs_in_full_length_beside_its_twin_as_the
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_distilled_trial_has_a_twin_that_differs_in_distillation_alone(name: str) -> None:
+def test_every_distilled_trial_has_a_twin_without_distillation(name: str) -> None:
     study = read_study(STUDIES[name])
     if study.ablation is None:
-        pytest.skip("a search: the twin is part of the full run that its head names")
+        pytest.skip("a search: the twin is in the full run of its head")
     trials = trials_of(study)
     plain = [
         config.student.model_dump(exclude={"inherit"})
@@ -139,7 +139,7 @@ def test_every_distilled_trial_has_a_twin_that_differs_in_distillation_alone(nam
     assert len({config.training for config in trials}) == 1 or name == "coco_teachers"
 
 
-def test_teachers_trained_by_the_recipes_are_those_of_the_teachers_recipe() -> None:
+def test_the_recipes_train_the_same_teachers_as_the_teachers_recipe() -> None:
     def key(config: TrialConfig | None, study: Study) -> str:
         assert config is not None
         return make_trial(
@@ -159,8 +159,9 @@ def test_teachers_trained_by_the_recipes_are_those_of_the_teachers_recipe() -> N
 
 @pytest.fixture(scope="module")
 def small_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small data set in COCO format, and a classifier's weights whose frozen norms keep features
-    in bounds."""
+    """A small data set in COCO format, and a classifier's weights that keep features finite
+    although their norms are frozen.
+    """
     folder = tmp_path_factory.mktemp("small")
     shapes = ShapesData(
         dataset="shapes",
@@ -180,8 +181,9 @@ def small_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made_small(config: TrialConfig, files: Path) -> TrialConfig:
-    """The same trial in two steps of two small images, over resnet18 with 32 channels; its weights
-    are replaced by small ones."""
+    """Returns the trial with two steps of two small images, resnet18, 32 channels and small
+    weights.
+    """
     content = config.model_dump(mode="json")
     for split in ("train", "val"):
         content["data"] |= {
@@ -206,7 +208,7 @@ def made_small(config: TrialConfig, files: Path) -> TrialConfig:
 
 
 def small_weights(settings: dict[str, Any], files: Path) -> Path:
-    """Weights of a small detector of the same kind."""
+    """Returns the weights of a small detector of the same kind."""
     config = DetectorConfig(
         detector=settings["detector"],
         backbone="resnet18",
@@ -228,7 +230,7 @@ def num_sides(config: TrialConfig) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_trial_of_a_recipe_trains_when_it_is_made_small(
+def test_a_small_copy_of_every_trial_of_a_recipe_trains(
     name: str, small_files: Path, tmp_path: Path
 ) -> None:
     torch.set_num_threads(1)

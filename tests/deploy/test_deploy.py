@@ -1,5 +1,4 @@
-"""The files of deploy/, as far as can be checked without a cluster of their kind: schemas, what
-must agree, a dry run."""
+"""The files of deploy/, checked without a cluster: schemas, consistency, a dry run."""
 
 import os
 import re
@@ -33,7 +32,7 @@ def pods() -> list[dict[str, Any]]:
     ]
 
 
-def test_the_ray_job_has_the_fields_of_its_kind() -> None:
+def test_the_ray_job_has_only_fields_of_a_ray_job() -> None:
     job = read("kuberay-rayjob.yaml")
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     assert set(job["spec"]) <= {
@@ -62,11 +61,11 @@ def test_the_ray_job_has_the_fields_of_its_kind() -> None:
         *(group["rayStartParams"] for group in cluster["workerGroupSpecs"]),
     ]
     assert all(isinstance(value, str) for given in parameters for value in given.values()), (
-        "KubeRay takes texts only"
+        "KubeRay accepts strings only"
     )
 
 
-def test_every_pod_mounts_the_volumes_that_it_names_and_sees_the_storage() -> None:
+def test_every_pod_mounts_its_volumes_and_the_storage() -> None:
     environment = yaml.safe_load(read("kuberay-rayjob.yaml")["spec"]["runtimeEnvYAML"])["env_vars"]
     storage = Path(environment["KDR_STORAGE"])
     for pod in pods():
@@ -76,14 +75,14 @@ def test_every_pod_mounts_the_volumes_that_it_names_and_sees_the_storage() -> No
         assert Path(mounts["shared"]) in storage.parents
         assert container["resources"]["requests"] == container["resources"]["limits"]
     assert len({pod["containers"][0]["image"] for pod in pods()}) == 1, (
-        "one environment for all nodes"
+        "all nodes need the same environment"
     )
     grace_s = Resources().grace_s
     assert int(environment["RAY_JOB_STOP_WAIT_TIME_S"]) > grace_s
     assert all(pod.get("terminationGracePeriodSeconds", grace_s + 1) > grace_s for pod in pods())
 
 
-def test_versions_are_those_of_the_constraints() -> None:
+def test_versions_match_the_constraints() -> None:
     constraints = (ROOT / "constraints.txt").read_text()
     version = read("kuberay-rayjob.yaml")["spec"]["rayClusterSpec"]["rayVersion"]
     assert f"\nray=={version}\n" in constraints
@@ -93,7 +92,7 @@ def test_versions_are_those_of_the_constraints() -> None:
     assert kdr.__version__ == pods()[0]["containers"][0]["image"].rpartition(":")[2]
 
 
-def test_the_study_of_the_job_is_there() -> None:
+def test_the_study_of_the_job_exists() -> None:
     program, command, study = (
         read("kuberay-rayjob.yaml")["spec"]["entrypoint"].removeprefix("python ").split()
     )
@@ -101,7 +100,7 @@ def test_the_study_of_the_job_is_there() -> None:
     assert all((ROOT / Path(path).relative_to("/kdr")).exists() for path in (program, study))
 
 
-def test_the_cluster_file_is_one_that_ray_up_takes() -> None:
+def test_ray_up_accepts_the_cluster_file() -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     content = read("ray-up.yaml")
@@ -111,7 +110,7 @@ def test_the_cluster_file_is_one_that_ray_up_takes() -> None:
     validate_config(prepare_config(content))
 
 
-def test_a_cluster_file_that_ray_up_does_not_take_is_found() -> None:
+def test_an_unknown_key_in_a_cluster_file_is_found() -> None:
     import jsonschema
     from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -134,8 +133,7 @@ def test_options_of_ray_start_exist(name: str) -> None:
 
 
 class Slurm:
-    """A job of two nodes whose commands only note what they are asked; the study ends well by
-    itself, or by SIGTERM."""
+    """Runs slurm.sh with fake commands, which record their arguments, for a job of two nodes."""
 
     def __init__(self, folder: Path, study: str) -> None:
         self.notes = folder / "notes"
@@ -162,30 +160,30 @@ class Slurm:
         env = {**os.environ, **job, "PATH": f"{commands}:{os.environ['PATH']}"}
         self.process = subprocess.Popen(["bash", DEPLOY / "slurm.sh", "study.yaml"], env=env)
 
-    def noted(self, line: str) -> bool:
+    def has_recorded(self, line: str) -> bool:
         return self.notes.exists() and line in self.notes.read_text()
 
 
-def test_the_slurm_script_starts_the_head_the_others_and_the_study_on_it(tmp_path: Path) -> None:
+def test_the_slurm_script_starts_ray_on_all_nodes_and_the_study_on_the_head(tmp_path: Path) -> None:
     job = Slurm(tmp_path, "exit 1")
-    assert job.process.wait(30) == 1, "some trials failed, and SLURM is told"
+    assert job.process.wait(30) == 1, "SLURM gets the exit code of the study"
     lines = job.notes.read_text().splitlines()
     temp = "--temp-dir=/tmp/ray-12345 --disable-usage-stats"
-    assert sorted(lines) == [  # as they are started beside each other, they are noted in any order
+    assert sorted(lines) == [  # in any order, because they start concurrently
         "driver: orchestrate.py run study.yaml --address n1:22345",
         f"n1: ray start --block --head --port=22345 {temp}",
         f"n2: ray start --block --address=n1:22345 {temp}",
     ]
 
 
-def test_sigterm_reaches_the_study_which_ends_in_good_order_before_the_job_is_queued_again(
+def test_sigterm_ends_the_study_cleanly_before_the_job_is_requeued(
     tmp_path: Path,
 ) -> None:
     job = Slurm(
         tmp_path, 'trap "sleep 0.3; note ended; exit 143" TERM; while true; do sleep 0.1; done'
     )
     until = time.monotonic() + 30
-    while not job.noted("driver:"):
+    while not job.has_recorded("driver:"):
         assert time.monotonic() < until
         time.sleep(0.05)
     time.sleep(0.3)
@@ -194,5 +192,5 @@ def test_sigterm_reaches_the_study_which_ends_in_good_order_before_the_job_is_qu
     assert job.notes.read_text().splitlines()[-2:] == ["ended", "scontrol requeue 12345"]
 
 
-def test_ray_is_the_one_that_is_pinned() -> None:
+def test_the_installed_ray_is_the_pinned_version() -> None:
     assert f"\nray=={ray.__version__}\n" in (ROOT / "constraints.txt").read_text()
