@@ -1,12 +1,12 @@
-"""How often the words of an ablation table are wrong: simulated studies, judged by the functions
-that judge real ones.
+"""Measures how often the verdicts of an ablation table are wrong, on simulated studies.
 
     python benchmarks/error_rates.py
 
-A study has a baseline and arms whose values are normal, correlated over seeds as trials of one seed
-are. Printed are, per number of seeds: how often the 95 % interval covers the true difference; how
-often any arm of a study without effects is called one (family-wise error); and how often any arm is
-called "no relevant effect" where every true difference is exactly the margin.
+The functions that judge real studies judge the simulated ones. A study has a baseline and arms with
+normal values that correlate across arms, like trials with the same seed. For each number of seeds
+the script prints how often the 95 % interval covers the true difference; how often a study without
+effects shows one in any arm (family-wise error); and how often any arm is called "no relevant
+effect" although every true difference is exactly the margin.
 """
 
 import argparse
@@ -17,17 +17,18 @@ import numpy as np
 from kdr.report.effects import ALPHA, equivalence_p, half_width, holm, two_sided_p
 
 SD, CORRELATION, MARGIN = 0.004, 0.5, 0.005
+"""Spread of AP over seeds, correlation of two arms, margin: as in small detection studies."""
 
 
 def simulated(
     num_studies: int, num_arms: int, n: int, difference: float, *, seed: int = 0
 ) -> tuple[Any, Any]:
-    """Estimates and standard errors of paired differences to the baseline.
+    """Returns estimates and standard errors of paired differences to the baseline.
 
     Args:
         num_studies: independent studies.
-        num_arms: arms beside the baseline, each with the same true difference to it.
-        n: seeds.
+        num_arms: arms without the baseline, all with the same true difference to it.
+        n: number of seeds.
         difference: the true difference.
         seed: of the simulation.
 
@@ -43,37 +44,36 @@ def simulated(
 
 
 def coverage(num_studies: int, n: int) -> float:
-    """Share of 95 % intervals that cover the true difference."""
+    """Returns the share of 95 % intervals that cover the true difference."""
     means, errors = simulated(num_studies, 1, n, 0.003, seed=n)
     return float((np.abs(means - 0.003) <= half_width(errors, n - 1)).mean())
 
 
 def family_wise_error(num_studies: int, num_arms: int, n: int, *, adjust: bool = True) -> float:
-    """Share of studies without any effect in which at least one arm is called helpful or
-    harmful.
-    """
+    """Returns the share of studies without effects in which an arm is said to help or to hurt."""
     means, errors = simulated(num_studies, num_arms, n, 0.0, seed=n)
     ps = two_sided_p(means, errors, n - 1)
     return float(((holm(ps) if adjust else ps) < ALPHA).any(-1).mean())
 
 
 def equivalence_error(num_studies: int, num_arms: int, n: int) -> float:
-    """Share of studies, all of whose differences are the margin, in which an arm is called one of
-    no relevant effect.
+    """Returns the share of studies in which any arm is called "no relevant effect" by mistake.
+
+    All true differences are exactly the margin, where this error is most frequent.
     """
     means, errors = simulated(num_studies, num_arms, n, MARGIN, seed=n)
     return float((holm(equivalence_p(means, errors, n - 1, MARGIN)) < ALPHA).any(-1).mean())
 
 
 def main() -> None:
-    """Prints the rates in percent."""
+    """Prints all rates in percent."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--studies", type=int, default=10_000, help="simulated studies")
-    parser.add_argument("--arms", type=int, default=6, help="arms beside the baseline")
+    parser.add_argument("--studies", type=int, default=10_000, help="number of simulated studies")
+    parser.add_argument("--arms", type=int, default=6, help="arms per study, without the baseline")
     studies, arms = vars(parser.parse_args()).values()
-    print(f"{studies} studies of {arms} arms beside a baseline, in percent")
+    print(f"{studies} studies of {arms} arms and a baseline, in percent")
     print(
         f"{'seeds':>5}{'95 % interval covers':>22}{'any false effect':>18}"
         f"{'without Holm':>14}{'false no relevant effect':>26}"

@@ -1,14 +1,13 @@
-"""Average precision of as many images as COCO's validation set has: kdr against pycocotools, on the
-same boxes in one run.
+"""Measures the time to compute AP on a set of the size of COCO's val2017: kdr against pycocotools.
 
-    python benchmarks/evaluate.py                  # 5,000 images, 80 classes, about 100 detections
-    an image python benchmarks/evaluate.py --images 500
+    python benchmarks/evaluate.py                  # 5,000 images, 80 classes, 100 detections each
+    python benchmarks/evaluate.py --images 500
 
-Ground truth and detections are drawn from a seed: seven boxes an image, small, medium and large
-ones, a few of them crowds; about two detections of each that are a little off, and others anywhere.
-Both sides start from the same annotations and the same array of detections, and end with the twelve
-numbers of the COCO evaluation, which are compared; kdr gives AP by class, too. pycocotools gets the
-array as it is, which its `loadRes` takes; it runs once, kdr before and after it.
+Ground truth and detections are drawn from a seed: seven boxes per image, small, medium and large, a
+few of them crowds; about two slightly shifted detections of each box, and others anywhere. Both
+sides start from the same annotations and the same array of detections, and compute the twelve
+metrics of the COCO evaluation, which are compared. kdr also computes AP by class. pycocotools runs
+once, kdr before and after it.
 """
 
 import argparse
@@ -16,6 +15,7 @@ import contextlib
 import io
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,18 +27,19 @@ from kdr.training.metrics import COCO_METRICS
 
 WIDTH, HEIGHT = 640, 480
 Rows = np.ndarray[Any, Any]
+"""A float array, one row per box, detection or metric."""
 
 
 def drawn_boxes(rng: np.random.Generator, count: int) -> Rows:
-    """(count, 4) boxes xywh of 8 to 320 px inside the image, small ones more frequent."""
+    """Draws (count, 4) boxes xywh of 8 to 320 px inside the image, small ones more often."""
     sides = np.exp(rng.uniform(np.log(8), np.log(320), (count, 2)))
     corners = rng.uniform(0, 1, (count, 2)) * ([WIDTH, HEIGHT] - sides)
     return np.concatenate([corners, sides], axis=1)
 
 
 def drawn_truth(rng: np.random.Generator, num_images: int, num_classes: int) -> dict[str, Any]:
-    """Annotations in COCO format."""
-    annotations = []
+    """Draws annotations in COCO format."""
+    annotations: list[dict[str, Any]] = []
     for image_id in range(1, num_images + 1):
         boxes = drawn_boxes(rng, int(rng.poisson(7)))
         labels = rng.integers(1, num_classes + 1, len(boxes))
@@ -67,12 +68,10 @@ def drawn_truth(rng: np.random.Generator, num_images: int, num_classes: int) -> 
 
 
 def drawn_detections(rng: np.random.Generator, truth: dict[str, Any], per_image: int) -> Rows:
-    """(D, 7) rows of image id, box xywh, score and category id, `per_image` of each image on
-    average.
-    """
+    """Draws (D, 7) rows of image id, box xywh, score and category id, on average `per_image`."""
     num_images, num_classes = len(truth["images"]), len(truth["categories"])
     of_truth = [[a["image_id"], *a["bbox"], a["category_id"]] for a in truth["annotations"]]
-    # two of each box on average
+    # 0 to 4 detections of each box, on average 2
     near = np.repeat(np.array(of_truth), rng.integers(0, 5, len(of_truth)), axis=0)
     near[:, 1:5] += rng.normal(0, 0.1, (len(near), 4)) * np.tile(near[:, 3:5], 2)
     near[:, 3:5] = near[:, 3:5].clip(1)
@@ -86,8 +85,8 @@ def drawn_detections(rng: np.random.Generator, truth: dict[str, Any], per_image:
 
 
 def by_pycocotools(truth: dict[str, Any], detections: Rows) -> Rows:
-    """The twelve numbers, as pycocotools' documentation computes them."""
-    with contextlib.redirect_stdout(io.StringIO()):
+    """Returns the twelve metrics, computed as in pycocotools' documentation."""
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         ours = COCO()
         ours.dataset = truth
         ours.createIndex()
@@ -99,28 +98,28 @@ def by_pycocotools(truth: dict[str, Any], detections: Rows) -> Rows:
 
 
 def by_kdr(truth: dict[str, Any], detections: Rows) -> Rows:
-    """The twelve numbers, as a trial's evaluation computes them; -1 where there is nothing to
-    measure one on.
-    """
+    """Returns the twelve metrics, computed as in a trial; -1 for a metric without any box."""
     metrics = coco_evaluation(truth, detections).metrics
     return np.array([metrics.get(name, -1.0) for name in COCO_METRICS])
 
 
-def timed(evaluate: Any, *arguments: Any) -> tuple[Rows, float]:
-    """What an evaluation gives, and the seconds that it takes."""
-    begin = time.perf_counter()
+def timed(evaluate: Callable[..., Rows], *arguments: Any) -> tuple[Rows, float]:
+    """Returns the metrics of an evaluation, and its seconds."""
+    start = time.perf_counter()
     found = evaluate(*arguments)
-    return found, time.perf_counter() - begin
+    return found, time.perf_counter() - start
 
 
 def main() -> None:
-    """Evaluates on both sides and prints seconds, their ratio and the largest difference."""
+    """Prints the seconds of both sides, their ratio, and the largest difference of a metric."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--classes", type=int, default=80)
-    parser.add_argument("--detections", type=int, default=100, help="of an image, on average")
+    parser.add_argument("--images", type=int, default=5000, help="number of images")
+    parser.add_argument("--classes", type=int, default=80, help="number of classes")
+    parser.add_argument(
+        "--detections", type=int, default=100, help="detections per image, on average"
+    )
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
     truth = drawn_truth(rng, arguments.images, arguments.classes)
@@ -137,7 +136,7 @@ def main() -> None:
     difference = float(np.abs(ours - theirs).max())
     print(
         f"kdr {before:.1f} s and {after:.1f} s, pycocotools {reference:.1f} s: {ratio:.1f} times "
-        f"as fast (5 is wanted); largest difference of the twelve numbers: {difference:g}"
+        f"as fast (target: 5); largest difference of the twelve metrics: {difference:g}"
     )
 
 

@@ -1,17 +1,17 @@
-"""Images per second of the training loader: kdr against torchvision's `CocoDetection` with
-`transforms.v2`, in one run.
+"""Measures images per second of the training loader: kdr against torchvision's `CocoDetection`.
 
-    python benchmarks/loader.py                    # 640 x 480 px to 800 x 1067, and 128 px as they
-    are python benchmarks/loader.py --workers 2
+    python benchmarks/loader.py                # 640 x 480 px to 800 x 1067, and 128 px unresized
+    python benchmarks/loader.py --workers 2
 
-Both read the same generated data in COCO format and do the same work: decode the file, resize it
-with its boxes, flip half of them, clip and drop boxes, and copy the images into one padded uint8
-batch. The other side is what torchvision documents: `wrap_dataset_for_transforms_v2`, `ToImage`,
-`Resize`, `RandomHorizontalFlip`, `ClampBoundingBoxes`, `SanitizeBoundingBoxes`, in a shuffling
-`DataLoader`. The sides take turns epoch by epoch; the first epoch of each is not counted.
+Both read the same generated data in COCO format and do the same work: decode each file, resize
+image and boxes, flip half of them, clip boxes and drop empty ones, and copy the images into one
+padded uint8 batch. The torchvision side follows its documentation:
+`wrap_dataset_for_transforms_v2`, `ToImage`, `Resize`, `RandomHorizontalFlip`, `ClampBoundingBoxes`,
+`SanitizeBoundingBoxes`, in a shuffling `DataLoader`. The sides alternate epoch by epoch; the first
+epoch of each is not counted.
 
-kdr keeps small data sets decoded. The large images stand for COCO, which is too large for that, so
-there it is switched off; for the small ones kdr is shown with it and without.
+kdr caches the decoded images of small data sets. The large images represent COCO, which does not
+fit into the cache, so it is disabled there; for the small images kdr runs with and without it.
 """
 
 import argparse
@@ -43,10 +43,10 @@ from kdr.data.loader import TrainingBatches
 
 @dataclass(frozen=True)
 class Case:
-    """Images of one size, and what is made of them."""
+    """Images of one size, and how they are batched."""
 
     stored: tuple[int, int]
-    """Height and width in pixels of the files."""
+    """Height and width of the files, in pixels."""
     short_side_px: int
     num_images: int
     batch_size: int
@@ -56,12 +56,15 @@ CASES = {"large": Case((480, 640), 800, 32, 4), "small": Case((128, 128), 128, 1
 
 
 def write_data(case: Case, folder: Path) -> tuple[Path, Path]:
-    """JPEG files with the detail of photographs and seven boxes each; their folder and annotation
-    file.
+    """Writes JPEG files with photograph-like detail and seven boxes each.
+
+    Returns:
+        The folder of the images, and the annotation file.
     """
     rng = np.random.default_rng(0)
     height, width = case.stored
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     (folder / "images").mkdir(parents=True)
     for image_id in range(1, case.num_images + 1):
         pixels = np.zeros((height, width, 3))
@@ -97,7 +100,7 @@ def write_data(case: Case, folder: Path) -> tuple[Path, Path]:
 
 
 def by_torchvision(case: Case, images: Path, annotations: Path, workers: int) -> Iterator[float]:
-    """Images per second of each epoch."""
+    """Yields torchvision's images per second of each epoch."""
     transforms = [
         v2.ToImage(),
         v2.Resize(case.short_side_px, max_size=1333),
@@ -123,7 +126,7 @@ def by_torchvision(case: Case, images: Path, annotations: Path, workers: int) ->
 def padded(
     samples: list[tuple[tv_tensors.Image, dict[str, torch.Tensor]]],
 ) -> tuple[torch.Tensor, list[Any]]:
-    """One uint8 batch whose sides are multiples of 32, and the targets."""
+    """Collates images into one uint8 batch whose sides are multiples of 32, as kdr does."""
     images = [image for image, _ in samples]
     height, width = (-(-max(image.shape[axis] for image in images) // 32) * 32 for axis in (1, 2))
     batch = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)
@@ -133,7 +136,7 @@ def padded(
 
 
 class EveryEpoch:
-    """Epoch after epoch of kdr's batches, as a `DataLoader` gives them."""
+    """kdr's batches, one epoch per iteration, like a `DataLoader`."""
 
     def __init__(self, batches: TrainingBatches) -> None:
         self.batches, self.number = batches, 0
@@ -144,9 +147,9 @@ class EveryEpoch:
 
 
 def by_kdr(
-    case: Case, images: Path, annotations: Path, workers: int, *, keep: bool
+    case: Case, images: Path, annotations: Path, workers: int, *, cache: bool
 ) -> Iterator[float]:
-    """Images per second of each epoch."""
+    """Yields kdr's images per second of each epoch."""
     files = {"images": str(images), "annotations": str(annotations)}
     data = CocoData.model_validate(
         {
@@ -160,7 +163,7 @@ def by_kdr(
         }
     )
     index = check_images(read_coco(images, annotations), full=False)
-    with contextlib.nullcontext() if keep else mock.patch.object(loader, "_CACHE_BYTES", 0):
+    with contextlib.nullcontext() if cache else mock.patch.object(loader, "_CACHE_BYTES", 0):
         batches = TrainingBatches(
             index, data, seed=0, batch_size=case.batch_size, num_workers=workers
         )
@@ -168,33 +171,41 @@ def by_kdr(
 
 
 def epoch_rates(batches: Any) -> Iterator[float]:
-    """Images per second, epoch after epoch."""
+    """Iterates over the batches forever and yields the images per second of each epoch."""
     while True:
-        begin, count = time.perf_counter(), 0
+        start, count = time.perf_counter(), 0
         for images, _ in batches:
             count += len(images)
-        yield count / (time.perf_counter() - begin)
+        yield count / (time.perf_counter() - start)
 
 
 def main() -> None:
-    """Runs the sides in turns and prints images per second and ratios."""
+    """Prints images per second of all sides, and their ratio to torchvision."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--workers", type=int, default=0, help="processes that load, on each side")
-    parser.add_argument("--rounds", type=int, default=9, help="counted epochs of each side")
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        default=list(CASES),
+        choices=list(CASES),
+        help="sizes of images to run",
+    )
+    parser.add_argument("--workers", type=int, default=0, help="loader processes of each side")
+    parser.add_argument(
+        "--rounds", type=int, default=9, help="measured epochs of each side, at least 2"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for name in arguments.cases:
         case = CASES[name]
         with tempfile.TemporaryDirectory() as folder:
             given = case, *write_data(case, Path(folder)), arguments.workers
-            sides = {"torchvision": by_torchvision(*given), "kdr": by_kdr(*given, keep=False)}
-            sides |= {"kdr, kept decoded": by_kdr(*given, keep=True)} if name == "small" else {}
+            sides = {"torchvision": by_torchvision(*given), "kdr": by_kdr(*given, cache=False)}
+            sides |= {"kdr, cached": by_kdr(*given, cache=True)} if name == "small" else {}
             rates: list[dict[str, float]] = []
             for number in range(arguments.rounds + 1):
-                # each side goes first in every other round
+                # the order alternates, so that a drift of the machine's speed cancels out
                 rates.append(
                     {side: next(sides[side]) for side in (sides if number % 2 else reversed(sides))}
                 )

@@ -1,13 +1,11 @@
-"""How long `table`, `verify` and `report` take on a log of 10,000 trials of 24 epochs, and how much
-memory they need.
+"""Measures time and memory of `table`, `verify` and `report` on a log of 10,000 trials.
 
     python benchmarks/report.py                            # 50 ablations of 20 arms by 10 seeds
-    python benchmarks/report.py --studies 1 --seeds 100    # as many trials in one ablation of 100
-    arms python benchmarks/report.py --storage FOLDER           # keeps the log there, or uses the
-    one that is there
+    python benchmarks/report.py --studies 1 --seeds 100    # one ablation of 100 arms by 100 seeds
+    python benchmarks/report.py --storage FOLDER           # keeps the log, or uses the one there
 
-The log has the real schema and is compacted, as it is at the end of each run. Each command is a
-process of its own, its start included.
+Trials have 24 epochs. The log has the real schema and is compacted, as after every run. Each
+command runs in its own process; the times include its start.
 """
 
 import argparse
@@ -35,7 +33,7 @@ CLASSES = ("circle", "square", "triangle", "star", "cross", "ring")
 
 
 def study_content(name: str, num_arms: int, num_seeds: int, first_seed: int) -> dict[str, Any]:
-    """An ablation of so many arms beside the baseline."""
+    """Returns an ablation with a baseline and `num_arms` other arms."""
     return {
         "study": name,
         "trial": {
@@ -60,20 +58,28 @@ def study_content(name: str, num_arms: int, num_seeds: int, first_seed: int) -> 
 def write_study(
     storage: Storage, number: int, num_arms: int, num_seeds: int, generator: np.random.Generator
 ) -> None:
-    """Writes the log of one finished ablation, `num_arms` arms with the baseline by seeds of its
-    own, and compacts it.
+    """Writes and compacts the log of one finished ablation, whose seeds no other study has.
+
+    Args:
+        storage: where the log is.
+        number: of the study, from 0.
+        num_arms: arms with the baseline.
+        num_seeds: seeds per arm.
+        generator: draws the values.
     """
     name, first_seed = f"study-{number:03}", number * num_seeds
     study = study_from(study_content(name, num_arms - 1, num_seeds, first_seed), folder=Path("/"))
     assert study.ablation is not None
     content, of_seed = json.dumps(study_yaml(study)), generator.normal(0.4, SEED_SD, num_seeds)
     arms = {"baseline": {}, **study.ablation.arms}
+    # flushed only at the end: a file per event would make the benchmark measure its own log
     with LogWriter(storage, name, flush_every_s=1e9) as writer:
-        rows, events = [], []
+        rows: list[ArmRow] = []
+        events: list[TrialEvent] = []
         for place, (arm, changes) in enumerate(arms.items()):
             for seed in range(first_seed, first_seed + num_seeds):
                 key, time_ = generator.bytes(16).hex(), utc_now()
-                common = {"study": name, "key": key, "time": time_}
+                common: dict[str, Any] = {"study": name, "key": key, "time": time_}
                 rows.append(
                     ArmRow(
                         **common,
@@ -91,7 +97,7 @@ def write_study(
                 config = study.trial_with({**changes, "seed": seed}).model_dump_json()
                 for row in epoch_rows(common, value, seed):
                     writer.epoch(row)
-                ended = {
+                ended: dict[str, Any] = {
                     "epoch": EPOCHS,
                     "AP": value,
                     "AP50": value + 0.2,
@@ -104,12 +110,12 @@ def write_study(
                     TrialEvent(**common, event="completed", config=config, seed=seed, **ended),
                 ]
         writer.arms(rows)
-        writer._append("trials", events)  # at once: an event each is a file each
+        writer._append("trials", events)  # all in one file; writer.event writes one file each
     compact(storage, name)
 
 
 def epoch_rows(common: dict[str, Any], value: float, seed: int) -> list[EpochRow]:
-    """The epochs of a trial with all that a run logs of one."""
+    """Returns the epochs of a trial, with every column that a run logs."""
     return [
         EpochRow(
             **common,
@@ -135,44 +141,45 @@ def epoch_rows(common: dict[str, Any], value: float, seed: int) -> list[EpochRow
 
 
 def measured(*arguments: str) -> tuple[float, float, float]:
-    """Seconds, CPU seconds and peak memory in MiB of one command."""
-    begin = time.perf_counter()
+    """Runs a command and returns its seconds, CPU seconds and peak memory in MiB."""
+    start = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, str(ORCHESTRATE), *arguments], stdout=subprocess.DEVNULL
     )
     _, status, usage = os.wait4(process.pid, 0)
     if status != 0:
         raise SystemExit(f"{' '.join(arguments)} failed")
-    return time.perf_counter() - begin, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**10
+    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**10
 
 
 def main() -> None:
-    """Writes the log, then measures the commands."""
+    """Writes the log and prints time and memory of each command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--trials", type=int, default=10_000)
-    parser.add_argument("--studies", type=int, default=50)
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--trials", type=int, default=10_000, help="number of trials in the log")
+    parser.add_argument("--studies", type=int, default=50, help="number of studies they belong to")
+    parser.add_argument("--seeds", type=int, default=10, help="seeds per arm")
     parser.add_argument(
-        "--storage", type=Path, help="where the log is kept; a temporary folder by default"
+        "--storage", type=Path, help="where to keep the log; a temporary folder by default"
     )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         storage = Storage.at(arguments.storage or folder)
         num_arms = arguments.trials // arguments.studies // arguments.seeds
         if not storage.log.exists():
-            begin, generator = time.perf_counter(), np.random.default_rng(0)
+            start, generator = time.perf_counter(), np.random.default_rng(0)
             for number in range(arguments.studies):
                 write_study(storage, number, num_arms, arguments.seeds, generator)
-            print(f"written in {time.perf_counter() - begin:.0f} s")
-        size = sum(path.stat().st_size for path in storage.log.rglob("*.parquet")) / 2**20
+            print(f"log written in {time.perf_counter() - start:.0f} s")
+        files = storage.log.local_folder.rglob("*.parquet")
+        size = sum(path.stat().st_size for path in files) / 2**20
         print(
             f"{arguments.studies} studies of {num_arms} arms by {arguments.seeds} seeds, {EPOCHS} "
             f"epochs each, {size:.0f} MiB"
         )
         where = ["--storage", str(storage.root)]
-        paper = str(Path(folder) / "table.tex")
+        table_file = str(Path(folder) / "table.tex")
         commands = {
             "table": ["table", "study-000", *where],
             "table --metric ...": [
@@ -186,8 +193,8 @@ def main() -> None:
                 "--metric",
                 "s/epoch",
             ],
-            "table --output": ["table", "study-000", *where, "--output", paper],
-            "verify": ["verify", paper, *where],
+            "table --output": ["table", "study-000", *where, "--output", table_file],
+            "verify": ["verify", table_file, *where],
             "report": ["report", "study-000", *where, "--output", str(Path(folder) / "page.html")],
         }
         for name, command in commands.items():

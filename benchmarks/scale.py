@@ -1,18 +1,17 @@
-"""What a trial costs the driver and the log as a study grows, and how long a large log takes to
-answer.
+"""Measures the cost of a trial for driver and log as a study grows, and queries of a large log.
 
-    python benchmarks/scale.py                          # studies of 100, 1,000 and 3,000 trials,
-    then a log of 10,000 python benchmarks/scale.py --trials 100 1000 --log-trials 0 python
-    benchmarks/scale.py --trials                 # the log alone
+    python benchmarks/scale.py                              # 100, 1,000, 3,000 trials; then the log
+    python benchmarks/scale.py --trials 100 1000 --log-trials 0     # two studies, no log
+    python benchmarks/scale.py --trials                             # the log alone
 
-The trials are real but for their training: drawn by a search, run by Ray's actors, logged with an
-epoch each; an epoch takes no time. Each study has a driver process and a Ray of its own. `status`,
-`table` and `query` are processes, too, start included.
+The trials are real except for their training: a search proposes them, Ray's actors run them, and
+each logs one epoch, which takes no time. Each study has its own driver process and its own Ray.
+`status`, `table` and `query` run in processes of their own; their times include the start.
 
-The log of 10,000 trials of 24 epochs is that of `benchmarks/report.py`. It is asked in one process,
-whose imports are done: from nothing to the answer, as `query` does it, and on an open connection;
-beside it the same question to the files that Ray Tune itself leaves of as many trials
-(`result.json`, a line per epoch, written by Ray's own callback), read into a dataframe.
+The log has 10,000 trials of 24 epochs, from `benchmarks/report.py`. One process, with its imports
+done, sends the queries: on a new connection, as `kdr query` does, and on an open one. For
+comparison, the same question goes to the files that Ray Tune writes for as many trials
+(`result.json`, one line per epoch, by Ray's own callback), read into a dataframe.
 """
 
 import argparse
@@ -44,7 +43,7 @@ OF_EPOCHS = "SELECT epoch, avg(AP), avg(seconds) FROM epochs GROUP BY epoch ORDE
 
 
 def study_of(num_trials: int) -> Study:
-    """A random search of so many trials of one epoch."""
+    """Returns a random search of `num_trials` trials of one epoch."""
     trial = {"data": {"dataset": "shapes", "search_split": 64}, "training": {"epochs": 1}}
     search = {
         "trials": num_trials,
@@ -66,7 +65,7 @@ class NoTraining:
     where: dict[str, Any] = {}
 
     def fit(self, trial: Trial) -> Iterator[EpochMetrics]:
-        """The one epoch of a trial."""
+        """Yields the only epoch of a trial."""
         yield EpochMetrics(
             epoch=1,
             step=32,
@@ -89,7 +88,7 @@ class NoTraining:
 
 
 class Ends:
-    """Notes when trials end, by wall clock and by this process's CPU time; an observer."""
+    """An observer that records when trials end, by wall clock and by CPU time of this process."""
 
     def __init__(self) -> None:
         self.times: list[tuple[float, float]] = []
@@ -104,14 +103,16 @@ class Ends:
         """Nothing."""
 
     def update(self, progress: Any) -> None:
-        """Notes the end of a trial."""
+        """Records the end of a trial."""
         if progress.state == "completed":
             self.times.append((time.perf_counter(), time.process_time()))
 
 
 def run_study_of(num_trials: int, folder: str) -> dict[str, float]:
-    """Runs a study in this process, and says what it took: seconds and CPU seconds of a trial after
-    the first, peak memory.
+    """Runs a study in this process.
+
+    Returns:
+        Seconds and CPU seconds per trial after the first, and peak memory.
     """
     from kdr.run import sweep
     from kdr.run.attempt.trial_actor import TrialActor
@@ -130,7 +131,7 @@ def run_study_of(num_trials: int, folder: str) -> dict[str, float]:
         ran = sweep.Sweep(study, storage, ends, TrialClaims(storage, study.study, "benchmark"))
         ran.run_search(trial_maker(study, storage), ResolvedResources(), 2)
         assert (ran.num_run, ran.num_failed) == (num_trials, 0), (ran.num_run, ran.num_failed)
-        # the first one waits for the actors' start
+        # without the first trial, which waits for the actors to start
         (first, first_cpu), (last, last_cpu) = ends.times[0], ends.times[-1]
         return {
             "seconds": (last - first) / (num_trials - 1),
@@ -140,7 +141,7 @@ def run_study_of(num_trials: int, folder: str) -> dict[str, float]:
 
 
 def measured_study(num_trials: int) -> dict[str, float]:
-    """What a study of so many trials takes, in processes of its own."""
+    """Runs a study of `num_trials` trials and the commands on its log, each in its own process."""
     with tempfile.TemporaryDirectory() as folder:
         output = subprocess.run(
             [sys.executable, __file__, "--one", str(num_trials), "--storage", folder],
@@ -149,22 +150,28 @@ def measured_study(num_trials: int) -> dict[str, float]:
             text=True,
         ).stdout
         found: dict[str, float] = json.loads(output.splitlines()[-1])
-        found["log_kib"] = (
-            sum(path.stat().st_size for path in Storage.at(folder).log.rglob("*.parquet")) / 2**10
-        )  # type: ignore[union-attr]
+        found["log_kib"] = log_kib(folder, "*.parquet")
         where = ["--storage", folder]
         found["compact_s"] = seconds_of("log", "compact", "scale", *where)
-        found["compacted_kib"] = (
-            sum(path.stat().st_size for path in Storage.at(folder).log.rglob("c-*.parquet")) / 2**10
-        )  # type: ignore[union-attr]
+        found["compacted_kib"] = log_kib(folder, "c-*.parquet")
         found["status_s"] = seconds_of("status", "scale", *where)
         found["table_s"] = seconds_of("table", "scale", *where)
         found["query_s"] = seconds_of("query", QUESTION, *where)
     return found
 
 
+def log_kib(folder: str, pattern: str) -> float:
+    """Returns the size in KiB of those files of the log whose names match."""
+    files = Storage.at(folder).log.local_folder.rglob(pattern)
+    return sum(path.stat().st_size for path in files) / 2**10
+
+
 def compare_studies(sizes: Sequence[int]) -> None:
-    """Prints what studies of these sizes take."""
+    """Prints the measurements of studies of these sizes.
+
+    A study of the smallest size runs before and after each larger one, so that a drift of the
+    machine's speed does not look like an effect of the size.
+    """
     print(
         "trials   trials/min   driver CPU/trial   driver RSS   log   compacted   compact   "
         "status   table   query"
@@ -186,29 +193,29 @@ def compare_studies(sizes: Sequence[int]) -> None:
         )
     for num_trials, ratio in ratios.items():
         print(
-            f"a trial among {num_trials} costs {ratio:.2f} times one among {sizes[0]}, in studies "
-            "just before and after it"
+            f"a trial among {num_trials} takes {ratio:.2f} times as long as one among {sizes[0]}, "
+            "in studies just before and after it"
         )
 
 
 def seconds_of(*arguments: str) -> float:
-    """Seconds of one command."""
-    begin = time.perf_counter()
+    """Runs a command and returns its seconds."""
+    start = time.perf_counter()
     subprocess.run(
         [sys.executable, str(ORCHESTRATE), *arguments], check=True, stdout=subprocess.DEVNULL
     )
-    return time.perf_counter() - begin
+    return time.perf_counter() - start
 
 
-def timed(ask: Callable[[], Any]) -> float:
-    """Seconds of one question."""
-    begin = time.perf_counter()
-    ask()
-    return time.perf_counter() - begin
+def timed(run_query: Callable[[], Any]) -> float:
+    """Runs a query and returns its seconds."""
+    start = time.perf_counter()
+    run_query()
+    return time.perf_counter() - start
 
 
 def compare_logs(num_trials: int, rounds: int) -> None:
-    """Asks a log of so many trials, and Ray's own files of as many."""
+    """Prints the times of queries to a log of `num_trials` trials, and to Ray's files."""
     import numpy as np
     from report import write_study
 
@@ -217,32 +224,37 @@ def compare_logs(num_trials: int, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         storage = Storage.at(folder)
         generator = np.random.default_rng(0)
-        rays = Path(folder) / "rays"
+        ray_files = Path(folder) / "ray"
         for number in range(50):
             write_study(storage, number, num_trials // 500, 10, generator)
-        write_rays_files(rays, num_trials)
+        write_ray_files(ray_files, num_trials)
         with connect(storage) as connection:
-            asked: dict[str, Callable[[], Any]] = {
-                "from nothing: trials": lambda: query(storage, QUESTION),
-                "from nothing: epochs": lambda: query(storage, OF_EPOCHS),
-                "from nothing: all columns of the trials": lambda: query(
+            queries: dict[str, Callable[[], Any]] = {
+                "new connection: trials": lambda: query(storage, QUESTION),
+                "new connection: epochs": lambda: query(storage, OF_EPOCHS),
+                "new connection: all columns of the trials": lambda: query(
                     storage, "SELECT * FROM trials"
                 ),
-                "connection open: trials": lambda: connection.sql(QUESTION).fetchall(),
-                "connection open: epochs": lambda: connection.sql(OF_EPOCHS).fetchall(),
-                "result.json of Ray Tune into a dataframe: epochs": lambda: rays_answer(rays),
+                "open connection: trials": lambda: connection.sql(QUESTION).fetchall(),
+                "open connection: epochs": lambda: connection.sql(OF_EPOCHS).fetchall(),
+                "result.json of Ray Tune into a dataframe: epochs": lambda: mean_by_epoch(
+                    ray_files
+                ),
             }
-            seconds = {name: [timed(ask) for _ in range(rounds)] for name, ask in asked.items()}
+            seconds = {
+                name: [timed(run_query) for _ in range(rounds)]
+                for name, run_query in queries.items()
+            }
         print(
-            f"\n{num_trials} trials of {EPOCHS} epochs, compacted: seconds, least and median of "
+            f"\n{num_trials} trials of {EPOCHS} epochs, compacted: seconds, min and median of "
             f"{rounds}"
         )
         for name, found in seconds.items():
             print(f"{name:<52}{min(found):>8.3f}{statistics.median(found):>8.3f}")
 
 
-class RaysTrial:
-    """Of a trial of Ray Tune what its callback looks at."""
+class RayTrial:
+    """The attributes of a Ray Tune trial that its JSON callback reads."""
 
     def __init__(self, folder: Path, number: int) -> None:
         self.trial_id = f"{number:05}"
@@ -251,19 +263,19 @@ class RaysTrial:
         Path(self.local_path).mkdir(parents=True)
 
     def init_local_path(self) -> None:
-        """Nothing: the folder is there."""
+        """Does nothing: the folder exists."""
 
 
-class RaysCallback(JsonLoggerCallback):
-    """Ray's own, of trials that have run nowhere else before."""
+class RayCallback(JsonLoggerCallback):
+    """Ray's own callback, for trials that have not run before."""
 
     def _restore_from_remote(self, file_name: str, trial: Any) -> None:
-        """Nothing is there."""
+        """Does nothing: there is no earlier file."""
 
 
-def write_rays_files(folder: Path, num_trials: int) -> None:
-    """The results of so many trials, as Ray Tune writes them, with the columns that it adds."""
-    callback = RaysCallback()
+def write_ray_files(folder: Path, num_trials: int) -> None:
+    """Writes the results of `num_trials` trials as Ray Tune does, with the columns that it adds."""
+    callback: Any = RayCallback()  # type: ignore[no-untyped-call]
     added = {
         "date": "2026-01-01_00-00-00",
         "pid": 1,
@@ -272,7 +284,7 @@ def write_rays_files(folder: Path, num_trials: int) -> None:
         "done": False,
     }
     for number in range(num_trials):
-        trial = RaysTrial(folder, number)
+        trial = RayTrial(folder, number)
         for epoch in range(1, EPOCHS + 1):
             times = dict.fromkeys(
                 ("time_this_iter_s", "time_total_s", "time_since_restore", "timestamp"),
@@ -288,11 +300,9 @@ def write_rays_files(folder: Path, num_trials: int) -> None:
         callback.log_trial_end(trial)
 
 
-def rays_answer(folder: Path) -> Any:
-    """Means by epoch out of Ray's files, as `ResultGrid` reads them: each trial's lines into a
-    dataframe.
-    """
-    import pandas as pd
+def mean_by_epoch(folder: Path) -> Any:
+    """Returns means by epoch from Ray's files, read like `ResultGrid` does: a frame per trial."""
+    import pandas as pd  # type: ignore[import-untyped]
 
     frames = [
         pd.json_normalize(
@@ -304,7 +314,7 @@ def rays_answer(folder: Path) -> Any:
 
 
 def main() -> None:
-    """Measures studies of growing size, then a large log."""
+    """Measures studies of increasing size, then a large log."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -313,12 +323,15 @@ def main() -> None:
         type=int,
         nargs="*",
         default=[100, 1000, 3000],
-        help="sizes of the studies; none leaves them out",
+        help="sizes of the studies; without a number no study runs",
     )
     parser.add_argument(
-        "--log-trials", type=int, default=10_000, help="trials of the large log; 0 leaves it out"
+        "--log-trials",
+        type=int,
+        default=10_000,
+        help="trials in the large log, at least 1000; 0 skips it",
     )
-    parser.add_argument("--rounds", type=int, default=5, help="how often the large log is asked")
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions of each query")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--storage", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,10 +1,10 @@
-"""Measures the CPU time of `plan`, `status` and `table` of a small study, beside that of `--help`.
+"""Measures the start-up CPU time of `plan`, `status` and `table`, compared with `--help`.
 
     python benchmarks/startup.py
     python benchmarks/startup.py --imports table     # the slowest imports of one command
 
-Each command is a process of its own. Rounds alternate between the commands, so that a machine whose
-speed changes slows all of them.
+The study is small, and each command is its own process. Each round runs all commands, so that a
+drift of the machine's speed affects all of them.
 """
 
 import argparse
@@ -28,7 +28,7 @@ COMMANDS = {
     "table": ("table", "study-000"),
 }
 IMPORTS = "import typer, pyarrow, pyarrow.parquet, pyarrow.compute"
-"""What a command that reads the log cannot do without."""
+"""The imports that every command that reads the log needs."""
 
 
 def write_small_study(folder: Path) -> None:
@@ -41,7 +41,7 @@ def write_small_study(folder: Path) -> None:
 
 
 def cpu_seconds(folder: Path, arguments: tuple[str, ...]) -> float:
-    """User and system time of one command."""
+    """Runs a command and returns its user and system time."""
     before = os.times()
     command = [sys.executable, *arguments]
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
@@ -50,7 +50,7 @@ def cpu_seconds(folder: Path, arguments: tuple[str, ...]) -> float:
 
 
 def slowest_imports(folder: Path, arguments: tuple[str, ...], num: int = 25) -> str:
-    """Lines of `python -X importtime`: microseconds with and without what a module imports."""
+    """Returns lines of `python -X importtime`: microseconds with and without a module's imports."""
     command = [sys.executable, "-X", "importtime", str(ROOT / "orchestrate.py"), *arguments]
     text = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stderr
     rows = re.findall(r"^import time: +(\d+) \| +(\d+) \| ( *\S+)$", text, flags=re.MULTILINE)
@@ -59,10 +59,14 @@ def slowest_imports(folder: Path, arguments: tuple[str, ...], num: int = 25) -> 
 
 
 def main() -> None:
-    """Runs the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--imports", choices=list(COMMANDS), help="show the imports of a command")
+    """Prints the CPU time of each command, or the imports of one."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=9, help="measured runs of each command")
+    parser.add_argument(
+        "--imports", choices=list(COMMANDS), help="show the slowest imports of this command instead"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

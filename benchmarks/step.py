@@ -1,25 +1,25 @@
-"""What distilling costs: a training step of every method against the student's step and the
-teacher's forward, in one run.
+"""Measures time and memory of a training step with each distillation method.
 
-    python benchmarks/step.py                   # on a CPU: resnet18 -> mobilenet_v3_small, FPN of
-    64 channels, 128 px, batch 16 python benchmarks/step.py --methods kdr --student resnet18 --clock
-    processor python benchmarks/step.py --device cuda     # resnet101 -> resnet50, 800 x 1333 px,
-    batch 8, bf16, channels_last
+    # on a CPU: resnet18 -> mobilenet_v3_small, FPN of 64 channels, 128 px, batch 16
+    python benchmarks/step.py
+    python benchmarks/step.py --methods kdr --student resnet18 --clock processor
+    # on a GPU: resnet101 -> resnet50, 800 x 1333 px, batch 8, bf16, channels_last
+    python benchmarks/step.py --device cuda
 
-Both detectors are RetinaNets. Timed are `fit()`'s own step (copy to the device, normalisation,
-teacher, student, losses, backward, clipping, optimiser) with each method at its default settings;
-the same step without distillation, `student`; and backbone and FPN of the teacher alone, `teacher`.
-All take turns within a round, so that the machine's drift hits all alike; a ratio is taken within
-each round, and its median over the rounds is reported with its quartiles. Gradient norms, which
-`fit()` takes once per epoch, are not in it. Masks, review and distance of KDR are also timed alone,
-on the features of the same batch.
+Both detectors are RetinaNets. Each method runs at its default settings in `fit()`'s own step: copy
+to the device, normalisation, teacher, student, losses, backward, clipping, optimiser. It is
+compared with the same step without distillation (`student`) plus the teacher's backbone and FPN
+alone (`teacher`). Each round runs all of them, so that a drift of the machine's speed affects all
+equally. Ratios are taken within a round; the table has their median and quartiles over the rounds.
+Gradient norms, which `fit()` computes once per epoch, are excluded. Masks, review and distance of
+KDR are also timed separately, on the features of the same batch.
 
-Memory is the peak of what torch's allocator has out during one step beyond what it has before: on a
-CPU by the profiler's allocation events, on a GPU by `torch.cuda.max_memory_allocated`. `extra` is
-what a step takes beyond one without distillation during which the teacher's features are held.
+Memory is the peak of torch's allocated memory during a step, minus the memory before it: from the
+profiler's allocation events on a CPU, from `torch.cuda.max_memory_allocated` on a GPU. `extra` is
+the difference to a step without distillation while the teacher's features are in memory.
 
-Images and boxes are drawn at random, and the teacher has its initial weights: neither changes what
-has to be computed.
+Images and boxes are random, and the teacher has initial weights; neither changes the amount of
+computation.
 """
 
 import argparse
@@ -31,16 +31,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-# read when torch is imported: the profiler's own messages
+# silences the profiler; read when torch is imported
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import torch
 from torch import Tensor
 
+from kdr.config.data import SHAPE_CLASSES
 from kdr.config.distill import DistillConfig
 from kdr.config.study import study_from
 from kdr.data.loader import Batch
-from kdr.data.shapes import SHAPE_CLASSES
 from kdr.detectors.build import build_detector
 from kdr.detectors.checkpoint_files import save_student
 from kdr.distill.cells import ValidCells
@@ -55,8 +55,8 @@ from kdr.training.loss_sums import LossSums
 from kdr.training.shared_parts import SharedParts
 from kdr.training.training_state import TrainingState, prepare
 
-BARS = {"cpu": 1.10, "cuda": 1.08}
-"""The most that a step of KDR may take, in units of student and teacher."""
+TARGETS = {"cpu": 1.10, "cuda": 1.08}
+"""Upper limits for a step of KDR, in units of student + teacher."""
 ON_A_CPU = {
     "size": (128, 128),
     "batch": 16,
@@ -73,13 +73,14 @@ ON_A_GPU = {
     "fpn_channels": 256,
     "rounds": 50,
 }
-STEP = 10**5  # far behind the end of every ramp
+STEP = 10**5  # after the end of every ramp
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
 def drawn_batch(size: tuple[int, int], count: int) -> Batch:
-    """Images of `size` with seven boxes each, as images of COCO have; if it is not square, two in
-    three are narrower.
+    """Draws images with seven boxes each, as many as COCO's have.
+
+    If `size` is not square, two in three images are narrower, so that the batch has padding.
     """
     draw = torch.Generator().manual_seed(0)
     height, width = (-(-side // 32) * 32 for side in size)
@@ -105,16 +106,14 @@ def drawn_batch(size: tuple[int, int], count: int) -> Batch:
 def prepared_states(
     arguments: argparse.Namespace, folder: str
 ) -> dict[str, tuple[Any, TrainingState]]:
-    """Configuration and state of a trial without distillation, by the name `student`, and of one
-    per method.
-    """
+    """Returns settings and state of a trial without distillation (`student`) and of each method."""
     on_gpu = arguments.device.startswith("cuda")
     detector = {"detector": "retinanet", "fpn_channels": arguments.fpn_channels}
     weights = Path(folder) / "teacher.pt"
     content: dict[str, Any] = {
         "study": "step",
         "trial": {
-            # only the spread of the teacher's features is taken from these
+            # used only to measure the spread of the teacher's features
             "data": {
                 "dataset": "shapes",
                 "image_size_px": 128,
@@ -148,7 +147,7 @@ def prepared_states(
 
 
 class Steps:
-    """What is timed, by name: `student`, `teacher`, and a distilled step per method."""
+    """The timed calls by name: `student`, `teacher`, and a distilled step of each method."""
 
     def __init__(self, arguments: argparse.Namespace, folder: str) -> None:
         self.states = prepared_states(arguments, folder)
@@ -165,38 +164,36 @@ class Steps:
         } | {"teacher": self.features}
 
     def step_of(self, name: str) -> Callable[[], Any]:
-        """The training step of a method, or of the student alone."""
+        """Returns the training step of a method, or of the student alone."""
         config, state = self.states[name]
         sums = LossSums()
         return lambda: _step(config, state, self.batch, STEP, sums, with_norms=False)
 
     @torch.no_grad()
     def features(self) -> list[Tensor]:
-        """The teacher's features."""
+        """Computes the teacher's features."""
         with self.autocast():
             return self.teacher.features(self.pixels)
 
     def autocast(self) -> torch.autocast:
-        """As in training."""
+        """Returns the autocast context of training."""
         precision = self.of_method.precision
         return torch.autocast(self.device.type, precision, enabled=precision != torch.float32)
 
     def beside_the_teacher(self) -> None:
-        """A step without distillation while the teacher's features are held."""
+        """Runs a step without distillation while the teacher's features are in memory."""
         held = self.features()
         self.timed["student"]()
         del held
 
-    def forget_gradients(self) -> None:
-        """Leaves no gradient of an earlier step."""
+    def drop_gradients(self) -> None:
+        """Frees the gradients of earlier steps, which would count as memory of the next."""
         for _, state in self.states.values():
             state.optimizer.zero_grad(set_to_none=True)
 
 
 class KdrParts:
-    """The parts of KDR alone, forward and, where there is one, backward, on the features of one
-    batch.
-    """
+    """The parts of KDR on the features of one batch: forward and, if there is one, backward."""
 
     def __init__(self, steps: Steps) -> None:
         model = steps.states["kdr"][1].model
@@ -218,11 +215,11 @@ class KdrParts:
         }
 
     def valid(self) -> ValidCells:
-        """The cells that see an image."""
+        """Returns the cells that are not padding."""
         return ValidCells(self.steps.batch.image_sizes, self.batch_size, self.steps.device)
 
     def masks(self) -> list[Tensor]:
-        """Region weights of every level."""
+        """Computes the region weights of every level."""
         boxes, valid = padded_boxes(self.steps.on_device.boxes), self.valid()
         foregrounds = [
             (foreground_mask(boxes, valid.like(x), self.batch_size), valid.like(x))
@@ -234,17 +231,19 @@ class KdrParts:
         ]
 
     def reviewed(self) -> list[Tensor]:
-        """The review chain."""
+        """Computes the review chain."""
         valid = self.valid()
         with self.steps.autocast():
-            return self.kdr.review(self.student, [valid.padding_like(x) for x in self.student])
+            padding = [valid.padding_like(x) for x in self.student]
+            features: list[Tensor] = self.kdr.review(self.student, padding)
+            return features
 
     def review(self) -> None:
-        """The review chain and its gradients."""
+        """Computes the review chain and its gradients."""
         torch.autograd.backward(self.reviewed(), self.gradients)
 
     def distance(self) -> None:
-        """Distances of both regions at every scale, and their gradients."""
+        """Computes the distances of both regions at every scale, and their gradients."""
         levels = zip(self.inputs, self.teacher, self.weights, strict=True)
         distances = [
             masked_pyramid_distances(s, t, weights, scales=self.kdr.scales)
@@ -254,22 +253,22 @@ class KdrParts:
 
 
 def seconds(function: Callable[[], Any], device: torch.device, clock: Callable[[], float]) -> float:
-    """How long one call takes, on the device."""
+    """Returns the seconds of one call on the device."""
     if device.type != "cuda":
-        begin = clock()
+        start = clock()
         function()
-        return clock() - begin
+        return clock() - start
     torch.cuda.synchronize(device)
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     first.record()
     function()
     last.record()
     torch.cuda.synchronize(device)
-    return first.elapsed_time(last) / 1000
+    return float(first.elapsed_time(last)) / 1000
 
 
 def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
-    """The most that torch's allocator has out during a call, beyond what it has out before."""
+    """Returns the peak of torch's allocated memory during a call, minus the memory before it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -294,36 +293,39 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
-    """First quartile, median and third quartile."""
+    """Returns the first quartile, the median and the third quartile."""
     first, median, third = statistics.quantiles(values, n=4, method="inclusive")
     return first, median, third
 
 
 def main() -> None:
-    """Times everything in turns and prints a table and one line on the bar."""
+    """Prints a table of all methods, and one line with KDR's target."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda; decides the defaults below")
+    parser.add_argument(
+        "--device", default="cpu", help="cpu or cuda; the other defaults depend on it"
+    )
     parser.add_argument(
         "--methods",
         nargs="+",
         default=list(DistillConfig.model_fields),
         choices=list(DistillConfig.model_fields),
+        help="methods to run; by default all",
     )
     parser.add_argument("--teacher", help="backbone of the teacher")
     parser.add_argument("--student", help="backbone of the student")
-    parser.add_argument("--fpn-channels", type=int)
+    parser.add_argument("--fpn-channels", type=int, help="channels of both FPNs")
     parser.add_argument(
         "--size", type=int, nargs=2, help="height and width of the images in pixels"
     )
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--rounds", type=int, help="counted rounds")
+    parser.add_argument("--batch", type=int, help="batch size in images")
+    parser.add_argument("--rounds", type=int, help="measured rounds, at least 2")
     parser.add_argument(
         "--clock",
         default="wall",
         choices=list(CLOCKS),
-        help="processor: this process's own time, on a busy CPU",
+        help="wall clock, or processor time of this process for a busy CPU",
     )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     arguments = parser.parse_args()
@@ -336,23 +338,23 @@ def main() -> None:
 
 
 def report(arguments: argparse.Namespace, steps: Steps) -> None:
-    """Runs the rounds and prints what they gave."""
+    """Runs the rounds and prints the results."""
     timed = dict(steps.timed)
     kdr = "kdr" in arguments.methods
     if kdr:
         parts = KdrParts(steps)
         timed |= parts.timed
-    rounds = []
+    rounds: list[dict[str, float]] = []
     for number in range(arguments.rounds + 2):
-        # each goes first in every other round
+        # the order alternates, so that a drift of the machine's speed cancels out
         found = {
             name: seconds(timed[name], steps.device, CLOCKS[arguments.clock])
             for name in (timed if number % 2 else reversed(timed))
         }
-        rounds += [found] if number >= 2 else []  # the first ones choose kernels and fill caches
+        rounds += [found] if number >= 2 else []  # the first two choose kernels and fill caches
     memory = {}
     for name, step in (*steps.timed.items(), ("both", steps.beside_the_teacher)):
-        steps.forget_gradients()
+        steps.drop_gradients()
         memory[name] = peak_bytes(step, steps.device)
     where = (
         torch.cuda.get_device_name()
@@ -387,7 +389,7 @@ def report(arguments: argparse.Namespace, steps: Steps) -> None:
             for part in parts.timed
         }
         print(
-            "of a step of kdr, alone: "
+            "shares of a step of kdr: "
             + ", ".join(f"{part} {100 * share:.1f} %" for part, share in shares.items())
         )
         low, middle, high = quartiles(
@@ -395,7 +397,7 @@ def report(arguments: argparse.Namespace, steps: Steps) -> None:
         )
         print(
             f"kdr: {middle:.3f} times student + teacher ({low:.3f} to {high:.3f}, {len(rounds)} "
-            f"rounds); wanted: at most {BARS[steps.device.type]:.2f}"
+            f"rounds); target: at most {TARGETS[steps.device.type]:.2f}"
         )
 
 

@@ -1,21 +1,20 @@
-"""Training images per second with distillation off: kdr's `fit()` against torchvision's plain loop,
-side by side in one run.
+"""Measures training images per second without distillation: kdr against torchvision's plain loop.
 
-    python benchmarks/throughput.py                                        # on a CPU python
-    benchmarks/throughput.py --backbone resnet50 --size 800 --batch 16 --images 512   # on a GPU:
-    three more rows
+    python benchmarks/throughput.py                        # on a CPU
+    # on a GPU, with three more rows:
+    python benchmarks/throughput.py --backbone resnet50 --size 800 --batch 16 --images 512
 
-Both train the same model class from the same initial weights, with the same optimiser, batch size
-and precision, on the same generated images, flipped at random. The plain loop is what torchvision's
-own training does: a `DataLoader` over a data set that decodes a file and transforms it with
-`transforms.v2`, `model(images, targets)`, the sum of the losses, backward, step.
+Both sides train the same model class from the same initial weights, with the same optimiser, batch
+size and precision, on the same generated images, flipped at random. The plain loop follows
+torchvision's own training script: a `DataLoader` over a data set that decodes a file and transforms
+it with `transforms.v2`, `model(images, targets)`, the sum of the losses, backward, step.
 
-To be fair to it: its model is told not to resize, since the images have their size; and as kdr
-keeps small data sets decoded in memory, its data set does, too. Each side's first epoch, which
-decodes and warms up, is not counted. The sides take turns epoch by epoch, and a ratio is taken
-within each turn. kdr's number is what its log holds as `images_per_s`: with the gradient norms of
-an epoch's last step, so that short epochs show it slower than it is. On a GPU, kdr's bf16 and
-channels_last stand beside the plain loop in fp32 and under autocast.
+For a fair comparison the plain loop's model does not resize, since the images have their final
+size, and its data set keeps decoded images in memory, as kdr's does. The first epoch of each side
+decodes and warms up, and is not counted. The sides alternate epoch by epoch, and ratios are taken
+within a round. kdr's rate is the `images_per_s` of its log. It includes the gradient norms of the
+last step of an epoch, so short epochs make kdr look slower than it is. On a GPU, the table also has
+kdr in bf16, with and without channels_last, and the plain loop under autocast.
 """
 
 import argparse
@@ -42,9 +41,7 @@ from kdr.training.fit import fit
 
 
 class Images(Dataset[Any]):
-    """A data set as torchvision's documentation writes it, with its decoded images kept in
-    memory.
-    """
+    """A data set as in torchvision's documentation, with decoded images kept in memory."""
 
     def __init__(self, index: CocoIndex) -> None:
         self._index = index
@@ -64,7 +61,7 @@ class Images(Dataset[Any]):
         image = tv_tensors.Image(self._decoded[position])
         boxes = torch.from_numpy(self._index.boxes[position])
         target = {
-            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=image.shape[-2:]),  # type: ignore[call-overload]
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=image.shape[-2:]),
             "labels": torch.from_numpy(self._index.labels[position]),
         }
         return self._transform(image, target)
@@ -73,7 +70,7 @@ class Images(Dataset[Any]):
 def plain_epochs(
     arguments: argparse.Namespace, trial: Any, index: CocoIndex, *, autocast: bool
 ) -> Iterator[float]:
-    """Images per second of each epoch of the plain loop."""
+    """Yields the plain loop's images per second of each epoch."""
     device = torch.device(arguments.device)
     shift = int(arguments.detector == "faster_rcnn")  # its class 0 is the background
     torch.manual_seed(0)
@@ -91,7 +88,7 @@ def plain_epochs(
         collate_fn=lambda samples: tuple(zip(*samples, strict=True)),
     )
     while True:
-        begin, count = time.perf_counter(), 0
+        start, count = time.perf_counter(), 0
         for images, targets in loader:
             images = [image.to(device, non_blocking=True) for image in images]
             targets = [
@@ -108,26 +105,37 @@ def plain_epochs(
             count += len(images)
         if device.type == "cuda":
             torch.cuda.synchronize()
-        yield count / (time.perf_counter() - begin)
+        yield count / (time.perf_counter() - start)
 
 
 def main() -> None:
-    """Runs the sides in turns and prints images per second and ratios."""
+    """Prints images per second of all sides, and their ratio to the plain loop in fp32."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--detector", default="retinanet", choices=["retinanet", "fcos", "faster_rcnn"]
+        "--detector",
+        default="retinanet",
+        choices=["retinanet", "fcos", "faster_rcnn"],
+        help="kind of detector",
     )
-    parser.add_argument("--backbone", default="resnet18")
-    parser.add_argument("--fpn-channels", type=int, default=64)
+    parser.add_argument("--backbone", default="resnet18", help="backbone of the detector")
+    parser.add_argument("--fpn-channels", type=int, default=64, help="channels of the FPN")
     parser.add_argument("--size", type=int, default=128, help="side of the images in pixels")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--images", type=int, default=128, help="images of an epoch")
-    parser.add_argument("--rounds", type=int, default=5, help="counted epochs of each side")
-    parser.add_argument("--loader-workers", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=8, help="batch size in images")
+    parser.add_argument("--images", type=int, default=128, help="images per epoch")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="measured epochs of each side, at least 2"
+    )
+    parser.add_argument(
+        "--loader-workers", type=int, default=0, help="loader processes of each side"
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu or cuda; by default cuda if available",
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     epochs = arguments.rounds + 1
@@ -146,7 +154,8 @@ def main() -> None:
                 "fpn_channels": arguments.fpn_channels,
             },
             "training": {
-                "epochs": epochs + 1,  # the last one would end with weights on the disk
+                # the last epoch is never reached: it would also save the student
+                "epochs": epochs + 1,
                 "batch_size": arguments.batch,
                 "lr": 1e-4,
                 "schedule": "constant",
@@ -184,7 +193,7 @@ def main() -> None:
             )
         rounds: list[dict[str, float]] = []
         for number in range(epochs):
-            # each side goes first in every other round
+            # the order alternates, so that a drift of the machine's speed cancels out
             rounds.append(
                 {name: next(sides[name]) for name in (sides if number % 2 else reversed(sides))}
             )

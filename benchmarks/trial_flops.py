@@ -1,16 +1,16 @@
-"""Floating-point operations of a trial per training image, counted, and the GPU-hours that they
-make at a given rate.
+"""Counts the floating-point operations of a trial, and estimates its GPU-hours.
 
-    python benchmarks/trial_flops.py search_spaces/coco_retinanet.yaml --set distill={} python
-    benchmarks/trial_flops.py search_spaces/coco_teachers.yaml --set student.detector=fcos --tflops
-    100
+    python benchmarks/trial_flops.py search_spaces/coco_retinanet.yaml --set distill={}
+    python benchmarks/trial_flops.py search_spaces/coco_teachers.yaml --set student.detector=fcos
 
-One real step on the CPU, forward and backward, of the study's base trial with random weights on one
-padded image of `--size` with seven boxes, under torch's FlopCounterMode, which counts products and
-convolutions (two operations per multiply-add) and knows what is frozen. It needs neither data nor
-weights, some 5 GB of memory and up to a minute. The hours are an estimate: they assume that every
-image is as large as `--size` and that the GPU sustains `--tflops`, which depends on GPU, precision
-and loader. Measure a run's `images_per_s` (`train`, or the log) before relying on them.
+Runs one real step of the study's base trial on the CPU, forward and backward, with random weights
+on one padded image of `--size` with seven boxes. torch's FlopCounterMode counts matrix products and
+convolutions, two operations per multiply-add, and skips gradients of frozen layers. This needs no
+data and no weights, about 5 GB of memory and up to a minute.
+
+The GPU-hours are an estimate: they assume that every image is as large as `--size`, and that the
+GPU sustains `--tflops`, which depends on the GPU, the precision and the loader. Measure the
+`images_per_s` of a run (`kdr train`, or the log) before you rely on them.
 """
 
 import argparse
@@ -39,56 +39,67 @@ BOXES = torch.tensor(
 
 
 def main() -> None:
-    """Counts and prints."""
+    """Prints the operations per image and of the whole trial, and GPU-hours."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("study", type=Path)
+    parser.add_argument("study", type=Path, help="study file")
     parser.add_argument(
-        "--set", action="append", default=[], help="override a setting, as for orchestrate.py"
+        "--set",
+        action="append",
+        default=[],
+        help="override a setting, path=value, as in `kdr plan`",
     )
     parser.add_argument(
-        "--size", type=int, nargs=2, default=(800, 1344), metavar=("HEIGHT", "WIDTH")
+        "--size",
+        type=int,
+        nargs=2,
+        default=(800, 1344),
+        metavar=("HEIGHT", "WIDTH"),
+        help="size of the padded image in pixels",
     )
     parser.add_argument(
         "--images",
         type=int,
         default=118_287,
-        help="training images per epoch; COCO's train2017 by default",
+        help="training images per epoch; by default those of COCO's train2017",
     )
-    parser.add_argument("--val-images", type=int, default=5_000)
+    parser.add_argument(
+        "--val-images",
+        type=int,
+        default=5_000,
+        help="validation images; by default those of COCO's val2017",
+    )
     parser.add_argument(
         "--tflops",
         type=float,
         default=50.0,
-        help="what a GPU sustains, in 10^12 operations per second",
+        help="sustained rate of the GPU, in 10^12 operations per second",
     )
-    asked = parser.parse_args()
-    config = read_study(asked.study, asked.set).base
-    pixels = torch.randn(1, 3, *asked.size)
+    options = parser.parse_args()
+    config = read_study(options.study, options.set).base
+    pixels = torch.randn(1, 3, *options.size)
     counts = counted(config, pixels)
     for name, operations in counts.items():
         print(f"{name:<34}{operations / 1e12:8.3f} TFLOP per image")
     training = config.training
     evaluations = -(-training.epochs // training.eval_every_epochs)
     total = (
-        training.epochs * asked.images * counts["training step"]
-        + evaluations * asked.val_images * counts["evaluation"]
+        training.epochs * options.images * counts["training step"]
+        + evaluations * options.val_images * counts["evaluation"]
     )
     print(
         f"{'whole trial':<34}{total / 1e18:8.3f} EFLOP: {training.epochs} epochs, {evaluations} "
         "evaluations"
     )
     print(
-        f"{'at ' + format(asked.tflops, 'g') + ' TFLOP/s':<34}{total / asked.tflops / 3.6e15:8.1f} "
-        "GPU-hours (an estimate)"
+        f"{'at ' + format(options.tflops, 'g') + ' TFLOP/s':<34}"
+        f"{total / options.tflops / 3.6e15:8.1f} GPU-hours (an estimate)"
     )
 
 
 def counted(config: TrialConfig, pixels: Tensor) -> dict[str, float]:
-    """Operations per image: of a training step and what of it is the teacher's and the methods',
-    and of an evaluation.
-    """
+    """Counts operations per image: of an evaluation, of a training step, and of its parts."""
     student = build_detector(config.student, CATEGORIES, seed=0, new_classes=True)
     sizes, boxes, labels = [(pixels.shape[-2], pixels.shape[-1])], [BOXES], [torch.arange(7)]
     plain = DistilledStudent(student, Methods({}, {}))

@@ -1,14 +1,13 @@
-"""What a trial costs beyond its training: kdr against the pattern that Ray documents, side by side
-in one run.
+"""Measures the overhead of a trial beyond its training: kdr against the pattern in Ray's docs.
 
-    python benchmarks/trial_overhead.py               # trials of one worker: kdr's reused actor
-    python benchmarks/trial_overhead.py --workers 2   # data-parallel trials: kdr's warm gang
+    python benchmarks/trial_overhead.py               # one worker: kdr reuses its actor
+    python benchmarks/trial_overhead.py --workers 2   # data-parallel: kdr keeps its gang warm
 
-Both train the same tiny trials, one at a time: generated shapes, a teacher, one epoch. The
-documented pattern is a function trainable that starts a TorchTrainer with as many workers, each of
-which iterates the same `fit()`. Counted is the time from the end of one trial to the end of the
-next, less what `fit()` itself says it spent on epochs and evaluation; the first trial of each side,
-which pays for starting, is reported apart.
+Both sides train the same tiny trials, one at a time: generated shapes, a teacher, one epoch. The
+documented pattern is a function trainable that starts a TorchTrainer with the same number of
+workers, each of which iterates the same `fit()`. The overhead is the time from the end of one trial
+to the end of the next, without the epochs and evaluations that `fit()` reports. The first trial of
+each side includes the start of its processes and is reported separately.
 """
 
 import argparse
@@ -29,7 +28,7 @@ from kdr.run.trial_identity import trial_maker
 from kdr.run.trial_list import TrialList
 from kdr.storage.layout import Storage
 
-os.environ.update(QUIET)
+os.environ.update(QUIET)  # before ray is imported, which reads it
 
 STUDY: dict[str, Any] = {
     "study": "overhead",
@@ -48,7 +47,7 @@ STUDY: dict[str, Any] = {
 
 
 class Ends:
-    """Notes when trials end; an observer."""
+    """An observer that records when trials end."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -63,7 +62,7 @@ class Ends:
         """Nothing."""
 
     def update(self, progress: Any) -> None:
-        """Notes the end of a trial."""
+        """Records the end of a trial."""
         if progress.state == "completed":
             self.times.append(time.perf_counter())
 
@@ -71,14 +70,17 @@ class Ends:
 def ours(
     study: Study, storage: Storage, trials: TrialList, resources: ResolvedResources
 ) -> tuple[float, list[float]]:
-    """Seconds to the end of the first trial, and from each trial's end to the next one's, training
-    left out.
+    """Runs the trials with kdr.
+
+    Returns:
+        Seconds to the end of the first trial, and from the end of each trial to that of the next,
+        without training.
     """
     from kdr.results.reader import read_log
     from kdr.run.driver.trial_claims import TrialClaims
     from kdr.run.sweep import Sweep
 
-    ends, begin = Ends(), time.perf_counter()
+    ends, start = Ends(), time.perf_counter()
     Sweep(study, storage, ends, TrialClaims(storage, study.study, "benchmark")).run_list(
         trials, resources, 1
     )
@@ -88,13 +90,13 @@ def ours(
         for key in trials.trials
     ]
     gaps = [after - before for before, after in itertools.pairwise(ends.times)]
-    return ends.times[0] - begin - training[0], [
+    return ends.times[0] - start - training[0], [
         gap - spent for gap, spent in zip(gaps, training[1:], strict=True)
     ]
 
 
 def train_on_worker(config: dict[str, Any]) -> None:
-    """The training function of the documented pattern."""
+    """Trains one trial: the training function of the documented pattern."""
     import ray.train
     import torch
 
@@ -116,7 +118,7 @@ def train_on_worker(config: dict[str, Any]) -> None:
 
 
 def start_trainer(config: dict[str, Any]) -> None:
-    """The function trainable of the documented pattern: each trial starts a TorchTrainer."""
+    """Starts a TorchTrainer for one trial: the function trainable of the documented pattern."""
     import ray.train
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
@@ -130,13 +132,13 @@ def start_trainer(config: dict[str, Any]) -> None:
         run_config=ray.train.RunConfig(
             name=config["trial"]["key"],
             storage_path=str(config["storage"].ray),
-            callbacks=[TuneReportCallback()],
+            callbacks=[TuneReportCallback()],  # type: ignore[no-untyped-call, list-item]
         ),
     ).fit()
 
 
 def documented(storage: Storage, trials: list[Trial], workers: int) -> tuple[float, list[float]]:
-    """As `ours`, for the documented pattern."""
+    """Runs the trials with the documented pattern; returns the same as `ours`."""
     from ray import tune
 
     from kdr.run.attempt.trial_actor import tune_config
@@ -149,8 +151,10 @@ def documented(storage: Storage, trials: list[Trial], workers: int) -> tuple[flo
         ) -> None:
             ends.append((time.perf_counter(), trial.last_result["training"]))
 
-    begin = time.perf_counter()
+    start = time.perf_counter()
     tune.Tuner(
+        # A trial that reserved a CPU would wait forever for its own workers, and {"CPU": 0} alone
+        # is an error (Ray 2.60), hence the share of the head node.
         tune.with_resources(
             start_trainer,
             tune.PlacementGroupFactory([{"CPU": 0, "node:__internal_head__": 0.001}]),
@@ -164,21 +168,19 @@ def documented(storage: Storage, trials: list[Trial], workers: int) -> tuple[flo
         run_config=tune.RunConfig(storage_path=str(storage.ray), verbose=0, callbacks=[NoteEnd()]),
     ).fit()
     gaps = [after[0] - before[0] - after[1] for before, after in itertools.pairwise(ends)]
-    return ends[0][0] - begin - ends[0][1], gaps
+    return ends[0][0] - start - ends[0][1], gaps
 
 
 def main() -> None:
-    """Runs both sides and prints seconds per trial and their ratio."""
+    """Prints the overhead per trial of both sides, and their ratio."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--ours", type=int, default=21, help="trials of kdr")
+    parser.add_argument("--ours", type=int, default=21, help="number of trials with kdr")
     parser.add_argument(
-        "--documented", type=int, default=4, help="trials of the documented pattern"
+        "--documented", type=int, default=4, help="number of trials with the documented pattern"
     )
-    parser.add_argument(
-        "--workers", type=int, default=1, help="workers that train each trial together"
-    )
+    parser.add_argument("--workers", type=int, default=1, help="workers per trial")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder, ray_session(None):
@@ -189,7 +191,7 @@ def main() -> None:
 
         storage = Storage.at(folder)
         resources = ResolvedResources(workers=arguments.workers)
-        weights = iter(range(4, 1000))  # 3 is the default
+        weights = iter(range(4, 1000))  # the default is 3, and equal trials would run only once
 
         def study_of(count: int) -> Study:
             arms = {
@@ -223,8 +225,8 @@ def main() -> None:
             "documented": documented(storage, others, arguments.workers),
         }
     print(
-        f"{'':<12}{'first trial':>14}{'then, median':>14}{'least':>10}{'most':>10}   seconds "
-        "beyond training"
+        f"{'':<12}{'first trial':>14}{'then, median':>14}{'min':>10}{'max':>10}   seconds "
+        "of overhead"
     )
     for name, (first, rest) in sides.items():
         print(
