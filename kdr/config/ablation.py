@@ -63,6 +63,7 @@ class Ablation(Settings):
 
     @model_validator(mode="after")
     def _each_seed_once(self) -> Self:
+        # A repeated seed is the same trial again: counted twice, it would narrow the intervals.
         if len(set(self.all_seeds)) < len(self.all_seeds):
             raise ValueError(f"seeds: must not repeat a seed, got {list(self.all_seeds)}")
         return self
@@ -116,11 +117,13 @@ def ablation_problems(ablation: Ablation) -> Iterator[str]:
                     f"{', '.join(levels)}. Keep one, or use one_at_a_time"
                 )
     for place, changes in ablation.places().items():
+        # `baseline` is a level of every factor and the name of an arm, without being declared
         if place.endswith(f".{BASELINE}"):
             yield (
                 f"ablation.{place}: must not be called baseline, the name of the unchanged one. "
                 "Rename it, or put the changes in ablation.baseline"
             )
+        # arms are compared pairwise by seed, so an arm must not have seeds of its own
         if "seed" in changes:
             yield (
                 f"ablation.{place}.seed: must be left to ablation.seeds, got {changes['seed']}. "

@@ -8,6 +8,7 @@ from kdr.config.detector import ANCHORS_PER_CELL, DetectorConfig, level_names
 from kdr.config.method import MethodConfig, Need, Ramp
 from kdr.config.settings import NonNegative, Positive, Share, defaulted
 
+# PKD on one-stage detectors, and FGD, MGD and PKD on Faster R-CNN, leave out the coarsest level
 _WITHOUT_P7 = {"levels": ("P3", "P4", "P5", "P6")}
 _WITHOUT_P6 = {"levels": ("P2", "P3", "P4", "P5")}
 
@@ -193,6 +194,7 @@ class FrsConfig(BaselineConfig):
 
     def resolved(self, *, student: DetectorConfig, teacher: DetectorConfig) -> Self:
         """See `BaselineConfig.resolved`; also checks that cells have equally many boxes."""
+        # class scores are compared box by box, so both need the same boxes in the same order
         num_boxes = [ANCHORS_PER_CELL[detector.detector] for detector in (student, teacher)]
         if num_boxes[0] != num_boxes[1]:
             raise ValueError(

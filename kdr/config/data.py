@@ -73,6 +73,7 @@ class ShapesData(_Data):
     num_classes: Annotated[int, Field(ge=1, le=len(SHAPE_CLASSES))] = 6
     """Number of shape classes, in the order circle, square, triangle, star, ring, cross, hexagon,
     crescent."""
+    # in shares of the side, so that a change of `image_size_px` scales the objects too
     object_size: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (
         12 / 128,
         60 / 128,
@@ -92,6 +93,8 @@ class ShapesData(_Data):
 
     @model_validator(mode="after")
     def _split_leaves_images(self) -> "ShapesData":
+        # The number of images of a COCO data set is only known when it is opened, so the same rule
+        # for those is in `kdr.data.splits`.
         held_out = (
             self.search_split if self.search_split >= 1 else self.search_split * self.num_train
         )

@@ -24,6 +24,7 @@ BackboneName = Literal[
     "mobilenet_v3_large",
 ]
 
+# Known here without building a detector: settings are checked without importing torch.
 FEATURE_STRIDES: dict[str, tuple[int, ...]] = {
     "retinanet": (8, 16, 32, 64, 128),
     "fcos": (8, 16, 32, 64, 128),
@@ -148,6 +149,7 @@ class DetectorConfig(Settings):
 
     @model_validator(mode="after")
     def _fits_the_detector(self) -> "DetectorConfig":
+        # first, because the rules below also apply to the defaults of a layout
         if self.weights_layout is not None:
             self._fill_in(self.weights_layout)
         if self.norm == "frozen" and self.weights is None and self.backbone_weights is None:
@@ -178,6 +180,7 @@ class DetectorConfig(Settings):
                 "head_norm: torchvision's Faster R-CNN has no group norm in its head, got group. "
                 "Leave it out"
             )
+        # torchvision's heads have GroupNorm(32, channels)
         if (
             "group" in (self.head_norm, "group" if self.detector == "fcos" else None)
             and self.fpn_channels % 32

@@ -48,6 +48,8 @@ def _first_name(group: Mapping[str, Any], path: str) -> tuple[str, str]:
     """Splits a path after the longest name that the group has, else after its first part. The rest
     may be empty.
     """
+    # `search.parameters` has names such as `distill.kdr.weight`: the path
+    # `parameters.distill.kdr.weight.float` must find that one, and not make a group `distill`
     parts = path.split(".")
     known = [size for size in range(len(parts), 0, -1) if ".".join(parts[:size]) in group]
     size = known[0] if known else 1

@@ -54,6 +54,8 @@ _RULES = {
 def _lines(
     error: ValidationError, model: type[BaseModel], content: Mapping[str, Any], prefix: str
 ) -> list[str]:
+    # by path, because pydantic reports a value once for each member of a union that it tried:
+    # `micro_batch: x` becomes one line, "must be a whole number or 'auto'"
     rules: dict[str, list[str]] = {}
     values: dict[str, str] = {}
     for found in error.errors(include_url=False):

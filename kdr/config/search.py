@@ -13,6 +13,7 @@ Metric = Literal["AP", "AP50", "AP75", "APs", "APm", "APl"]
 class Parameter(Settings):
     """A searched setting. Exactly one of `float`, `int`, `choice` and `subset` is set."""
 
+    # `float` and `int` are Python's types, hence the aliases
     float_: Annotated[tuple[float, float] | None, Field(alias="float")] = None
     """Range [low, high] of real numbers."""
     int_: Annotated[tuple[int, int] | None, Field(alias="int")] = None
@@ -69,6 +70,7 @@ class Parameter(Settings):
                 raise ValueError(f"needs low < high, got low={low}, high={high}")
         elif self.log:
             raise ValueError(f"log: only for float and int, got it on {kind}")
+        # as JSON: in a Python set 1 and true would be equal, and lists are not hashable
         elif len({canonical_json(value) for value in values}) < len(values):
             raise ValueError(f"{kind}: must not repeat a value, got {list(values)}")
         if self.at_least and kind != "subset":

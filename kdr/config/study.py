@@ -218,6 +218,8 @@ def _study_path(path: str, value: Any) -> tuple[str, Any]:
     return (path if path.split(".")[0] in Study.model_fields else f"trial.{path}"), value
 
 
+# Paths are made absolute when a study is read: nodes of a cluster run in other folders, and a study
+# in the log is read again without its file.
 def _with_absolute_paths(settings: dict[str, Any], folder: Path, above: str = "") -> dict[str, Any]:
     """Returns settings of a trial, by name or by path, with file paths made absolute."""
     return {name: _absolute_at(above + name, value, folder) for name, value in settings.items()}

@@ -65,7 +65,7 @@ def designed_arms(ablation: Ablation) -> Iterator[Arm]:
         ):
             cell = dict(zip(ablation.factors, levels, strict=True))
             yield arm_with(ablation, cell, is_reference=cell == unchanged)
-    else:
+    else:  # leave_one_out is one_at_a_time with factors whose levels switch something off
         yield arm_with(ablation, unchanged, is_reference=True)
         for factor, alone in ablation.factors.items():
             for level in alone:

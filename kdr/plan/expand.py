@@ -161,6 +161,7 @@ def _arm_plans(study: Study, known: Set[str], keys: Sequence[str] | None) -> Ite
     arms = arms_of(study.ablation) if study.ablation else ()
     first: dict[str, str] = {}
     for index, arm in enumerate(arms):
+        # all arms are compared with the same seeds, so the trials are the same if the settings are
         same_as = first.setdefault(identity(study.trial_with(arm.changes)), arm.name)
         yield ArmPlan(
             name=arm.name,
@@ -184,6 +185,7 @@ def _certain_points(study: Study, space: Space) -> list[Point]:
 
 
 def _num_trials(search: Search, space: Space) -> int | None:
+    # the search ends when every point of a finite space has been tried
     limits = [limit for limit in (search.trials, num_cells(space)) if limit is not None]
     return min(limits, default=None)
 

@@ -43,6 +43,8 @@ class Space:
 def space_of(study: Study) -> Space:
     """Returns the search space of a study; without a search it is empty."""
     waiting = dict(study.search.parameters) if study.search else {}
+    # One at a time, in the order of the file: the order of draws must not depend on anything else,
+    # or a seeded sampler would propose other values.
     placed: dict[str, Parameter] = {}
     while ready := [
         path
@@ -76,7 +78,7 @@ def draw(space: Space, suggest: Suggest) -> Point:
         answer = suggest(path, parameter)
         yield answer if parameter.subset is None else repaired(parameter, answer)
 
-    return next(_points(space, value))
+    return next(_points(space, value))  # the only one, because each parameter has one value
 
 
 def grid(space: Space) -> Iterator[Point]:

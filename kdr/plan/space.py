@@ -39,6 +39,8 @@ def check_space(study: Study) -> None:
     if study.search is None:
         return
     space = space_of(study)
+    # Points are drawn only if the space itself is sound, and enqueued points are checked only if
+    # its points are: otherwise one mistake would be reported many times.
     problems = [
         *_overlaps(space),
         *_cycles(space),
@@ -108,6 +110,7 @@ def _condition_rule(space: Space, other: str, wanted: Any) -> str | None:
         hint = f" Did you mean '{close[0]}'?" if close else ""
         return f"must be a searched parameter or a setting of the trial, got neither.{hint}"
     parent = space.parameters[other]
+    # a drawn real number practically never equals a given one
     if parent.kind == "float":
         return f"must not be a condition on a float range, got {wanted!r}. Use choice or int"
     if parent.kind == "subset" and wanted not in ("empty", "not empty"):

@@ -30,6 +30,7 @@ def canonical(value: Any) -> Any:
 
 
 def _flatten(value: Any, path: str, flat: dict[str, Any]) -> None:
+    # an empty group stays a value: `distill: {}` is a setting, and it would vanish otherwise
     if not isinstance(value, dict) or not value:
         flat[path] = value
         return

@@ -52,8 +52,8 @@ _STATES: dict[str, State] = {
     "cancelled": "cancelled",
     "excluded": "excluded",
 }
-# a folder is listed again when a compaction deletes files between listing and reading
 _LISTINGS = 5
+"""Most times to list a folder whose files a compaction deletes between listing and reading."""
 
 
 @dataclass(frozen=True)
@@ -223,6 +223,7 @@ class Log:
 
     @cached_property
     def _states(self) -> dict[str, TrialState]:
+        # both have one row per trial, in the same order
         events, known = to_events(self.deciding_events), self.current_trials.to_pylist()
         return {event.key: _state(event, row) for event, row in zip(events, known, strict=True)}
 
@@ -299,6 +300,8 @@ class _Reading:
         listings = dict[StoredPath, Listing]()
         results = dict[StoredPath, pa.Table | Exception]()
         to_list = folders
+        # A file may be gone between listing and reading, because a compaction has merged it. Then its
+        # folder is listed again, which finds the merged file.
         for _ in range(_LISTINGS):
             listings |= zip(
                 to_list, self.run(lambda folder: list_folder(folder, name), to_list), strict=True

@@ -35,6 +35,8 @@ EVENTS: tuple[str, ...] = typing.get_args(Event)
 """Events in the order of a trial's life: the last one of an attempt decides the trial's state.
 `included` undoes `excluded`."""
 
+# A clock that is set back must not reorder the rows of one process. So time is measured from the
+# start of the process with the monotonic clock, unless the system clock is ahead of that.
 _START = datetime.now(UTC), time.monotonic()
 
 
@@ -219,6 +221,7 @@ def schema_of(row_class: type[Row]) -> pa.Schema:
             if nullable
             else hint
         )
+        # literals are stored as strings: a newer version may add values, and a reader ignores those
         arrow = pa.string() if typing.get_origin(kind) is Literal else _ARROW[kind]
         columns.append(pa.field(name, arrow, nullable=nullable))
     return pa.schema(

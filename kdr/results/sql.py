@@ -44,6 +44,7 @@ _NOT_IN_STATES = [
     column.name for column in SCHEMAS["epochs"] if column.nullable and column.name not in METRICS
 ]
 """Columns of the epochs on which no trial's state depends."""
+# In this order: a locked configuration can no longer be changed, neither by a statement nor here.
 _LOCKS = (
     "SET TimeZone = 'UTC'",
     "SET temp_directory = ''",

@@ -29,6 +29,7 @@ def find_trial(log: Log, given: str) -> TrialState:
     )
     if found:
         raise ConfigError(f"{rule}{len(found)} keys match: {', '.join(found[:5])}")
+    # compared with as many characters as were given, since a whole key would never be similar
     near = sorted(
         states,
         key=lambda key: difflib.SequenceMatcher(

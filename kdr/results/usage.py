@@ -16,6 +16,7 @@ def seconds_used(log: Log, study: str) -> float:
     """Returns the wall-clock seconds in which a study trained: the union of the spans from the
     first row of an attempt to its last.
     """
+    # of overlapping attempts, the second one only counts from the end of the first on
     seconds, end = 0.0, datetime.min.replace(tzinfo=UTC)
     for first, last in sorted(_attempts(log, study).values()):
         seconds += max(0.0, (last - max(first, end)).total_seconds())

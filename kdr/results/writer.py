@@ -62,7 +62,7 @@ class LogWriter:
         Raises:
             StorageError: if the file cannot be written.
         """
-        self.flush()
+        self.flush()  # first: a reader that sees the end of a trial must also see its epochs
         self._append("trials", [event])
 
     def epoch(self, row: EpochRow) -> None:
@@ -118,6 +118,7 @@ class LogWriter:
         assert all(row.study == self.study for row in rows), (
             f"this writer is for rows of {self.study}"
         )
+        # a new file each time: Parquet cannot be appended to, and no other process writes this name
         path = self.storage.fragments(name, self.study) / fragment_name()
         store(path, lambda aside: write_fragment(to_table(rows), os.fspath(aside)))
 

@@ -37,7 +37,7 @@ def test_the_exported_best_trial_is_a_trial_to_ablate(ask, invoke, example_log, 
 
 
 def test_what_cannot_be_found_or_written_is_named(ask, tmp_path):
-    with pytest.raises(ConfigError, match="KEY: must be a trial's key in the log"):
+    with pytest.raises(ConfigError, match="KEY: must be the key of a trial in the log"):
         ask("nothing")
     with pytest.raises(ConfigError, match=r"missing\.yaml: cannot be read"):
         ask(tmp_path / "missing.yaml")
