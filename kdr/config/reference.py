@@ -35,7 +35,7 @@ def settings_reference() -> str:
         )
         summary = " ".join((model.__doc__ or "").split())
         sections.append(
-            f"## {_title(path, model)}\n\n{summary}\n\n| setting | takes | default | meaning "
+            f"## {_title(path, model)}\n\n{summary}\n\n| setting | value | default | meaning "
             f"|\n|---|---|---|---|\n{rows}"
         )
     return "\n".join(sections)
@@ -76,7 +76,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 def _row(group: str, name: str, field: FieldInfo, text: str) -> str:
     former = [f"Formerly `{old}`." for old in old_names(group, name)]
     meaning = " ".join([*text.split(), *former])
-    cells = (f"`{field.alias or name}`", _takes(field), _default(field), meaning)
+    cells = (f"`{field.alias or name}`", _value(field), _default(field), meaning)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
@@ -93,7 +93,7 @@ def _default(field: FieldInfo) -> str:
     )
 
 
-def _takes(field: FieldInfo) -> str:
+def _value(field: FieldInfo) -> str:
     limits = {"ge": ">= {}", "gt": "> {}", "le": "<= {}", "multiple_of": "multiple of {}"}
     found = [
         text.format(getattr(limit, name))

@@ -135,8 +135,8 @@ def _load(text: str) -> Any:
 def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
     """Returns the number of values in a node with its aliases expanded.
 
-    Each node is visited once, however many aliases refer to it: expanding them is what must not
-    happen here.
+    Each node is visited once, however many aliases refer to it, so this is fast for a file that
+    would not fit in memory if it were expanded.
     """
     if id(node) not in known:
         known[id(node)] = 0  # ends the recursion of a node that contains itself; refused later

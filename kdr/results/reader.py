@@ -300,8 +300,8 @@ class _Reading:
         listings = dict[StoredPath, Listing]()
         results = dict[StoredPath, pa.Table | Exception]()
         to_list = folders
-        # A file may be gone between listing and reading, because a compaction has merged it. Then its
-        # folder is listed again, which finds the merged file.
+        # A file may be gone between listing and reading, because a compaction has merged it. Then
+        # its folder is listed again, which finds the merged file.
         for _ in range(_LISTINGS):
             listings |= zip(
                 to_list, self.run(lambda folder: list_folder(folder, name), to_list), strict=True
