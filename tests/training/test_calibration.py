@@ -133,7 +133,7 @@ def test_a_method_without_a_finite_gradient_ends_the_trial(
     kdr.teacher_std = (std,) * 5
     with pytest.raises(
         TrialFailure,
-        match=rf"not_calibrated: distill\.kdr\.calibrate: needs finite, non-zero .* got {shown} of kdr and ",
+        match=rf"not_calibrated: distill\.kdr\.calibrate: .* non-zero .* got {shown} of kdr and ",
     ):
         calibrate(state, seed=0)
 
