@@ -280,10 +280,7 @@ def test_seeds_with_which_a_search_has_chosen_are_warned_of(invoke, write_ablati
         )
         log.event(completed)
     text = invoke(plan.command, write_ablation(), "--storage", storage.root).stdout
-    assert (
-        "warning: ablation.seeds: the search small has chosen with 6 among settings like the "
-        "baseline's" in text
-    )
+    assert "warning: ablation.seeds: the search small chose such settings with seed 6" in text
     assert (
         "warning"
         not in invoke(plan.command, write_ablation(seeds=[7, 8]), "--storage", storage.root).stdout
