@@ -35,7 +35,6 @@ PENDING = (
     "docs/distributed.md",
     "docs/faults.md",
     "docs/storage.md",
-    "docs/teachers.md",
     "kdr/cli/",
     "kdr/run/",
     "tests/cli/",
