@@ -48,7 +48,7 @@ class Adapter(nn.Sequential):
         if kind == "identity":
             return
         side = {"conv1x1": 1, "conv3x3": 3}[kind]
-        # a norm has a bias of its own, which makes the convolution's redundant
+        # a norm has its own bias, which makes the convolution's redundant
         conv = blank_conv(num_in, num_out, side, bias=norm == "none")
         generator = torch.Generator().manual_seed(seed)
         if init == "dirac" and num_in == num_out:

@@ -57,7 +57,7 @@ class ReviewKd(Method):
 
 
 def build_reviewkd(_: MethodConfig, setup: Setup) -> ReviewKd:
-    """Builds the method; it has no settings of its own.
+    """Builds the method; it has no specific settings.
 
     Raises:
         ConfigError: if no level matches.

@@ -25,7 +25,7 @@ def make_optimizer(
     decayed = [parameter for parameter in methods.parameters() if parameter.ndim > 1]
     undecayed = [parameter for parameter in methods.parameters() if parameter.ndim <= 1]
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    # a group of their own only if the settings ask for it
+    # a separate group only if the settings ask for it
     biases = (
         _biases(student)
         if (config.bias_lr_factor, config.bias_weight_decay) != (None, None)

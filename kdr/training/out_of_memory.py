@@ -18,7 +18,7 @@ _TEXTS = (
     "bad_alloc",
     "ALLOC_FAILED",
 )
-"""Texts of allocators (torch, CUDA, cuDNN, C++) in errors without a class of their own.
+"""Texts in allocators' errors (torch, CUDA, cuBLAS, C++) that have no separate class.
 
 oneDNN's "could not create a primitive", raised on a CPU without room for generated code, is not
 among them: such a process can compile nothing afterwards, so a retry in it would fail too."""

@@ -205,7 +205,7 @@ def _levels(
 
 
 def _not_frozen(teacher: Detector, before: dict[str, Tensor]) -> Iterator[str]:
-    """Yields whatever of the teacher could be trained or has changed."""
+    """Yields the parts of the teacher that could be trained or have changed."""
     if teacher.training:
         yield "training mode"
     yield from (

@@ -55,7 +55,7 @@ def probe(
         TrialFailure: if a step fails.
         KdrError: for unusable data or weights.
     """
-    # in a storage of its own, so that no log, checkpoint or claim of the real one is touched
+    # in a temporary storage, so that no log, checkpoint or claim of the real one is touched
     with tempfile.TemporaryDirectory() as folder:
         aside = Storage.at(folder)
         # generated images are kept: the trial needs the same ones

@@ -41,7 +41,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, the one to write files."""
+        """Whether this is rank 0, which writes the files."""
         return self.rank == 0
 
     def gathered(self, value: Value) -> list[Value]:
