@@ -1,3 +1,1 @@
-"""The commands. Each imports the rooms that it needs when it runs, so that `--help` and `plan` are
-instant.
-"""
+"""The commands. Each imports what it needs when it runs: `--help` and `plan` are instant."""

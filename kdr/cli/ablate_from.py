@@ -1,4 +1,4 @@
-"""`ablate-from`: a study file that asks which choices of a trial matter."""
+"""`ablate-from`: writes a study that asks which choices of a trial matter."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,31 +13,27 @@ def command(
         str,
         typer.Argument(
             metavar="TRIAL",
-            help="Study file of one trial, or the key of a search's trial, or its beginning.",
+            help="Study file of one trial, or at least 6 letters of the key of a search's trial.",
             show_default=False,
         ),
     ],
     storage: StorageOption = DEFAULT_STORAGE,
     export: Annotated[
         Path | None,
-        typer.Option(
-            "--export", help="File to write to; by default it is printed.", show_default=False
-        ),
+        typer.Option("--export", help="File to write; printed if left out.", show_default=False),
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=2, help="Number of seeds of each arm.")] = 8,
+    seeds: Annotated[int, typer.Option("--seeds", min=2, help="Seeds per arm.")] = 8,
     first_seed: Annotated[
         int | None,
-        typer.Option(
-            "--first-seed", help="The first of them; by default the first free ones from 100 on."
-        ),
+        typer.Option("--first-seed", help="First seed; by default the first free one from 100."),
     ] = None,
 ) -> None:
-    """Write a leave-one-out ablation around a trial: which of its choices matter.
+    """Write an ablation of a trial: which of its choices matter?
 
-    Each choice of the search is undone alone: a part of the method is switched off, another setting
-    goes back to its default. The method as a whole is switched off, too, as the one comparison that
-    is declared beforehand. The seeds are new, since those of the search have chosen the settings;
-    and the arms report on the validation set, which the search has not seen.
+    The design is leave-one-out. Each arm undoes one choice of the search: it switches off a part of
+    the method, or resets a setting to its default. One more arm switches off the whole method; it
+    is the contrast declared beforehand. The ablation uses new seeds, because the search chose its
+    settings with the old ones, and reports on the validation set, which the search has not seen.
 
     For example:
 
@@ -45,7 +41,7 @@ def command(
 
     kdr ablate-from 3f9a1c --seeds 12 > ablation.yaml
     """
-    from kdr.cli.study_file import write_study_file
+    from kdr.cli.output_file import write_output
     from kdr.config.study import read_study
     from kdr.report.followup.ablation_study import ablation_yaml, chosen_by_search, chosen_in_file
     from kdr.results.reader import read_log
@@ -63,5 +59,5 @@ def command(
     if export is None:
         print(text, end="")
         return
-    write_study_file(text, export)
-    print(f"Written to {export}. Look at it with: kdr plan {export}")
+    write_output(text, export, option="--export")
+    print(f"Written to {export}. See what it would run: kdr plan {export}")

@@ -1,4 +1,4 @@
-"""The command line: registers the commands, prints errors that users can act on, sets exit codes.
+"""The command line: registers commands, prints errors that users can fix, sets exit codes.
 
 Exit codes: 0 done, 1 some trials failed, 2 wrong input, 130 interrupted by Ctrl-C, 143 by SIGTERM
 or SIGHUP.
@@ -39,13 +39,13 @@ from kdr.errors import KdrError, TrialFailure
 from kdr.run.driver.interruption import GracePeriod, RayTerminated, Terminated, end_by_exception
 
 _NOT_A_PAIR = """\
-torch, torchvision: must be a matching pair from one package index, got two builds that do not fit
-together. A CPU-only torch does not work with the registry's torchvision. Install both at once:
+torch, torchvision: must be a matching pair from one package index, got builds that do not match. A
+CPU-only torch does not work with the torchvision of PyPI. Install both at once:
 pip install torch torchvision"""
 
 
 _NO_PAIR = "operator torchvision::nms does not exist"
-_CONTINUES = "What was finished is in the log; the same command continues."
+_RESUMES = "Finished work is in the log; the same command resumes."
 
 
 class _Interrupted(Exception):  # noqa: N818 - nothing is wrong
@@ -56,7 +56,8 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt as error:  # typer would end the program without a word
+        # typer would exit with code 130 and print nothing
+        except KeyboardInterrupt as error:
             raise _Interrupted from error
 
 
@@ -69,32 +70,35 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     help=(
-        "Distils object detectors: searches and ablations on Ray, every trial in a Parquet "
-        "log.\n\nA first look: [bold]kdr init quickstart[/], then [bold]kdr run quickstart.yaml[/]"
+        "Searches and ablations for distilling object detectors, on Ray, with every trial in a "
+        "Parquet log.\n\n"
+        "A first look: [bold]kdr init quickstart[/], then [bold]kdr run quickstart.yaml[/]"
     ),
 )
-COMMANDS = {
-    "init": init,
-    "plan": plan,
-    "run": run,
-    "status": status,
-    "table": table,
-    "verify": verify,
-    "report": report,
-    "query": query,
-    "best": best,
-    "ablate-from": ablate_from,
-    "train": train_one,
-    "evaluate": evaluate,
-    "schema": schema,
-    "doctor": doctor,
+PANELS = {
+    "Start": {"init": init, "doctor": doctor, "plan": plan, "schema": schema},
+    "Run": {"run": run, "status": status, "train": train_one},
+    "Read": {
+        "table": table,
+        "report": report,
+        "best": best,
+        "ablate-from": ablate_from,
+        "evaluate": evaluate,
+        "verify": verify,
+        "query": query,
+    },
 }
-for name, module in COMMANDS.items():
-    app.command(name, no_args_is_help=name not in ("init", "schema", "doctor"))(module.command)
+"""Commands by their part of `kdr --help`, in the order of use."""
+COMMANDS = {name: module for commands in PANELS.values() for name, module in commands.items()}
+NEED_NO_ARGUMENT = ("init", "doctor", "schema")
+for panel, commands in PANELS.items():
+    for name, module in commands.items():
+        is_help = name not in NEED_NO_ARGUMENT
+        app.command(name, no_args_is_help=is_help, rich_help_panel=panel)(module.command)
 
 log_app = typer.Typer(
     no_args_is_help=True,
-    help="Look after the trial log: check, compact, exclude a trial, cancel a trial.",
+    help="Check or compact the trial log; exclude or cancel a trial.",
 )
 LOG_COMMANDS = {
     "check": log_check,
@@ -103,9 +107,9 @@ LOG_COMMANDS = {
     "cancel": log_cancel,
 }
 for name, module in LOG_COMMANDS.items():
-    # `check` and `compact` mean the whole log when nothing is named
+    # without an argument, `check` and `compact` take the whole log
     log_app.command(name, no_args_is_help=name in ("exclude", "cancel"))(module.command)
-app.add_typer(log_app, name="log")
+app.add_typer(log_app, name="log", rich_help_panel="Log")
 
 
 def _show_version(asked: bool) -> None:
@@ -142,20 +146,20 @@ def main() -> None:
     except KdrError as error:
         _fail(type(error).__name__, str(error), code=2)
     except (_Interrupted, KeyboardInterrupt):
-        _fail("Interrupted", f"Interrupted. {_CONTINUES}", code=130)
+        _fail("Interrupted", f"Interrupted. {_RESUMES}", code=130)
     except RayTerminated:
-        _say("Terminated", f"Terminated, and Ray with it. {_CONTINUES}", code=143)
+        _say("Terminated", f"Terminated, and Ray with it. {_RESUMES}", code=143)
         os._exit(143)  # at exit, Ray's library would wait a minute for Ray's processes
     except Terminated:
-        _fail("Terminated", f"Terminated. {_CONTINUES}", code=143)
+        _fail("Terminated", f"Terminated. {_RESUMES}", code=143)
     except Exception as error:
         if isinstance(error, RuntimeError | ImportError) and _NO_PAIR in str(error):
             _fail("PackageError", _NOT_A_PAIR, code=2)
         _note("InternalError", f"{type(error).__name__}: {error}", code=1)
         raise
     finally:
-        # all has been said: one more Ctrl-C must not print what it interrupts in libraries that
-        # clean up
+        # another Ctrl-C must not print the tracebacks of libraries that it interrupts in their
+        # clean-up
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 

@@ -1,4 +1,4 @@
-"""`best`: the best completed trial of a study, and a study file that runs it again."""
+"""`best`: shows the best completed trial of a study, and exports it as a study file."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,23 +17,25 @@ def command(
         Path | None,
         typer.Option(
             "--export",
-            help="Write a study file of this one trial, for `train`.",
+            help="Write a study file of this one trial, for `kdr train`.",
             show_default=False,
         ),
     ] = None,
     metric: MetricOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Show the completed trial with the highest metric at its last epoch.
+    """Show the best completed trial, or export it as a study.
 
-    The exported study has every setting written out. It leaves out the search and the images that
-    the search held out, so it trains on all training images and reports on the validation set.
+    The best has the highest metric at its last epoch.
+
+    The exported study spells out every setting. It has neither the search nor its held-out images,
+    so it trains on all training images and reports on the validation set.
 
     Example: kdr best quickstart --export best.yaml
     """
     from kdr.cli.logged_study import read_logged_study
     from kdr.cli.output import plain_table
-    from kdr.cli.study_file import write_study_file
+    from kdr.cli.output_file import write_output
     from kdr.report.followup.best_study import best_study_yaml
     from kdr.report.formatting import json_text
     from kdr.report.ranking import best_trial, ranking, searched_metric
@@ -42,7 +44,7 @@ def command(
     metric = metric or searched_metric(log, name)
     trial = best_trial(log, name, metric)
     if export is not None:
-        write_study_file(best_study_yaml(log, name, trial, metric), export)
+        write_output(best_study_yaml(log, name, trial, metric), export, option="--export")
     facts = {
         "study": name,
         "trial": trial.name,
@@ -56,12 +58,12 @@ def command(
         print(json_text({**facts, "parameters": trial.parameters}))
         return
     num_completed = sum(other.rank is not None for other in ranking(log, name, metric))
-    print(f"The best of {num_completed} completed trials by {metric}")
+    print(f"Best of {num_completed} completed trials by {metric}")
     print(plain_table(["", ""], [*facts.items(), *trial.parameters.items()]).strip("\n"))
     if export is not None:
         print(f"Written to {export}. Train it with: kdr train {export}")
 
 
 def _kept(storage: Storage, weights: str | None) -> str | None:
-    """The file with the student's weights, if it was kept."""
+    """Returns the file of the student's weights; None if it was not kept."""
     return str(storage.root / weights) if weights and (storage.root / weights).exists() else None

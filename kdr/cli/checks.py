@@ -1,6 +1,4 @@
-"""What `doctor` looks at: the installation, the machine, the storage, Ray, and what a study needs.
-Each check stands alone.
-"""
+"""The checks of `doctor`: installation, machine, storage, Ray, and what a study needs."""
 
 import importlib.metadata
 import os
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
     from kdr.config.study import Study
 
 FREE_GIB = 5.0
-"""Free disk space below which a warning is due: checkpoints and logs of a small study fit."""
+"""Free disk space below which `doctor` warns; enough for checkpoints and logs of a small study."""
 TOKEN_FILE = Path("~/.ray/auth_token")
 
 
@@ -26,17 +24,19 @@ Check = Callable[[], Iterator[Finding]]
 
 
 def run_checks(checks: dict[str, Check]) -> Iterator[Finding]:
-    """Runs checks by name; one that raises has failed, and the others go on. What several stumble
-    over is told once.
+    """Runs checks by name and yields their findings.
+
+    A check that raises has failed; the others still run. An error that several checks raise, such
+    as an unreachable storage, is reported once.
     """
-    told: set[str] = set()
+    reported: set[str] = set()
     for name, check in checks.items():
         try:
             yield from check()
         except KdrError as error:
-            if str(error) not in told:
+            if str(error) not in reported:
                 yield Finding(name, "failed", str(error))
-            told.add(str(error))
+            reported.add(str(error))
         except Exception as error:
             yield Finding(
                 name, "failed", f"{type(error).__name__}: {error}", "Unexpected: please report it"
@@ -44,7 +44,7 @@ def run_checks(checks: dict[str, Check]) -> Iterator[Finding]:
 
 
 def installed_packages() -> Iterator[Finding]:
-    """Python, and every package that kdr requires, in a version that it takes."""
+    """Checks Python, and the version of every package that kdr requires."""
     from packaging.requirements import Requirement
 
     yield Finding("python", "ok", f"{platform.python_version()}")
@@ -72,7 +72,7 @@ def installed_packages() -> Iterator[Finding]:
 
 
 def torch_pair() -> Iterator[Finding]:
-    """Whether torchvision's operators run on the torch that is installed."""
+    """Checks whether torchvision's operators run on the installed torch."""
     fix = "Install both at once from one index: pip install torch torchvision"
     try:
         import torch
@@ -94,7 +94,7 @@ def torch_pair() -> Iterator[Finding]:
 
 
 def devices() -> Iterator[Finding]:
-    """GPUs with their memory, or the CPU."""
+    """Reports GPUs with their memory, or the CPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -117,7 +117,7 @@ def devices() -> Iterator[Finding]:
 
 
 def storage_folder(storage: Storage) -> Iterator[Finding]:
-    """Whether the storage can be written, has room, and its log can be read."""
+    """Checks whether the storage can be written and has room, and its log can be read."""
     from kdr.results.check import check_log
 
     storage.check_writable()
@@ -149,7 +149,7 @@ def _existing(folder: Path) -> Path:
 
 
 def ray_tokens() -> Iterator[Finding]:
-    """Whether Ray asks for a token, and where the token would come from; never the token."""
+    """Checks whether Ray requires a token, and reports its source; never the token."""
     mode = os.environ.get("RAY_AUTH_MODE", "disabled")
     sources = {
         "the variable RAY_AUTH_TOKEN": "RAY_AUTH_TOKEN" in os.environ,
@@ -172,8 +172,8 @@ def ray_tokens() -> Iterator[Finding]:
 def ray_cluster(
     address: str | None, study: "Study | None", storage: Storage, *, send_code: bool = False
 ) -> Iterator[Finding]:
-    """Whether Ray starts or can be joined, whether a cluster's nodes are ready for a study, and how
-    many of its trials fit.
+    """Checks whether Ray starts or can be joined, whether a cluster's nodes are ready for a study,
+    and how many of its trials fit.
     """
     from kdr.run.cluster.ray_session import nodes_of_ray, ray_session
     from kdr.run.cluster.trial_resources import num_concurrent, resolve
@@ -207,7 +207,7 @@ def ray_cluster(
 
 
 def study_space(study: "Study") -> Iterator[Finding]:
-    """Whether every point of a study's space is a trial."""
+    """Checks whether every point of a study's search space is a valid trial."""
     from kdr.plan.space import check_space
 
     if study.search is not None:
@@ -216,7 +216,7 @@ def study_space(study: "Study") -> Iterator[Finding]:
 
 
 def study_loggers(study: "Study") -> Iterator[Finding]:
-    """Whether the packages are there that a study's loggers need."""
+    """Checks whether the packages of a study's loggers are installed."""
     from kdr.run.loggers import check_loggers
 
     check_loggers(study.loggers)
@@ -224,7 +224,7 @@ def study_loggers(study: "Study") -> Iterator[Finding]:
 
 
 def study_data(study: "Study", storage: Storage) -> Iterator[Finding]:
-    """Whether a study's images and annotations are there and fit together."""
+    """Checks whether a study's images and annotations exist and match."""
     from kdr.data.splits import open_splits
 
     splits = open_splits(study.base.data, storage)
@@ -233,7 +233,7 @@ def study_data(study: "Study", storage: Storage) -> Iterator[Finding]:
 
 
 def study_detectors(study: "Study", storage: Storage) -> Iterator[Finding]:
-    """Whether weights load, labels agree, and which level learns from which."""
+    """Checks whether weights load and labels agree, and reports which level learns from which."""
     import torch
 
     from kdr.data.splits import open_splits
@@ -259,7 +259,7 @@ def study_detectors(study: "Study", storage: Storage) -> Iterator[Finding]:
         teacher = SharedParts(storage).teacher(
             trial_maker(study, storage)(config), torch.device("cpu")
         )
-        for report in load_configured_weights(teacher):  # once more, for what it tells
+        for report in load_configured_weights(teacher):  # again, for its report
             yield Finding("teacher", "ok", report.line())
         classes = (
             "its head is not loaded in full: features only"
@@ -307,7 +307,7 @@ def all_checks(
     send_code: bool = False,
     preflight: bool = True,
 ) -> dict[str, Check]:
-    """Every check by name, in the order in which a mistake should be mended."""
+    """Returns every check by name, in the order in which to fix failures."""
     checks: dict[str, Check] = {
         "packages": installed_packages,
         "torch": torch_pair,

@@ -1,4 +1,4 @@
-"""`doctor`: whether everything is there that a study needs, and how to fix what is not."""
+"""`doctor`: checks what a study needs, with a fix for each failure."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +19,9 @@ from kdr.cli.options import (
 def command(
     study: Annotated[
         Path | None,
-        typer.Argument(help="Study file whose needs are looked at, too.", show_default=False),
+        typer.Argument(
+            metavar="STUDY", help="Study file whose needs to check, too.", show_default=False
+        ),
     ] = None,
     storage: StorageOption = DEFAULT_STORAGE,
     set_: SetOption = None,
@@ -28,16 +30,15 @@ def command(
     preflight: PreflightOption = True,
     json_: JsonOption = False,
 ) -> None:
-    """Check the installation, the machine, the storage and Ray; with a study also its data,
-    weights, levels and resources.
+    """Check installation, machine, storage, Ray and a study's needs.
 
-    With --address every node of a cluster is asked: versions, the storage, the study's data and
-    weights, GPUs.
+    For a study: data, weights, feature levels, resources, and a pre-flight of its base trial: the
+    teacher's AP, and masks, losses and gradients of the first step.
 
-    The pre-flight of a study looks at its base trial: the teacher's AP, and masks, losses and
-    gradients of the first step.
+    With --address, every node of the cluster is checked: versions, GPUs, the storage, and the
+    study's data and weights.
 
-    Each failure says how to fix it. Exit code 0: nothing failed; 2: something did.
+    Each failure comes with a fix. Exit code 0: nothing failed; 2: something did.
 
     Example: kdr doctor search_spaces/quickstart.yaml
     """

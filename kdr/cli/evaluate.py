@@ -1,4 +1,4 @@
-"""`evaluate`: COCO metrics of a trained student, and pictures of what it finds."""
+"""`evaluate`: COCO metrics of a trained student, and pictures of its predictions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,9 @@ def command(
     checkpoint: Annotated[
         str,
         typer.Argument(
-            help="A student.pt, or the key of a trial whose weights were kept.", show_default=False
+            metavar="CHECKPOINT",
+            help="A student.pt, or the key of a trial whose weights were kept.",
+            show_default=False,
         ),
     ],
     storage: StorageOption = DEFAULT_STORAGE,
@@ -26,13 +28,13 @@ def command(
         Path | None,
         typer.Option(
             "--data",
-            help="Study file whose data to evaluate on; by default that of the trial.",
+            help="Study file with the data to evaluate on; by default the trial's own.",
             show_default=False,
         ),
     ] = None,
     set_: SetOption = None,
     split: Annotated[
-        Literal["evaluation", "training"], typer.Option("--split", help="Which of its images.")
+        Literal["evaluation", "training"], typer.Option("--split", help="Images to evaluate on.")
     ] = "evaluation",
     show: Annotated[
         Path | None,
@@ -42,13 +44,13 @@ def command(
             show_default=False,
         ),
     ] = None,
-    num_shown: Annotated[int, typer.Option("--num-shown", min=1, help="How many pictures.")] = 16,
+    num_shown: Annotated[int, typer.Option("--num-shown", min=1, help="Number of pictures.")] = 16,
     min_score: Annotated[
-        float, typer.Option("--min-score", min=0, max=1, help="Lowest score that is drawn.")
+        float, typer.Option("--min-score", min=0, max=1, help="Lowest score to draw.")
     ] = 0.3,
     json_: JsonOption = False,
 ) -> None:
-    """Measure a trained student with the twelve COCO metrics and AP by class.
+    """Measure a trained student: COCO metrics and AP per class.
 
     For example:
 
@@ -112,7 +114,7 @@ def command(
 
 
 def _weights(checkpoint: str, storage: "Storage") -> "StoredPath":
-    """The weights that a path or a trial's key names."""
+    """Returns the file of weights that a path or a trial's key names."""
     from kdr.errors import WeightsError
     from kdr.storage.local_path import LocalPath
 
@@ -122,28 +124,28 @@ def _weights(checkpoint: str, storage: "Storage") -> "StoredPath":
     if not path.is_file():
         raise WeightsError(
             f"CHECKPOINT: must be a file, or the key of a trial in {storage.root} whose weights "
-            f"were kept, got {checkpoint}. See the setting keep_weights, and `kdr best`"
+            f"were kept, got {checkpoint}. `kdr best` shows one; keep_weights keeps more"
         )
     return path
 
 
 def _check_classes(weights: "StoredPath", student: Sequence[str], data: Sequence[str]) -> None:
-    """Refuses data whose classes are not those of the student, in the same order: its labels are
-    positions in this list.
+    """Refuses data whose classes differ from the student's, also in order: a label is a position in
+    this list.
     """
     from kdr.errors import ConfigError
 
     if tuple(student) != tuple(data):
         raise ConfigError(
-            f"--data: must have the classes of {weights}, which are {', '.join(student)}, got "
-            f"{', '.join(data)}. Evaluate on data with the classes that it was trained on"
+            f"--data: must have the classes of {weights} ({', '.join(student)}), got "
+            f"{', '.join(data)}. Evaluate on data with the classes it was trained on"
         )
 
 
 def _data(
     weights: Path, study: Path | None, overrides: Sequence[str], storage: "Storage"
 ) -> "ShapesData | CocoData":
-    """The data of a study file, or of the trial that trained the weights."""
+    """Returns the data settings of a study file, or of the trial that trained the weights."""
     from kdr.config.study import read_study
     from kdr.config.trial import TrialConfig
     from kdr.detectors.sidecar import read_sidecar
@@ -156,7 +158,7 @@ def _data(
     state = read_log(storage).states().get(str(key))
     if state is None:
         raise ConfigError(
-            f"--data: must be given, since the log of {storage.root} does not know the trial {key} "
-            f"of {weights}"
+            f"--data: is needed, because trial {key} of {weights} is not in the log of "
+            f"{storage.root}. Name a study file with the data"
         )
     return TrialConfig.model_validate_json(state.config).data

@@ -77,7 +77,7 @@ def _write(source: "Traversable", path: Path, *, force: bool) -> None:
     # its comments name commands with the file
     text = source.read_text(encoding="utf-8").replace(source.name, shlex.quote(str(path)))
     try:
-        # "x" fails on an existing file, also on one that another process writes meanwhile
+        # "x" also fails if another process creates the file meanwhile
         with path.open("w" if force else "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as error:

@@ -1,6 +1,4 @@
-"""What a user sees while trials run: a table that updates itself on a terminal, plain lines
-elsewhere.
-"""
+"""The live view of a run: a table on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Sequence
@@ -18,7 +16,7 @@ from kdr.run.observer import TrialUpdate
 from kdr.training.findings import Finding
 
 MAX_ROWS = 20
-"""Trials that the table shows at most; terminals are rarely higher."""
+"""Rows of the table at most; few terminals are higher."""
 _STYLES = {
     "running": "cyan",
     "completed": "green",
@@ -33,9 +31,9 @@ class LiveView:
     """Shows a study while it runs; an `Observer`.
 
     Args:
-        console: where to print; the table is drawn only if it is a terminal.
+        console: where to print; a table if it is a terminal, else lines.
         metric: name of the searched metric.
-        log: where the log lies, told under the table.
+        log: path of the log, shown below the table.
     """
 
     def __init__(self, console: Console, *, metric: str, log: str) -> None:
@@ -66,18 +64,16 @@ class LiveView:
             self._live.stop()
 
     def phase(self, text: str) -> None:
-        """A new part of the run has begun."""
+        """A new part of the run starts."""
         self._phase, self._trials_begin = text, time.monotonic()
         self._line(f"{text} ...")
 
     def finding(self, finding: Finding) -> None:
-        """The pre-flight has found something."""
+        """The pre-flight reports a finding."""
         print_finding(self._console, finding)
 
     def plan(self, num_trials: int | None, num_done: int, concurrent: int) -> None:
-        """Says how many trials there are, how many are done before this run, how many run at a
-        time.
-        """
+        """The number of trials is known: in all, done before this run, and at a time."""
         self._num_trials, self._num_before, self._concurrent = num_trials, num_done, concurrent
         total = (
             "as many trials as the budget allows" if num_trials is None else f"{num_trials} trials"
@@ -85,7 +81,7 @@ class LiveView:
         self._line(f"{total}, {num_done} of them known, {concurrent} at a time")
 
     def update(self, progress: TrialUpdate) -> None:
-        """One trial has come further."""
+        """A trial made progress."""
         before = self._trials.get(progress.key)
         self._trials[progress.key] = progress
         if progress.state == "running":
@@ -136,7 +132,7 @@ class LiveView:
         return Group(head, table, *more, foot)
 
     def _ended(self) -> str:
-        """How many of the trials have ended, here and before."""
+        """Returns the number of ended trials, in this run and before."""
         students = [trial for trial in list(self._trials.values()) if trial.name != "teacher"]
         ended = sum(trial.state not in ("running", "interrupted") for trial in students)
         return (
@@ -146,7 +142,10 @@ class LiveView:
         )
 
     def _left(self) -> str:
-        """How long the trials that are left will take, at the rate of those that have run here."""
+        """Returns the ETA at the rate of this run; empty until a trial made progress.
+
+        Trials that ended before this run took none of its time, so only those that ran here count.
+        """
         here = [
             trial
             for trial in list(self._trials.values())
@@ -162,13 +161,13 @@ class LiveView:
 
 
 def _news(progress: TrialUpdate) -> tuple[object, ...]:
-    """What must differ for a new line."""
+    """Returns the values that must differ for a new line."""
     return (progress.epoch, progress.state, progress.reason)
 
 
 def _visible(trials: Sequence[TrialUpdate]) -> list[TrialUpdate]:
-    """The trials that the table has room for: those that run, then the latest of the others; in
-    their order.
+    """Returns the trials that the table has room for, in their order: running ones first, then the
+    latest.
     """
     latest_first = sorted(
         range(len(trials)), key=lambda index: (trials[index].state != "running", -index)

@@ -1,4 +1,4 @@
-"""`log cancel`: ends one trial of a study that runs, on whatever machine."""
+"""`log cancel`: ends one trial of a running study, on any machine."""
 
 from typing import Annotated
 
@@ -9,15 +9,13 @@ from kdr.cli.options import DEFAULT_STORAGE, StorageOption, TrialKey
 
 def command(
     key: TrialKey,
-    reason: Annotated[
-        str, typer.Option("--reason", help="Why; it stays in the log.")
-    ] = "no reason given",
+    reason: Annotated[str, typer.Option("--reason", help="Why; it is logged.")] = "no reason given",
     storage: StorageOption = DEFAULT_STORAGE,
 ) -> None:
-    """End a running trial after its present epoch; its study goes on with the next one.
+    """End a running trial after its current epoch; its study continues with the next one.
 
-    Works from any terminal that sees the storage. A cancelled trial has ended: it runs again only
-    with `run --rerun`, or after `log exclude`.
+    Works from any terminal that sees the storage. A cancelled trial runs again only with
+    `kdr run --rerun`, or after `kdr log exclude`.
 
     Example: kdr log cancel KEY --reason "the loss does not fall"
     """
@@ -41,10 +39,10 @@ def command(
     times = [state.last.time, *log.epochs_of(state.key)["time"].to_pylist()]
     age = duration(max(0.0, (utc_now() - max(times)).total_seconds()))
     print(
-        f"{state.key} of the study {state.study} is asked to end after its present epoch; it is "
-        f"past epoch {state.epoch}"
+        f"Trial {state.key} of study {state.study} will end after its current epoch "
+        f"({state.epoch} finished)"
     )
     print(
-        f"Its last row is {age} old. If nothing runs it any more, nothing happens: see `kdr "
+        f"Its last row is {age} old. If no process runs it any more, nothing happens: see `kdr "
         f"status {state.study}`"
     )

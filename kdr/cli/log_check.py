@@ -1,4 +1,4 @@
-"""`log check`: what is wrong with the trial log; damaged files can be moved aside."""
+"""`log check`: finds problems of the trial log, and quarantines damaged files."""
 
 from typing import Annotated
 
@@ -13,15 +13,15 @@ def command(
         bool,
         typer.Option(
             "--quarantine",
-            help="Move damaged and orphaned files to log/quarantine, the reason beside each.",
+            help="Move damaged and orphaned files to log/quarantine, with the reason beside each.",
         ),
     ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Read every file of the trial log, and name what is damaged, left over, from a newer version,
-    or contradictory.
+    """Check every file of the trial log.
 
-    Nothing is ever deleted. Exit code 0: nothing is wrong; 1: something is.
+    Reports damaged and left-over files, files of a newer version, and contradictions. Deletes
+    nothing. Exit code 0: no problem; 1: problems.
 
     Example: kdr log check --quarantine
     """
@@ -58,7 +58,7 @@ def command(
         for path in moved:
             print(f"moved: {path}")
         print(
-            f"{place.log}: {num_files} files that count, {len(problems) or 'no'} "
+            f"{place.log}: {num_files} files of the log, {len(problems) or 'no'} "
             f"problem{'' if len(problems) == 1 else 's'}"
         )
     if problems:

@@ -11,14 +11,14 @@ def command(
     study: Annotated[
         str | None,
         typer.Argument(
-            metavar="STUDY", help="Study file, or name of a study; all studies without it."
+            metavar="STUDY", help="Study file, or name of a study; all studies if left out."
         ),
     ] = None,
     storage: StorageOption = DEFAULT_STORAGE,
 ) -> None:
-    """Merge the many small files of a study's log into one per table. Safe while studies run.
+    """Merge the small files of a study's log into one per table; safe while studies run.
 
-    `run` does the same at its end. The files that were merged are deleted by the next compaction.
+    `kdr run` does the same at its end. The next compaction deletes the merged files.
 
     Example: kdr log compact quickstart
     """
@@ -33,8 +33,8 @@ def command(
     name = None if study is None else study_name(study)
     if name is not None and name not in known:
         raise ConfigError(
-            f"{study}: must be a study in the log of {place.root}, got {name!r}. Studies there: "
-            f"{', '.join(known) or 'none yet'}"
+            f"study {name} is not in the log of {place.root} (studies there: "
+            f"{', '.join(known) or 'none yet'}). Name its storage with --storage"
         )
     for each in known if name is None else (name,):
         before = num_fragments(place, each)

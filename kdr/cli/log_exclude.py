@@ -1,4 +1,4 @@
-"""`log exclude`: takes a trial's result out of what is known, and back."""
+"""`log exclude`: ignores a trial's result from now on, or counts it again."""
 
 from typing import Annotated
 
@@ -10,18 +10,15 @@ from kdr.cli.options import DEFAULT_STORAGE, StorageOption, TrialKey
 def command(
     key: TrialKey,
     reason: Annotated[
-        str | None, typer.Option("--reason", help="Why; it stays in the log.", show_default=False)
+        str | None, typer.Option("--reason", help="Why; it is logged.", show_default=False)
     ] = None,
-    undo: Annotated[
-        bool, typer.Option("--undo", help="Let an excluded trial count again.")
-    ] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Count an excluded trial again.")] = False,
     storage: StorageOption = DEFAULT_STORAGE,
 ) -> None:
-    """Exclude a trial: it has no rank, is in no mean, and its study trains it again from the first
-    epoch.
+    """Exclude a trial's result: it counts nowhere, and its study trains it from scratch.
 
-    An event is appended to the log; no row is removed. The study's next `run` sees it; one that
-    runs already does not.
+    Appends an event to the log and removes no row. The next `kdr run` of the study notices; a run
+    in progress does not.
 
     For example:
 
@@ -43,17 +40,17 @@ def command(
     state = find_trial(read_log(place), key)
     if reason is None:
         include(place, state)
-        print(f"{state.key} of the study {state.study} counts again")
+        print(f"Trial {state.key} of study {state.study} counts again")
         return
     if not reason.strip():
         raise ConfigError("--reason: must say why the trial does not count, got an empty text")
     exclude(place, state, reason.strip())
     print(
-        f"{state.key} of the study {state.study} is excluded; it was "
+        f"Trial {state.key} of study {state.study} is excluded; it was "
         f"{state.state.replace('_', ' ')}. `kdr run` trains it again"
     )
     if state.role == "teacher":
         print(
-            "It is a teacher: the students that learnt from it stay as they are. Exclude them, "
-            "too, if they must not count"
+            "It is a teacher. Its students keep their results; exclude them, too, if they must not "
+            "count"
         )

@@ -1,6 +1,4 @@
-"""The argument STUDY of commands that read the log: a study file, or the name of a study in the
-log.
-"""
+"""The STUDY argument of commands that read the log: a study file or a name in the log."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -23,19 +21,20 @@ StudyInLog = Annotated[
 MetricOption = Annotated[
     str | None,
     typer.Option(
-        "--metric", help="AP, AP50, AP75, APs, APm or APl; by default what the study searches."
+        "--metric", help="AP, AP50, AP75, APs, APm or APl; default: the metric of the study."
     ),
 ]
 
 NOT_IN_TABLES = ("losses", "weighted_losses", "gradient_norms")
-"""Columns of the epochs that no table shows; they are most of a log."""
+"""Columns of the epochs that no table shows. They are most of a log, so reading it without them is
+much faster."""
 
 
 def study_name(argument: str) -> str:
-    """The name of a study that is given by its file or by its name.
+    """Returns the name of a study, given its file or its name.
 
     Raises:
-        ConfigError: if the file cannot be read, or names no study.
+        ConfigError: if the file cannot be read, or has no name of a study.
     """
     if not argument.endswith((".yaml", ".yml")) and not Path(argument).is_file():
         return argument
@@ -50,16 +49,15 @@ def study_name(argument: str) -> str:
 def read_logged_study(
     argument: str, storage: str | Path, *, leave_out: Collection[str] = ()
 ) -> "tuple[Log, str]":
-    """What the log holds of a study, and its name. Files of the log that could not be read are
-    named on standard error.
+    """Returns a study's log and its name; lists unreadable files of the log on standard error.
 
     Args:
         argument: a study file, or the name of a study.
-        storage: where the log lies.
-        leave_out: columns of the epochs that are not needed.
+        storage: the storage of the log.
+        leave_out: columns of the epochs to skip.
 
     Raises:
-        ConfigError: if the log holds nothing of it.
+        ConfigError: if the log has no such study.
     """
     from kdr.cli.output import warn
     from kdr.results.fragments import logged_studies
@@ -73,15 +71,15 @@ def read_logged_study(
     if not log.keys_of(name):
         known = ", ".join(logged_studies(place)) or "none yet"
         raise ConfigError(
-            f"{argument}: must be a study in the log of {place.root}, got {name!r}. Studies there: "
-            f"{known}. Run it first, or name its storage with --storage"
+            f"study {name} is not in the log of {place.root} (studies there: {known}). Run it "
+            "first, or name its storage with --storage"
         )
     return log, name
 
 
 def damage(log: "Log") -> list[str]:
-    """One line for each file of the log that was passed over."""
+    """Returns a warning for each file of the log that was skipped."""
     return [
-        f"warning: {path}: is damaged or no part of the log; its rows are missing here"
+        f"warning: {path} is damaged or does not belong to the log; its rows are missing here"
         for path in log.damaged
     ]

@@ -1,4 +1,4 @@
-"""Options that several commands share, so that they read the same everywhere."""
+"""Options that several commands share."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,9 @@ import typer
 
 StudyFile = Annotated[
     Path,
-    typer.Argument(help="Study file, such as search_spaces/quickstart.yaml.", show_default=False),
+    typer.Argument(
+        metavar="STUDY", help="Study file, such as quickstart.yaml.", show_default=False
+    ),
 ]
 StorageOption = Annotated[
     str,
@@ -16,7 +18,7 @@ StorageOption = Annotated[
         metavar="PLACE",
         envvar="KDR_STORAGE",
         help=(
-            "Where the log, checkpoints and weights lie: a folder, s3://bucket/prefix or "
+            "Storage of the log, checkpoints and weights: a folder, s3://bucket/prefix or "
             "gs://bucket/prefix."
         ),
     ),
@@ -38,8 +40,8 @@ AddressOption = Annotated[
         envvar="RAY_ADDRESS",
         metavar="HOST:PORT|auto",
         help=(
-            "Ray cluster to join, of which this machine is a node; without it Ray starts on this "
-            "machine."
+            "Ray cluster to join; this machine must be one of its nodes. Without it, Ray starts on "
+            "this machine."
         ),
     ),
 ]
@@ -47,7 +49,7 @@ SendCodeOption = Annotated[
     bool,
     typer.Option(
         "--send-code",
-        help="Have the nodes of the cluster run this kdr, not what is installed there.",
+        help="Nodes of the cluster run this kdr instead of the installed one.",
     ),
 ]
 
@@ -56,8 +58,8 @@ PreflightOption = Annotated[
     typer.Option(
         "--preflight/--no-preflight",
         help=(
-            "Look at a cluster's nodes and at the study's base trial before it starts: the "
-            "teacher's AP, losses, gradients."
+            "Check a cluster's nodes and the study's base trial first: the teacher's AP, losses, "
+            "gradients."
         ),
     ),
 ]
@@ -65,7 +67,7 @@ PreflightOption = Annotated[
 TrialKey = Annotated[
     str,
     typer.Argument(
-        metavar="KEY", help="A trial's key, or its first letters, at least 6.", show_default=False
+        metavar="KEY", help="Key of a trial, or at least its first 6 letters.", show_default=False
     ),
 ]
 

@@ -1,6 +1,4 @@
-"""Tables as people and programs want them: drawn on a terminal, plain lines elsewhere, CSV,
-JSON.
-"""
+"""Tables on standard output: drawn on a terminal, plain lines elsewhere, CSV or JSON."""
 
 import csv
 import decimal
@@ -31,11 +29,10 @@ def print_table(
     """Prints rows to standard output.
 
     Args:
-        columns: names of the columns; a drawn table shows the last part of a setting's path where
-            that is clear.
+        columns: names of the columns; of a setting's path, a drawn table shows the last part if
+            that is unambiguous.
         rows: one value per column.
-        format: `json` gives a list of objects, or {"rows", "notes"} for a table that can have
-            notes.
+        format: `json` prints a list of objects; {"rows", "notes"} if `notes` is not None.
         title: shown above a drawn table.
         notes: shown below a drawn table; with `csv` they go to standard error.
         console: where a drawn table goes.
@@ -59,13 +56,13 @@ def print_table(
 
 
 def warn(lines: Sequence[str]) -> None:
-    """Prints lines to standard error, so that they are in no one's data."""
+    """Prints lines to standard error, to keep them out of the data."""
     for line in lines:
         print(line, file=sys.stderr)
 
 
 def drawn_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    """Rows as a Rich table; values are shown as they are, never read as markup."""
+    """Builds a Rich table of rows. Values are plain text, never markup."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, name in enumerate(short_names(columns)):
         table.add_column(
@@ -77,7 +74,7 @@ def drawn_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Rows as aligned lines of text, as wide as they need to be."""
+    """Returns rows as aligned lines of text, of any width."""
     cells = [short_names(columns), *([cell_text(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     right = [_is_numeric(rows, index) for index in range(len(columns))]
@@ -92,7 +89,7 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def csv_text(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Rows as CSV with a head line; lists and groups are JSON texts, None is empty."""
+    """Returns rows as CSV with a header; lists and mappings are JSON, None is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -112,7 +109,7 @@ def _is_numeric(rows: Sequence[Sequence[Any]], index: int) -> bool:
 
 
 def print_finding(console: Console, finding: Finding) -> None:
-    """One line for what a check found, and one for what to do about it."""
+    """Prints what a check found, and the fix on a line of its own."""
     console.print(f"{finding.state:<8}", style=_STATE_STYLES[finding.state], end="")
     console.out(f"{finding.name:<16}{finding.text}", highlight=False)
     if finding.fix:

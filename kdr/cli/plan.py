@@ -1,6 +1,4 @@
-"""`plan`: what a study is going to run, before anything runs. Without torch, Ray, and often without
-the data.
-"""
+"""`plan`: shows what a study would run, without torch, Ray and mostly without the data."""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -26,8 +24,8 @@ def command(
         typer.Option(
             "--check-data",
             help=(
-                "Also read the data: the headers of all images, as `run` does, or every pixel. "
-                "Generates it if need be."
+                "Also check the data: headers of all images, as `kdr run` does, or every pixel. "
+                "Generates missing shapes."
             ),
         ),
     ] = "none",
@@ -36,14 +34,14 @@ def command(
         typer.Option(
             "--probe",
             help=(
-                "Train a few steps of the baseline in this process, and tell from them what all "
-                "costs."
+                "Train a few steps of the baseline in this process, and estimate the cost of the "
+                "study."
             ),
         ),
     ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Show what a study is going to run, and every mistake in it, before anything runs.
+    """Show what a study would run, and every mistake in its file.
 
     For example:
 
@@ -92,7 +90,7 @@ def command(
 
 
 def _read_log(storage: "Storage") -> "Log | None":
-    """The log; None where there is none yet, so that a first plan is instant."""
+    """Returns the log; None if there is none yet, which keeps a first plan free of pyarrow."""
     if not storage.log.exists():
         return None
     from kdr.results.pandas_free import start_without_pandas
@@ -103,7 +101,7 @@ def _read_log(storage: "Storage") -> "Log | None":
 
 
 def _plan(study: "Study", storage: "Storage", log: "Log | None") -> tuple["StudyPlan", str]:
-    """The plan, and why known trials cannot be counted here; empty if they can."""
+    """Returns the plan, and why known trials cannot be counted here; "" if they can."""
     from kdr.errors import DataError, WeightsError
     from kdr.plan.expand import expand_study
     from kdr.run.trial_identity import trial_maker
@@ -129,7 +127,7 @@ def _checked_data(
 
 
 def _probed(plan: "StudyPlan", storage: "Storage") -> str:
-    """What a few steps of the plan's baseline say about the cost of all its trials."""
+    """Estimates the cost of all trials from a few steps of the baseline."""
     from kdr.report.formatting import duration
     from kdr.run.attempt.logged_fit import has_weights, teacher_of
     from kdr.run.trial_identity import trial_maker
@@ -147,7 +145,7 @@ def _probed(plan: "StudyPlan", storage: "Storage") -> str:
     first = f", {duration(of_teacher[0].seconds)} of it for the teacher" if of_teacher else ""
     return (
         f"{duration(seconds)} for {num} trials one after the other in this process{first}: "
-        f"{one.step_s:.2g} s a step, {one.evaluation_s:.2g} s an evaluation of the baseline"
+        f"{one.step_s:.2g} s per step, {one.evaluation_s:.2g} s per evaluation of the baseline"
         + (
             f"; it fits into memory with {one.micro_batch} images at a time"
             if one.micro_batch is not None
@@ -157,7 +155,7 @@ def _probed(plan: "StudyPlan", storage: "Storage") -> str:
 
 
 def _chosen_with(plan: "StudyPlan", log: "Log | None") -> list[str]:
-    """Warnings that the settings of an ablation were chosen with its seeds."""
+    """Returns warnings if the settings of an ablation were chosen with its seeds."""
     if plan.study.ablation is None or log is None:
         return []
     from kdr.report.followup.choice import choice_warnings

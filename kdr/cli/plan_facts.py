@@ -1,4 +1,4 @@
-"""What `plan` tells of a study: its facts, one line each."""
+"""Facts of a plan, one line each: data, student, teacher, budget, cost."""
 
 from typing import TYPE_CHECKING
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 def plan_facts(
     plan: "StudyPlan", log: "Log | None", *, unknown: str, probed: str
 ) -> dict[str, object]:
-    """The facts by their names.
+    """Returns the facts of a plan by name.
 
     Args:
         plan: the plan.
-        log: the trial log; None where there is none yet.
-        unknown: why known trials cannot be counted here; empty if they can.
-        probed: what a probe has said about the cost; empty without one.
+        log: the trial log; None if there is none yet.
+        unknown: why known trials cannot be counted here; "" if they can.
+        probed: the cost estimated by a probe; "" without one.
     """
     base = plan.base
     facts: dict[str, object] = {
@@ -45,9 +45,7 @@ def plan_facts(
 
 
 def missing_paths(study: "Study") -> list[tuple[str, str]]:
-    """Returns (setting, path) for each file and folder that the study names and that is not on this
-    machine.
-    """
+    """Returns (setting, path) for each file and folder of the study that is missing here."""
     from pathlib import Path
 
     from kdr.plan.inputs import data_of, weights_files_of
@@ -136,8 +134,8 @@ def _logged_cost(plan: "StudyPlan", log: "Log | None") -> str:
         cost = logged_cost(log, plan.missing, workers=plan.study.resources.workers)
     if cost is None:
         return (
-            "unknown: the log has no completed trial of this shape. --probe trains a few steps and "
-            "tells"
+            "unknown: the log has no completed trial of this shape. --probe estimates it from a "
+            "few steps"
         )
     gpus = f", {cost.gpu_hours:.1f} GPU-hours" if cost.gpu_hours else ""
     return (
@@ -148,8 +146,8 @@ def _logged_cost(plan: "StudyPlan", log: "Log | None") -> str:
 
 
 def _decides(plan: "StudyPlan", log: "Log | None") -> str:
-    """The smallest effect that the number of seeds decides, at the spread that the log has, or else
-    by the spread.
+    """Returns the smallest effect that the seeds decide: in the metric if the log knows the spread
+    of differences, else in units of that spread.
     """
     from kdr.report.power import POWER, smallest_effect
 

@@ -1,4 +1,4 @@
-"""`query`: SQL over the trial log."""
+"""`query`: runs SQL over the trial log."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from kdr.cli.options import DEFAULT_STORAGE, StorageOption
-from kdr.errors import ConfigError, StorageError
+from kdr.errors import ConfigError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,17 +24,17 @@ def command(
     storage: StorageOption = DEFAULT_STORAGE,
     format_: Annotated[
         QueryFormat | None,
-        typer.Option("--format", help="How to print; by default a table, or as --output ends."),
+        typer.Option("--format", help="Format; by default a table, or as --output ends."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write to.", show_default=False)
+        Path | None, typer.Option("--output", "-o", help="File to write.", show_default=False)
     ] = None,
 ) -> None:
-    """Ask the trial log a question in SQL.
+    """Query the trial log with SQL.
 
-    Tables: trials (one row per study and trial: its state, metrics, and every setting as a column),
-    epochs, arms, events. Names with dots need double quotes. No statement can read or change a
-    file.
+    Tables: trials (a row per study and trial, with state, metrics and a column per setting),
+    epochs, arms, events. Names with dots need double quotes. Statements can neither read nor change
+    files.
 
     For example:
 
@@ -52,7 +52,7 @@ def command(
 
     chosen = format_ or _format_of(output)
     if chosen == "parquet" and output is None:
-        raise ConfigError("--format: parquet needs a file, got none. Add --output FILE")
+        raise ConfigError("--format: parquet needs a file. Add --output FILE")
     start_without_pandas()
     answer = query(Storage.at(storage), sql, on_log=lambda log: warn(damage(log)))
     if output is not None:
@@ -75,24 +75,17 @@ def _write(answer: "pa.Table", path: Path, chosen: QueryFormat) -> None:
     import pyarrow.parquet as pq
 
     from kdr.cli.output import csv_text, plain_table
+    from kdr.cli.output_file import output_file
     from kdr.report.formatting import json_text
-    from kdr.storage.local_path import LocalPath
 
     columns, rows = _cells(answer)
-    try:
-        with LocalPath(path).absolute().written_aside() as aside:
-            if chosen == "parquet":
-                pq.write_table(answer, aside, compression="zstd")
-            elif chosen == "csv":
-                aside.write_text(csv_text(columns, rows), encoding="utf-8")
-            elif chosen == "json":
-                aside.write_text(
-                    json_text([dict(zip(columns, row, strict=True)) for row in rows]) + "\n",
-                    encoding="utf-8",
-                )
-            else:
-                aside.write_text(plain_table(columns, rows) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise StorageError(
-            f"--output: needs a file that can be written, got {path} ({error.strerror or error})"
-        ) from error
+    with output_file(path, option="--output") as aside:
+        if chosen == "parquet":
+            pq.write_table(answer, aside, compression="zstd")
+        elif chosen == "csv":
+            aside.write_text(csv_text(columns, rows), encoding="utf-8")
+        elif chosen == "json":
+            records = [dict(zip(columns, row, strict=True)) for row in rows]
+            aside.write_text(json_text(records) + "\n", encoding="utf-8")
+        else:
+            aside.write_text(plain_table(columns, rows) + "\n", encoding="utf-8")

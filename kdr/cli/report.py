@@ -1,4 +1,4 @@
-"""`report`: the page of a study, one HTML file that opens from disk without a network."""
+"""`report`: writes the report page of a study, one HTML file that needs no network."""
 
 import shlex
 import time
@@ -9,7 +9,6 @@ import typer
 
 from kdr.cli.logged_study import NOT_IN_TABLES, MetricOption, StudyInLog
 from kdr.cli.options import DEFAULT_STORAGE, StorageOption
-from kdr.errors import StorageError
 
 if TYPE_CHECKING:
     from kdr.report.page.html import Page
@@ -23,7 +22,7 @@ def command(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="File to write; by default STUDY.html here.", show_default=False
+            "--output", "-o", help="File to write; by default STUDY.html.", show_default=False
         ),
     ] = None,
     metric: MetricOption = None,
@@ -31,17 +30,15 @@ def command(
         bool,
         typer.Option(
             "--watch",
-            help=(
-                "Write the page again until the study is over, or Ctrl-C; the page reloads itself."
-            ),
+            help=("Rewrite the page until the study is over, or Ctrl-C; the page reloads itself."),
         ),
     ] = False,
 ) -> None:
-    """Write the page of a study: its question, its table, figures, budget, failures, and where the
-    numbers came from.
+    """Write the report page of a study, one HTML file.
 
-    One HTML file that needs no network. Given the study's file instead of its name, the page begins
-    with the comment at its head.
+    The page needs no network. It has the study's question, table, figures, budget, failures and
+    provenance. Given the study file instead of the name, it opens with the comment at the head of
+    the file.
 
     For example:
 
@@ -59,8 +56,8 @@ def command(
             break
         time.sleep(WATCH_EVERY_S)
     print(
-        f"Written to {path}, {path.stat().st_size / 2**20:.1f} MiB. Open it in a browser; it needs "
-        "no network"
+        f"Written to {path} ({path.stat().st_size / 2**20:.1f} MiB). Open it in a browser; it "
+        "needs no network"
     )
 
 
@@ -98,13 +95,7 @@ def _page(
 
 
 def _write(page: "Page", path: Path) -> None:
+    from kdr.cli.output_file import write_output
     from kdr.report.page.html import page_html
-    from kdr.storage.local_path import LocalPath
 
-    try:
-        with LocalPath(path).absolute().written_aside() as aside:
-            aside.write_text(page_html(page), encoding="utf-8")
-    except OSError as error:
-        raise StorageError(
-            f"--output: needs a file that can be written, got {path} ({error.strerror or error})"
-        ) from error
+    write_output(page_html(page), path, option="--output")

@@ -1,4 +1,4 @@
-"""`run`: what is missing of a study, on Ray; then what it has found."""
+"""`run`: runs a study's missing trials on Ray, then prints the results."""
 
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -29,31 +29,27 @@ def command(
     set_: SetOption = None,
     address: AddressOption = None,
     send_code: SendCodeOption = False,
-    rerun: Annotated[
-        bool, typer.Option("--rerun", help="Run trials again whose results are in the log.")
-    ] = False,
+    rerun: Annotated[bool, typer.Option("--rerun", help="Run completed trials again.")] = False,
     preflight: PreflightOption = True,
     json_: Annotated[
         bool, typer.Option("--json", help="Print JSON, one object per line and event.")
     ] = False,
     detach: Annotated[
         bool,
-        typer.Option(
-            "--detach", help="Start the run in the background, print its process and return."
-        ),
+        typer.Option("--detach", help="Start the run in the background, print its pid and return."),
     ] = False,
 ) -> None:
-    """Run what is missing of a study, then print its ranking, or the table of its arms.
+    """Run a study's missing trials, then print the results.
 
-    Before the first trial the study's base trial is looked at, once: a teacher that misses its
-    stated AP, losses that are not finite, or a step that changes the teacher end the run. On a
-    cluster every node is asked first, as `doctor --address` does.
+    No finished trial runs twice: after an interruption, the same command resumes the study. Ctrl-C
+    ends the run cleanly. SIGTERM and a closed terminal do the same, but give running epochs up to
+    resources.grace_s seconds; a second SIGTERM, or Ctrl-C, ends the run at once.
 
-    Finished trials are never run twice. Ctrl-C ends cleanly and keeps what is done; the same
-    command continues. SIGTERM and a closed terminal do the same, after up to resources.grace_s
-    seconds for the epochs that run; a second SIGTERM, or Ctrl-C, ends at once.
+    The pre-flight checks the base trial once: a teacher below its stated AP, losses that are not
+    finite, or a step that changes the teacher end the run. On a cluster it checks every node first,
+    as `kdr doctor --address` does.
 
-    With --detach it goes to the background: it outlives the terminal, and prints to a file.
+    With --detach the run is in the background: it outlives the terminal and prints to a file.
 
     For example:
 
@@ -144,10 +140,10 @@ def _run_for_people(study: "Study", storage: "Storage", run: "Callable[..., Outc
     if outcome.interrupted:
         how = "Terminated" if outcome.terminated else "Interrupted"
         console.print(
-            f"{how}: what was finished is kept. The same command continues.", style="magenta"
+            f"{how}. Finished work is in the log; the same command resumes.", style="magenta"
         )
     elif outcome.abort_reason:
         console.print(
-            f"Stopped: {outcome.abort_reason}", style="red", markup=False, highlight=False
+            f"Aborted: {outcome.abort_reason}", style="red", markup=False, highlight=False
         )
     return outcome

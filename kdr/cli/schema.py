@@ -1,12 +1,12 @@
-"""`schema`: the JSON schema of study files, for editors."""
+"""`schema`: prints the JSON schema of study files, for editors."""
 
 
 def command() -> None:
-    """Print the JSON schema of study files, by which editors complete and check them.
+    """Print the JSON schema of study files, for editors.
 
-    A study names it in its first line: # yaml-language-server: $schema=../docs/study.schema.json
+    A study refers to it in its first line: # yaml-language-server: $schema=study.schema.json
 
-    Example: kdr schema > docs/study.schema.json
+    Example: kdr schema > study.schema.json
     """
     import json
 

@@ -1,6 +1,4 @@
-"""`status`: how far a study is, from the log alone; Ray is not needed, nor is the machine that runs
-it.
-"""
+"""`status`: study progress, from the log alone; needs no Ray."""
 
 import dataclasses
 import time
@@ -24,13 +22,14 @@ def command(
     storage: StorageOption = DEFAULT_STORAGE,
     json_: JsonOption = False,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Go on until the study is over, or Ctrl-C.")
+        bool, typer.Option("--watch", help="Refresh until the study is over, or Ctrl-C.")
     ] = False,
     metric: MetricOption = None,
 ) -> None:
-    """Show the trials of a study: state, epochs, last metric, age of the last row, time left.
+    """Show the trials of a study: state, epochs, last metric, ETA.
 
-    Works from any terminal that sees the storage, while the study runs or after.
+    Works from any terminal that sees the storage, during the study and after it. `last row` is the
+    age of a trial's newest row in the log: a running trial with an old one may hang.
 
     For example:
 
@@ -76,7 +75,7 @@ def _is_starting(study: str, storage: str) -> bool:
 
 
 def _watch(study: str, storage: str, metric: str | None, json_: bool) -> None:
-    """Draws over itself on a terminal; elsewhere prints again whenever a trial has come further."""
+    """Redraws on a terminal; elsewhere prints again whenever a trial made progress."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -136,7 +135,7 @@ def _text(progress: "StudyProgress") -> str:
 
 
 def _arms(progress: "StudyProgress") -> str:
-    """One row for each arm of an ablation: how many of its seeds are done."""
+    """Returns a table of an ablation's arms with the number of completed seeds."""
     from kdr.cli.output import plain_table
 
     rows = []
@@ -157,7 +156,7 @@ def _headline(progress: "StudyProgress") -> str:
 
     total = f" of {progress.total}" if progress.total is not None else ""
     counts = (
-        ", ".join(f"{count} {state}" for state, count in _counts(progress.counts)) or "none begun"
+        ", ".join(f"{count} {state}" for state, count in _counts(progress.counts)) or "none started"
     )
     left = (
         ""

@@ -1,6 +1,4 @@
-"""`table`: what a study has found. An ablation's arms, a search's ranking, or a metric by settings;
-in any format.
-"""
+"""`table`: shows or writes the results of a study as a table, in any format."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -9,7 +7,7 @@ import typer
 
 from kdr.cli.logged_study import NOT_IN_TABLES, StudyInLog
 from kdr.cli.options import DEFAULT_STORAGE, StorageOption
-from kdr.errors import ConfigError, StorageError
+from kdr.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +31,7 @@ def command(
             help=(
                 "AP, AP50, AP75, APs, APm, APl; in an ablation also AP/<class>, s/epoch, memory, "
                 "parameters, extras/<name>. "
-                "May be repeated; by default what the study is about."
+                "May be repeated; default: the metric of the study."
             ),
         ),
     ] = None,
@@ -62,31 +60,30 @@ def command(
         typer.Option(
             "--cell",
             metavar="ARM METRIC",
-            help="The trials, commits and log files behind one number.",
+            help="Trials, commits and log files behind one number.",
         ),
     ] = None,
     allow_unequal: Annotated[
         bool,
         typer.Option(
             "--allow-unequal",
-            help="Mark arms of other epochs, images or workers instead of refusing them.",
+            help="Mark arms with other epochs, images or workers instead of refusing them.",
         ),
     ] = False,
     format_: Annotated[
         TableFormat | None,
-        typer.Option("--format", help="How to print; by default a table, or as --output ends."),
+        typer.Option("--format", help="Format; by default a table, or as --output ends."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write to.", show_default=False)
+        Path | None, typer.Option("--output", "-o", help="File to write.", show_default=False)
     ] = None,
 ) -> None:
-    """Show what a study has found: the arms of an ablation, the ranking of a search, or a metric by
-    settings.
+    """Show an ablation's arms, a ranking, or a metric by settings.
 
     An ablation's arms are compared with its baseline, seed by seed: mean and spread, the difference
-    with its 95 % interval, p adjusted for the number of arms, and in words what the seeds decide.
-    Only completed trials count; what failed or was stopped is named below. `verify` recomputes
-    every cell of a table that was written to a file.
+    with its 95 % interval, p adjusted for the number of arms, and whether the seeds decide it.
+    Only completed trials count; failed and stopped ones are listed below. `kdr verify` recomputes
+    every cell of a written table.
 
     For example:
 
@@ -128,7 +125,7 @@ def command(
         other=study_name(compare) if compare else None,
         allow_unequal=allow_unequal,
     )
-    # numbers, which a printed table rounds by itself
+    # these cells are numbers, which print_table rounds itself; a file gets them rounded
     plain_rows = request.kind in ("ranking", "settings")
     in_full = chosen in ("csv", "json") or (plain_rows and chosen == "table" and output is None)
     grid = requested_grid(
@@ -145,9 +142,7 @@ def command(
 
 
 def print_ranking(console: "Console", storage: "Storage", study: "Study", metric: str) -> None:
-    """Prints what a study has found from the log, as `run` does at its end: its ranking, or the
-    table of its ablation.
-    """
+    """Prints the results of a study from the log, as `run` does at its end."""
     from kdr.report.arm_trials import ablation_of
     from kdr.report.tables.requested_table import TableRequest, requested_grid
     from kdr.results.reader import read_log
@@ -190,8 +185,8 @@ def _print(grid: "Grid", format_: TableFormat, console: "Console | None" = None)
 def _write(
     grid: "Grid", format_: TableFormat, request: "TableRequest", output: Path | None
 ) -> None:
+    from kdr.cli.output_file import write_output
     from kdr.report.tables.formats import FORMAT_OF_ENDING, written
-    from kdr.storage.local_path import LocalPath
 
     if format_ == "table":
         raise ConfigError(
@@ -202,11 +197,5 @@ def _write(
     if output is None:
         print(text, end="")
         return
-    try:
-        with LocalPath(output).absolute().written_aside() as aside:
-            aside.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StorageError(
-            f"--output: needs a file that can be written, got {output} ({error.strerror or error})"
-        ) from error
-    print(f"Written to {output}. Check it at any time with: kdr verify {output}")
+    write_output(text, output, option="--output")
+    print(f"Written to {output}. Check it against the log at any time: kdr verify {output}")

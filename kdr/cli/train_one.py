@@ -1,4 +1,4 @@
-"""`train`: one trial in the foreground, without Ray, with a progress bar."""
+"""`train`: trains one trial in the foreground, without Ray, with a progress bar."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
@@ -22,17 +22,17 @@ def command(
     set_: SetOption = None,
     device: Annotated[
         str | None,
-        typer.Option("--device", help="cuda, cuda:1 or cpu; by default a GPU if there is one."),
+        typer.Option("--device", help="cuda, cuda:1 or cpu; default: a GPU if there is one."),
     ] = None,
     rerun: Annotated[
-        bool, typer.Option("--rerun", help="Train again although the result is in the log.")
+        bool, typer.Option("--rerun", help="Train again even if the result is in the log.")
     ] = False,
 ) -> None:
-    """Train the one trial of a study in the foreground; its teacher first, if the study trains it.
+    """Train one trial in the foreground, without Ray.
 
-    Its rows go to the log like those of a sweep, it continues from its last checkpoint, and its
-    weights are kept. After SIGTERM it may finish its epoch, for up to resources.grace_s seconds;
-    Ctrl-C or a second SIGTERM ends it at once.
+    Trains its teacher first, if the study trains one. The trial is logged like those of `kdr run`,
+    resumes from its last checkpoint, and keeps its weights. After SIGTERM it may finish its epoch,
+    for up to resources.grace_s seconds; Ctrl-C or a second SIGTERM ends it at once.
 
     Example: kdr train best.yaml --set training.epochs=24
     """
@@ -59,7 +59,7 @@ def command(
     console = Console()
     place.check_writable()
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("kdr").setLevel(logging.INFO)  # what was loaded from which weights
+    logging.getLogger("kdr").setLevel(logging.INFO)  # reports which weights were loaded
     splits = open_splits(chosen.base.data, place)
     console.out(
         f"training: {splits.train.summary()}\nevaluation: {splits.evaluation.summary()}",
@@ -82,15 +82,15 @@ def command(
         if trial.key not in past.keys_of(chosen.study):
             note_arm(log, chosen, trial)
         if state is not None and state.state == "completed" and not rerun:
-            known = (
-                f"Known already: AP {state.metrics['AP']}, trial {trial.key}. Train it again with "
-                "--rerun"
+            ap = state.metrics["AP"]
+            console.out(
+                f"Already trained: AP {ap}, trial {trial.key}. Train it again with --rerun",
+                highlight=False,
             )
-            console.out(known, highlight=False)
             return
         if state is not None and state.state == "cancelled" and not rerun:
             console.out(
-                f"Cancelled: {state.last.reason}. Trial {trial.key}. Go on with it with --rerun",
+                f"Cancelled: {state.last.reason}. Trial {trial.key}. Resume it with --rerun",
                 highlight=False,
             )
             return
@@ -120,20 +120,19 @@ def command(
 
 
 def _claim(keys: set[str], claims: "TrialClaims") -> None:
-    """Claims what is to be trained, or raises BusyError."""
+    """Claims trials by their keys; raises BusyError if another process trains one of them."""
     from kdr.errors import BusyError
 
     while missing := keys - claims.take(keys):
         if holders := claims.holders(missing):
             raise BusyError(
-                "study: its trial and teacher must be trained by one process at a time, got one "
-                f"that is at them: {holders[0]}. Once that has ended, the same command uses what "
-                "it has trained"
+                f"the trial or its teacher is already being trained by {holders[0]}. Once that run "
+                "has ended, the same command uses its result"
             )
 
 
 def progress_bars(console: "Console") -> "Track":
-    """Shows a bar for each pass over batches, on a terminal only."""
+    """Returns a wrapper of batches that shows a progress bar on a terminal."""
 
     def with_bar(batches: "Iterable[Batch]", count: int, purpose: str) -> "Iterable[Batch]":
         if not console.is_terminal:

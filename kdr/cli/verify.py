@@ -1,4 +1,4 @@
-"""`verify`: whether a written table still says what the log says."""
+"""`verify`: recomputes every cell of a written table from the log."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,17 +14,17 @@ def command(
     table: Annotated[
         Path,
         typer.Argument(
-            metavar="TABLE", help="File that `table --output` wrote.", show_default=False
+            metavar="TABLE", help="File that `kdr table --output` wrote.", show_default=False
         ),
     ],
     storage: StorageOption = DEFAULT_STORAGE,
     json_: JsonOption = False,
 ) -> None:
-    """Compute every cell of a written table again, from the log alone; exit code 1 if one differs.
+    """Recompute every cell of a written table from the log.
 
-    The file says itself which study and options it is of. Rules, spacing, bold type, caption and
-    notes may be changed; a number that was changed by hand, a row that is missing, and results that
-    have changed since are named.
+    The file names its study and options. Rules, spacing, bold type, caption and notes may differ;
+    edited numbers, missing rows and results that changed since are reported. Exit code 1 if a cell
+    differs.
 
     Example: kdr verify paper/ablation.tex
     """
@@ -36,9 +36,7 @@ def command(
     try:
         text = table.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise StorageError(
-            f"TABLE: must be a file that can be read, got {table} ({error})"
-        ) from error
+        raise StorageError(f"TABLE: cannot read {table} ({error})") from error
     found = verified(
         text, lambda study: read_logged_study(study, storage, leave_out=NOT_IN_TABLES)[0]
     )

@@ -1,5 +1,6 @@
-"""Commands run as on the command line, in this process or in one of their own."""
+"""Fixtures that run commands as on the command line, in this process or in a new one."""
 
+import io
 import json
 import os
 import subprocess
@@ -11,18 +12,32 @@ from typing import Any
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import kdr
 from kdr.storage.layout import Storage
 
 ROOT = Path(kdr.__file__).parents[1]
+Invoke = Callable[..., Result]
+"""Runs a command's function with arguments."""
+Ask = Callable[..., Result]
+"""Runs the command of a test's module with arguments, on the storage of the test."""
+Orchestrate = Callable[..., subprocess.CompletedProcess[str]]
+"""Runs `orchestrate.py` with arguments."""
+Write = Callable[..., Path]
+"""Writes a study file with some parts replaced; returns its path."""
+
+
+def text_of(console: Console) -> str:
+    """Returns everything printed to a console that writes to memory."""
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
 
 
 @pytest.fixture(scope="session")
-def invoke() -> Callable[..., Result]:
-    """Runs one command's function with command-line arguments; its errors come through as they
-    are."""
+def invoke() -> Invoke:
+    """Runs a command's function with command-line arguments; its errors are raised."""
 
     def run(command: Callable[..., Any], *arguments: object) -> Result:
         app = typer.Typer()
@@ -35,8 +50,8 @@ def invoke() -> Callable[..., Result]:
 
 
 @pytest.fixture(scope="session")
-def orchestrate() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs `orchestrate.py` in a process of its own."""
+def orchestrate() -> Orchestrate:
+    """Runs `orchestrate.py` in a new process."""
 
     def run(
         *arguments: object, env: Mapping[str, str] | None = None
@@ -54,7 +69,7 @@ def orchestrate() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @dataclass(frozen=True)
 class Trained:
-    """A tiny study of one trial that `train` has run, and what it has left."""
+    """A tiny study of one trial, trained by `train`, with its output and weights."""
 
     study: Path
     storage: Storage
@@ -63,11 +78,11 @@ class Trained:
 
     @property
     def weights(self) -> Path:
-        return self.storage.trial(self.key) / "student.pt"
+        return Path(str(self.storage.trial(self.key) / "student.pt"))
 
 
 @pytest.fixture(scope="session")
-def trained(invoke: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(invoke: Invoke, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     import torch
 
     from kdr.cli import train_one
@@ -93,8 +108,7 @@ def trained(invoke: Callable[..., Result], tmp_path_factory: pytest.TempPathFact
 
 
 def _save_eager_detector(path: Path, settings: dict[str, Any]) -> None:
-    """Weights that have learnt nothing but find something everywhere: training would take minutes
-    to get there."""
+    """Saves untrained weights that predict something everywhere; training would take minutes."""
     import torch
 
     from kdr.config.data import SHAPE_CLASSES

@@ -1,4 +1,4 @@
-"""`table` and `verify` on ablations, as a user calls them."""
+"""`table` and `verify` on ablations, from the command line."""
 
 import dataclasses
 import io
@@ -12,13 +12,15 @@ from kdr.cli import verify
 from kdr.cli.table import command, print_ranking
 from kdr.config.study import study_from
 from kdr.errors import ConfigError, StorageError
+from tests.cli.conftest import Ask, Invoke, text_of
+from tests.conftest import AblationLog
 
 BASE = [0.300, 0.310, 0.305, 0.320, 0.295]
 BETTER = [0.321, 0.330, 0.324, 0.342, 0.313]
 
 
 @pytest.fixture
-def ask(invoke, ablation_log):
+def ask(invoke: Invoke, ablation_log: AblationLog) -> Ask:
     ablation_log.arm("baseline", BASE)
     ablation_log.arm("better", BETTER)
     return lambda *arguments, of=command: invoke(
@@ -26,7 +28,7 @@ def ask(invoke, ablation_log):
     )
 
 
-def test_an_ablation_is_shown_as_its_arms(ask):
+def test_an_ablation_is_shown_by_arms(ask: Ask) -> None:
     lines = ask("ablate").stdout.splitlines()
     assert lines[0] == "ablate: AP (%) by arm, with the difference to baseline"
     assert lines[1].split() == [
@@ -59,15 +61,15 @@ def test_an_ablation_is_shown_as_its_arms(ask):
     assert lines[4].startswith("AP in percent, as in papers")
 
 
-def test_run_ends_with_the_same_table(ask, ablation_log):
+def test_run_ends_with_the_same_table(ask: Ask, ablation_log: AblationLog) -> None:
     console = Console(file=io.StringIO(), width=300)
     print_ranking(
         console, ablation_log.storage, study_from(ablation_log.content(), folder=Path("/")), "AP"
     )
-    assert console.file.getvalue().split() == ask("ablate").stdout.split()
+    assert text_of(console).split() == ask("ablate").stdout.split()
 
 
-def test_metrics_are_columns(ask):
+def test_metrics_are_columns(ask: Ask) -> None:
     head = ask(
         "ablate", "--metric", "AP", "--metric", "AP50", "--metric", "s/epoch"
     ).stdout.splitlines()[1]
@@ -75,7 +77,9 @@ def test_metrics_are_columns(ask):
 
 
 @pytest.mark.parametrize("ending", ["md", "tex", "csv", "json", "html"])
-def test_a_written_table_is_verified_and_a_change_by_hand_is_found(ask, tmp_path, ending):
+def test_verify_finds_an_edited_cell_of_a_written_table(
+    ask: Ask, tmp_path: Path, ending: str
+) -> None:
     path = tmp_path / f"table.{ending}"
     assert f"verify {path}" in ask("ablate", "--output", path).stdout
     ended = ask(path, of=verify.command)
@@ -92,7 +96,7 @@ def test_a_written_table_is_verified_and_a_change_by_hand_is_found(ask, tmp_path
     assert "recomputed 32.6" in ended.stdout
 
 
-def test_verify_tells_programs_too(ask, tmp_path):
+def test_verify_prints_json(ask: Ask, tmp_path: Path) -> None:
     path = tmp_path / "table.md"
     ask("ablate", "--output", path)
     path.write_text(path.read_text().replace("+2.00", "+4.00"))
@@ -104,13 +108,13 @@ def test_verify_tells_programs_too(ask, tmp_path):
 
 
 @pytest.mark.parametrize("format", ["md", "latex", "csv", "json", "html"])
-def test_what_is_printed_is_what_would_be_written(ask, tmp_path, format):
+def test_a_printed_table_equals_the_written_one(ask: Ask, tmp_path: Path, format: str) -> None:
     path = tmp_path / "table"
     ask("ablate", "--format", format, "--output", path)
     assert ask("ablate", "--format", format).stdout == path.read_text()
 
 
-def test_the_trials_behind_a_cell(ask):
+def test_cell_lists_the_trials_behind_a_number(ask: Ask) -> None:
     lines = ask("ablate", "--cell", "better", "AP").stdout.splitlines()
     assert lines[0] == "ablate: AP (%) of better"
     assert lines[2].split()[:5] == ["0", "32.1", "completed", "4", "better-0"]
@@ -119,7 +123,7 @@ def test_the_trials_behind_a_cell(ask):
     assert [row["key"] for row in content["rows"]] == [f"better-{seed}" for seed in range(5)]
 
 
-def test_two_studies_are_compared(ask, ablation_log):
+def test_two_studies_are_compared(ask: Ask, ablation_log: AblationLog) -> None:
     other = dataclasses.replace(ablation_log, study="older", prefix="older-")
     other.arm("baseline", BASE[::-1])
     lines = ask("ablate", "--compare", "older").stdout.splitlines()
@@ -133,7 +137,7 @@ def test_two_studies_are_compared(ask, ablation_log):
     ]
 
 
-def test_a_pivot_and_settings_in_a_paper(ask):
+def test_a_pivot_and_a_table_by_settings_are_written_for_a_paper(ask: Ask) -> None:
     lines = ask(
         "ablate", "--pivot", "distill.kdr.weight", "seed", "--format", "md"
     ).stdout.splitlines()
@@ -162,18 +166,16 @@ def test_a_pivot_and_settings_in_a_paper(ask):
             ("--cell", "better", "AP", "--format", "md"),
             "--format: must be table, csv or json here, got md",
         ),
-        (("--compare", "unheard"), "unheard: must be a study in the log"),
+        (("--compare", "unknown"), "study unknown is not in the log"),
     ],
 )
-def test_what_cannot_be_shown_is_refused(ask, arguments, message):
+def test_impossible_tables_are_refused(ask: Ask, arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ask("ablate", *arguments)
 
 
-def test_a_file_that_cannot_be_read_or_is_no_table_is_refused(ask, tmp_path):
-    with pytest.raises(
-        StorageError, match=r"TABLE: must be a file that can be read, got .*none.tex"
-    ):
+def test_verify_refuses_files_that_are_not_written_tables(ask: Ask, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"TABLE: cannot read .*none.tex"):
         ask(tmp_path / "none.tex", of=verify.command)
     (tmp_path / "paper.tex").write_text(r"\documentclass{article}")
     with pytest.raises(ConfigError, match="TABLE: must be a file from `kdr table --output`"):

@@ -1,5 +1,4 @@
-"""The command line as a whole: versions, help, exit codes, and errors in words instead of
-tracebacks."""
+"""The command line as a whole: version, help, exit codes, and errors without tracebacks."""
 
 import json
 import re
@@ -7,18 +6,20 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from typer.testing import CliRunner
 
 import kdr
 from kdr.cli.app import COMMANDS, LOG_COMMANDS, app, main
+from tests.cli.conftest import Orchestrate
 
 ROOT = Path(kdr.__file__).parents[1]
 NO_PAIR = "operator torchvision::nms does not exist"
 
 
-def test_the_version_is_told(orchestrate):
+def test_version_prints_the_version(orchestrate: Orchestrate) -> None:
     result = orchestrate("--version")
     assert (result.returncode, result.stdout) == (0, f"kdr {kdr.__version__}\n")
 
@@ -31,7 +32,7 @@ scripts = tomllib.loads(Path("pyproject.toml").read_text())["project"]["scripts"
 sys.argv = ["/anywhere/bin/kdr", *sys.argv[1:]]
 resolve_name(scripts["kdr"])()
 """
-"""What the script `kdr` does that an installation writes."""
+"""The installed script `kdr`, as pip writes it."""
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_usage_names_the_command_as_it_was_called(start: list[str], name: str) -
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_shows_an_example_of_the_command(name):
+def test_help_shows_an_example_of_the_command(name: str) -> None:
     result = CliRunner().invoke(app, [name, "--help"])
     assert result.exit_code == 0
     assert re.search(rf"kdr\s+{name} \S", result.stdout)
@@ -60,14 +61,14 @@ def test_help_shows_an_example_of_the_command(name):
 @pytest.mark.parametrize(
     "name", sorted(COMMANDS.keys() - {"init", "schema", "doctor"})
 )  # which need none
-def test_a_command_without_arguments_shows_its_help(name):
+def test_a_command_without_arguments_shows_its_help(name: str) -> None:
     assert (
         CliRunner().invoke(app, [name]).output.strip()
         == CliRunner().invoke(app, [name, "--help"]).output.strip()
     )
 
 
-def test_help_lists_every_command_and_imports_nothing_heavy():
+def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"
         "from typer.testing import CliRunner\n"
@@ -86,10 +87,10 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
         assert any(re.match(rf"\W*{name}\b", line) for line in lines), name
 
 
-def test_a_mistake_of_the_user_is_one_line_and_exit_code_2(orchestrate, tmp_path):
+def test_a_user_error_is_one_line_and_exit_code_2(orchestrate: Orchestrate, tmp_path: Path) -> None:
     result = orchestrate("status", "nothing", "--storage", tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("nothing: must be a study in the log of ")
+    assert result.stderr.startswith("study nothing is not in the log of ")
     assert len(result.stderr.splitlines()) == 1
 
 
@@ -97,14 +98,18 @@ def test_a_mistake_of_the_user_is_one_line_and_exit_code_2(orchestrate, tmp_path
     "arguments",
     [("plan", "--no-such-option"), ("nothing",), ("evaluate", "KEY", "--num-shown", "0")],
 )
-def test_a_wrong_option_is_exit_code_2(orchestrate, arguments):
+def test_a_wrong_option_is_exit_code_2(
+    orchestrate: Orchestrate, arguments: tuple[str, ...]
+) -> None:
     result = orchestrate(*arguments)
     assert (result.returncode, result.stdout) == (2, "")
     assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("kind", ["RuntimeError", "ImportError"])
-def test_a_torch_that_does_not_go_with_torchvision_is_told_in_words(orchestrate, tmp_path, kind):
+def test_a_torch_that_does_not_match_torchvision_is_explained(
+    orchestrate: Orchestrate, tmp_path: Path, kind: str
+) -> None:
     (tmp_path / "torch.py").write_text(f"raise {kind}({NO_PAIR!r})\n")
     result = orchestrate(
         "evaluate", "KEY", "--storage", tmp_path, env={"PYTHONPATH": str(tmp_path)}
@@ -118,7 +123,7 @@ def test_a_torch_that_does_not_go_with_torchvision_is_told_in_words(orchestrate,
 
 
 @pytest.mark.parametrize("kind", ["RuntimeError", "ImportError"])
-def test_our_own_mistakes_keep_their_traceback(orchestrate, tmp_path, kind):
+def test_bugs_keep_their_traceback(orchestrate: Orchestrate, tmp_path: Path, kind: str) -> None:
     (tmp_path / "torch.py").write_text(f"raise {kind}('something else')\n")
     result = orchestrate(
         "evaluate", "KEY", "--storage", tmp_path, env={"PYTHONPATH": str(tmp_path)}
@@ -128,15 +133,17 @@ def test_our_own_mistakes_keep_their_traceback(orchestrate, tmp_path, kind):
     assert result.stderr.endswith(f"{kind}: something else\n")
 
 
-def test_ctrl_c_before_anything_runs_is_exit_code_130(monkeypatch, capsys):
-    def interrupted(_place):
+def test_ctrl_c_before_anything_runs_is_exit_code_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_place: object) -> NoReturn:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("kdr.storage.layout.Storage.at", interrupted)
     monkeypatch.setattr("sys.argv", ["orchestrate.py", "status", "any"])
     with pytest.raises(SystemExit, match="130"):
         main()
-    assert "the same command continues" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
 
 
 ENDS_SLOWLY = """
@@ -153,27 +160,29 @@ main()
 """
 
 
-def test_ctrl_c_while_libraries_clean_up_prints_nothing():
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(
-        [sys.executable, "-c", ENDS_SLOWLY], cwd=Path(kdr.__file__).parents[1], **pipes
-    ) as process:
+def test_ctrl_c_while_libraries_clean_up_prints_nothing() -> None:
+    command, pipe = [sys.executable, "-c", ENDS_SLOWLY], subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
         assert "cleaning up\n" in iter(process.stdout.readline, "")
         process.send_signal(signal.SIGINT)
         assert process.stderr.read() == ""
         assert process.wait(30) == 0
 
 
-def test_sigterm_before_anything_runs_is_exit_code_143(monkeypatch, capsys):
+def test_sigterm_before_anything_runs_is_exit_code_143(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("kdr.cli.app.app", lambda **_: signal.raise_signal(signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit, match="143"):
         main()
-    assert "the same command continues" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_json_goes_to_standard_output_alone(orchestrate, tmp_path):
+def test_json_goes_to_standard_output_alone(orchestrate: Orchestrate, tmp_path: Path) -> None:
     study = Path(kdr.__file__).parents[1] / "search_spaces" / "quickstart.yaml"
     result = orchestrate("plan", study, "--storage", tmp_path, "--json")
     assert json.loads(result.stdout)["study"] == "quickstart"
@@ -181,7 +190,7 @@ def test_json_goes_to_standard_output_alone(orchestrate, tmp_path):
 
 
 @pytest.mark.parametrize("name", LOG_COMMANDS)
-def test_help_of_a_log_command_shows_an_example(name):
+def test_help_of_a_log_command_shows_an_example(name: str) -> None:
     result = CliRunner().invoke(app, ["log", name, "--help"])
     assert result.exit_code == 0
     assert re.search(rf"kdr\s+log\s+{name}", result.stdout)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import Result
 
 from kdr.cli import run, status
 from kdr.cli.detached_run import DetachedRun, start_detached
@@ -19,9 +18,8 @@ from kdr.errors import BusyError, ConfigError, DataError, PackageError, StorageE
 from kdr.results.reader import read_log
 from kdr.run.driver.sole_driver import sole_driver
 from kdr.storage.layout import Storage
+from tests.cli.conftest import Invoke, Write
 
-Invoke = Callable[..., Result]
-Write = Callable[..., Path]
 TINY: dict[str, Any] = {
     "study": "tiny",
     "trial": {
@@ -152,7 +150,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("nothing_starts")
-def test_a_study_that_is_running_is_refused(invoke: Invoke, write: Write, tmp_path: Path) -> None:
+def test_a_running_study_is_refused(invoke: Invoke, write: Write, tmp_path: Path) -> None:
     storage = Storage.at(tmp_path / "runs")
     message = rf"study tiny is already running \(process {os.getpid()} on .*, since .* UTC\)\. "
     with (
@@ -188,7 +186,7 @@ def test_a_study_that_is_running_is_refused(invoke: Invoke, write: Write, tmp_pa
         ),
     ],
 )
-def test_what_would_end_the_run_at_once_is_refused(
+def test_a_run_that_would_fail_at_once_is_refused(
     invoke: Invoke,
     write: Write,
     tmp_path: Path,
@@ -212,16 +210,14 @@ def test_a_missing_logger_is_refused(
 
 
 @pytest.mark.usefixtures("nothing_starts")
-def test_a_storage_that_cannot_be_written_is_refused(
-    invoke: Invoke, write: Write, tmp_path: Path
-) -> None:
+def test_an_unwritable_storage_is_refused(invoke: Invoke, write: Write, tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(StorageError, match="--storage: "):
         invoke(run.command, write(), "--storage", tmp_path / "runs", "--detach")
 
 
 @pytest.mark.usefixtures("nothing_starts")
-def test_an_output_that_cannot_be_written_is_an_error(
+def test_an_unwritable_output_file_is_an_error(
     invoke: Invoke, write: Write, tmp_path: Path
 ) -> None:
     (tmp_path / "runs").mkdir()
@@ -230,19 +226,19 @@ def test_an_output_that_cannot_be_written_is_an_error(
         invoke(run.command, write(), "--storage", tmp_path / "runs", "--detach")
 
 
-def test_status_shows_a_study_that_is_starting(invoke: Invoke, tmp_path: Path) -> None:
+def test_status_shows_a_starting_study(invoke: Invoke, tmp_path: Path) -> None:
     storage = Storage.at(tmp_path)
     arguments = ("tiny", "--storage", tmp_path)
     with sole_driver(storage, "tiny", on_waiting=print):
         assert invoke(status.command, *arguments).stdout.startswith("tiny: 0 trials (none ")
-    with pytest.raises(ConfigError, match="tiny: must be a study in the log"):
+    with pytest.raises(ConfigError, match="study tiny is not in the log"):
         invoke(status.command, *arguments)
     storage.output("tiny").parent.mkdir()
     storage.output("tiny").touch()
     found = json.loads(invoke(status.command, *arguments, "--json").stdout)
     assert (found["study"], found["trials"], found["is_over"]) == ("tiny", [], False)
     os.utime(storage.output("tiny"), (0, 0))
-    with pytest.raises(ConfigError, match="tiny: must be a study in the log"):
+    with pytest.raises(ConfigError, match="study tiny is not in the log"):
         invoke(status.command, *arguments)
 
 

@@ -1,5 +1,4 @@
-"""`doctor`: what is in order is told, and what is not, with the way out. Every failure here is a
-real one."""
+"""`doctor` reports what works and what does not, with a fix. Every failure here is real."""
 
 import importlib.util
 import json
@@ -15,7 +14,6 @@ from typer.testing import CliRunner
 
 from kdr.cli.app import app
 from kdr.cli.checks import (
-    Finding,
     all_checks,
     ray_tokens,
     run_checks,
@@ -35,6 +33,7 @@ from kdr.detectors.checkpoint_files import save_student
 from kdr.errors import DataError
 from kdr.storage.layout import Storage
 from kdr.storage.local_path import LocalPath
+from kdr.training.findings import Finding
 
 CONTENT: dict[str, Any] = {
     "study": "small",
@@ -60,7 +59,7 @@ def storage(tmp_path: Path) -> Storage:
     return Storage.at(tmp_path / "runs")
 
 
-def test_a_check_that_raises_has_failed_and_the_others_go_on() -> None:
+def test_a_check_that_raises_fails_and_the_others_still_run() -> None:
     def breaks() -> Any:
         raise DataError("x.json: must be there")
         yield
@@ -77,7 +76,7 @@ def test_a_check_that_raises_has_failed_and_the_others_go_on() -> None:
     ]
 
 
-def test_the_installation_is_in_order(storage: Storage) -> None:
+def test_the_installation_passes(storage: Storage) -> None:
     checks = all_checks(storage, address=None, study=None)
     found = list(run_checks({name: checks[name] for name in ("packages", "torch", "device")}))
     assert {finding.state for finding in found} <= {"ok", "warning"}
@@ -102,7 +101,7 @@ def test_a_damaged_file_of_the_log_is_named(example_log: Any) -> None:
     assert found[1].fix == "kdr log check --quarantine"
 
 
-def test_where_rays_token_comes_from_is_told_and_the_token_never(
+def test_the_source_of_rays_token_is_reported_but_not_the_token(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -119,7 +118,7 @@ def test_where_rays_token_comes_from_is_told_and_the_token_never(
     assert "secret" not in f"{found.text} {found.fix}"
 
 
-def test_a_logger_whose_package_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_logger_without_its_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     [found] = run_checks(
         {"loggers": lambda: study_loggers(study_with({"loggers": ["tensorboard"]}))}
     )
@@ -142,7 +141,9 @@ def test_missing_data_is_named(storage: Storage) -> None:
 
 
 @pytest.mark.slow
-def test_levels_weights_and_labels_of_a_study_are_told(storage: Storage, tmp_path: Path) -> None:
+def test_levels_weights_and_labels_of_a_study_are_reported(
+    storage: Storage, tmp_path: Path
+) -> None:
     found = {
         finding.name: finding
         for finding in study_detectors(
@@ -170,7 +171,7 @@ def test_levels_weights_and_labels_of_a_study_are_told(storage: Storage, tmp_pat
 
 
 @pytest.mark.slow
-def test_what_is_used_of_another_librarys_file_is_told(
+def test_the_used_part_of_another_librarys_file_is_reported(
     storage: Storage, mmdetection_file: Callable[..., str]
 ) -> None:
     teacher = {"backbone": "resnet18", "fpn_channels": 32, "weights": mmdetection_file(None)}
@@ -234,7 +235,7 @@ def test_the_pre_flight_measures_once_and_judges_each_time(
     assert time.monotonic() - begin < 1
 
 
-def test_a_problem_that_several_checks_meet_is_told_once() -> None:
+def test_a_problem_of_several_checks_is_reported_once() -> None:
     def breaks() -> Any:
         raise DataError("x.json: must be there")
         yield
@@ -245,7 +246,7 @@ def test_a_problem_that_several_checks_meet_is_told_once() -> None:
 
 
 @pytest.mark.ray
-def test_a_study_in_order_passes_and_json_holds_the_findings(tmp_path: Path) -> None:
+def test_a_valid_study_passes_and_json_has_the_findings(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(CONTENT))
     asked = [str(tmp_path / "study.yaml"), "--storage", str(tmp_path / "runs")]
     result = CliRunner().invoke(app, ["doctor", *asked, "--json"])
@@ -258,7 +259,7 @@ def test_a_study_in_order_passes_and_json_holds_the_findings(tmp_path: Path) -> 
 
 
 @pytest.mark.ray
-def test_a_study_that_cannot_run_here_fails_with_the_way_out(tmp_path: Path) -> None:
+def test_a_study_that_cannot_run_here_fails_with_a_fix(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(
         yaml.safe_dump({**CONTENT, "resources": {"cpus_per_worker": 1000}})
     )
@@ -277,7 +278,7 @@ def test_a_study_that_cannot_run_here_fails_with_the_way_out(tmp_path: Path) -> 
 
 
 @pytest.mark.ray
-def test_a_cluster_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_an_unreachable_cluster_is_a_failure(tmp_path: Path) -> None:
     begin = time.monotonic()
     checks = all_checks(Storage.at(tmp_path), address="127.0.0.1:1", study=None)
     [found] = run_checks({"Ray": checks["Ray"]})

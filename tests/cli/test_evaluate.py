@@ -1,8 +1,9 @@
-"""A trained student measured again, with pictures of what it finds."""
+"""`evaluate` measures a trained student and draws its predictions."""
 
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +14,21 @@ from kdr.cli import evaluate
 from kdr.errors import ConfigError, WeightsError
 from kdr.results.reader import read_log
 from kdr.training.metrics import COCO_METRICS
+from tests.cli.conftest import Invoke, Trained
 
 pytestmark = pytest.mark.slow
+Measure = Callable[..., str]
+"""Runs `evaluate` with a checkpoint and options; returns what it prints."""
 
 
 @pytest.fixture
-def measure(trained, invoke):
+def measure(trained: Trained, invoke: Invoke) -> Measure:
     return lambda checkpoint, *arguments: (
         invoke(evaluate.command, checkpoint, "--storage", trained.storage.root, *arguments).stdout
     )
 
 
-def test_the_metrics_of_the_log_are_found_again(trained, measure) -> None:
+def test_evaluate_reproduces_the_logged_metrics(trained: Trained, measure: Measure) -> None:
     by_key, by_path = (
         json.loads(measure(given, "--json")) for given in (trained.key, trained.weights)
     )
@@ -37,7 +41,9 @@ def test_the_metrics_of_the_log_are_found_again(trained, measure) -> None:
     assert by_key["per_class"] == dict(logged["ap_per_class"])
 
 
-def test_twelve_metrics_are_printed_and_those_without_objects_say_so(trained, measure) -> None:
+def test_twelve_metrics_are_printed_with_a_dash_where_there_are_no_objects(
+    trained: Trained, measure: Measure
+) -> None:
     lines = measure(trained.key).splitlines()
     assert lines[0] == str(trained.weights)
     assert lines[1].startswith("val.json: 6 images, ")
@@ -52,12 +58,12 @@ def test_twelve_metrics_are_printed_and_those_without_objects_say_so(trained, me
     assert lines[15].split() == ["class", "AP", "value"]
 
 
-def test_the_training_images_can_be_measured(trained, measure) -> None:
+def test_the_training_images_can_be_measured(trained: Trained, measure: Measure) -> None:
     assert json.loads(measure(trained.key, "--split", "training", "--json"))["images"] == 16
 
 
 def test_pictures_show_ground_truth_beside_predictions(
-    trained, measure, tmp_path: Path, capfd
+    trained: Trained, measure: Measure, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     found = json.loads(
         measure(trained.key, "--show", tmp_path, "--num-shown", 3, "--min-score", 0, "--json")
@@ -76,27 +82,32 @@ def test_pictures_show_ground_truth_beside_predictions(
         assert orange.sum() > 200
 
 
-def test_boxes_below_the_lowest_score_are_not_drawn(trained, measure, tmp_path: Path) -> None:
+def test_boxes_below_the_lowest_score_are_not_drawn(
+    trained: Trained, measure: Measure, tmp_path: Path
+) -> None:
     measure(trained.key, "--show", tmp_path / "all", "--num-shown", 1, "--min-score", 0)
     measure(trained.key, "--show", tmp_path / "none", "--num-shown", 1, "--min-score", 1)
-    [every], [none] = ((tmp_path / name).glob("*.jpg") for name in ("all", "none"))
-    every, none = (np.asarray(Image.open(path)).astype(int) for path in (every, none))
+    every, none = (
+        np.asarray(Image.open(path)).astype(int)
+        for name in ("all", "none")
+        for path in (tmp_path / name).glob("*.jpg")
+    )
     assert abs(every[:, :320] - none[:, :320]).max() < 40  # the ground truth is the same
     assert abs(every[:, 328:] - none[:, 328:]).max() > 100
 
 
-def test_data_of_another_study_can_be_used(trained, measure) -> None:
+def test_data_of_another_study_can_be_used(trained: Trained, measure: Measure) -> None:
     found = json.loads(
         measure(trained.key, "--data", trained.study, "--set", "data.num_val=4", "--json")
     )
     assert found["images"] == 4
 
 
-def test_classes_that_differ_are_refused(trained, measure) -> None:
+def test_other_classes_are_refused(trained: Trained, measure: Measure) -> None:
     with pytest.raises(
         ConfigError,
         match=(
-            r"--data: must have the classes of .*student\.pt, which are circle, .* got circle,"
+            r"--data: must have the classes of .*student\.pt \(circle, .*\), got circle,"
             r" square\. "
         ),
     ):
@@ -104,7 +115,7 @@ def test_classes_that_differ_are_refused(trained, measure) -> None:
 
 
 @pytest.mark.parametrize("given", ["no-such-key", "nowhere/student.pt", "."])
-def test_weights_that_are_not_there_are_told(measure, given) -> None:
+def test_missing_weights_are_an_error(measure: Measure, given: str) -> None:
     with pytest.raises(
         WeightsError,
         match=rf"CHECKPOINT: must be a file, or the key of a trial .* got {re.escape(given)}\. ",
@@ -112,20 +123,22 @@ def test_weights_that_are_not_there_are_told(measure, given) -> None:
         measure(given)
 
 
-def test_weights_without_their_sidecar_are_told(trained, measure, tmp_path: Path) -> None:
+def test_weights_without_a_sidecar_are_an_error(
+    trained: Trained, measure: Measure, tmp_path: Path
+) -> None:
     shutil.copy(trained.weights, tmp_path)
     with pytest.raises(WeightsError, match=r"student\.json: the weights have no sidecar"):
         measure(tmp_path / "student.pt", "--data", trained.study)
 
 
-def test_weights_of_a_trial_that_the_log_does_not_know_need_data(
-    trained, invoke, tmp_path: Path
+def test_weights_of_an_unknown_trial_need_data(
+    trained: Trained, invoke: Invoke, tmp_path: Path
 ) -> None:
     for name in ("student.pt", "student.json"):
         shutil.copy(trained.weights.with_name(name), tmp_path)
     with pytest.raises(
         ConfigError,
-        match=rf"--data: must be given, since the log of .* does not know the trial {trained.key}",
+        match=rf"--data: is needed, because trial {trained.key} of .* is not in the log of ",
     ):
         invoke(evaluate.command, tmp_path / "student.pt", "--storage", tmp_path / "other")
     again = invoke(

@@ -3,11 +3,9 @@
 import fnmatch
 import json
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import Result
 
 import kdr
 from kdr.cli import init, plan
@@ -16,8 +14,7 @@ from kdr.config.study import Study, read_study
 from kdr.errors import ConfigError, StorageError
 from kdr.plan.arm_checks import check_design
 from kdr.report.study_facts import question_of
-
-Invoke = Callable[..., Result]
+from tests.cli.conftest import Invoke
 
 PACKAGE = Path(kdr.__file__).parent
 RECIPES = PACKAGE.parent / "search_spaces"
@@ -150,7 +147,7 @@ def test_an_existing_file_is_overwritten_only_with_force(invoke: Invoke, empty: 
     assert read_study(path).study == "quickstart"
 
 
-def test_commands_in_a_starter_name_the_file_that_was_written(invoke: Invoke, empty: Path) -> None:
+def test_commands_in_a_starter_name_the_written_file(invoke: Invoke, empty: Path) -> None:
     written = invoke(init.command, "ablation", "--output", "my parts.yaml")
     assert "kdr plan 'my parts.yaml'" in written.stdout
     text = (empty / "my parts.yaml").read_text()
@@ -159,14 +156,12 @@ def test_commands_in_a_starter_name_the_file_that_was_written(invoke: Invoke, em
 
 
 @pytest.mark.parametrize("name", ["nothing", "../quickstart", ""])
-def test_an_unknown_starter_is_answered_with_the_names(
-    invoke: Invoke, empty: Path, name: str
-) -> None:
+def test_an_unknown_starter_lists_the_names(invoke: Invoke, empty: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=r"NAME: must be one of quickstart, ablation, coco, got"):
         invoke(init.command, name)
     assert files_in(empty) == []
 
 
-def test_a_file_that_cannot_be_written_is_an_error(invoke: Invoke, empty: Path) -> None:
+def test_an_unwritable_file_is_an_error(invoke: Invoke, empty: Path) -> None:
     with pytest.raises(StorageError, match=r"--output: cannot write no/where\.yaml \(No such"):
         invoke(init.command, "quickstart", "-o", "no/where.yaml")

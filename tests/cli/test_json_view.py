@@ -5,12 +5,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import Result
 
 import kdr
 from kdr.cli import run
@@ -19,9 +17,9 @@ from kdr.config.study import read_study
 from kdr.run.observer import Observer, TrialUpdate
 from kdr.run.study_run import Outcome
 from kdr.training.findings import Finding
+from tests.cli.conftest import Invoke
 
 STARTERS = Path(kdr.__file__).parent / "starters"
-Invoke = Callable[..., Result]
 
 
 def lines_of(text: str) -> list[dict[str, Any]]:
@@ -46,7 +44,7 @@ def changes(view: JsonView) -> list[tuple[str, str, int]]:
     return [(line["change"], line["state"], line["epoch"]) for line in printed(view)]
 
 
-def test_a_trial_starts_makes_epochs_and_ends(view: JsonView) -> None:
+def test_a_trial_starts_reports_epochs_and_ends(view: JsonView) -> None:
     for state, epoch in [
         ("running", 0),
         ("running", 0),
@@ -99,7 +97,7 @@ def test_a_trial_whose_process_died_is_restarted(view: JsonView) -> None:
     assert [change for change, *_ in changes(view)] == ["started", "epoch", "restarted", "epoch"]
 
 
-def test_a_trial_that_was_interrupted_may_start_again(view: JsonView) -> None:
+def test_an_interrupted_trial_may_start_again(view: JsonView) -> None:
     for state in ("running", "interrupted", "running", "completed"):
         view.update(update(state, 1))
     assert [change for change, *_ in changes(view)] == ["started", "ended", "started", "ended"]
@@ -167,7 +165,7 @@ def run_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kdr.run.study_run.run_study", run_study)
 
 
-def test_standard_output_has_json_lines_alone(
+def test_standard_output_has_json_lines_only(
     invoke: Invoke, run_without_ray: None, tmp_path: Path
 ) -> None:
     arguments = (STARTERS / "ablation.yaml", "--storage", tmp_path, "--json")
@@ -200,7 +198,7 @@ print("the end", file=sys.stderr)
 """
 
 
-def test_what_libraries_and_children_print_goes_to_standard_error() -> None:
+def test_output_of_libraries_and_children_goes_to_standard_error() -> None:
     command = [sys.executable, "-c", OUTPUT]
     result = subprocess.run(command, capture_output=True, text=True, input="\n", check=True)
     *lines, after = result.stdout.splitlines()

@@ -1,31 +1,36 @@
-"""`log check`, `log compact`, `log exclude`, `log cancel`: what they print and leave."""
+"""`log check`, `log compact`, `log exclude` and `log cancel`: output and effects."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from kdr.cli import log_cancel, log_check, log_compact, log_exclude
 from kdr.errors import ConfigError
 from kdr.results.reader import read_log
+from tests.cli.conftest import Ask, Invoke
+from tests.conftest import ExampleLog
 
 
 @pytest.fixture
-def ask(invoke, example_log):
+def ask(invoke: Invoke, example_log: ExampleLog) -> Ask:
     return lambda module, *arguments: invoke(
         module.command, *arguments, "--storage", example_log.storage.root
     )
 
 
-def test_check_ends_with_0_for_a_sound_log_and_1_for_a_damaged_one(ask, example_log):
+def test_check_exits_with_0_for_a_sound_log_and_1_for_a_damaged_one(
+    ask: Ask, example_log: ExampleLog
+) -> None:
     example_log.trial("a")
     assert ask(log_check).exit_code == 0
-    torn = next(example_log.storage.log.glob("epochs/study=example/part-*"))
+    torn = next(Path(str(example_log.storage.log)).glob("epochs/study=example/part-*"))
     torn.write_bytes(b"PAR1")
     result = ask(log_check, "--quarantine")
     assert result.exit_code == 1
     assert result.stdout.startswith(f"damaged: {torn}: ")
     assert f"moved: {example_log.storage.quarantine}" in result.stdout
-    assert result.stdout.endswith(" files that count, 1 problem\n")
+    assert result.stdout.endswith(" files of the log, 1 problem\n")
     result = ask(log_check, "--json")
     [gap] = json.loads(result.stdout)["findings"]
     assert (result.exit_code, gap["kind"], gap["where"]) == (0, "incomplete", "a")
@@ -34,21 +39,25 @@ def test_check_ends_with_0_for_a_sound_log_and_1_for_a_damaged_one(ask, example_
     )
 
 
-def test_compact_says_how_many_files_became_how_many(ask, example_log):
+def test_compact_reports_the_number_of_files_before_and_after(
+    ask: Ask, example_log: ExampleLog
+) -> None:
     for key in "abc":
         example_log.trial(key)
     num_rows = read_log(example_log.storage).trials.num_rows
-    before = len(list(example_log.storage.log.glob("*/study=example/part-*")))
+    before = len(list(Path(str(example_log.storage.log)).glob("*/study=example/part-*")))
     assert ask(log_compact).stdout == f"example: {before} files became 3\n"
     assert ask(log_compact, "example").stdout == "example: 3 files became 3\n"
     assert read_log(example_log.storage).trials.num_rows == num_rows
     with pytest.raises(
-        ConfigError, match=r"nothing: must be a study in the log .* Studies there: example"
+        ConfigError, match=r"study nothing is not in the log .* \(studies there: example\)"
     ):
         ask(log_compact, "nothing")
 
 
-def test_exclude_takes_a_beginning_of_a_key_and_undo_takes_it_back(ask, example_log):
+def test_exclude_accepts_the_start_of_a_key_and_can_be_undone(
+    ask: Ask, example_log: ExampleLog
+) -> None:
     example_log.trial("abcdef123", AP=0.5)
     assert "`kdr run` trains it again" in ask(log_exclude, "abcdef", "--reason", "broken").stdout
     assert read_log(example_log.storage).states()["abcdef123"].state == "excluded"
@@ -57,7 +66,9 @@ def test_exclude_takes_a_beginning_of_a_key_and_undo_takes_it_back(ask, example_
 
 
 @pytest.mark.parametrize("options", [(), ("--undo", "--reason", "x")])
-def test_exclude_needs_a_reason_or_undo(ask, example_log, options):
+def test_exclude_needs_a_reason_or_undo(
+    ask: Ask, example_log: ExampleLog, options: tuple[str, ...]
+) -> None:
     with pytest.raises(ConfigError, match="needs either --reason or --undo"):
         ask(log_exclude, "abcdef123", *options)
     example_log.trial("abcdef123")
@@ -65,16 +76,16 @@ def test_exclude_needs_a_reason_or_undo(ask, example_log, options):
         ask(log_exclude, "abcdef123", "--reason", " ")
 
 
-def test_cancel_asks_a_running_trial_to_end(ask, example_log):
+def test_cancel_requests_the_end_of_a_running_trial(ask: Ask, example_log: ExampleLog) -> None:
     example_log.trial("abcdef123", event="started", epoch=2)
     assert (
-        "is asked to end after its present epoch; it is past epoch 2"
+        "will end after its current epoch (2 finished)"
         in ask(log_cancel, "abcdef", "--reason", "slow").stdout
     )
     assert example_log.storage.cancellation("abcdef123").read_text() == "slow"
 
 
-def test_cancel_says_that_a_trial_is_not_running(ask, example_log):
+def test_cancel_refuses_a_trial_that_is_not_running(ask: Ask, example_log: ExampleLog) -> None:
     example_log.trial("abcdef123")
     with pytest.raises(
         ConfigError, match="KEY: must be a running trial, got abcdef123, which is completed"

@@ -1,10 +1,10 @@
-"""What `plan` tells of a study before anything runs, and what it does not need for that."""
+"""`plan` shows a study before anything runs, and needs little for it."""
 
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import yaml
 import kdr
 from kdr.cli import plan
 from kdr.errors import ConfigError, DataError
+from tests.cli.conftest import Invoke, Orchestrate, Write
 
 STUDIES = sorted((Path(kdr.__file__).parents[1] / "search_spaces").glob("*.yaml"))
 HEAVY = ("torch", "torchvision", "ray", "optuna", "duckdb", "scipy", "numpy")
@@ -57,8 +58,8 @@ COCO = {
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a study file: the small one, with some of its parts replaced."""
+def write(tmp_path: Path) -> Write:
+    """Writes the small study, with some parts of its trial replaced."""
 
     def to_disk(**trial: Any) -> Path:
         path = tmp_path / "study.yaml"
@@ -71,16 +72,14 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 
 def facts(text: str) -> dict[str, str]:
-    """The lines above the table of parameters, by their first column."""
+    """Returns the lines above the first table, by their first column."""
     lines = [line for line in text.split("\n\n")[0].splitlines() if line]
     return dict(re.split(r" {2,}", line, maxsplit=1) for line in lines)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
-def test_every_study_that_comes_along_can_be_planned_without_heavy_packages(
-    study: Path, tmp_path: Path
-) -> None:
+def test_every_shipped_study_is_planned_without_heavy_packages(study: Path, tmp_path: Path) -> None:
     code = (
         "import sys\nfrom kdr.cli.app import main\ntry:\n    main()\nexcept SystemExit as end:\n"
         f"    print([name for name in {HEAVY} if name in sys.modules], end.code, file=sys.stderr)\n"
@@ -95,7 +94,7 @@ def test_every_study_that_comes_along_can_be_planned_without_heavy_packages(
     assert not list(tmp_path.iterdir())
 
 
-def test_trials_teacher_and_search_are_told(invoke, write, tmp_path):
+def test_trials_teacher_and_search_are_shown(invoke: Invoke, write: Write, tmp_path: Path) -> None:
     text = invoke(plan.command, write(), "--storage", tmp_path / "runs").stdout
     assert facts(text) == {
         "study": "small",
@@ -123,7 +122,7 @@ ABLATION: dict[str, Any] = {
 
 
 @pytest.fixture
-def write_ablation(tmp_path: Path) -> Callable[..., Path]:
+def write_ablation(tmp_path: Path) -> Write:
     """Writes the small study as an ablation, with some of its settings replaced."""
 
     def to_disk(**ablation: Any) -> Path:
@@ -140,7 +139,9 @@ def write_ablation(tmp_path: Path) -> Callable[..., Path]:
     return to_disk
 
 
-def test_the_arms_of_an_ablation_are_told(invoke, write_ablation, tmp_path):
+def test_the_arms_of_an_ablation_are_shown(
+    invoke: Invoke, write_ablation: Write, tmp_path: Path
+) -> None:
     text = invoke(
         plan.command, write_ablation(design="factorial"), "--storage", tmp_path / "runs"
     ).stdout
@@ -170,7 +171,7 @@ def test_the_arms_of_an_ablation_are_told(invoke, write_ablation, tmp_path):
     ]
 
 
-def test_arms_that_are_left_out_are_named(invoke, write_ablation):
+def test_left_out_arms_are_named(invoke: Invoke, write_ablation: Write) -> None:
     leave_out = [{"review": "off", "attention": "off"}]
     found = facts(
         invoke(plan.command, write_ablation(design="factorial", leave_out=leave_out)).stdout
@@ -179,9 +180,9 @@ def test_arms_that_are_left_out_are_named(invoke, write_ablation):
 
 
 def log_values(
-    path: Path, storage: Any, values: dict[str, tuple[float, ...]], **columns: Any
+    path: Path, storage: Any, values: Mapping[str, Sequence[float]], **columns: Any
 ) -> None:
-    """Writes an ablation's trials as completed: the AP of each arm by seed, for the first seeds."""
+    """Logs an ablation's trials as completed; `values` has each arm's AP of the first seeds."""
     from kdr.config.study import read_study
     from kdr.plan.designs import arm_points
     from kdr.results.reader import read_log
@@ -199,7 +200,7 @@ def log_values(
         for arm, trial in trials:
             index = study.ablation.all_seeds.index(trial.config.seed)
             if index < len(values[arm.name]):
-                done = {
+                done: dict[str, Any] = {
                     "event": "completed",
                     "config": trial.config.model_dump_json(),
                     "seed": trial.config.seed,
@@ -215,13 +216,15 @@ def log_values(
                 )
 
 
-def test_what_the_log_knows_gives_cost_and_smallest_effect(invoke, write_ablation, tmp_path):
+def test_cost_and_smallest_effect_come_from_the_log(
+    invoke: Invoke, write_ablation: Write, tmp_path: Path
+) -> None:
     from kdr.storage.layout import Storage
 
     storage, path = Storage.at(tmp_path / "runs"), write_ablation()
     before = facts(invoke(plan.command, path, "--storage", storage.root).stdout)
     assert before["cost"].startswith(
-        "unknown: the log has no completed trial of this shape. --probe trains a few steps"
+        "unknown: the log has no completed trial of this shape. --probe estimates it"
     )
     assert (
         before["can decide"]
@@ -253,12 +256,14 @@ def test_what_the_log_knows_gives_cost_and_smallest_effect(invoke, write_ablatio
     ]
 
 
-def test_a_contrast_is_not_adjusted_for(invoke, write_ablation):
+def test_the_contrast_is_not_adjusted(invoke: Invoke, write_ablation: Write) -> None:
     found = facts(invoke(plan.command, write_ablation(contrast="review=off")).stdout)
     assert "3 seeds, 1 comparison)" in found["can decide"]
 
 
-def test_seeds_with_which_a_search_has_chosen_are_warned_of(invoke, write_ablation, tmp_path):
+def test_seeds_of_the_search_that_chose_the_settings_are_warned_about(
+    invoke: Invoke, write_ablation: Write, tmp_path: Path
+) -> None:
     from kdr.config.study import study_from
     from kdr.results.schema import TrialEvent
     from kdr.results.writer import LogWriter
@@ -288,16 +293,18 @@ def test_seeds_with_which_a_search_has_chosen_are_warned_of(invoke, write_ablati
 
 
 @pytest.mark.slow
-def test_a_probe_tells_the_cost_of_teacher_and_trials(invoke, write_ablation, tmp_path):
+def test_a_probe_estimates_the_cost_of_teacher_and_trials(
+    invoke: Invoke, write_ablation: Write, tmp_path: Path
+) -> None:
     text = invoke(plan.command, write_ablation(), "--storage", tmp_path / "runs", "--probe").stdout
     found = facts(text)["cost"]
     assert " for 9 trials one after the other in this process, " in found
     assert " of it for the teacher: " in found
-    assert found.endswith(" s an evaluation of the baseline")
+    assert found.endswith(" s per evaluation of the baseline")
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["data"]
 
 
-def test_the_parameters_are_a_table(invoke, write):
+def test_the_parameters_are_a_table(invoke: Invoke, write: Write) -> None:
     lines = invoke(plan.command, write()).stdout.splitlines()
     begin = next(index for index, line in enumerate(lines) if line.startswith("parameter "))
     rows = [
@@ -312,7 +319,7 @@ def test_the_parameters_are_a_table(invoke, write):
     ]
 
 
-def test_json_holds_the_same_for_scripts(invoke, write, tmp_path):
+def test_json_has_the_same_facts(invoke: Invoke, write: Write, tmp_path: Path) -> None:
     found = json.loads(invoke(plan.command, write(), "--storage", tmp_path, "--json").stdout)
     assert (found["study"], found["trials"], found["known already"]) == ("small", 5, "0 of 1")
     assert [row["path"] for row in found["parameters"]] == list(SMALL["search"]["parameters"])
@@ -320,7 +327,7 @@ def test_json_holds_the_same_for_scripts(invoke, write, tmp_path):
     assert found["data"].startswith("shapes: ")
 
 
-def test_settings_can_be_overridden(invoke, write):
+def test_settings_can_be_overridden(invoke: Invoke, write: Write) -> None:
     overrides = [
         "--set",
         "search.trials=40",
@@ -333,7 +340,7 @@ def test_settings_can_be_overridden(invoke, write):
     assert (found["trials"], found["student"]) == ("40", "fcos mobilenet_v3_small, 7 epochs")
 
 
-def test_what_looks_wrong_is_warned_of(invoke, write):
+def test_suspicious_settings_are_warned_about(invoke: Invoke, write: Write) -> None:
     lines = invoke(plan.command, write(), "--set", "training.batch_size=64").stdout.splitlines()
     warnings = [line for line in lines if line.startswith("warning: ")]
     assert len(warnings) == 1
@@ -342,7 +349,9 @@ def test_what_looks_wrong_is_warned_of(invoke, write):
     )
 
 
-def test_a_teacher_of_another_library_is_told_and_its_settings_are_checked(invoke, write, tmp_path):
+def test_a_teacher_of_another_library_is_shown_and_its_settings_are_checked(
+    invoke: Invoke, write: Write, tmp_path: Path
+) -> None:
     teacher = {
         "backbone": "resnet101",
         "weights": str(tmp_path / "model.pkl"),
@@ -353,7 +362,9 @@ def test_a_teacher_of_another_library_is_told_and_its_settings_are_checked(invok
     assert "cannot be counted here" in facts(text)["known already"]
 
 
-def test_known_trials_and_teachers_are_counted(invoke, write, tmp_path):
+def test_known_trials_and_teachers_are_counted(
+    invoke: Invoke, write: Write, tmp_path: Path
+) -> None:
     from kdr.config.study import read_study
     from kdr.results.schema import TrialEvent
     from kdr.results.writer import LogWriter
@@ -382,7 +393,9 @@ def test_known_trials_and_teachers_are_counted(invoke, write, tmp_path):
     )
 
 
-def test_a_full_check_of_the_data_generates_and_decodes_it(invoke, write, tmp_path):
+def test_a_full_check_of_the_data_generates_and_decodes_it(
+    invoke: Invoke, write: Write, tmp_path: Path
+) -> None:
     text = invoke(
         plan.command, write(), "--storage", tmp_path / "runs", "--check-data", "full"
     ).stdout
@@ -397,7 +410,9 @@ def test_a_full_check_of_the_data_generates_and_decodes_it(invoke, write, tmp_pa
         invoke(plan.command, write(), "--storage", tmp_path / "runs", "--check-data", "full")
 
 
-def test_data_that_is_not_here_is_no_obstacle_to_a_plan(orchestrate, write, tmp_path):
+def test_a_plan_does_not_need_the_data(
+    orchestrate: Orchestrate, write: Write, tmp_path: Path
+) -> None:
     path = write(data=COCO)
     result = orchestrate("plan", path, "--storage", tmp_path / "runs")
     assert (result.returncode, result.stderr) == (0, "")
@@ -413,7 +428,7 @@ def test_data_that_is_not_here_is_no_obstacle_to_a_plan(orchestrate, write, tmp_
     assert "Traceback" not in checked.stderr
 
 
-def test_every_problem_of_a_file_is_printed_at_once(orchestrate, write):
+def test_every_problem_of_a_file_is_printed_at_once(orchestrate: Orchestrate, write: Write) -> None:
     path = write(
         training={"epochs": 0, "batch_size": 8, "learning_rate": 1e-3},
         student={"backbone": "mobilenet_v3_smal"},
@@ -441,11 +456,13 @@ def test_every_problem_of_a_file_is_printed_at_once(orchestrate, write):
         ("search.parameters.distill.kdr.weight.float=[5, 1]", r"search\.parameters"),
     ],
 )
-def test_an_override_that_cannot_be_used_is_told(invoke, write, override, message):
+def test_an_invalid_override_is_an_error(
+    invoke: Invoke, write: Write, override: str, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         invoke(plan.command, write(), "--set", override)
 
 
-def test_a_file_that_is_not_there_is_told(invoke, tmp_path):
+def test_a_missing_file_is_an_error(invoke: Invoke, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"missing\.yaml"):
         invoke(plan.command, tmp_path / "missing.yaml")

@@ -1,59 +1,62 @@
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from kdr.cli import report
 from kdr.errors import ConfigError, StorageError
+from tests.cli.conftest import Ask, Invoke
+from tests.conftest import ExampleLog
 
 
 @pytest.fixture
-def ask(invoke, example_log):
+def ask(invoke: Invoke, example_log: ExampleLog) -> Ask:
     example_log.trial("a", AP=0.3)
     return lambda *arguments: invoke(
         report.command, *arguments, "--storage", example_log.storage.root
     )
 
 
-def test_the_page_of_a_study_is_one_file(ask, tmp_path):
+def test_the_report_page_is_one_file(ask: Ask, tmp_path: Path) -> None:
     path = tmp_path / "out.html"
     result = ask("example", "-o", path)
-    assert result.stdout.startswith(f"Written to {path}, ")
+    assert result.stdout.startswith(f"Written to {path} (")
     assert "<h1>example</h1>" in path.read_text()
     assert 4 < path.stat().st_size / 2**20 < 15
 
 
-def test_without_a_name_the_file_is_called_as_the_study(ask, tmp_path, monkeypatch):
+def test_the_default_file_is_named_after_the_study(
+    ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     ask("example")
     assert (tmp_path / "example.html").exists()
 
 
-def test_a_study_file_gives_its_question(ask, tmp_path):
+def test_the_page_shows_the_question_of_the_study_file(ask: Ask, tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"
     study.write_text("# Question: what helps <most>?\nstudy: example\n")
     ask(study, "-o", tmp_path / "out.html")
     assert '<p class="question">What helps &lt;most&gt;?</p>' in (tmp_path / "out.html").read_text()
 
 
-def test_an_unknown_study_and_metric_are_refused(ask, tmp_path):
-    with pytest.raises(ConfigError, match="nothing: must be a study in the log"):
+def test_an_unknown_study_and_metric_are_refused(ask: Ask, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="study nothing is not in the log"):
         ask("nothing", "-o", tmp_path / "out.html")
     with pytest.raises(ConfigError, match="--metric: must be one of AP"):
         ask("example", "--metric", "speed", "-o", tmp_path / "out.html")
 
 
-def test_a_file_that_cannot_be_written_is_named(ask, tmp_path):
+def test_an_unwritable_file_is_an_error(ask: Ask, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        StorageError, match=r"--output: needs a file that can be written, got .*out.html"
-    ):
+    with pytest.raises(StorageError, match=r"--output: cannot write .*out.html"):
         ask("example", "-o", tmp_path / "file" / "out.html")
 
 
-def test_watch_writes_the_page_again_until_the_study_is_over(
-    ask, example_log, tmp_path, monkeypatch
-):
+def test_watch_rewrites_the_page_until_the_study_is_over(
+    ask: Ask, example_log: ExampleLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(report, "WATCH_EVERY_S", 0.2)
     path, pages = tmp_path / "out.html", []
 

@@ -8,17 +8,20 @@ import pytest
 
 from kdr.cli import status
 from kdr.errors import ConfigError
+from kdr.results.schema import Event
+from tests.cli.conftest import Ask, Invoke
+from tests.conftest import ExampleLog
 
 
 @pytest.fixture
-def ask(invoke, example_log):
+def ask(invoke: Invoke, example_log: ExampleLog) -> Ask:
     example_log.time = datetime.now(UTC) - timedelta(seconds=40)
     return lambda *arguments: invoke(
         status.command, *arguments, "--storage", example_log.storage.root
     )
 
 
-def test_states_progress_and_time_left_are_shown(ask, example_log):
+def test_states_progress_and_eta_are_shown(ask: Ask, example_log: ExampleLog) -> None:
     example_log.trial("teacher", role="teacher", AP=0.5)
     example_log.trial("a", AP=0.25)
     example_log.trial("b", AP=0.2, event="started", epoch=2)
@@ -33,13 +36,13 @@ def test_states_progress_and_time_left_are_shown(ask, example_log):
     assert lines[5].endswith(" ago  out of memory")
 
 
-def test_gpu_hours_are_told_beside_their_budget(ask, example_log):
+def test_gpu_hours_are_shown_with_their_budget(ask: Ask, example_log: ExampleLog) -> None:
     example_log.content["search"] |= {"trials": None, "gpu_hours": 10}
     example_log.trial("a", event="started", num_gpus=720.0)  # for four epochs of a second each
     assert ask("example").stdout.splitlines()[0].endswith("; 0.8 of 10 GPU-hours used")
 
 
-def test_the_arms_of_an_ablation_are_shown_with_how_many_seeds_are_done(ask, example_log):
+def test_arms_are_shown_with_their_completed_seeds(ask: Ask, example_log: ExampleLog) -> None:
     del example_log.content["search"]
     example_log.content["trial"]["distill"] = {}
     example_log.content["ablation"] = {
@@ -48,10 +51,11 @@ def test_the_arms_of_an_ablation_are_shown_with_how_many_seeds_are_done(ask, exa
         "metric": "AP",
     }
     for seed in (5, 6):
-        for arm, event in (
-            ("baseline", "completed"),
-            ("lr=low", "failed" if seed == 6 else "completed"),
-        ):
+        arms: dict[str, Event] = {
+            "baseline": "completed",
+            "lr=low": "failed" if seed == 6 else "completed",
+        }
+        for arm, event in arms.items():
             changes = {"seed": seed, "training.lr": 0.01 if arm == "baseline" else 0.001}
             example_log.trial(
                 f"{arm}-{seed}",
@@ -70,7 +74,7 @@ def test_the_arms_of_an_ablation_are_shown_with_how_many_seeds_are_done(ask, exa
     assert lines[6].startswith("baseline, seed 5  completed")
 
 
-def test_json_is_for_scripts(ask, example_log):
+def test_json_has_counts_trials_and_eta(ask: Ask, example_log: ExampleLog) -> None:
     example_log.trial("a", AP=0.25)
     found = json.loads(ask("example", "--json").stdout)
     assert (found["counts"], found["total"], found["is_over"]) == ({"completed": 1}, 8, False)
@@ -82,7 +86,9 @@ def test_json_is_for_scripts(ask, example_log):
     assert found["seconds_left"] == pytest.approx(7 * 4 * 11)
 
 
-def test_watching_ends_with_the_study_and_prints_only_news(ask, example_log, monkeypatch):
+def test_watching_ends_with_the_study_and_prints_only_changes(
+    ask: Ask, example_log: ExampleLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(status, "WATCH_EVERY_S", 0.02)
     example_log.content["search"]["trials"] = 2
     example_log.trial("a")
@@ -95,14 +101,14 @@ def test_watching_ends_with_the_study_and_prints_only_news(ask, example_log, mon
     assert len(blocks) < 10
 
 
-def test_a_study_that_is_not_there_is_named(ask):
+def test_an_unknown_study_is_an_error(ask: Ask) -> None:
     with pytest.raises(
-        ConfigError, match=r"nothing: must be a study in the log .* Studies there: none yet"
+        ConfigError, match=r"study nothing is not in the log .* \(studies there: none yet\)"
     ):
         ask("nothing")
 
 
-def test_help_needs_no_heavy_package():
+def test_help_needs_no_heavy_package() -> None:
     code = (
         "import sys, kdr.cli.query, kdr.cli.table, kdr.cli.status, kdr.cli.best\nprint([name for "
         "name in ('pyarrow', 'duckdb', 'torch', 'ray', 'pydantic') if name in sys.modules])"
@@ -113,7 +119,7 @@ def test_help_needs_no_heavy_package():
     assert result.stdout.strip() == "[]"
 
 
-def test_reading_a_study_needs_neither_torch_nor_ray():
+def test_reading_a_study_needs_neither_torch_nor_ray() -> None:
     code = (
         "import sys, kdr.results.sql, kdr.results.compact, kdr.results.writer\n"
         "import kdr.report.followup.best_study, kdr.report.progress, kdr.report.settings_table\n"

@@ -1,8 +1,10 @@
-"""One trial in the foreground: trained once, known afterwards, with its rows in the log."""
+"""`train` trains one trial in the foreground, once, and logs it."""
 
 import io
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -14,11 +16,12 @@ from kdr.report.ranking import ranking
 from kdr.results.reader import read_log
 from kdr.run.driver.sole_driver import sole_driver
 from kdr.run.driver.trial_claims import TrialClaims
+from tests.cli.conftest import Invoke, Trained, text_of
 
 pytestmark = pytest.mark.slow
 
 
-def test_the_teacher_is_trained_first_and_every_epoch_is_told(trained) -> None:
+def test_the_teacher_is_trained_first_and_every_epoch_is_printed(trained: Trained) -> None:
     lines = trained.result.stdout.splitlines()
     assert lines[0].startswith("training: train.json: 16 images, ")
     assert lines[1].startswith("evaluation: val.json: 6 images, ")
@@ -33,15 +36,15 @@ def test_the_teacher_is_trained_first_and_every_epoch_is_told(trained) -> None:
     }
 
 
-def test_the_trial_is_in_the_ranking_of_its_study(trained) -> None:
+def test_the_trial_is_in_the_ranking_of_its_study(trained: Trained) -> None:
     [trial] = ranking(read_log(trained.storage), "tiny")
     assert (trial.rank, trial.name, trial.key) == (1, "trial-0001", trained.key)
 
 
-def test_a_known_trial_is_not_trained_again(trained, invoke) -> None:
+def test_a_completed_trial_is_not_trained_again(trained: Trained, invoke: Invoke) -> None:
     before = read_log(trained.storage)
     text = invoke(train_one.command, trained.study, "--storage", trained.storage.root).stdout
-    assert text.splitlines()[-1].startswith("Known already: AP ")
+    assert text.splitlines()[-1].startswith("Already trained: AP ")
     assert f"trial {trained.key}. Train it again with --rerun" in text
     after = read_log(trained.storage)
     assert (after.trials.num_rows, after.arms.num_rows) == (
@@ -50,7 +53,7 @@ def test_a_known_trial_is_not_trained_again(trained, invoke) -> None:
     )
 
 
-def test_a_rerun_trains_again_to_the_same_numbers(trained, invoke) -> None:
+def test_a_rerun_trains_again_to_the_same_numbers(trained: Trained, invoke: Invoke) -> None:
     before = read_log(trained.storage).epochs_of(trained.key).to_pylist()
     result: Result = invoke(
         train_one.command,
@@ -70,18 +73,23 @@ def test_a_rerun_trains_again_to_the_same_numbers(trained, invoke) -> None:
     ]
 
 
-def test_another_study_of_the_same_trial_uses_its_result(trained, invoke) -> None:
+def test_another_study_of_the_same_trial_uses_its_result(trained: Trained, invoke: Invoke) -> None:
     content = json.loads(trained.study.read_text()) | {"study": "twin"}
     twin = trained.study.with_name("twin.yaml")
     twin.write_text(json.dumps(content))
     assert (
-        "Known already" in invoke(train_one.command, twin, "--storage", trained.storage.root).stdout
+        "Already trained"
+        in invoke(train_one.command, twin, "--storage", trained.storage.root).stdout
     )
     assert [trial.key for trial in ranking(read_log(trained.storage), "twin")] == [trained.key]
 
 
-def test_a_trial_that_runs_out_of_memory_says_so_and_goes_on(
-    trained, invoke, tmp_path, room_for_two, caplog
+def test_a_trial_that_runs_out_of_memory_reports_it_and_continues(
+    trained: Trained,
+    invoke: Invoke,
+    tmp_path: Path,
+    room_for_two: None,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     changes = (
         "--set",
@@ -93,15 +101,12 @@ def test_a_trial_that_runs_out_of_memory_says_so_and_goes_on(
     )
     text = invoke(train_one.command, trained.study, "--storage", tmp_path / "runs", *changes).stdout
     assert [line.split("  ")[0] for line in text.splitlines()[2:-1]] == ["epoch 1/2", "epoch 2/2"]
-    assert [
-        record.message.partition(": ")[2] for record in caplog.records if "memory" in record.message
-    ] == [
-        "out of memory with 8 images at a time; goes on with 4",
-        "out of memory with 4 images at a time; goes on with 2",
-    ]
+    messages = [record.message.partition(": ")[2] for record in caplog.records]
+    sizes = [re.findall(r"\d+", message) for message in messages if "out of memory" in message]
+    assert sizes == [["8", "4"], ["4", "2"]]
 
 
-def test_what_another_process_trains_is_not_trained_beside_it(trained, invoke) -> None:
+def test_a_trial_of_another_process_is_refused(trained: Trained, invoke: Invoke) -> None:
     before = read_log(trained.storage)
     again = (train_one.command, trained.study, "--storage", trained.storage.root, "--rerun")
     with (
@@ -112,7 +117,7 @@ def test_what_another_process_trains_is_not_trained_beside_it(trained, invoke) -
         ),
     ):
         invoke(*again)
-    refusal = r"must be trained by one process at a time, got one .*: study other \(process "
+    refusal = r"already being trained by study other \(process "
     other = sole_driver(trained.storage, "other", on_waiting=pytest.fail)
     with other as driver, TrialClaims(trained.storage, "other", driver) as claims:
         claims.take([trained.key])
@@ -121,7 +126,9 @@ def test_what_another_process_trains_is_not_trained_beside_it(trained, invoke) -
     assert read_log(trained.storage).trials.num_rows == before.trials.num_rows
 
 
-def test_problems_are_told_before_anything_is_written(trained, invoke, tmp_path: Path) -> None:
+def test_problems_are_reported_before_anything_is_written(
+    trained: Trained, invoke: Invoke, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=r"trial\.training\.epochs: .* got 0"):
         invoke(
             train_one.command,
@@ -140,6 +147,6 @@ def test_problems_are_told_before_anything_is_written(trained, invoke, tmp_path:
 def test_bars_are_drawn_on_a_terminal_only() -> None:
     for is_terminal in (True, False):
         console = Console(file=io.StringIO(), force_terminal=is_terminal, width=80)
-        batches = train_one.progress_bars(console)([1, 2, 3], 3, "training 1/2")  # type: ignore[list-item]
-        assert list(batches) == [1, 2, 3]
-        assert ("training 1/2" in console.file.getvalue()) == is_terminal  # type: ignore[attr-defined]
+        batches: list[Any] = [1, 2, 3]
+        assert [*train_one.progress_bars(console)(batches, 3, "training 1/2")] == batches
+        assert ("training 1/2" in text_of(console)) == is_terminal

@@ -111,7 +111,7 @@ def test_the_commands_read_a_bucket(storage: Storage, example_log: Any) -> None:
     assert "0.5" in command("query", "SELECT AP FROM trials")
     assert "0.5" in command("table", "example", "--by", "distill.kdr.weight")
     assert " files became 3" in command("log", "compact")
-    assert command("log", "check").startswith(f"{storage.log}: 3 files that count, no problem")
+    assert command("log", "check").startswith(f"{storage.log}: 3 files of the log, no problem")
 
 
 def test_a_bucket_has_one_driver_per_study_and_a_dead_one_is_replaced(
