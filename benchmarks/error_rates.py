@@ -36,6 +36,7 @@ def simulated(
         Two arrays (studies, arms).
     """
     generator = np.random.default_rng(seed)
+    # the part that trials of one seed have in common cancels out in their difference
     shared = generator.normal(scale=SD * CORRELATION**0.5, size=(num_studies, 1, n))
     own = generator.normal(scale=SD * (1 - CORRELATION) ** 0.5, size=(num_studies, 1 + num_arms, n))
     values = shared + own

@@ -54,7 +54,7 @@ def drawn_truth(rng: np.random.Generator, num_images: int, num_classes: int) -> 
             annotations.append(
                 annotation
                 | {
-                    "area": 0.7 * box[2] * box[3],
+                    "area": 0.7 * box[2] * box[3],  # of a mask, which is smaller than its box
                     "iscrowd": int(crowd),
                     "ignore": int(crowd),
                 }

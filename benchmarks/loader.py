@@ -68,6 +68,7 @@ def write_data(case: Case, folder: Path) -> tuple[Path, Path]:
     (folder / "images").mkdir(parents=True)
     for image_id in range(1, case.num_images + 1):
         pixels = np.zeros((height, width, 3))
+        # noise at four scales, so that files are about as large as JPEGs of photographs
         for cells, strength in ((4, 120), (16, 80), (64, 40), (min(height, width) // 2, 15)):
             coarse = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
             pixels += (

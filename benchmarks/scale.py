@@ -121,6 +121,7 @@ def run_study_of(num_trials: int, folder: str) -> dict[str, float]:
     from kdr.run.driver.trial_claims import TrialClaims
     from kdr.run.trial_identity import trial_maker
 
+    # The patch is applied in the actor's process: one in the driver's would not reach it.
     class NoTrainingActor(TrialActor):
         def setup(self, config: dict[str, Any], *, settings: Any) -> None:  # type: ignore[override]
             with patch("kdr.run.attempt.trial_actor._engine", lambda _: NoTraining()):
@@ -337,7 +338,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(run_study_of(arguments.one, arguments.storage)), flush=True)
-        os._exit(0)
+        os._exit(0)  # skips Ray's shutdown, which the parent process would wait for
     if arguments.trials:
         compare_studies(arguments.trials)
     if arguments.log_trials:

@@ -89,6 +89,7 @@ def drawn_batch(size: tuple[int, int], count: int) -> Batch:
         (size[0], size[1] if square or not number % 3 else int(size[1] * 0.8))
         for number in range(count)
     ]
+    # as in the loader: zeros to the right and below, sides padded to a multiple of 32
     images = torch.zeros(count, 3, height, width, dtype=torch.uint8)
     boxes = []
     for image, (h, w) in zip(images, sizes, strict=True):
@@ -285,6 +286,7 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
     events = [
         event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"
     ]
+    # each event is an allocation (positive) or a release (negative) of that many bytes
     now = most = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         now += event.nbytes()

@@ -217,6 +217,7 @@ def main() -> None:
         Sweep(study, storage, Ends(), claims).run_teachers(
             [teacher], resources, missing=lambda _log: [teacher]
         )
+        # without the baseline, which the other side may have trained already
         others = [
             one.trial for one in trials_of(study_of(arguments.documented + 1)).trials.values()
         ][1:]

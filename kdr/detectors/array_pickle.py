@@ -78,6 +78,7 @@ class _Array:
 
     def tensor(self) -> torch.Tensor:
         dtype = _TYPES.get(self.dtype.name)
+        # torch has no big-endian tensors
         if dtype is None or self.dtype.order == ">":
             raise ValueError(f"an array of {self.dtype.order}{self.dtype.name}")
         content = self.content.encode("latin1") if isinstance(self.content, str) else self.content

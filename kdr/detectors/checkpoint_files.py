@@ -62,6 +62,7 @@ def open_student(path: Path) -> Detector:
     path = weights_file(str(path / "student.pt" if path.is_dir() else path))
     sidecar = read_sidecar(path)
     state = read_state(str(path))
+    # the weights drawn here are overwritten; the caller's generator must not advance
     with torch.random.fork_rng(devices=[]):
         model = torchvision_model(sidecar.detector, len(sidecar.categories))
     try:

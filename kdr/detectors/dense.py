@@ -72,6 +72,7 @@ def full_precision(images: ImageList) -> torch.autocast:
 def detections(model: Any, features: list[Tensor], images: ImageList) -> list[dict[str, Tensor]]:
     """Returns boxes, scores and labels per image, by torchvision's own post-processing."""
     outputs, of_images = head_outputs(model, features, images), anchors(model, features, images)
+    # torchvision keeps the best candidates of each level, so its post-processing takes levels apart
     cells = cells_per_level(features)
     anchors_per_cell = of_images[0].shape[0] // sum(cells)
     counts = [count * anchors_per_cell for count in cells]

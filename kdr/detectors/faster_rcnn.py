@@ -21,6 +21,8 @@ from kdr.detectors.detector import Kind
 _TORCHVISION_ANCHOR_SCALE = 8.0
 _FIRST_VERSION = "FasterRCNN_ResNet50_FPN_Weights.COCO_V1"
 _LEVELS = ("0", "1", "2", "3", "pool")
+"""torchvision's names; its RoI pooling uses "0" to "3" and the first stage all of them."""
+# torchvision's defaults, repeated because a box head or predictor of our own needs the sizes
 _ROI_SIDE = 7
 _ROI_FEATURES = 1024
 

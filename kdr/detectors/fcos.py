@@ -18,6 +18,7 @@ from kdr.detectors.backbones import fpn_backbone
 from kdr.detectors.detector import Kind
 
 _MIN_IOU = 1e-6
+"""Bounds -log IoU for boxes that do not overlap."""
 
 
 def _build(config: DetectorConfig, num_classes: int, **options: Any) -> fcos.FCOS:
@@ -38,6 +39,8 @@ def _build(config: DetectorConfig, num_classes: int, **options: Any) -> fcos.FCO
     )
     model = fcos.FCOS(backbone, num_classes, head=head, **options)
     if config.norm_on_bbox is False:
+        # After construction, so that the random draws are torchvision's. Head and model each have a
+        # box coder: one for losses, one for detections.
         model.head.regression_head = _PixelRegression(model.head.regression_head)
         model.head.box_coder.normalize_by_size = model.box_coder.normalize_by_size = False
     return model
@@ -54,6 +57,8 @@ class _IouHead(fcos.FCOSHead):  # type: ignore[misc]
         matched_idxs: list[Tensor],
     ) -> dict[str, Tensor]:
         """Returns torchvision's loss terms with another box loss, a mean over foreground cells."""
+        # torchvision (0.29) has no hook for the box loss. Its own one is computed and dropped,
+        # which costs little: only foreground cells take part.
         losses: dict[str, Tensor] = super().compute_loss(
             targets, head_outputs, anchors, matched_idxs
         )
@@ -67,6 +72,7 @@ class _IouHead(fcos.FCOSHead):  # type: ignore[misc]
                 -_iou(found, target["boxes"][matched[foreground]]).clamp(min=_MIN_IOU).log()
             )
         per_cell = torch.cat(of_cells)
+        # a batch without objects has a loss of 0, with gradients
         return {**losses, "bbox_regression": per_cell.sum() / max(1, len(per_cell))}
 
 
@@ -92,9 +98,7 @@ class _PixelRegression(nn.Module):
         self.scales = nn.Parameter(torch.ones(len(FEATURE_STRIDES["fcos"])))
 
     def forward(self, x: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Returns distances (N, cells of all levels, 4) and centerness (N, cells of all levels,
-        1).
-        """
+        """Returns distances (N, cells of all levels, 4) and centerness (N, cells, 1)."""
         distances, centerness = [], []
         for scale, level in zip(self.scales, x, strict=True):
             found = self.conv(level)

@@ -119,6 +119,8 @@ def _load(path: Path) -> object:
             raise error from None  # the format before torch 1.6, which torch does not scan
         if not unknown:
             raise
+        # torch maps each unknown name to the stand-in instead of importing it, and still refuses
+        # blocked modules such as os
         with safe_globals([(_Ignored, name) for name in unknown]):
             return torch.load(path, map_location="cpu", weights_only=True)
 

@@ -98,6 +98,8 @@ def load_weights(detector: Detector, source: str, *, min_share: float) -> LoadRe
     state = _current_names(with_torchvision_names(file, source, config, target), target)
     names = categories_of(source, config.weights_layout, file)
     is_torchvisions = config.weights_layout is None
+    # A class layer of equal shape may still mean other classes, so names decide. Files in
+    # torchvision's layout without names are the user's own and taken as they are.
     foreign = (
         None
         if names == detector.categories or (names is None and is_torchvisions)
@@ -113,6 +115,7 @@ def load_weights(detector: Detector, source: str, *, min_share: float) -> LoadRe
     )
     _refuse_below(report, min_share, parts=("backbone", "neck"), hint=hint)
     if names == detector.categories and is_torchvisions:
+        # with equal classes, a head that fits only in part means a wrong setting
         _refuse_below(
             report,
             1.0,
@@ -162,11 +165,11 @@ def inherit(student: Detector, teacher: Detector) -> LoadReport:
     to P2 in Faster R-CNN and to P3 in RetinaNet. Keys that the teacher's own weights did not fill
     are not copied.
     """
-    others, equal_levels = _PARTS["backbone"], student.strides == teacher.strides
+    is_backbone, equal_levels = _PARTS["backbone"], student.strides == teacher.strides
 
     def skipped(key: str) -> bool:
         return (
-            others(key)
+            is_backbone(key)
             or key in teacher.unloaded_head
             or (not equal_levels and _PARTS["neck"](key))
         )
@@ -174,7 +177,7 @@ def inherit(student: Detector, teacher: Detector) -> LoadReport:
     state = {key: value for key, value in teacher.model.state_dict().items() if not skipped(key)}
     foreign = _CLASS_LAYER if student.categories != teacher.categories else None
     report, fitting = _compared(
-        student, state, "teacher", among=lambda key: not others(key), foreign=foreign
+        student, state, "teacher", among=lambda key: not is_backbone(key), foreign=foreign
     )
     student.model.load_state_dict(fitting, strict=False)
     return report

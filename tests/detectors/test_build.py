@@ -82,7 +82,7 @@ def test_frozen_norm_without_weights_is_refused() -> None:
     with pytest.raises(
         ConfigError,
         match=(
-            r"^norm: frozen .* got neither weights nor backbone_weights\. Name one .* norm: batch"
+            r"^norm: frozen .* got neither weights nor backbone_weights\. Set one .* norm: batch"
         ),
     ):
         validated(DetectorConfig, {**SMALL, "norm": "frozen"})
