@@ -51,13 +51,15 @@ def installed_packages() -> Iterator[Finding]:
     wrong, versions = [], []
     for text in importlib.metadata.requires("kdr") or ():
         requirement = Requirement(text)
+        # packages of extras such as [dev] are optional
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
             version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
-            version = "nothing"
-        if version == "nothing" or not requirement.specifier.contains(version, prereleases=True):
+            version = "none"
+        # nightly builds of torch and release candidates are fine
+        if version == "none" or not requirement.specifier.contains(version, prereleases=True):
             wrong.append(f"{requirement.name} must be {requirement.specifier}, got {version}")
         versions.append(f"{requirement.name} {version}")
     if wrong:
@@ -78,6 +80,7 @@ def torch_pair() -> Iterator[Finding]:
         import torch
         from torchvision.ops import nms
 
+        # both import fine on their own; the mismatch shows when an operator runs
         nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
     except (RuntimeError, ImportError) as error:
         yield Finding(
@@ -89,7 +92,7 @@ def torch_pair() -> Iterator[Finding]:
     yield Finding(
         "torch",
         "ok",
-        f"torch {torch.__version__} and torchvision {torchvision.__version__} fit together",
+        f"torch {torch.__version__} and torchvision {torchvision.__version__} match",
     )
 
 
@@ -100,19 +103,20 @@ def devices() -> Iterator[Finding]:
     if not torch.cuda.is_available():
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         yield Finding(
-            "device", "ok", f"no GPU that torch can use: training runs on the CPU, {cores} cores"
+            "device", "ok", f"torch finds no GPU: training runs on the CPU, {cores} cores"
         )
         return
     for number in range(torch.cuda.device_count()):
         free, total = (size / 2**30 for size in torch.cuda.mem_get_info(number))
         kinds = "with bf16" if torch.cuda.is_bf16_supported() else "without bf16"
         text = f"{torch.cuda.get_device_name(number)}, {free:.1f} of {total:.1f} GiB free, {kinds}"
+        # a desktop session takes less; another training takes more
         busy = free < total / 2
         yield Finding(
             f"GPU {number}",
             "warning" if busy else "ok",
             text,
-            "Another process uses it: see nvidia-smi" if busy else "",
+            "Another process uses it. See nvidia-smi" if busy else "",
         )
 
 
@@ -121,9 +125,10 @@ def storage_folder(storage: Storage) -> Iterator[Finding]:
     from kdr.results.check import check_log
 
     storage.check_writable()
+    # of an object store, the local cache: generated data and Ray's files need the room
     free = shutil.disk_usage(_existing(storage.local)).free / 2**30
     where = "" if storage.local == storage.root else f" on this machine, for {storage.local}"
-    text = f"{storage.root}: can be written, {free:.1f} GiB free{where}"
+    text = f"{storage.root}: writable, {free:.1f} GiB free{where}"
     little = free < FREE_GIB
     yield Finding(
         "storage",
@@ -140,11 +145,11 @@ def storage_folder(storage: Storage) -> Iterator[Finding]:
             "kdr log check --quarantine",
         )
     if not problems:
-        yield Finding("log", "ok", "every file can be read")
+        yield Finding("log", "ok", "every file is readable")
 
 
 def _existing(folder: Path) -> Path:
-    """A folder, or the nearest above it that is there."""
+    """Returns the folder, or its nearest parent that exists: the storage may be new."""
     return folder if folder.exists() else _existing(folder.parent)
 
 
@@ -157,7 +162,7 @@ def ray_tokens() -> Iterator[Finding]:
         f"the file {TOKEN_FILE}": TOKEN_FILE.expanduser().exists(),
     }
     source = next((name for name, found in sources.items() if found), None)
-    text = f"mode {mode} (RAY_AUTH_MODE); a token would come from {source or 'nowhere'}"
+    text = f"mode {mode} (RAY_AUTH_MODE), token from {source or 'nowhere'}"
     if mode == "token" and source is None:
         yield Finding(
             "Ray's token",
@@ -212,7 +217,7 @@ def study_space(study: "Study") -> Iterator[Finding]:
 
     if study.search is not None:
         check_space(study)
-    yield Finding("study", "ok", f"{study.study}: every setting can be used")
+    yield Finding("study", "ok", f"{study.study}: every setting is valid")
 
 
 def study_loggers(study: "Study") -> Iterator[Finding]:
@@ -220,7 +225,7 @@ def study_loggers(study: "Study") -> Iterator[Finding]:
     from kdr.run.loggers import check_loggers
 
     check_loggers(study.loggers)
-    yield Finding("loggers", "ok", ", ".join(study.loggers) or "none beside the log")
+    yield Finding("loggers", "ok", ", ".join(study.loggers) or "none besides the log")
 
 
 def study_data(study: "Study", storage: Storage) -> Iterator[Finding]:
@@ -245,16 +250,17 @@ def study_detectors(study: "Study", storage: Storage) -> Iterator[Finding]:
 
     config = study.base
     categories = open_splits(config.data, storage).categories
+    # the seed does not matter: only names, shapes and levels are checked
     student = build_detector(config.student, categories, seed=config.seed, new_classes=True)
     for report in load_configured_weights(student):
         yield Finding("student", "ok", report.line())
     if config.teacher is None or not config.needs_teacher:
-        yield Finding("teacher", "ok", "none is needed: plain training")
+        yield Finding("teacher", "ok", "not needed: plain training")
         return
     trained = config.teacher_trial() is not None
     if trained:
         teacher = build_detector(config.teacher, categories, seed=0)
-        yield Finding("teacher", "ok", "is trained by the study")
+        yield Finding("teacher", "ok", "the study trains it")
     else:
         teacher = SharedParts(storage).teacher(
             trial_maker(study, storage)(config), torch.device("cpu")
@@ -262,9 +268,9 @@ def study_detectors(study: "Study", storage: Storage) -> Iterator[Finding]:
         for report in load_configured_weights(teacher):  # again, for its report
             yield Finding("teacher", "ok", report.line())
         classes = (
-            "its head is not loaded in full: features only"
+            "part of its head has no weights: features only"
             if teacher.unloaded_head
-            else "its labels agree with the data's"
+            else "its labels match the data's"
         )
         yield Finding("teacher", "ok", f"{config.teacher.weights}: loads, and {classes}")
     pairs = match_levels(student.strides, teacher.strides)
@@ -272,14 +278,15 @@ def study_detectors(study: "Study", storage: Storage) -> Iterator[Finding]:
         f"{student.level_names[mine]} from {teacher.level_names[its]}" for mine, its in pairs
     )
     left = [name for level, name in enumerate(student.level_names) if level not in dict(pairs)]
-    fix = "Their review links and losses are left out" if left else ""
-    text = f"{levels}{'; without a partner: ' + ', '.join(left) if left else ''}"
+    fix = "Their review links and losses are skipped" if left else ""
+    text = f"{levels}{'; unmatched: ' + ', '.join(left) if left else ''}"
     yield Finding("levels", "warning" if left else "ok", text, fix)
 
 
 def study_preflight(study: "Study", storage: Storage) -> Iterator[Finding]:
-    """What a study's base trial computes in its first step, and its teacher's AP; `run` looks at
-    the same.
+    """Checks the first step of a study's base trial, and its teacher's AP, as `run` does.
+
+    A measurement of this trial is kept and judged again, because stated_ap may have changed.
     """
     from kdr.run.attempt.logged_fit import has_weights, teacher_of
     from kdr.run.trial_identity import trial_maker
@@ -289,7 +296,7 @@ def study_preflight(study: "Study", storage: Storage) -> Iterator[Finding]:
     teacher = teacher_of(trial)
     if teacher is not None and not has_weights(teacher, storage):
         yield Finding(
-            "pre-flight", "ok", "waits for the teacher, which the study trains: `run` does it then"
+            "pre-flight", "ok", "skipped: `kdr run` does it once the study has trained its teacher"
         )
         return
     measured = load_preflight(storage, study.study, trial)

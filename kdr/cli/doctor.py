@@ -69,6 +69,7 @@ def command(
         except ConfigError as error:
             note(Finding("study", "failed", str(error)))
     place = Storage.at(storage)
+    # an invalid study file does not stop the checks of the machine
     for finding in run_checks(
         all_checks(place, address=address, study=chosen, send_code=send_code, preflight=preflight)
     ):

@@ -73,12 +73,14 @@ def command(
 
     place = Storage.at(storage)
     path = _weights(checkpoint, place)
+    # from an object store, the weights and the settings beside them are copied here first
     with path.fetched(path.with_suffix(".json").name) as local:
         student, settings = open_student(local), _data(local, data, set_ or (), place)
     splits = open_splits(settings, place)
     index = splits.evaluation if split == "evaluation" else splits.train
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     student = student.to(device)
+    # before minutes of evaluation that would be meaningless
     _check_classes(path, student.categories, splits.categories)
     batches = EvaluationBatches(index, settings, batch_size=8)
     found = evaluate(student, batches, index, precision=torch.float32)
@@ -110,7 +112,7 @@ def command(
         num = write_pictures(
             LocalPath(show), student, batches, num_pictures=num_shown, min_score=min_score
         )
-        warn([f"{num} pictures in {show}"])
+        warn([f"{num} pictures in {show}"])  # not to standard output, which may be JSON
 
 
 def _weights(checkpoint: str, storage: "Storage") -> "StoredPath":
@@ -119,6 +121,7 @@ def _weights(checkpoint: str, storage: "Storage") -> "StoredPath":
     from kdr.storage.local_path import LocalPath
 
     path: StoredPath = LocalPath(checkpoint)
+    # a name without a folder may be a key
     if not path.is_file() and path.name == checkpoint:
         path = storage.trial(checkpoint) / "student.pt"
     if not path.is_file():

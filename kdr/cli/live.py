@@ -86,6 +86,7 @@ class LiveView:
         self._trials[progress.key] = progress
         if progress.state == "running":
             self._run_here.add(progress.key)
+        # Tune reports a trial more often than it makes progress
         if before is None or _news(before) != _news(progress):
             value = "" if progress.value is None else f"  {self._metric} {progress.value:.3f}"
             reason = f"  {_first_line(progress.reason)}" if progress.reason else ""
@@ -109,6 +110,7 @@ class LiveView:
             table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
         table.add_column(Text(self._metric), justify="right", no_wrap=True)
         table.add_column("settings", overflow="ellipsis", no_wrap=True)
+        # a copy: Rich renders in a thread of its own, while updates arrive in the main thread
         trials = list(self._trials.values())
         visible = _visible(trials)
         for trial in visible:
@@ -156,6 +158,7 @@ class LiveView:
         )
         if self._num_trials is None or done == 0:
             return ""
+        # concurrent trials need no factor: the rate is of all of them together
         left = max(0.0, self._num_trials - self._num_before - done)
         return f", about {clock((time.monotonic() - self._trials_begin) / done * left)} left"
 

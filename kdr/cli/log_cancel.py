@@ -35,6 +35,7 @@ def command(
             f"KEY: must be a running trial, got {state.key}, which is "
             f"{state.state.replace('_', ' ')}"
         )
+    # a request in the storage, so it reaches a driver on another machine
     ask_to_end(place, state.key, reason.strip() or "no reason given")
     times = [state.last.time, *log.epochs_of(state.key)["time"].to_pylist()]
     age = duration(max(0.0, (utc_now() - max(times)).total_seconds()))

@@ -36,6 +36,7 @@ def study_name(argument: str) -> str:
     Raises:
         ConfigError: if the file cannot be read, or has no name of a study.
     """
+    # a missing file with this ending is a wrong path, not the name of a study
     if not argument.endswith((".yaml", ".yml")) and not Path(argument).is_file():
         return argument
     from kdr.config.strict_yaml import read_yaml
@@ -67,7 +68,7 @@ def read_logged_study(
     start_without_pandas()
     place, name = Storage.at(storage), study_name(argument)
     log = read_log(place, name, leave_out=leave_out)
-    warn(damage(log))
+    warn(damage(log))  # the rows of other files are still good
     if not log.keys_of(name):
         known = ", ".join(logged_studies(place)) or "none yet"
         raise ConfigError(

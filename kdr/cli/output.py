@@ -45,11 +45,13 @@ def print_table(
         warn(notes or ())
     else:
         console = console or Console()
+        # without a terminal, a line keeps its full length: a program or a file reads it
         for line in filter(None, [title]):
             console.print(Text(line, style="bold"), soft_wrap=not console.is_terminal)
         if console.is_terminal:
             console.print(drawn_table(columns, rows))
         else:
+            # not by Rich, which would wrap at 80 columns
             print(plain_table(columns, rows), file=console.file)
         for note in notes or ():
             console.print(Text(note, style="dim"), soft_wrap=not console.is_terminal)

@@ -57,6 +57,7 @@ def command(
     log = _read_log(place)
     missing = missing_paths(chosen)
     plan, unknown = _plan(chosen, place, log)
+    # the list below says more than the first error
     unknown = "files are missing, see below" if unknown and missing else unknown
     data_lines = [] if check_data == "none" else _checked_data(chosen, place, check_data)
     facts = plan_facts(plan, log, unknown=unknown, probed=_probed(plan, place) if probe else "") | {
@@ -114,6 +115,8 @@ def _plan(study: "Study", storage: "Storage", log: "Log | None") -> tuple["Study
     try:
         return expand_study(study, make_trial=trial_maker(study, storage), known=known), ""
     except (DataError, WeightsError) as error:
+        # keys need fingerprints of data and weights; everything else can be planned without them,
+        # such as on a laptop for a cluster
         return expand_study(study, make_trial=None, known=known), str(error).splitlines()[0]
 
 
@@ -135,6 +138,7 @@ def _probed(plan: "StudyPlan", storage: "Storage") -> str:
 
     trial = trial_maker(plan.study, storage)(plan.base)
     teacher = teacher_of(trial)
+    # a trained teacher costs nothing more
     if teacher is not None and has_weights(teacher, storage):
         teacher = None
     *of_teacher, one = probe(

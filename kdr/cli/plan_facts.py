@@ -37,6 +37,7 @@ def plan_facts(
         facts["known already"] = f"cannot be counted here: {unknown}"
     elif plan.num_certain:
         facts["known already"] = f"{plan.num_known} of {plan.num_certain}"
+    # a search chooses its trials as it goes, so the log cannot price them
     if plan.study.search is None or probed:
         facts["cost"] = probed or _logged_cost(plan, log)
     if plan.study.ablation is not None:
@@ -157,6 +158,7 @@ def _decides(plan: "StudyPlan", log: "Log | None") -> str:
     compared = [
         arm.name for arm in plan.arms if not arm.is_reference and arm.same_as != plan.arms[0].name
     ]
+    # Holm's correction is for the arms without the contrast
     adjusted = max(1, len([name for name in compared if name != ablation.contrast]))
     effect = smallest_effect(num_seeds, adjusted)
     if effect is None:
@@ -182,6 +184,7 @@ def _spread(plan: "StudyPlan", log: "Log") -> float | None:
 
     values: dict[str, dict[int, float]] = {}
     states = log.states()
+    # completed trials only: the last value of a stopped one is not of the last epoch
     for row in log.ablation_arms_of(plan.study.study):
         state = states.get(row["key"])
         value = (

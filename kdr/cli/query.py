@@ -57,7 +57,7 @@ def command(
     answer = query(Storage.at(storage), sql, on_log=lambda log: warn(damage(log)))
     if output is not None:
         _write(answer, output, chosen)
-    elif chosen != "parquet":
+    elif chosen != "parquet":  # which always has a file
         print_table(*_cells(answer), format=chosen)
 
 

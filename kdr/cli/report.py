@@ -52,6 +52,7 @@ def command(
     while True:
         page = _page(study, storage, path, metric, WATCH_EVERY_S if watch else None)
         _write(page, path)
+        # None once the study is over: the last page does not reload itself
         if page.reload_s is None:
             break
         time.sleep(WATCH_EVERY_S)
@@ -80,6 +81,7 @@ def _page(
         study, storage, leave_out=(*NOT_IN_TABLES, "ap_per_class", "extras")
     )
     question = question_of(Path(study).read_text(encoding="utf-8")) if Path(study).is_file() else ()
+    # the page shows the command that wrote it
     asked = f" --metric {metric}" if metric else ""
     asked += f" --storage {shlex.quote(storage)}" if storage != DEFAULT_STORAGE else ""
     return study_page(

@@ -89,6 +89,7 @@ def _watch(study: str, storage: str, metric: str | None, json_: bool) -> None:
     ) as live:
         while True:
             progress = _read(study, storage, metric)
+            # ages change all the time; they are no reason to print
             reached = [(trial.key, trial.state, trial.epoch) for trial in progress.trials]
             if live is not None:
                 live.update(Text(_text(progress)), refresh=True)

@@ -103,6 +103,7 @@ def command(
     from kdr.report.tables.formats import FORMAT_OF_ENDING
 
     ways = {"--by": by, "--pivot": pivot, "--compare": compare, "--cell": cell}
+    # each selects another table
     if len(given := [name for name, value in ways.items() if value]) > 1:
         raise ConfigError(
             f"table: needs at most one of {', '.join(ways)}, got {' and '.join(given)}"
@@ -149,6 +150,7 @@ def print_ranking(console: "Console", storage: "Storage", study: "Study", metric
 
     log = read_log(storage, study.study)
     if ablation_of(log, study.study) is not None:
+        # at the end of a run an unequal arm is marked: an error would hide the other results
         request = TableRequest(study.study, "ablation", allow_unequal=True)
     else:
         request = TableRequest(study.study, "ranking", (metric,))

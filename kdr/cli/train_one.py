@@ -72,6 +72,7 @@ def command(
         LogWriter(place, chosen.study) as log,
     ):
         teacher = teacher_of(trial)
+        # another study may share the trial, or only its teacher
         _claim(
             {trial.key}
             | ({teacher.key} if teacher is not None and not has_weights(teacher, place) else set()),
@@ -79,6 +80,7 @@ def command(
         )
         past = read_log(place)
         state = past.states().get(trial.key)
+        # a trial that another study trained belongs to this one, too
         if trial.key not in past.keys_of(chosen.study):
             note_arm(log, chosen, trial)
         if state is not None and state.state == "completed" and not rerun:
@@ -108,6 +110,7 @@ def command(
             with GracePeriod(chosen.resources.grace_s, end_by_exception) as grace:
                 for metrics in logged.epochs(engine):
                     _print_epoch(console, metrics, trial.config.training.epochs)
+                    # the epoch is complete and saved, so no work is lost
                     if grace.has_started and not metrics.is_last:
                         grace.end_now()
         except (KeyboardInterrupt, Terminated):
@@ -123,6 +126,7 @@ def _claim(keys: set[str], claims: "TrialClaims") -> None:
     """Claims trials by their keys; raises BusyError if another process trains one of them."""
     from kdr.errors import BusyError
 
+    # a claim that vanishes between the two calls is taken in the next round
     while missing := keys - claims.take(keys):
         if holders := claims.holders(missing):
             raise BusyError(

@@ -37,6 +37,7 @@ def command(
         text = table.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise StorageError(f"TABLE: cannot read {table} ({error})") from error
+    # a comparison needs the log of both studies, so studies are read as the table asks for them
     found = verified(
         text, lambda study: read_logged_study(study, storage, leave_out=NOT_IN_TABLES)[0]
     )

@@ -150,12 +150,9 @@ def test_levels_weights_and_labels_of_a_study_are_reported(
             study_with({"trial.teacher.detector": "faster_rcnn"}), storage
         )
     }
-    assert found["teacher"].text == "is trained by the study"
+    assert found["teacher"].text == "the study trains it"
     assert found["levels"].state == "warning"
-    assert (
-        found["levels"].text
-        == "P3 from P3, P4 from P4, P5 from P5, P6 from P6; without a partner: P7"
-    )
+    assert found["levels"].text == "P3 from P3, P4 from P4, P5 from P5, P6 from P6; unmatched: P7"
     torch.save({"nothing": torch.zeros(1)}, tmp_path / "weights.pt")
     other = study_with(
         {
@@ -187,14 +184,14 @@ def test_the_used_part_of_another_librarys_file_is_reported(
         "teacher.pth: loaded 100% of the backbone, 100% of the neck, 90% of the head; 2 with other "
         "shape or classes: " in loaded
     )
-    assert used.endswith("its head is not loaded in full: features only")
+    assert used.endswith("part of its head has no weights: features only")
 
 
 def test_the_pre_flight_waits_for_a_teacher_that_the_study_trains(storage: Storage) -> None:
     [found] = study_preflight(study_with(), storage)
     assert (found.state, found.text) == (
         "ok",
-        "waits for the teacher, which the study trains: `run` does it then",
+        "skipped: `kdr run` does it once the study has trained its teacher",
     )
 
 
