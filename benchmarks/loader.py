@@ -1,4 +1,4 @@
-"""Measures images per second of the training loader: kdr against torchvision's `CocoDetection`.
+"""Measures images per second of the training loader: kdr against `CocoDetection`.
 
     python benchmarks/loader.py                # 640 x 480 px to 800 x 1067, and 128 px unresized
     python benchmarks/loader.py --workers 2

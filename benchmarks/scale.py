@@ -1,4 +1,4 @@
-"""Measures the cost of a trial for driver and log as a study grows, and queries of a large log.
+"""Measures what a trial costs driver and log as a study grows, and queries of a large log.
 
     python benchmarks/scale.py                              # 100, 1,000, 3,000 trials; then the log
     python benchmarks/scale.py --trials 100 1000 --log-trials 0     # two studies, no log

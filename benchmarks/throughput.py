@@ -1,4 +1,4 @@
-"""Measures training images per second without distillation: kdr against torchvision's plain loop.
+"""Measures training speed without distillation: kdr against torchvision's plain loop.
 
     python benchmarks/throughput.py                        # on a CPU
     # on a GPU, with three more rows:

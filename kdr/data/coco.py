@@ -1,4 +1,4 @@
-"""Reads and checks a COCO data set into an in-memory index, without torch or decoding images."""
+"""Reads and checks a COCO data set into an index in memory. Needs no torch, decodes no image."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Decodes any image file to an RGB tensor: greyscale, CMYK, palette, transparent, 16-bit, EXIF."""
+"""Decodes any image file to an RGB tensor, including CMYK, palette, 16-bit and EXIF rotation."""
 
 import io
 import warnings

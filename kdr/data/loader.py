@@ -1,4 +1,4 @@
-"""Batches of images and boxes, identical for any number of loader workers and after a resume.
+"""Batches of images and boxes, identical for any number of workers and after a resume.
 
 The samplers yield (epoch, position). The data set therefore has no state, and its worker processes
 can stay alive for all epochs.

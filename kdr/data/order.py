@@ -1,4 +1,4 @@
-"""The order of training images: the global batches of an epoch, and one rank's share of them."""
+"""The order of training images: global batches of an epoch, and each rank's share."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""Resizes and augments an image with its boxes, with random draws addressed by image and epoch.
+"""Resizes and augments images with their boxes; draws are addressed by image and epoch.
 
 torchvision's detectors resize on their own (torchvision 0.29: a random size in training, the last
 one in evaluation), so a teacher in evaluation would see another size than its student. Images are

@@ -1,4 +1,4 @@
-"""Reads pickles of numpy arrays, as in detectron2's model zoo, without running code from the file.
+"""Reads pickles of numpy arrays (detectron2's model zoo) without running their code.
 
 `pickle.load` calls any function that a file names. Here the few names that an array needs map to
 plain records, and every other name is an error.

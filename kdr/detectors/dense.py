@@ -1,4 +1,4 @@
-"""Heads, anchors and detections of RetinaNet and FCOS, which classify every cell of every level."""
+"""Heads, anchors and detections of RetinaNet and FCOS, which classify every cell."""
 
 from typing import Any
 

@@ -1,5 +1,6 @@
-"""torchvision's FCOS (Tian et al. 2019, 2020): center sampling, GIoU and distances in strides.
+"""torchvision's FCOS (Tian et al. 2019, 2020), with and without its later improvements.
 
+torchvision's class has center sampling, GIoU and distances in strides.
 The original FCOS has none of the three. The settings `center_sampling`, `box_loss` and
 `norm_on_bbox` restore it, because published baselines often use it.
 """

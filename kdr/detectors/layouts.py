@@ -1,4 +1,4 @@
-"""Recognises files of mmdetection and detectron2, renames their keys and checks their settings."""
+"""Recognises files of mmdetection and detectron2, renames keys and checks settings."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Loads weights of torchvision, files or a teacher into a detector, and reports what was loaded."""
+"""Loads weights of torchvision, files or a teacher, and reports what was loaded."""
 
 import re
 from collections.abc import Callable, Mapping
