@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import kdr
-from kdr.cli.app import COMMANDS, LOG_COMMANDS, app, main
+from kdr.cli.app import COMMANDS, LOG_COMMANDS, PANELS, app, main
 from tests.cli.conftest import Orchestrate
 
 ROOT = Path(kdr.__file__).parents[1]
@@ -49,6 +49,15 @@ def test_usage_names_the_command_as_it_was_called(start: list[str], name: str) -
             [sys.executable, *start, *arguments], capture_output=True, text=True, cwd=ROOT
         )
         assert f"Usage: {name} status" in result.stdout + result.stderr
+
+
+def test_help_groups_the_commands_in_the_order_of_use() -> None:
+    text = CliRunner().invoke(app, ["--help"]).stdout
+    lines = [line.strip("│╭─╮ ").split() for line in text.splitlines() if line.strip("│╭─╮╰╯ ")]
+    heads = [words[0] for words in lines if words]
+    wanted = [head for panel, commands in PANELS.items() for head in (panel, *commands)]
+    found = [head for head in heads if head in (*wanted, "Log", "log")]
+    assert found == [*wanted, "Log", "log"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
