@@ -1,7 +1,6 @@
-"""Real Ray clusters on this machine: a head and further raylets, each in a network namespace of its
-own.
+"""Real Ray clusters on this machine: a head and more raylets, each in its own network namespace.
 
-Where that is not allowed, as without root, they share the machine's network, on ports of their own.
+If that is not allowed, as without root, they share the machine's network, on different ports.
 """
 
 import contextlib
@@ -31,11 +30,11 @@ _NUMBERS = itertools.count()
 
 @dataclass
 class Node:
-    """One raylet, and what it has started."""
+    """One raylet with the processes that it started."""
 
     address: str
     prefix: tuple[str, ...]
-    """Begins commands that run in its network."""
+    """Prefix of commands that run in its network."""
     processes: list[psutil.Process]
 
     @property
@@ -43,13 +42,13 @@ class Node:
         return next(process for process in self.processes if process.name() == "raylet")
 
     def unplug(self) -> None:
-        """Ends the node as a power cut does: everything at once, and nobody hears of it."""
+        """Ends the node like a power cut: everything at once, without a message to anyone."""
         if self.prefix:
             subprocess.run([*self.prefix, "ip", "link", "set", "eth0", "down"], check=True)
         self.kill()
 
     def kill(self) -> None:
-        """Kills everything that it has started, workers, too."""
+        """Kills all of its processes, workers included."""
         alive = [process for process in self.processes if process.is_running()]
         for process in [
             *alive,
@@ -64,13 +63,14 @@ class Cluster:
     """A cluster whose nodes are added one by one; the first is its head.
 
     Args:
-        network: gives a node of that number its address, and how to run commands in its network.
-        env: of every process that it starts.
+        network: returns the address of a node by its number, and the prefix of commands in its
+            network.
+        env: environment of every process that it starts.
     """
 
     network: Callable[[int], tuple[str, tuple[str, ...]]]
     env: Mapping[str, str]
-    # short: it holds sockets
+    # short: a socket's path has 107 characters at most
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="kdr-", dir="/tmp")))
     nodes: list[Node] = field(default_factory=list)
     port: int = field(default_factory=lambda: free_port())
@@ -79,7 +79,7 @@ class Cluster:
 
     @property
     def address(self) -> str:
-        """What `--address` takes."""
+        """The value for `--address`."""
         return f"{self.nodes[0].address}:{self.port}"
 
     @property
@@ -88,7 +88,7 @@ class Cluster:
 
     @property
     def has_networks(self) -> bool:
-        """Whether each node has a network of its own, and may have mounts of its own."""
+        """Whether each node has its own network, and may have its own mounts."""
         return bool(self.network(1)[1])
 
     def add_node(
@@ -99,9 +99,16 @@ class Cluster:
         env: Mapping[str, str] | None = None,
         wrap: Sequence[str] = (),
     ) -> Node:
-        """Starts a raylet, by a command before it if that is given; the first time with the head's
-        services."""
+        """Starts a raylet; the first one is the head.
+
+        Args:
+            cpus: CPUs that it offers.
+            gpus: GPUs that it offers.
+            env: environment in addition to the cluster's.
+            wrap: prefix of its command, after that of its network.
+        """
         address, prefix = self.network(len(self.nodes))
+        place: list[object]
         if self.nodes:
             place = ["--address", self.address]
         else:
@@ -114,7 +121,7 @@ class Cluster:
                 "--dashboard-port",
                 self.dashboard_port,
             ]
-        # of its own: nodes unpack what jobs send there
+        # one for each node: nodes unpack the files of jobs there
         place += ["--temp-dir", self.folder / str(len(self.nodes))]
         size = ["--num-cpus", cpus, "--num-gpus", gpus, "--object-store-memory", 100 * 2**20]
         command = [
@@ -150,22 +157,23 @@ class Cluster:
 
     def start(
         self, *command: object, on: int = 0, env: Mapping[str, str] | None = None, cwd: Path = ROOT
-    ) -> Any:
-        """Starts a command in the network of a node, or of a machine that is none, with its output
-        together in one pipe."""
+    ) -> subprocess.Popen[str]:
+        """Starts a command in the network of a node, or, with a higher number, of a machine outside
+        the cluster; stdout and stderr share one pipe."""
         prefix = self.network(on)[1] if on >= len(self.nodes) else self.nodes[on].prefix
-        line = [*prefix, *map(str, command)]
-        pipes: dict[str, Any] = {
-            "stdout": subprocess.PIPE,
-            "stderr": subprocess.STDOUT,
-            "text": True,
-        }
-        process = subprocess.Popen(line, env=self._env(env), cwd=cwd, **pipes)
+        process = subprocess.Popen(
+            [*prefix, *map(str, command)],
+            env=self._env(env),
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         self.started.append(process)
         return process
 
     def python(self, code: str, *arguments: object) -> Any:
-        """Runs code on the head, joined to the cluster; what it assigns to `result` comes back, as
+        """Runs code on the head, joined to the cluster; returns its variable `result`, by way of
         JSON."""
         joined = (
             "import json, logging, ray, sys\nray.init(sys.argv[1], logging_level=logging.ERROR, "
@@ -182,7 +190,7 @@ class Cluster:
             [*self.nodes[0].prefix, *command], env=self._env(None), capture_output=True, text=True
         )
         assert found.returncode == 0, found.stderr
-        # Ray prints there, too, such as that a raylet is slow
+        # Ray prints to stdout as well, such as that a raylet is slow
         return json.loads(
             next(
                 line for line in found.stdout.splitlines() if line.startswith("result:")
@@ -190,32 +198,32 @@ class Cluster:
         )
 
     def output(self, process: subprocess.Popen[str], *, within_s: float = 400) -> str:
-        """What a process has printed by its end."""
+        """Returns the output of a process, at its end."""
         return process.communicate(timeout=within_s)[0]
 
     def wait_for(self, condition: Callable[[], Any], *, within_s: float = 240) -> Any:
-        """Waits until a condition holds, and returns what it says then."""
+        """Waits until a condition holds; returns its value."""
         until = time.monotonic() + within_s
         while not (found := condition()):
-            assert time.monotonic() < until, "has waited in vain"
+            assert time.monotonic() < until, "timed out"
             time.sleep(0.2)
         return found
 
     def close(self) -> None:
-        """Ends everything that was started, and removes what Ray has written."""
+        """Ends everything that was started, and removes Ray's files."""
         for process in self.started:
             if process.poll() is None:
                 process.kill()
             process.communicate()
         for node in reversed(self.nodes):
             node.kill()
-        for process in self._processes():  # of a node that did not come up
+        for process in self._processes():  # of a node that failed to start
             process.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _env(self, more: Mapping[str, str] | None) -> dict[str, str]:
         outer = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        # as where the environment is activated before `ray start`
+        # as if the environment were activated before `ray start`
         path = f"{Path(sys.executable).parent}:{outer['PATH']}"
         return {
             **outer,
@@ -236,8 +244,8 @@ class Cluster:
 
 
 def _of_interface(address: str) -> dict[str, str]:
-    """Lets workers of several nodes find each other, where a machine's name is not that of this
-    network."""
+    """Returns the variable with which workers of several nodes find each other, since the machine's
+    own name belongs to another network."""
     if not shutil.which("ip"):
         return {}
     found = subprocess.run(
@@ -253,10 +261,10 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def networks() -> Iterator[Callable[[int], tuple[str, tuple[str, ...]]]]:
-    """Gives each node an address of its own; the head's is of the machine itself, so that the tests
-    are on that node."""
+    """Yields a function from a node's number to its address and command prefix. The head's network
+    is the machine's own, so that the tests run on that node."""
     number = next(_NUMBERS)
-    name = f"kdr{os.getpid() % 100000}-{number}"  # a device's name has 15 letters at most
+    name = f"kdr{os.getpid() % 100000}-{number}"  # a device's name has 15 characters at most
     subnet = f"10.203.{(os.getpid() + number) % 250}"
     made: list[str] = []
 
@@ -295,7 +303,7 @@ def networks() -> Iterator[Callable[[int], tuple[str, tuple[str, ...]]]]:
 
 @contextlib.contextmanager
 def open_cluster(**env: str) -> Iterator[Cluster]:
-    """A cluster without nodes; `env` is of all its processes. Ended at the end."""
+    """Yields a cluster without nodes, and ends it; `env` is for all of its processes."""
     with networks() as network:
         cluster = Cluster(network, {"RAY_AUTH_MODE": "disabled", **env})
         try:

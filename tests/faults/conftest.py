@@ -1,4 +1,4 @@
-"""A Ray for the tests whose studies are processes of their own."""
+"""A Ray for tests that run studies in separate processes."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from kdr.run.cluster.ray_session import ray_session
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """A Ray that outlives the drivers which join it."""
+    """Address of a Ray that outlives the drivers that join it."""
     if ray.is_initialized():
         ray.shutdown()
     with ray_session(None):

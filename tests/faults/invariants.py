@@ -1,14 +1,13 @@
-"""What holds of a study's log whatever was done to the study: nothing finished is lost or doubled,
-attempts are numbered.
+"""Invariants of a study's log after any fault: nothing finished is lost or doubled, attempts are
+numbered.
 
-Every test of faults calls `check_log`, the simulated ones as those with real processes. What the
-checks count is the test's line in the table that `pytest -m faults` ends with."""
+Every fault test calls `check_log`, whether simulated or with real processes. Its counts are the
+test's line in the table at the end of `pytest -m faults`."""
 
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from kdr.report.ranking import ranking
@@ -16,7 +15,7 @@ from kdr.results.reader import Log, read_log
 from kdr.storage.layout import Storage
 
 ENDED = frozenset({"completed", "stopped_early", "failed", "cancelled"})
-_BEGUN = ("started", "resumed")
+_STARTS = ("started", "resumed")
 _NUMBERS = (
     "AP",
     "AP50",
@@ -31,23 +30,23 @@ _NUMBERS = (
 """Columns of an epoch that depend on nothing but the trial."""
 
 toll = Counter[str]()
-"""What the checks of the test that runs have counted so far: "lost", "doubled" and "left behind",
-of so many "checks"."""
+"""Counts of the running test so far: "lost", "doubled" and "left behind", and the number of
+"checks"."""
 
 Results = Mapping[str, tuple[Any, ...]]
-"""By key what tables are made of: (state, last epoch, metrics, numbers of every epoch), compared to
-the last bit."""
+"""Key -> everything that tables are computed from: state, last epoch, rank, metrics and the numbers
+of every epoch; compared to the last bit."""
 
 
 def check_log(storage: Storage, study: str, undisturbed: Results | None = None) -> Log:
-    """Asserts what holds of a study's log at any time; and of one that has run to its end, that it
-    ran as if undisturbed.
+    """Asserts the invariants of a study's log; for a finished study, also that it equals an
+    undisturbed one.
 
     Args:
-        storage: where the study lies.
+        storage: the study's storage.
         study: its name.
-        undisturbed: `results_of` the same study without any fault; None of a study that is not at
-            its end.
+        undisturbed: `results_of` the same study without faults; None for a study that is not
+            finished.
     """
     log = read_log(storage)
     toll["checks"] += 1
@@ -61,27 +60,27 @@ def check_log(storage: Storage, study: str, undisturbed: Results | None = None) 
         none(
             "doubled",
             {key: found[key][:2] for key in found if key not in undisturbed},
-            "more than was asked for",
+            "not in the undisturbed study",
         )
         for key, result in undisturbed.items():
             assert found[key] == result, key
         none(
             "lost",
             {key for key in log.keys_of(study) if key not in log.states()},
-            "planned and never begun",
+            "planned and never started",
         )
         check_nothing_is_left(storage, log)
     return log
 
 
 def none(kind: str, found: Collection[Any], more: str = "") -> None:
-    """Counts what must not be, and asserts that there is nothing of it."""
+    """Counts things that must not exist, and asserts that there are none."""
     toll[kind] += len(found)
     assert not found, f"{kind}: {found} {more}"
 
 
 def results_of(storage: Storage, study: str) -> Results:
-    """What a study has found, the teacher included."""
+    """Returns a study's results, including the teacher's."""
     log = read_log(storage)
     ranks = {trial.key: trial.rank for trial in ranking(log, study)}
     return {
@@ -100,8 +99,7 @@ def results_of(storage: Storage, study: str) -> Results:
 
 
 def check_nothing_is_left(storage: Storage, log: Log) -> None:
-    """Asserts that trials have left nothing that nobody will look at again: progress of completed
-    ones, temporary files."""
+    """Asserts that no useless file is left: checkpoints of completed trials, temporary files."""
     completed = [key for key, state in log.states().items() if state.state == "completed"]
     progress = [
         path
@@ -109,8 +107,7 @@ def check_nothing_is_left(storage: Storage, log: Log) -> None:
         for path in (storage.trial(key) / "checkpoint.pt", storage.micro_batch(key))
     ]
     none("left behind", [path for path in progress if path.exists()])
-    if isinstance(storage.root, Path):  # an object store has no temporary files
-        none("left behind", list(storage.root.rglob("*.tmp")))
+    none("left behind", list(storage.local.rglob("*.tmp")))
 
 
 def _events(log: Log, key: str) -> list[tuple[int, str]]:
@@ -119,18 +116,18 @@ def _events(log: Log, key: str) -> list[tuple[int, str]]:
 
 
 def _check_attempts(key: str, events: list[tuple[int, str]]) -> None:
-    begun = [attempt for attempt, event in events if event in _BEGUN]
-    none("doubled", _repeated(begun), f"{key}: two attempts have one number: {events}")
-    assert {attempt for attempt, _ in events} <= set(begun), (
-        f"{key}: an attempt has ended that never began: {events}"
+    starts = [attempt for attempt, event in events if event in _STARTS]
+    none("doubled", _repeated(starts), f"{key}: two attempts have the same number: {events}")
+    assert {attempt for attempt, _ in events} <= set(starts), (
+        f"{key}: an attempt ended without a start: {events}"
     )
     for end in ENDED:
         ends = [attempt for attempt, event in events if event == end]
-        none("doubled", _repeated(ends), f"{key}: one attempt has ended twice: {events}")
+        none("doubled", _repeated(ends), f"{key}: an attempt ended twice: {events}")
     completed = [attempt for attempt, event in events if event == "completed"]
     none("doubled", completed[1:], f"{key}: completed more than once: {events}")
-    assert not completed or max(begun) == completed[0], (
-        f"{key}: begun again after it was completed: {events}"
+    assert not completed or max(starts) == completed[0], (
+        f"{key}: started again after it was completed: {events}"
     )
 
 
@@ -153,7 +150,7 @@ def _check_epochs(key: str, log: Log) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Values that compare equal where they are: NaN, too."""
+    """Converts to hashable values in which NaN equals NaN."""
     if isinstance(value, dict | list | tuple):
         return tuple(map(_plain, value.items() if isinstance(value, dict) else value))
     return "NaN" if isinstance(value, float) and math.isnan(value) else value

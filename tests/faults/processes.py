@@ -1,4 +1,4 @@
-"""A study in processes of its own, to be killed and looked after."""
+"""Studies in separate processes, to be killed and cleaned up."""
 
 import os
 import signal
@@ -7,53 +7,50 @@ import sys
 import time
 from collections.abc import Callable, Set
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import kdr
 from kdr.storage.layout import Storage
 from tests.faults.invariants import none
 
+T = TypeVar("T")
+
 AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
-"""Of a killed Ray they stay for about a minute, idle, and try to report it."""
+"""After a Ray was killed, these stay for about a minute, idle, trying to report it."""
 
 
 TRIAL_TITLES = ("ray::ResourceTrainable", "ray::TrialActor")
-"""How Ray names the process of a trial: while it trains, and in between. Processes that it forks
-have its name, too."""
+"""How Ray titles the process of a trial, while it trains and in between. Its forks have the same
+title."""
+
+
+def orchestrate(*arguments: object) -> list[str]:
+    """The command line of `orchestrate.py` with arguments."""
+    script = Path(kdr.__file__).parents[1] / "orchestrate.py"
+    return [str(part) for part in (sys.executable, script, *arguments)]
 
 
 class Run:
-    """`orchestrate.py run` in a process, and a session, of its own; everything that it starts is in
-    that session."""
+    """`orchestrate.py run` in a process and session of its own, as is everything that it starts."""
 
     def __init__(self, study: Path, storage: Storage, *options: str) -> None:
         self.storage = storage
-        assert isinstance(storage.root, Path)
-        storage.root.mkdir(parents=True, exist_ok=True)
-        self._output = (storage.root / f"output-{study.stem}.txt").open("w+")
-        command = [
-            sys.executable,
-            Path(kdr.__file__).parents[1] / "orchestrate.py",
-            "run",
-            study,
-            "--storage",
-            storage.root,
-        ]
-        command += ["--no-preflight", *options]
+        storage.local.mkdir(parents=True, exist_ok=True)
+        self._output = (storage.local / f"output-{study.stem}.txt").open("w+")
         self.driver = subprocess.Popen(
-            command,
+            [*orchestrate("run", study, "--storage", storage.root, "--no-preflight"), *options],
             stdout=self._output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 
-    def wait_for(self, what: str, condition: Callable[[], Any], timeout_s: float = 90) -> Any:
-        """Waits until a condition holds, and says what."""
+    def wait_for(self, what: str, condition: Callable[[], T | None], timeout_s: float = 90) -> T:
+        """Waits until a condition is true; returns its value."""
         end = time.monotonic() + timeout_s
         while not (found := condition()):
             assert self.driver.poll() is None, f"the run ended before {what}:\n{self.text()}"
-            assert time.monotonic() < end, f"waited in vain for {what}:\n{self.text()}"
+            assert time.monotonic() < end, f"timed out waiting for {what}:\n{self.text()}"
             time.sleep(0.05)
         return found
 
@@ -62,12 +59,12 @@ class Run:
         return self.driver.wait(timeout_s)
 
     def text(self) -> str:
-        """What it has printed so far."""
+        """Its output so far."""
         return Path(self._output.name).read_text()
 
     def processes(self) -> dict[int, str]:
-        """Processes of this run that are alive, by id with their command lines."""
-        found = {}
+        """Live processes of this run: pid -> command line."""
+        found = dict[int, str]()
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 state, _parent, _group, session = (
@@ -82,14 +79,14 @@ class Run:
         return found
 
     def trial_process(self) -> int | None:
-        """The process that trains."""
+        """Pid of the process that trains."""
         return next(
             (pid for pid, command in self.processes().items() if command.startswith(TRIAL_TITLES)),
             None,
         )
 
     def close(self) -> None:
-        """Ends what is left, each process by its id."""
+        """Ends the remaining processes by their ids."""
         for pid in self.processes():
             os.kill(pid, signal.SIGKILL)
         self.driver.wait()
@@ -97,7 +94,7 @@ class Run:
 
 
 def finished(*runs: Run) -> list[str]:
-    """Waits until runs have ended well, and gives what they have printed."""
+    """Waits until runs have ended without an error; returns their outputs."""
     try:
         for run in runs:
             assert run.ended(timeout_s=300) == 0, run.text()

@@ -1,12 +1,12 @@
-"""A machine on which a study runs without Ray, without training and without waiting, and on which
-anything may die at any moment.
+"""A machine that runs studies without Ray, training or waiting, and can kill any process at any
+moment.
 
-Real are the planner, the searcher with its journal, the early stopping, the driver's callbacks, the
-trial actor, `fit()` with its checkpoints, the log's writer, its compaction and its reader.
-Simulated are Ray Tune's loop, the epochs of a trial, and time.
+The planner, the searcher with its journal, early stopping, the driver's callbacks, the trial actor,
+`fit()` with its checkpoints, and the log's writer, compaction and reader are real. Ray Tune's loop,
+the epochs of a trial, and time are simulated.
 
-Every change of the disk is a moment at which a process may be killed: fsync, rename and removal ask
-first. From then on nothing that the dead process still does, such as a `finally`, reaches the disk.
+A process can be killed at each change of the disk: before each fsync, rename and removal. After its
+death nothing that it still executes, such as a `finally`, changes the disk.
 """
 
 import contextlib
@@ -25,31 +25,34 @@ from kdr.config.study import Study
 from kdr.config.trial import TrialConfig
 from kdr.errors import OutOfMemory, TrialFailure
 from kdr.randomness import address
-from kdr.run.search.searcher import StudySearcher
 from kdr.run.study_run import Outcome, run_study
 from kdr.storage.layout import Storage
 from kdr.storage.local_path import _HOST, LocalPath
 from kdr.training.checkpoint import Progress
 from kdr.training.metrics import EpochMetrics, Evaluation
 
+NUM_SCHEDULES = int(os.environ.get("KDR_FAULT_SCHEDULES", "50"))
+"""Schedules of faults for each simulated study and test. A long run with more of them finds rarer
+bugs (docs/faults.md)."""
+
 
 class DriverKilledError(BaseException):
-    """The driver has been killed, and the trials with it. Nothing catches it but whoever stands for
-    the operating system."""
+    """The driver was killed, and its trials with it. Caught only where the test stands in for the
+    operating system."""
 
 
 class TrialKilledError(BaseException):
-    """The process of a trial has been killed."""
+    """The process of a trial was killed."""
 
 
 @dataclass
 class Machine:
-    """Runs a study again and again, with its faults.
+    """Runs a study repeatedly, with faults.
 
     Args:
         storage: a folder in memory.
-        study: what is run.
-        random: decides which of several running trials is next, and how much time passes.
+        study: the study.
+        random: decides which of several running trials reports next, and how much time passes.
     """
 
     storage: Storage
@@ -59,7 +62,7 @@ class Machine:
     kill_driver_at: int | None = None
     """Changes of the disk until the driver is killed."""
     kill_trial_at: int | None = None
-    """The same of the trials' own changes, until the process is killed that makes one."""
+    """The same for changes made by trials, until the process that makes one is killed."""
     interrupt_at: int | None = None
     """Reports of trials until Ctrl-C."""
     clock_back_at: int | None = None
@@ -67,27 +70,27 @@ class Machine:
     num_changes: int = 0
     """Changes of the disk so far."""
     num_deaths: int = 0
-    """Stands for the ids of processes: those that write before a death are no more after it."""
+    """Stands in for pids: processes that wrote before a death no longer exist after it."""
     in_trial: bool = False
-    """Whether what happens now happens in a trial's process."""
+    """Whether a trial's process is executing."""
     death: type[BaseException] | None = None
-    """What a killed process dies of, until whoever has started it notices."""
+    """The exception of a killed process, until its parent notices the death."""
 
     def run(self) -> Outcome | None:
         """Runs the study's command once; None if its driver was killed."""
         self.in_trial, self.death = False, None
         try:
-            with self._stands_for_ray():
+            with self._without_ray():
                 return run_study(self.study, storage=self.storage, observer=Unobserved())
         except DriverKilledError:
             self.num_deaths += 1
             return None
         finally:
-            # a lock that its dead owner held: Optuna takes it over after half a minute
+            # a lock of a dead owner: Optuna itself would take it over after half a minute
             Path(f"{self.storage.search(self.study.study)}.lock").unlink(missing_ok=True)
 
     def change(self) -> None:
-        """The disk is about to be changed."""
+        """Called before every change of the disk."""
         self.num_changes += 1
         self.now += timedelta(microseconds=self.random.randrange(1, 2_000_000))
         if self.clock_back_at is not None:
@@ -107,20 +110,20 @@ class Machine:
             raise self.death
 
     def clock(self) -> datetime:
-        """The time, later at every look until it is set back."""
+        """The time, which advances with every call until it is set back."""
         self.now += timedelta(microseconds=1)
         return self.now
 
     @contextlib.contextmanager
     def _alone(self, storage: Storage, study: str, **_: Any) -> Iterator[str]:
-        """There is no other machine: a driver that has died is followed at once, and what it has
-        claimed counts no more."""
+        """Stands in for `sole_driver`: there is no other machine, so a dead driver is replaced at
+        once, and its claims are void."""
         storage.drivers(study).remove_orphans()
         yield f"driver-{self.num_deaths}"
 
     @contextlib.contextmanager
-    def _stands_for_ray(self) -> Iterator[None]:
-        def asked_first(change: Callable[..., Any]) -> Callable[..., Any]:
+    def _without_ray(self) -> Iterator[None]:
+        def counted(change: Callable[..., Any]) -> Callable[..., Any]:
             def changed(*arguments: Any, **named: Any) -> Any:
                 self.change()
                 return change(*arguments, **named)
@@ -134,8 +137,8 @@ class Machine:
         with contextlib.ExitStack() as stack:
             for target, stand_in in {
                 "os.fsync": lambda _file: self.change(),
-                "os.replace": asked_first(os.replace),
-                "os.unlink": asked_first(os.unlink),
+                "os.replace": counted(os.replace),
+                "os.unlink": counted(os.unlink),
                 "kdr.storage.local_path._writer": lambda: f"{_HOST}-{self.num_deaths}",
                 "kdr.storage.local_path._is_alive": lambda process: process == self.num_deaths,
                 "kdr.run.study_run.ray_session": no_ray,
@@ -147,7 +150,7 @@ class Machine:
                 "kdr.run.sweep.tune.Tuner": lambda *given, **settings: SimulatedTuner(
                     self, *given, **settings
                 ),
-                # nothing is held, and collecting garbage takes longest
+                # there is nothing to release, and collecting garbage would take the most time
                 "kdr.run.attempt.logged_fit.release_memory": lambda: None,
                 "kdr.training.fit.prepare": lambda *given: Untrained(micro_batch=given[-1]),
                 "kdr.training.fit.calibrate": lambda *_: None,
@@ -164,11 +167,11 @@ class Machine:
 
 
 MOST_IMAGES = 4
-"""Images that fit into the memory of the simulated machine."""
+"""Number of images that fit into the memory of the simulated machine."""
 
 
 class Unobserved:
-    """Watches a study and does nothing."""
+    """An observer that does nothing."""
 
     def phase(self, text: str) -> None: ...
     def finding(self, finding: Any) -> None: ...
@@ -177,8 +180,7 @@ class Unobserved:
 
 
 class OneThread(contextlib.AbstractContextManager["OneThread"]):
-    """A pool of threads without threads: starting some would take longer than reading so small a
-    log."""
+    """A thread pool without threads: starting them would take longer than reading a small log."""
 
     map = staticmethod(map)
 
@@ -188,7 +190,7 @@ class OneThread(contextlib.AbstractContextManager["OneThread"]):
 
 @dataclass
 class SimulatedTrial:
-    """Tune's side of a trial, as far as callbacks look at it."""
+    """Tune's trial object, as far as callbacks use it."""
 
     trial_id: str
     config: dict[str, Any]
@@ -198,8 +200,7 @@ class SimulatedTrial:
 
 
 class SimulatedTuner:
-    """Ray Tune's loop as kdr uses it, in the order in which `TuneController` of Ray 2.60 tells its
-    parts of a trial."""
+    """Ray Tune's loop as kdr uses it, with callbacks in the order of Ray 2.60's TuneController."""
 
     def __init__(
         self,
@@ -223,7 +224,7 @@ class SimulatedTuner:
         self.finished = False
 
     def fit(self) -> None:
-        # Tune takes SIGINT for itself, and keeps it
+        # like Tune, which installs its own SIGINT handler and leaves it there
         before = signal.signal(signal.SIGINT, lambda *_: None)
         while (trial := self._next_report()) is not None:
             if self.machine.interrupt_at is not None:
@@ -250,7 +251,7 @@ class SimulatedTuner:
             found = None if config is None else {"trial": config}
         else:
             found = None if self.finished else self.searcher.suggest(f"tune-{len(self.trials)}")
-        if found is None or found == StudySearcher.FINISHED:
+        if found is None or isinstance(found, str):  # StudySearcher.FINISHED
             self.finished = True
             return None
         trial = SimulatedTrial(f"tune-{len(self.trials)}", found)
@@ -266,7 +267,7 @@ class SimulatedTuner:
             else:
                 assert actor.reset_config(dict(trial.config))
                 self.actors[trial.trial_id] = actor
-            self._tell("on_trial_start", trial)
+            self._notify("on_trial_start", trial)
 
     def _step(self, trial: SimulatedTrial) -> None:
         with self._process_of(trial):
@@ -279,19 +280,19 @@ class SimulatedTuner:
             elif self.searcher is not None:
                 self.searcher.on_trial_result(trial.trial_id, result)
             self.machine.in_trial = False
-            self._tell("on_trial_result", trial, result=result)
+            self._notify("on_trial_result", trial, result=result)
             trial.last_result = result
             if stops:
                 self._of_scheduler("on_trial_complete", trial, result)
                 if self.searcher is not None:
                     self.searcher.on_trial_complete(trial.trial_id, result=result)
-                self._tell("on_trial_complete", trial)
+                self._notify("on_trial_complete", trial)
                 self.idle.append(self.actors.pop(trial.trial_id))
 
     @contextlib.contextmanager
     def _process_of(self, trial: SimulatedTrial) -> Iterator[None]:
-        """What runs in a trial's process; if that is killed, the trial waits to go on, or has
-        failed."""
+        """Code that runs in a trial's process; if that is killed, the trial is queued to resume, or
+        has failed."""
         self.machine.in_trial = True
         try:
             yield
@@ -304,12 +305,12 @@ class SimulatedTuner:
                 self._of_scheduler("on_trial_error", trial)
                 self.waiting.append(trial)
                 self._of_scheduler("on_trial_add", trial)
-                self._tell("on_trial_recover", trial)
+                self._notify("on_trial_recover", trial)
             else:
                 self._of_scheduler("on_trial_error", trial)
                 if self.searcher is not None:
                     self.searcher.on_trial_complete(trial.trial_id, error=True)
-                self._tell("on_trial_error", trial)
+                self._notify("on_trial_error", trial)
         finally:
             self.machine.in_trial = False
 
@@ -317,14 +318,14 @@ class SimulatedTuner:
         if self.scheduler is not None:
             getattr(self.scheduler, what)(None, trial, *arguments)
 
-    def _tell(self, what: str, trial: SimulatedTrial, **told: Any) -> None:
+    def _notify(self, what: str, trial: SimulatedTrial, **more: Any) -> None:
         for callback in self.callbacks:
-            getattr(callback, what)(0, self.trials, trial, **told)
+            getattr(callback, what)(0, self.trials, trial, **more)
 
 
 @dataclass
 class Untrained:
-    """A trial made ready to train that never trains."""
+    """A prepared trial that never trains."""
 
     micro_batch: int | None
     model = SimpleNamespace(student=None)
@@ -338,8 +339,8 @@ class Untrained:
 def simulated_epoch(
     config: TrialConfig, state: Any, progress: Progress, *_: Any
 ) -> tuple[EpochMetrics, Progress]:
-    """An epoch whose numbers depend on the trial and the epoch alone; in the second one some trials
-    fail, or have no memory."""
+    """An epoch whose numbers depend only on the trial and the epoch; in the second one some trials
+    fail, or run out of memory."""
     epoch, name = progress.epoch + 1, config.model_dump_json()
     draw = Random(address(0, name, epoch))
     if fails(config) and epoch == 2:
@@ -372,12 +373,12 @@ def quality(config: TrialConfig) -> float:
 
 
 def fails(config: TrialConfig) -> bool:
-    """Whether a trial is one of those that fail; teachers do not."""
+    """Whether a trial is meant to fail; teachers never fail."""
     return config.needs_teacher and quality(config) < 0.2
 
 
 def save_simulated_student(path: LocalPath, _detector: Any, *, extra: dict[str, Any]) -> None:
-    """The two files of a student, one after the other."""
+    """Writes the two files of a student, one after the other."""
     for name in (path, path.with_suffix(".json")):
         with name.written_aside() as aside:
             aside.write_text(extra["trial"])

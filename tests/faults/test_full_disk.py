@@ -1,9 +1,8 @@
-"""A study whose disk is full or has become read-only: it ends and says why, and the same command
-goes on once that is mended."""
+"""A study whose disk becomes full or read-only: it ends with the reason, and the same command
+resumes once that is fixed."""
 
 import json
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,16 +11,15 @@ from typing import Any
 
 import pytest
 
-import kdr
 from kdr.results.check import check_log as findings
 from kdr.results.reader import read_log
 from kdr.storage.layout import Storage
 from tests.faults.invariants import Results, check_log, results_of
+from tests.faults.processes import orchestrate
 from tests.small_disk import empty, fill, small_disk
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
-ORCHESTRATE = Path(kdr.__file__).parents[1] / "orchestrate.py"
 SEEDS = 3
 MOBILENET = {"backbone": "mobilenet_v3_small", "fpn_channels": 32}
 STUDY: dict[str, Any] = {
@@ -54,7 +52,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """What the study finds on a disk that has room."""
+    """The study's results on a disk with enough space."""
     folder = tmp_path_factory.mktemp("undisturbed")
     study, storage = folder / "study.yaml", Storage.at(folder / "runs")
     study.write_text(json.dumps(STUDY))
@@ -65,16 +63,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 
 def command(study: Path, storage: Storage) -> list[str]:
-    parts = (
-        sys.executable,
-        ORCHESTRATE,
-        "run",
-        study,
-        "--storage",
-        storage.root,
-        "--no-preflight",
-    )
-    return [str(part) for part in parts]
+    return orchestrate("run", study, "--storage", storage.root, "--no-preflight")
 
 
 def read_only(disk: Path) -> None:
@@ -87,20 +76,20 @@ def writable(disk: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("break_", "mend", "reason"),
+    ("break_", "repair", "reason"),
     [(fill, empty, "No space left on device"), (read_only, writable, "Read-only file system")],
     ids=["full", "read-only"],
 )
-def test_a_study_without_a_disk_ends_and_goes_on_later(
+def test_a_study_without_a_writable_disk_ends_and_resumes_later(
     disk: Path,
     tmp_path: Path,
     break_: Callable[[Path], None],
-    mend: Callable[[Path], None],
+    repair: Callable[[Path], None],
     reason: str,
     undisturbed: Results,
     record_property: Callable[[str, object], None],
 ) -> None:
-    record_property("fault", f"a disk of which it is said: {reason}")
+    record_property("fault", f"a disk error: {reason}")
     storage, study = Storage.at(disk / "runs"), tmp_path / "study.yaml"
     study.write_text(json.dumps(STUDY))
     with (tmp_path / "output.txt").open("w") as output:
@@ -115,8 +104,8 @@ def test_a_study_without_a_disk_ends_and_goes_on_later(
     assert "the same command" in text
     assert "Traceback" not in text
     states = Counter(state.state for state in read_log(storage).states().values())
-    assert set(states) <= {"completed", "running"}, "no trial has failed: the disk has"
-    mend(disk)
+    assert set(states) <= {"completed", "running"}, "a trial failed because of the disk"
+    repair(disk)
     done = subprocess.run(command(study, storage), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     check_log(storage, "full", undisturbed)

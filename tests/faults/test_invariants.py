@@ -1,4 +1,4 @@
-"""The checks that every test of faults rests on see what they are there to see, and count it."""
+"""The invariants that all fault tests rely on: each violation is found and counted."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,12 +26,12 @@ def three_trials(log: ExampleLog) -> None:
     log.trial("c")
 
 
-def one_that_was_begun_twice_as_one_attempt(log: ExampleLog) -> None:
+def one_attempt_started_twice(log: ExampleLog) -> None:
     two_trials(log)
     log.trial("a", event="started", epoch=0)
 
 
-def one_that_completed_twice(log: ExampleLog) -> None:
+def one_completed_twice(log: ExampleLog) -> None:
     two_trials(log)
     log.trial("a", attempt=2)
 
@@ -54,7 +54,6 @@ def a_checkpoint(log: ExampleLog) -> None:
 
 def a_temporary_file(log: ExampleLog) -> None:
     two_trials(log)
-    assert isinstance(log.storage.root, Path)
     (log.storage.root / "log.tmp").touch()
 
 
@@ -64,13 +63,13 @@ def a_temporary_file(log: ExampleLog) -> None:
         (one_trial, "lost"),
         (one_without_an_epoch, "lost"),
         (three_trials, "doubled"),
-        (one_that_was_begun_twice_as_one_attempt, "doubled"),
-        (one_that_completed_twice, "doubled"),
+        (one_attempt_started_twice, "doubled"),
+        (one_completed_twice, "doubled"),
         (a_checkpoint, "left behind"),
         (a_temporary_file, "left behind"),
     ],
 )
-def test_what_is_lost_doubled_or_left_behind_is_seen_and_counted(
+def test_each_violation_is_found_and_counted(
     happens: Callable[[ExampleLog], None], kind: str, example_log: ExampleLog, tmp_path: Path
 ) -> None:
     undisturbed = ExampleLog(Storage.at(tmp_path / "undisturbed"))
@@ -81,7 +80,7 @@ def test_what_is_lost_doubled_or_left_behind_is_seen_and_counted(
     assert +toll == {"checks": 1, kind: 1}
 
 
-def test_of_a_study_like_an_undisturbed_one_nothing_is_counted(
+def test_nothing_is_counted_for_a_study_that_equals_the_undisturbed_one(
     example_log: ExampleLog, tmp_path: Path
 ) -> None:
     undisturbed = ExampleLog(Storage.at(tmp_path / "undisturbed"))

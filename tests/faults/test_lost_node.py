@@ -1,7 +1,7 @@
-"""A node of a cluster dies in the middle of a study: its trial goes on from its checkpoint on
-another one."""
+"""A cluster node dies during a study: its trial resumes from its checkpoint on another node."""
 
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ import yaml
 from kdr.results.reader import read_log
 from kdr.storage.layout import Storage
 from tests.faults.cluster import Cluster, open_cluster
-from tests.faults.invariants import check_log, results_of
+from tests.faults.invariants import Results, check_log, results_of
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
 
-# the log tells of epochs some seconds later, and a process may outlive its raylet by some, too
+# enough: an epoch is in the log only seconds later, and a process may outlive its raylet by seconds
 EPOCHS = 16
 STUDY: dict[str, Any] = {
     "study": "lost",
@@ -51,14 +51,30 @@ result = {
 """
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> Path:
-    path = tmp_path / "study.yaml"
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("study") / "study.yaml"
     path.write_text(yaml.safe_dump(STUDY))
     return path
 
 
-def run(cluster: Cluster, study: Path, storage: Storage) -> Any:
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A cluster of a head; each test adds the node that it kills."""
+    with open_cluster() as opened:
+        opened.add_node()
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster, study: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """The study's results on the head alone."""
+    quiet = Storage.at(tmp_path_factory.mktemp("quiet") / "runs")
+    assert "2 trials run" in cluster.output(run(cluster, study, quiet))
+    return results_of(quiet, "lost")
+
+
+def run(cluster: Cluster, study: Path, storage: Storage) -> subprocess.Popen[str]:
     return cluster.orchestrate(
         "run", study, "--storage", storage.root, "--address", cluster.address, "--no-preflight"
     )
@@ -67,32 +83,31 @@ def run(cluster: Cluster, study: Path, storage: Storage) -> Any:
 @pytest.mark.parametrize(
     "unplugged", [False, True], ids=["its raylet is killed", "it is unplugged"]
 )
-def test_a_trial_goes_on_from_its_checkpoint_when_its_node_dies(
-    study: Path, tmp_path: Path, unplugged: bool, record_property: Callable[[str, object], None]
+def test_a_trial_resumes_from_its_checkpoint_when_its_node_dies(
+    unplugged: bool,
+    cluster: Cluster,
+    study: Path,
+    undisturbed: Results,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     record_property("fault", "kill of a node: " + ("unplugged" if unplugged else "its raylet"))
-    quiet, storage = Storage.at(tmp_path / "quiet"), Storage.at(tmp_path / "runs")
-    with open_cluster() as cluster:
-        cluster.add_node()
-        undisturbed = run(cluster, study, quiet)
-        assert "2 trials run" in cluster.output(undisturbed)
-        cluster.add_node()
-        disturbed = run(cluster, study, storage)
+    storage = Storage.at(tmp_path / "runs")
+    node = cluster.add_node()
+    disturbed = run(cluster, study, storage)
 
-        def both_run() -> bool:
-            reached = [state.epoch for state in read_log(storage).states_of("lost").values()]
-            return len(reached) == 2 and min(reached) >= 2 and max(reached) < EPOCHS - 7
+    def both_run() -> bool:
+        reached = [state.epoch for state in read_log(storage).states_of("lost").values()]
+        return len(reached) == 2 and min(reached) >= 2 and max(reached) < EPOCHS - 7
 
-        cluster.wait_for(both_run)
-        (cluster.nodes[1].unplug if unplugged else cluster.nodes[1].raylet.kill)()
-        text = cluster.output(disturbed)
-        assert disturbed.returncode == 0, text
-        log = check_log(storage, "lost", results_of(quiet, "lost"))
-        events = [
-            [row["event"] for row in log.trials.to_pylist() if row["key"] == key]
-            for key in log.keys_of("lost")
-        ]
-        assert sorted(events) == [["started", "completed"], ["started", "resumed", "completed"]]
-        cluster.wait_for(
-            lambda: not any(cluster.python(LEFT, cluster.dashboard).values()), within_s=10
-        )
+    cluster.wait_for(both_run)
+    (node.unplug if unplugged else node.raylet.kill)()
+    text = cluster.output(disturbed)
+    assert disturbed.returncode == 0, text
+    log = check_log(storage, "lost", undisturbed)
+    events = [
+        [row["event"] for row in log.trials.to_pylist() if row["key"] == key]
+        for key in log.keys_of("lost")
+    ]
+    assert sorted(events) == [["started", "completed"], ["started", "resumed", "completed"]]
+    cluster.wait_for(lambda: not any(cluster.python(LEFT, cluster.dashboard).values()), within_s=10)

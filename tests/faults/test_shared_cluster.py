@@ -1,5 +1,5 @@
-"""Two studies of several workers per trial on one cluster of unlike nodes: where workers are
-placed, and who waits for whom."""
+"""Two studies with several workers per trial on a cluster of different nodes: where workers are
+placed, and which study waits."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -47,10 +47,10 @@ def start(cluster: Cluster, folder: Path, name: str, *, workers: int) -> Any:
     )
 
 
-def test_workers_are_packed_where_they_fit_spread_where_not_and_a_study_without_room_waits(
+def test_workers_are_packed_or_else_spread_and_a_study_without_room_waits(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    record_property("fault", "two studies on one cluster, the second without room")
+    record_property("fault", "two studies on one cluster, with no room for the second")
     with open_cluster() as cluster:
         small, large = cluster.add_node(1), cluster.add_node(2)
         first = start(cluster, tmp_path, "first", workers=2)

@@ -1,4 +1,4 @@
-"""A cluster of two nodes that asks for a token: a study on both, from a node and as a job."""
+"""A cluster of two nodes that requires a token: a study on both, from a node and as a job."""
 
 import json
 import sys
@@ -57,7 +57,7 @@ def study(tmp_path: Path) -> Path:
 
 
 def findings(cluster: Cluster, *arguments: object, **env: str) -> dict[str, dict[str, str]]:
-    """What `doctor` says, by name of the check; the last where it says several things."""
+    """The findings of `doctor`: name of the check -> its last finding."""
     text = cluster.output(cluster.orchestrate("doctor", *arguments, "--json", env=env))
     assert TOKEN not in text
     return {
@@ -93,8 +93,8 @@ def test_a_study_runs_on_both_nodes_and_every_trial_once(
 
 
 def submitted(cluster: Cluster, *options: object, study: Path) -> str:
-    """What a job prints that was submitted from a machine outside the cluster; Ray refuses it until
-    its agent is up."""
+    """The output of a job submitted from a machine outside the cluster. Ray refuses jobs until its
+    agent is up."""
 
     def text() -> str | None:
         submit = [
@@ -118,10 +118,9 @@ def submitted(cluster: Cluster, *options: object, study: Path) -> str:
     return str(cluster.wait_for(text))
 
 
-def test_a_job_is_submitted_from_elsewhere_and_watched_from_there(
+def test_a_job_is_submitted_and_watched_from_outside_the_cluster(
     cluster: Cluster, study: Path, tmp_path: Path
 ) -> None:
-    elsewhere = {"on": 2, "env": {"RAY_API_SERVER_ADDRESS": cluster.dashboard}}
     environment = json.dumps({"env_vars": {"KDR_STORAGE": str(tmp_path / "runs")}})
     options = ["--no-wait", "--submission-id", "nodes", "--runtime-env-json", environment]
     assert "submitted successfully" in submitted(cluster, *options, study=study)
@@ -135,8 +134,12 @@ def test_a_job_is_submitted_from_elsewhere_and_watched_from_there(
         "--json",
     ]
 
+    def outside(*command: object) -> str:
+        env = {"RAY_API_SERVER_ADDRESS": cluster.dashboard}
+        return cluster.output(cluster.start(*command, on=2, env=env))
+
     def seen() -> Any:
-        text = cluster.output(cluster.start(*status, **elsewhere))
+        text = outside(*status)
         return json.loads(text) if text.startswith("{") else {}
 
     running = cluster.wait_for(
@@ -144,24 +147,19 @@ def test_a_job_is_submitted_from_elsewhere_and_watched_from_there(
     )
     assert running["total"] == 4
     cluster.wait_for(lambda: seen()["is_over"])
-    cluster.wait_for(
-        lambda: (
-            "succeeded"
-            in cluster.output(cluster.start("ray", "job", "status", "nodes", **elsewhere))
-        )
-    )
-    log = cluster.output(cluster.start("ray", "job", "logs", "nodes", **elsewhere))
+    cluster.wait_for(lambda: "succeeded" in outside("ray", "job", "status", "nodes"))
+    log = outside("ray", "job", "logs", "nodes")
     assert "4 trials run" in log
     assert "Looking at the nodes" in log
 
 
-def test_a_job_must_not_store_where_ray_removes_it(cluster: Cluster, study: Path) -> None:
+def test_a_job_may_not_store_in_the_folder_that_ray_removes(cluster: Cluster, study: Path) -> None:
     assert "--storage: must be a folder that outlives the job, got" in submitted(
         cluster, study=study
     )
 
 
-def test_without_the_token_the_cluster_is_closed_and_the_way_in_is_told(
+def test_without_the_token_the_cluster_is_closed_and_the_error_says_how_to_join(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     env = {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": ""}

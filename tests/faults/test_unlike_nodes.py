@@ -1,4 +1,4 @@
-"""A node whose storage, data and code are not those of the others: `doctor` says so, and `run` does
+"""A node whose storage, data and code differ from the others': `doctor` reports it, and `run` does
 not start."""
 
 import json
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.ray]
 
 
 def coco_data(folder: Path, *, seed: int) -> dict[str, str]:
-    """Generated images in a folder, in COCO format, at paths that do not depend on the seed."""
+    """Generated images in a folder, in COCO format, at paths independent of the seed."""
     splits = open_splits(
         ShapesData(dataset="shapes", num_train=4, num_val=4, seed=seed),
         Storage.at(folder / "generated"),
@@ -35,7 +35,7 @@ def coco_data(folder: Path, *, seed: int) -> dict[str, str]:
     return paths
 
 
-def test_what_is_a_nodes_own_is_named_before_anything_runs(
+def test_differences_between_nodes_are_reported_before_anything_runs(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     record_property("fault", "a node with other versions, data and files")
@@ -61,7 +61,7 @@ def test_what_is_a_nodes_own_is_named_before_anything_runs(
     with open_cluster() as cluster:
         cluster.add_node()
         if not cluster.has_networks:
-            pytest.skip("needs a node with mounts of its own")
+            pytest.skip("needs a node with its own mounts")
         cluster.add_node(
             wrap=("unshare", "--mount", "sh", "-c", " && ".join([*mounts, 'exec "$@"']), "sh")
         )

@@ -68,7 +68,7 @@ def driver_of(storage: Storage, study: str, **changes: object) -> str:
         "since": "now",
     }
     claim = Claim(**{**values, "held": True, **changes})  # type: ignore[arg-type]
-    path = storage.drivers(study) / f"{claim.name}.json"
+    path = storage.local / "drivers" / study / f"{claim.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(dataclasses.asdict(claim)))
     return claim.name
@@ -86,7 +86,7 @@ def test_a_trial_is_claimed_by_one_driver_until_it_releases_it(storage: Storage)
     [holder] = second.holders(["a", "b", "c"])
     assert (holder.study, holder.keys, str(holder)) == (
         "first",
-        {"a", "b"},
+        frozenset({"a", "b"}),
         f"study first (process {os.getpid()} on here)",
     )
     first.release("a")
