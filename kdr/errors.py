@@ -75,7 +75,7 @@ class ShapeMismatchError(KdrError):
     """Two tensors whose shapes must match and do not."""
 
 
-class TrialFailure(KdrError):  # noqa: N818 - a trial's end, not a mistake of the input
+class TrialFailure(KdrError):  # noqa: N818 - a trial's outcome, not a mistake in the input
     """A trial that cannot continue; the study runs its other trials.
 
     Args:
@@ -88,8 +88,8 @@ class TrialFailure(KdrError):  # noqa: N818 - a trial's end, not a mistake of th
         self.kind, self.reason = kind, reason
         super().__init__(f"{kind}: {reason}")
 
-    # Ray pickles an error that leaves a process. By default it would be rebuilt from the message
-    # alone, which does not match the arguments of `__init__`.
+    # Ray pickles errors that cross a process boundary. By default, unpickling passes only the
+    # message to `__init__`, which takes two arguments.
     def __reduce__(self) -> tuple[type["TrialFailure"], tuple[Any, ...]]:
         return TrialFailure, (self.kind, self.reason)
 
@@ -99,7 +99,7 @@ class OutOfMemory(TrialFailure):
 
     Args:
         reason: the allocator's message.
-        num_images: images per process and pass.
+        num_images: images per process in one pass.
     """
 
     def __init__(self, reason: str, num_images: int) -> None:

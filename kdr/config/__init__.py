@@ -1,1 +1,1 @@
-"""Settings of a study and its trials, and their strict reading from YAML."""
+"""Settings of a study and its trials, and a strict YAML reader."""

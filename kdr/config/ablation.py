@@ -1,4 +1,4 @@
-"""Settings of an ablation: its arms as changes of one baseline, their seeds, and the metric."""
+"""Settings of an ablation: arms as changes to one baseline, their seeds, and the metric."""
 
 import difflib
 from collections.abc import Collection, Iterator
@@ -28,23 +28,24 @@ class SeedRange(Settings):
 
 
 class Ablation(Settings):
-    """What each part of the trial contributes to the metric. Every arm trains with every seed, to
-    its last epoch: nothing is stopped early.
+    """An ablation measures how much each part of the trial contributes to the metric. Every arm
+    trains with every seed, to its last epoch: nothing is stopped early.
     """
 
     baseline: dict[str, JsonValue] = {}
-    """Changes of `trial`, by path, that make it the arm `baseline`. Empty: `trial` is the
-    baseline."""
+    """Changes to `trial`, by path, that turn it into the arm `baseline`. Empty: `trial` itself is
+    the baseline."""
     factors: dict[Name, Annotated[dict[Name, Changes], Field(min_length=1)]] = {}
-    """Factor -> level -> what the level changes in the baseline, by path."""
+    """Factor -> level -> the level's changes to the baseline, by path."""
     design: Design = "leave_one_out"
     """Which arms to train. `leave_one_out` and `one_at_a_time` are the same: the baseline, and one
     arm for each level of each factor. `add_one_in`: the arm `nothing`, with all factors changed;
     one arm for each factor put back, such as `+review`; and the baseline. `factorial`: every
-    combination of levels, `baseline` being a level of every factor. `arms`: the baseline and the
-    arms of `arms`. Arms are compared with the baseline, in `add_one_in` with `nothing`."""
+    combination of levels, where `baseline` is a level of every factor. `arms`: the baseline and the
+    arms listed in `arms`. Arms are compared with the baseline, or in `add_one_in` with
+    `nothing`."""
     arms: dict[Name, Changes] = {}
-    """For the design `arms`: name of an arm -> what it changes in the baseline, by path."""
+    """For the design `arms`: name of an arm -> its changes to the baseline, by path."""
     leave_out: tuple[Annotated[dict[str, str], Field(min_length=1)], ...] = ()
     """Arms to skip: an entry such as {review: off, weight: low} skips every arm that has all of
     these levels. `baseline` is a level of every factor."""
@@ -56,10 +57,10 @@ class Ablation(Settings):
     margin: Positive | None = None
     """Largest difference that does not matter, in units of the metric (0.005 is half a point of
     AP). An arm whose difference is statistically certain to be smaller is reported as *no relevant
-    effect*. Unset: no arm is."""
+    effect*. Unset: no arm is reported this way."""
     contrast: str | None = None
-    """The one arm that the study is about, declared before it runs. Its p-value is not adjusted for
-    the number of arms. Unset: all are adjusted."""
+    """The arm of primary interest, declared before the study runs. Its p-value is not adjusted for
+    the number of arms. Unset: all p-values are adjusted."""
 
     @model_validator(mode="after")
     def _each_seed_once(self) -> Self:
@@ -70,7 +71,7 @@ class Ablation(Settings):
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
-        """Every seed, in the order in which they run."""
+        """All seeds, in the order in which they run."""
         seeds = self.seeds
         return (
             tuple(range(seeds.first, seeds.first + seeds.count))
@@ -120,7 +121,7 @@ def ablation_problems(ablation: Ablation) -> Iterator[str]:
         # `baseline` is a level of every factor and the name of an arm, without being declared
         if place.endswith(f".{BASELINE}"):
             yield (
-                f"ablation.{place}: must not be called baseline, the name of the unchanged one. "
+                f"ablation.{place}: must not be called baseline, the name of the unchanged arm. "
                 "Rename it, or put the changes in ablation.baseline"
             )
         # arms are compared pairwise by seed, so an arm must not have seeds of its own

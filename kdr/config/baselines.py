@@ -1,4 +1,4 @@
-"""Settings of the methods that KDR is compared with, with their papers' defaults."""
+"""Settings of the methods that KDR is compared with; their defaults are from the papers."""
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -19,15 +19,15 @@ class BaselineConfig(MethodConfig):
     method: ClassVar[str]
     """Name of the method."""
     for_student: ClassVar[dict[str, dict[str, Any]]] = {}
-    """Detector of the student -> defaults that differ from the fields' own."""
+    """Student's detector -> defaults that differ from those of the fields."""
 
     levels: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """The student's feature levels to distil, such as [P3, P4]. Unset: the original's
+    """The student's feature levels to distil, such as [P3, P4]. Unset: as in the original
     (docs/methods.md)."""
 
-    def resolved(self, *, student: DetectorConfig, teacher: DetectorConfig) -> Self:  # noqa: ARG002 - some methods ask
-        """Returns the settings for a pair of detectors: with the student's defaults, and its levels
-        by name.
+    def resolved(self, *, student: DetectorConfig, teacher: DetectorConfig) -> Self:  # noqa: ARG002 - used by overrides
+        """Returns the settings for a pair of detectors: the defaults for the student, and its
+        levels by name.
         """
         known = level_names(student.detector)
         usual = self.for_student.get(student.detector, {})
@@ -58,7 +58,7 @@ class FitnetConfig(BaselineConfig):
     method = "fitnet"
 
     align: Literal["conv1x1", "identity"] = "conv1x1"
-    """Adapter from the student's channels to the teacher's. `identity`: none, which needs equal
+    """Adapter from the student's channels to the teacher's. `identity`: no adapter; needs equal
     channels."""
 
     def resolved(self, *, student: DetectorConfig, teacher: DetectorConfig) -> Self:
@@ -189,17 +189,20 @@ class FrsConfig(BaselineConfig):
     """Weight of the cross entropy of a cell's class scores, summed over its boxes and classes."""
 
     def needs(self) -> frozenset[Need]:
-        """Class logits of both detectors."""
+        """Requests class logits of both detectors."""
         return frozenset({"teacher_logits", "student_logits"})
 
     def resolved(self, *, student: DetectorConfig, teacher: DetectorConfig) -> Self:
-        """See `BaselineConfig.resolved`; also checks that cells have equally many boxes."""
-        # class scores are compared box by box, so both need the same boxes in the same order
+        """See `BaselineConfig.resolved`; also checks that both have the same number of boxes per
+        cell.
+        """
+        # class scores are compared box by box, so both detectors need the same boxes in the same
+        # order
         num_boxes = [ANCHORS_PER_CELL[detector.detector] for detector in (student, teacher)]
         if num_boxes[0] != num_boxes[1]:
             raise ValueError(
-                "distill.frs: needs equally many boxes per cell in student and teacher, got "
-                f"{num_boxes[0]} ({student.detector}) and {num_boxes[1]} ({teacher.detector}). "
-                "Use the same detector for both"
+                "distill.frs: needs the same number of boxes per cell in student and teacher, got "
+                f"{num_boxes[0]} ({student.detector}) and {num_boxes[1]} ({teacher.detector}). Use "
+                "the same detector for both"
             )
         return super().resolved(student=student, teacher=teacher)

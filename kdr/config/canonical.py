@@ -1,4 +1,4 @@
-"""Plain values as text: canonical JSON to compare, readable text for messages."""
+"""Plain values as text: canonical JSON for comparison, readable text for messages."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ def canonical_json(content: Any) -> str:
 
 
 def value_text(value: Any) -> str:
-    """Returns a setting's value as people read it: texts as they are, anything else as JSON."""
+    """Returns a setting's value as readable text: strings unchanged, anything else as JSON."""
     if isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False, sort_keys=True)

@@ -1,4 +1,4 @@
-"""Settings of the data: images, resizing, augmentation, and what a search holds out."""
+"""Settings of the data: images, resizing, augmentation, and the search split."""
 
 from typing import Annotated, Literal
 
@@ -13,13 +13,13 @@ class Resize(Settings):
     """How images are resized. Set exactly one of `square_px` and `short_side_px`."""
 
     square_px: Count | None = None
-    """Longer side in pixels; the shorter side keeps the aspect ratio, and every batch is padded to
-    this square."""
+    """Longer side in pixels; the shorter side follows from the aspect ratio, and every batch is
+    padded to this square."""
     short_side_px: tuple[Count, ...] | None = None
     """Shorter side in pixels. With several values, training draws one per image and epoch, and
     evaluation uses the last."""
     long_side_px: Count = 1333
-    """Limit of the longer side in pixels. Used with `short_side_px` only."""
+    """Upper limit of the longer side in pixels. Used only with `short_side_px`."""
 
     @model_validator(mode="after")
     def _one_of(self) -> "Resize":
@@ -34,8 +34,8 @@ class Resize(Settings):
 
 
 class Augment(Settings):
-    """Random changes of training images. Each image has its own draws, from (seed, epoch, image
-    id).
+    """Random augmentation of training images. The draws for an image depend only on (seed, epoch,
+    image id).
     """
 
     flip: Share = 0.5
@@ -49,10 +49,10 @@ class _Data(Settings):
     """Training images to hold out and evaluate on, instead of the validation set.
 
     Below 1: a share of the training images. 1 or more: a number of images. 0: hold out none and
-    evaluate on the validation set. In a search, hold out some: it then selects on these images, and
-    the validation set stays unseen until the final runs. """
+    evaluate on the validation set. Set it for a search: trials are then selected on these images,
+    and the validation set stays unseen until the final runs."""
     augment: Augment = Augment()
-    """Random changes of training images."""
+    """Random augmentation of training images."""
     aspect_ratio_grouping: bool = False
     """Put images of similar aspect ratio in one batch, which saves padding."""
 
@@ -67,13 +67,13 @@ class ShapesData(_Data):
     image_size_px: Annotated[int, Field(ge=32, le=1024)] = 128
     """Side of the square images in pixels."""
     num_train: Count = 512
-    """Number of training images, those of `search_split` included."""
+    """Number of training images, including those of `search_split`."""
     num_val: Count = 128
     """Number of validation images."""
     num_classes: Annotated[int, Field(ge=1, le=len(SHAPE_CLASSES))] = 6
     """Number of shape classes, in the order circle, square, triangle, star, ring, cross, hexagon,
     crescent."""
-    # in shares of the side, so that a change of `image_size_px` scales the objects too
+    # shares of the side, so that changing `image_size_px` scales the objects too
     object_size: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (
         12 / 128,
         60 / 128,
@@ -93,8 +93,8 @@ class ShapesData(_Data):
 
     @model_validator(mode="after")
     def _split_leaves_images(self) -> "ShapesData":
-        # The number of images of a COCO data set is only known when it is opened, so the same rule
-        # for those is in `kdr.data.splits`.
+        # For COCO data the number of images is known only once the files are opened, so
+        # `kdr.data.splits` checks this rule there.
         held_out = (
             self.search_split if self.search_split >= 1 else self.search_split * self.num_train
         )

@@ -1,7 +1,7 @@
 """The docstrings of settings, read from source when a page or a schema needs them.
 
-pydantic's `use_attribute_docstrings` reads them whenever a class is made: a quarter of the time
-that `kdr plan` takes to import the settings.
+pydantic's `use_attribute_docstrings` reads them whenever a class is created, which takes a quarter
+of the time that `kdr plan` spends on importing the settings.
 """
 
 import ast
@@ -16,7 +16,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 @cache
 def descriptions_of(model: type[BaseModel]) -> dict[str, str]:
-    """Returns the docstring below each field of a settings class, its bases' included, by name."""
+    """Returns the docstring below each field of a settings class and its bases, by name."""
     found: dict[str, str] = {}
     for base in reversed(model.__mro__):
         if issubclass(base, BaseModel) and base is not BaseModel:
@@ -39,7 +39,7 @@ def _own_descriptions(model: type[BaseModel]) -> dict[str, str]:
 
 
 class DescribedJsonSchema(GenerateJsonSchema):
-    """pydantic's JSON schema, in which each field is described by its docstring."""
+    """pydantic's JSON schema, with the fields' docstrings as descriptions."""
 
     def model_schema(self, schema: Any) -> JsonSchemaValue:
         """Returns the schema of one settings class."""

@@ -31,11 +31,11 @@ FEATURE_STRIDES: dict[str, tuple[int, ...]] = {
     "faster_rcnn": (4, 8, 16, 32, 64),
 }
 """Strides in pixels of a detector's FPN outputs, finest first. Building a detector measures the
-true ones."""
+actual strides."""
 
 ANCHORS_PER_CELL: dict[str, int] = {"retinanet": 9, "fcos": 1}
-"""Boxes that a detector classifies in every cell of its FPN outputs. Faster R-CNN classifies
-proposals instead, so it has none."""
+"""Number of boxes that a detector classifies in each cell of its FPN outputs. Faster R-CNN has no
+entry: it classifies proposals instead."""
 
 _CHOICES: dict[str, dict[str, tuple[str | bool, ...]]] = {
     "retinanet": {
@@ -53,8 +53,8 @@ _CHOICES: dict[str, dict[str, tuple[str | bool, ...]]] = {
         "norm_on_bbox": (),
     },
 }
-"""Detector -> setting -> accepted values, for settings that not every detector has. A detector
-accepts every value of a setting that is not listed."""
+"""Detector -> setting -> accepted values, for settings that some detectors lack. A detector accepts
+every value of a setting that is not listed."""
 
 
 def level_name(stride: float) -> str:
@@ -90,9 +90,9 @@ class DetectorConfig(Settings):
     """Batch normalisation of the backbone: `batch` trains it, `frozen` fixes its statistics and
     affine parameters."""
     norm_momentum: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Momentum of the running statistics with `norm: batch`: the share of each new batch. Unset:
+    """Momentum of the running statistics with `norm: batch`: the weight of each new batch. Unset:
     0.1 in resnets, 0.01 in mobilenets, as in torchvision. At 0.01 the statistics lag hundreds of
-    steps behind, too far for a short training from scratch."""
+    steps behind, too far for a short training run from scratch."""
     head_norm: Literal["none", "group"] | None = None
     """Normalisation in the head. Unset: as in torchvision, none in RetinaNet and Faster R-CNN,
     group norm in FCOS."""
@@ -107,14 +107,15 @@ class DetectorConfig(Settings):
     """Whether a ReLU comes between P6 and P7 in RetinaNet and FCOS. Unset: true, as in torchvision.
     mmdetection's RetinaNet has none."""
     bottleneck_stride: Literal["3x3", "1x1"] | None = None
-    """Convolution that has a bottleneck's stride, in resnets of 50 and more layers: the 3x3, or the
-    first 1x1 as in the original ("caffe", MSRA) resnets. Unset: the 3x3, as in torchvision."""
+    """Which convolution of a bottleneck block has the stride, in resnets of 50 or more layers: the
+    3x3, or the first 1x1 as in the original ("caffe", MSRA) resnets. Unset: the 3x3, as in
+    torchvision."""
     pixel_mean: tuple[float, float, float] | None = None
-    """Mean to subtract from the pixels, in 0 to 255, by channel in the order of `channel_order`.
-    Unset: torchvision's, [123.675, 116.28, 103.53] in RGB."""
+    """Mean to subtract from the pixels (0 to 255), one value per channel in the order
+    `channel_order`. Unset: torchvision's, [123.675, 116.28, 103.53] in RGB."""
     pixel_std: tuple[Positive, Positive, Positive] | None = None
-    """Divisor of the pixels, after `pixel_mean` is subtracted; in the same form. Unset:
-    torchvision's, [58.395, 57.12, 57.375] in RGB."""
+    """Standard deviation by which the pixels are divided after subtracting `pixel_mean`; in the
+    same form. Unset: torchvision's, [58.395, 57.12, 57.375] in RGB."""
     channel_order: Literal["RGB", "BGR"] | None = None
     """Order of the channels in `pixel_mean`, `pixel_std` and the first convolution of `weights` in
     another library's layout. Unset: RGB. The detector itself always takes RGB: loading a BGR file
@@ -125,17 +126,18 @@ class DetectorConfig(Settings):
     elsewhere."""
     center_sampling: bool | None = None
     """Whether only the cells within 1.5 strides of a box's centre are foreground in FCOS. Unset:
-    true, as in torchvision. false: all cells inside the box are, as in the original FCOS."""
+    true, as in torchvision. false: all cells inside the box are foreground, as in the original
+    FCOS."""
     norm_on_bbox: bool | None = None
     """Whether FCOS predicts distances in strides, clamped at 0. Unset: true, as in torchvision.
-    false: distances in pixels, as exp(learned scale of the level x output), as in the original
-    FCOS."""
+    false: distances in pixels, computed as exp(learned scale of the level x output), as in the
+    original FCOS."""
     weights: str | None = None
     """Weights of the whole detector: the name of a torchvision enum such as
     `RetinaNet_ResNet50_FPN_Weights.COCO_V1`, or a file."""
     weights_layout: WeightsLayout | None = None
-    """Library whose layer names the file `weights` has. Unset: torchvision. It sets the defaults of
-    `p6_from`, `p7_relu`, `bottleneck_stride`, `channel_order`, `pixel_mean` and `pixel_std` to
+    """Library whose layer names the file `weights` uses. Unset: torchvision. It sets the defaults
+    of `p6_from`, `p7_relu`, `bottleneck_stride`, `channel_order`, `pixel_mean` and `pixel_std` to
     those of the library's own models; see docs/teachers.md."""
     backbone_weights: str | None = None
     """Weights of the backbone alone: the name of a torchvision enum such as
@@ -201,14 +203,14 @@ class DetectorConfig(Settings):
             )
         if self.channel_order == "BGR" and None in (self.pixel_mean, self.pixel_std):
             raise ValueError(
-                "channel_order: BGR needs pixel_mean and pixel_std in BGR too, got only the order. "
-                "Copy both from the configuration of the file"
+                "channel_order: BGR needs pixel_mean and pixel_std in BGR too, got only the "
+                "order. Copy both from the file's configuration"
             )
         return self
 
     def _fill_in(self, layout: WeightsLayout) -> None:
-        """Checks that the weights can have this layout, and sets its defaults. They do not count as
-        set by the user.
+        """Checks that the weights can have this layout, and sets its defaults. These do not count
+        as set by the user.
         """
         if self.weights is None or is_weights_enum(self.weights):
             raise ValueError(
@@ -217,7 +219,7 @@ class DetectorConfig(Settings):
             )
         if not self.backbone.startswith(("resnet", "resnext", "wide_resnet")):
             raise ValueError(
-                f"weights_layout: {layout} files must be of resnets or resnexts, got "
+                f"weights_layout: {layout} files need a resnet or resnext backbone, got "
                 f"{self.backbone}. Leave it out"
             )
         defaults = layout_defaults(
@@ -232,6 +234,6 @@ class DetectorConfig(Settings):
 
 def is_weights_enum(name: str) -> bool:
     """Returns whether `name` is a torchvision weights enum, such as
-    `ResNet50_Weights.IMAGENET1K_V1`, and not a file.
+    `ResNet50_Weights.IMAGENET1K_V1`, rather than a file.
     """
     return "_Weights." in name and "/" not in name

@@ -52,7 +52,7 @@ class KdrConfig(MethodConfig):
     """Defaults of the other settings: `kdr` has the safer numerics, `kdr-paper` stays closest to
     the paper's abstract."""
     weight: NonNegative = 3.0
-    """lambda, factor of the method's loss terms, which are mean squared feature errors."""
+    """lambda, which multiplies the method's loss terms; these are mean squared feature errors."""
     foreground_share: Share = 2 / 3
     """b in the loss b x foreground + (1 - b) x background. Not used with `masks: none`."""
     review_links: Literal["all"] | tuple[str, ...] = "all"
@@ -79,9 +79,10 @@ class KdrConfig(MethodConfig):
     """A scale k is used on a level if k is smaller than the shorter side of its map (`side`), or
     than its height (`height`, as in ReviewKD)."""
     normalisation: Literal["teacher_std", "level_std", "none"] = "teacher_std"
-    """Divide the features of both by the teacher's standard deviation, so that one weight suits
-    every detector. `teacher_std`: by one number, the root mean square over levels. `level_std`: by
-    each level's own, which gives levels of small spread more weight. `none`: do not divide."""
+    """Divide the features of student and teacher by the teacher's standard deviation, so that one
+    weight suits every detector. `teacher_std`: by one number, the root mean square over levels.
+    `level_std`: by each level's own, which gives levels with a small spread more weight. `none`: do
+    not divide."""
     align: Literal["conv1x1", "conv3x3", "identity"] = "conv1x1"
     """Adapter from the student's channels to those of the review."""
     project: Literal["conv3x3", "conv1x1", "identity"] = "conv3x3"
@@ -89,12 +90,12 @@ class KdrConfig(MethodConfig):
     adapter_norm: Literal["none", "batch", "group"] = "none"
     """Normalisation in the adapters."""
     init: Literal["dirac", "kaiming"] = "dirac"
-    """Initial weights of adapters with equally many input and output channels: `dirac`: identity,
+    """Initial weights of adapters that have as many input as output channels: `dirac`: identity,
     `kaiming`: random."""
     upsample: Literal["nearest", "bilinear"] = "nearest"
     """How a coarse level is resized to the finer one."""
     padding: Literal["ignored", "counted"] = "ignored"
-    """Whether cells that see nothing but padding count in the loss."""
+    """Whether cells that cover only padding count in the loss."""
     ramp: Ramp = "auto"
     """Steps over which the weight rises from 0. `auto`: 500, or 5 % of all steps if that is
     fewer."""
@@ -123,12 +124,12 @@ class KdrConfig(MethodConfig):
         return self
 
     def needs(self) -> frozenset[Need]:
-        """The teacher's standard deviations, unless `normalisation` is `none`."""
+        """Requests the teacher's standard deviations, unless `normalisation` is `none`."""
         return frozenset({"teacher_std"} if self.normalisation != "none" else ())
 
     def resolved(self, *, student: DetectorConfig, teacher: DetectorConfig) -> Self:
-        """Returns the settings for a pair of detectors: `all` links by name, the preset's weight
-        for that student.
+        """Returns the settings for a pair of detectors: `all` links by name, and the preset's
+        weight for the student.
         """
         links = review_links(student.detector)
         unknown = (
@@ -156,12 +157,12 @@ class KdrConfig(MethodConfig):
         return self.with_changes(**update)
 
     def unused(self) -> set[str]:
-        """The preset's name, and the settings of parts that are off."""
+        """Returns the names of `preset` and of the settings of parts that are off."""
         unused: set[str] = {"preset"}
         if not self.review_links:
             unused |= {"attention", "fusion", "gates", "upsample"}
         if self.attention == "none":
-            unused.add("gates")  # constant gates are 1/2 under both
+            unused.add("gates")  # constant gates are 1/2 with either value
         if self.masks == "none":
             unused |= {"foreground_share", "mask_values"}
         if self.pyramid_scales == ("full",):
@@ -192,9 +193,7 @@ class DistillConfig(Settings):
     """Features and class scores, weighted by the teacher's confidence."""
 
     def methods(self) -> dict[str, MethodConfig]:
-        """Returns the methods that are on, by name, in the order in which their losses are
-        added.
-        """
+        """Returns the active methods by name, in the order in which their losses are added."""
         return {
             name: method
             for name in type(self).model_fields
@@ -202,5 +201,5 @@ class DistillConfig(Settings):
         }
 
     def needs(self) -> frozenset[Need]:
-        """Returns what the methods that are on need besides features."""
+        """Returns everything that the active methods need besides features."""
         return frozenset().union(*(method.needs() for method in self.methods().values()))

@@ -17,7 +17,7 @@ def has_bottlenecks(backbone: str) -> bool:
 def loads_class_layer(layout: WeightsLayout | None, *, detector: str) -> bool:
     """Returns whether the class layer of weights can be loaded.
 
-    That needs a head like torchvision's, and a file that may hold the names of its classes.
+    That needs a head like torchvision's, and a file format that stores class names.
     """
     return layout is None or (layout == "mmdetection" and detector == "retinanet")
 
@@ -29,8 +29,7 @@ def layout_defaults(
 
     Sources: `configs/_base_/models` and `configs/fcos` of mmdetection;
     `detectron2/config/defaults.py`, `configs/` and `detectron2/modeling/backbone/fpn.py` of
-    detectron2. mmdetection's "caffe" models differ from its other ones and are not covered
-    here.
+    detectron2. mmdetection's "caffe" models differ from its other models and are not covered here.
 
     Args:
         layout: the library.
@@ -43,8 +42,8 @@ def layout_defaults(
     found: dict[str, Any] = {"channel_order": channel_order or "BGR"}
     if detector == "retinanet":
         found["p6_from"] = "C5"
-    # detectron2's resnets start from MSRA's original weights, whose first convolution already has
-    # the pixels' std in it; its resnexts start from Caffe2's
+    # detectron2's resnets start from MSRA's original weights, whose first convolution already
+    # includes the pixels' std; its resnexts start from Caffe2's
     original = backbone.startswith("resnet")
     if found["channel_order"] == "BGR":
         found["pixel_mean"] = IMAGENET_MEAN_RGB[::-1]

@@ -25,7 +25,7 @@ def changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
     """Returns a copy of nested settings with the values at some dotted paths replaced. Missing
     groups are created.
 
-    A name may contain dots, as those of a search's parameters do, if the group already has it.
+    A name that the group already has may contain dots, as the names of search parameters do.
 
     Raises:
         ConfigError: if a path goes through a value that is not a group.
@@ -49,7 +49,8 @@ def _first_name(group: Mapping[str, Any], path: str) -> tuple[str, str]:
     may be empty.
     """
     # `search.parameters` has names such as `distill.kdr.weight`: the path
-    # `parameters.distill.kdr.weight.float` must find that one, and not make a group `distill`
+    # `parameters.distill.kdr.weight.float` must find that name instead of creating a group
+    # `distill`
     parts = path.split(".")
     known = [size for size in range(len(parts), 0, -1) if ".".join(parts[:size]) in group]
     size = known[0] if known else 1

@@ -16,12 +16,12 @@ Model = TypeVar("Model", bound=BaseModel)
 
 def validated(model: type[Model], content: Mapping[str, Any], *, prefix: str = "") -> Model:
     """Validates plain values against a settings class, strictly: text is not converted to a number,
-    nor a number to a truth value.
+    nor a number to a boolean.
 
     Args:
         model: the settings class.
         content: values read from YAML or JSON.
-        prefix: path of these settings in the study; starts every path in errors.
+        prefix: path of these settings in the study, prepended to every path in errors.
 
     Raises:
         ConfigError: with one line per problem.
@@ -48,20 +48,20 @@ _RULES = {
     "union_tag_not_found": "must be given",
     "missing": "must be given",
 }
-"""Kind of pydantic error -> what must hold. For other kinds, pydantic's own message is used."""
+"""Kind of pydantic error -> our rule. Other kinds keep pydantic's own message."""
 
 
 def _lines(
     error: ValidationError, model: type[BaseModel], content: Mapping[str, Any], prefix: str
 ) -> list[str]:
-    # by path, because pydantic reports a value once for each member of a union that it tried:
-    # `micro_batch: x` becomes one line, "must be a whole number or 'auto'"
+    # grouped by path, because pydantic reports a value once for each member of a union that it
+    # tried: `micro_batch: x` becomes one line, "must be a whole number or 'auto'"
     rules: dict[str, list[str]] = {}
     values: dict[str, str] = {}
     for found in error.errors(include_url=False):
         location, kind, context = found["loc"], found["type"], found.get("ctx", {})
         if kind == "too_short" and len(found["input"]) >= context["min_length"]:
-            # pydantic counts only the valid values, and reports each invalid one besides
+            # pydantic counts only the valid values, and reports each invalid value as well
             continue
         path = ".".join(
             [*([prefix] if prefix else []), *map(str, _present(location, content, kind))]
@@ -107,8 +107,8 @@ def _rule(kind: str, context: Mapping[str, Any], message: str) -> str:
 
 
 def _got(value: Any, expected: str) -> str:
-    """Returns the end of a line: the value, and the closest of the words that pydantic lists in
-    quotes.
+    """Returns the end of a line: the value, and the closest match among the words that pydantic
+    lists in quotes.
     """
     close = (
         difflib.get_close_matches(value, re.findall("'([^']*)'", expected), n=1)
@@ -135,7 +135,9 @@ def _present(location: tuple[int | str, ...], content: Any, kind: str) -> list[i
 
 
 def _inner_path(message: str) -> tuple[str, str]:
-    """Splits a message of our own validators, `setting.path: rule`; the path may be missing."""
+    """Splits a message from one of our validators, `setting.path: rule`; the path may be
+    missing.
+    """
     head, colon, rule = message.partition(": ")
     if colon and head and all(part.isidentifier() for part in head.split(".")):
         return head, rule
@@ -143,8 +145,10 @@ def _inner_path(message: str) -> tuple[str, str]:
 
 
 def _shown(value: Any) -> str:
-    """Returns a wrong value for a message: as the user wrote it, texts in quotes, cut off at 80."""
-    # not `value_text`: here "5" and 5 must look different, and names keep the order of the file
+    """Returns an invalid value as the user wrote it, strings in quotes, cut off at 80
+    characters.
+    """
+    # not `value_text`: here "5" and 5 must look different, and keys keep the order of the file
     text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else text[:77] + "..."
 

@@ -37,7 +37,7 @@ def present_names(content: Mapping[str, Any]) -> PresentNames:
     """Replaces the old names of renamed settings.
 
     Args:
-        content: a study as plain values, or changes of one by path, as `--set` gives them.
+        content: a study as plain values, or changes to one by path, as given to `--set`.
     """
     result: Any = dict(content)
     notes: dict[str, None] = {}
@@ -56,7 +56,7 @@ def present_names(content: Mapping[str, Any]) -> PresentNames:
 
 
 def old_names(group: str, name: str) -> list[str]:
-    """Returns the old names of a setting; the path of its group is empty for the study itself."""
+    """Returns the old names of a setting; `group` is empty for a setting of the study itself."""
     path = f"{group}.{name}" if group else name
     return [old.rpartition(".")[2] for old, new in RENAMED.items() if new == path]
 
@@ -66,15 +66,15 @@ def _renamed(
 ) -> Any:
     """Renames a setting inside a group, whose names may be paths themselves."""
     if not isinstance(group, Mapping):
-        return group  # a wrong type: the check of the settings reports it
+        return group  # a wrong type: validation reports it
     result: dict[str, Any] = {}
     for name, value in group.items():
         if f"{name}.".startswith(f"{old}."):  # the setting, or a path into the renamed group
             present = new + name[len(old) :]
             if present in group:
                 problems.append(
-                    f"{place}{name}: must not be set beside its new name, got both. "
-                    f"Keep {place}{present}"
+                    f"{place}{name}: must not be set together with its new name, got both. Keep "
+                    f"{place}{present}"
                 )
                 continue
             notes[f"{place}{old}: renamed to {place}{new}"] = None

@@ -1,4 +1,4 @@
-"""The JSON schema of study files, with which editors complete and check them.
+"""The JSON schema of study files, for completion and checks in editors.
 
 It covers names, types and ranges. `kdr plan` checks the rules between settings.
 """
@@ -27,7 +27,7 @@ def study_schema() -> dict[str, Any]:
         (Sampler, _fields(Sampler)),
         (EarlyStopping, ["none", *_fields(EarlyStopping)]),
     ):
-        # pydantic does not see that a bare name is accepted too: a validator handles it
+        # a validator also accepts a bare name, which pydantic's schema does not show
         definitions[settings.__name__] = {
             "anyOf": [{"enum": names}, definitions[settings.__name__]]
         }
@@ -38,7 +38,7 @@ def study_schema() -> dict[str, Any]:
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "A study of kdr",
+        "title": "A kdr study",
         **schema,
         "properties": properties,
         "$defs": dict(sorted(definitions.items())),

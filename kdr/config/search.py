@@ -19,22 +19,22 @@ class Parameter(Settings):
     int_: Annotated[tuple[int, int] | None, Field(alias="int")] = None
     """Range [low, high] of whole numbers, both included."""
     choice: Annotated[tuple[JsonValue, ...] | None, Field(min_length=1)] = None
-    """Values to draw one from."""
+    """Values to choose from."""
     subset: Annotated[tuple[JsonValue, ...] | None, Field(min_length=1)] = None
-    """Members of a list to draw: each is in or out. For settings that take a list."""
+    """List members, each of which is drawn or left out. For settings that take a list."""
     log: bool = False
     """Draw on a log scale (float and int)."""
     at_least: Annotated[int, Field(ge=0)] = 0
     """Smallest number of members to draw from `subset`."""
     points: Annotated[int, Field(ge=2)] | None = None
-    """Number of values that a grid takes from a float range, evenly spread."""
+    """Number of evenly spaced values that a grid takes from a float range."""
     when: dict[str, JsonValue] = {}
     """Path of another setting -> its value, a list of values, `empty` or `not empty`. The parameter
     is drawn only if all these conditions hold; otherwise it keeps its value in `trial`."""
 
     @property
     def kind(self) -> str:
-        """Its kind: "float", "int", "choice" or "subset"."""
+        """Kind of the parameter: "float", "int", "choice" or "subset"."""
         return next(
             name
             for name in ("float", "int", "choice", "subset")
@@ -69,19 +69,19 @@ class Parameter(Settings):
             if not low < high:
                 raise ValueError(f"needs low < high, got low={low}, high={high}")
         elif self.log:
-            raise ValueError(f"log: only for float and int, got it on {kind}")
+            raise ValueError(f"log: must be used with float or int only, got {kind}")
         # as JSON: in a Python set 1 and true would be equal, and lists are not hashable
         elif len({canonical_json(value) for value in values}) < len(values):
             raise ValueError(f"{kind}: must not repeat a value, got {list(values)}")
         if self.at_least and kind != "subset":
-            raise ValueError(f"at_least: only for subset, got it on {kind}")
+            raise ValueError(f"at_least: must be used with subset only, got {kind}")
         if self.at_least > len(values) and kind == "subset":
             raise ValueError(
                 f"at_least: must be at most {len(values)}, the members of subset, got "
                 f"{self.at_least}"
             )
         if self.points and kind != "float":
-            raise ValueError(f"points: only for float, got it on {kind}")
+            raise ValueError(f"points: must be used with float only, got {kind}")
         return self
 
 
@@ -129,7 +129,7 @@ class Asha(Settings):
     """
 
     grace_epochs: Count = 1
-    """Epochs that every trial gets; this is the first rung."""
+    """Epochs that every trial runs; the first rung."""
     reduction: Annotated[int, Field(ge=2)] = 3
     """Each rung is at `reduction` times the epochs of the previous one, and one trial in
     `reduction` passes it."""
@@ -141,7 +141,7 @@ class Median(Settings):
     """
 
     grace_epochs: Count = 1
-    """Epochs that every trial gets."""
+    """Epochs that every trial runs."""
     min_trials: Count = 3
     """Trials needed before any trial is stopped."""
 
@@ -180,8 +180,8 @@ class Search(Settings):
     hours: Positive | None = None
     """Budget in wall-clock hours, over all runs of the study. Afterwards no new trial starts."""
     gpu_hours: Positive | None = None
-    """Budget in GPU-hours, over all runs of the study, including the teacher's: GPUs that trials
-    hold, times hours. Afterwards no new trial starts. Needs GPUs."""
+    """Budget in GPU-hours, over all runs of the study and including the teacher's training: GPUs
+    that trials hold, times hours. Afterwards no new trial starts. Needs GPUs."""
     sampler: Sampler = Sampler(tpe=Seeded())
     """How the search chooses settings."""
     stop_early: EarlyStopping = EarlyStopping()

@@ -16,8 +16,8 @@ from kdr.errors import ConfigError
 _TAG = "tag:yaml.org,2002:"
 _NAMES = (f"{_TAG}str", f"{_TAG}merge")
 MAX_VALUES = 100_000
-"""Most values of a file, with its aliases expanded: ten lines of aliases to aliases can expand to
-more values than fit in memory."""
+"""Maximum number of values in a file with its aliases expanded: ten lines of aliases to aliases can
+expand to more values than fit in memory."""
 _PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
 
 
@@ -31,8 +31,8 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # Checked here and not in the constructor: by then, merging (`<<: *defaults`) has put keys
-        # into the node that may legally occur twice.
+        # Checked here and not in the constructor: by then, merging (`<<: *defaults`) has added keys
+        # that may legally occur twice.
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
@@ -91,7 +91,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     content = parse_yaml(text, source=str(path))
     if not isinstance(content, dict):
         raise ConfigError(
-            f"{path}: must have settings as `name: value` lines, got {type(content).__name__}"
+            f"{path}: must contain settings as `name: value` lines, got {type(content).__name__}"
         )
     return content
 

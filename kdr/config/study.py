@@ -36,12 +36,14 @@ _log = logging.getLogger(__name__)
 
 
 class Resources(Settings):
-    """Resources of one trial. Only `workers` changes a trial's numbers; it is part of its key."""
+    """Resources of one trial. Only `workers` changes a trial's numbers, so it is part of the
+    trial's key.
+    """
 
     workers: Count = 1
     """Processes that train one trial together (data-parallel), each on its share of every batch. 1:
-    the trial trains in its own process. More: a gang of Ray Train workers, which is kept between
-    trials."""
+    the trial trains in its own process. More: a gang of Ray Train workers, which is kept running
+    between trials."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     """CPU cores per worker."""
     gpus_per_worker: Literal["auto"] | NonNegative = "auto"
@@ -50,7 +52,7 @@ class Resources(Settings):
     loader_workers: Annotated[int, Field(ge=0)] = 0
     """Processes per worker that load images; 0: the worker loads them itself."""
     max_concurrent: Count | None = None
-    """Most trials to run at a time. Unset: as many as fit."""
+    """Maximum number of trials to run at a time. Unset: as many as fit."""
     grace_s: NonNegative = 30
     """Seconds that running trials have after SIGTERM to finish their epoch. No new trial starts."""
     max_trials_per_start: Count = 100
@@ -84,7 +86,7 @@ class Study(Settings):
     faults: Faults = Faults()
     """How lost, hung and repeatedly failing trials are handled."""
     keep_weights: Literal["all", "none"] | Count = 1
-    """Trials whose students' weights are kept: the number of best ones, `all`, or `none`."""
+    """Trials whose students' weights are kept: n for the n best trials, `all`, or `none`."""
     loggers: tuple[LoggerName, ...] = ()
     """Where to report trials besides the log: `tensorboard`, `wandb`, `mlflow`. Each needs its
     package."""
@@ -94,7 +96,9 @@ class Study(Settings):
     @model_validator(mode="after")
     def _one_question(self) -> Self:
         if self.search is not None and self.ablation is not None:
-            raise ValueError("ablation: must not be set beside search, got both. Make two studies")
+            raise ValueError(
+                "ablation: must not be set together with search, got both. Make two studies"
+            )
         return self
 
     @property
@@ -118,19 +122,19 @@ class Study(Settings):
 
 
 def read_study(path: str | Path, overrides: Iterable[str] = ()) -> Study:
-    """Reads and checks a study file. Logs a warning for each setting that has its old name.
+    """Reads and checks a study file. Logs a warning for each setting given under its old name.
 
     Args:
         path: the YAML file.
         overrides: `path=value` settings that replace those of the file, as given to `--set`. A path
-            that does not start with a setting of the study is in `trial`.
+            that does not start with a setting of the study is relative to `trial`.
 
     Raises:
         ConfigError: if the study is invalid, with one line for each problem.
     """
     path = Path(path)
-    # Renamed before they meet, so that `--set` with a new name overrides a file with the old one;
-    # and once more after, for a whole group that `--set` gives as its value.
+    # Renamed before merging, so that `--set` with a new name overrides a file with the old one; and
+    # again afterwards, for a whole group given as the value of `--set`.
     in_file = present_names(read_yaml(path))
     given = present_names(dict(_study_path(*parse_override(text)) for text in overrides))
     merged = present_names(changed(in_file.content, given.content))
@@ -145,7 +149,7 @@ def study_from(content: Mapping[str, Any], *, folder: Path) -> Study:
     """Checks a study given as plain values, such as those in a log.
 
     Args:
-        content: the study; settings may have their old names.
+        content: the study; settings may use their old names.
         folder: base of the relative paths in it.
 
     Raises:
@@ -209,7 +213,7 @@ def batch_problems(workers: int, config: TrialConfig) -> list[str]:
 
 def study_yaml(study: Study) -> dict[str, Any]:
     """Returns the study as plain values, from which `study_from` returns an equal study."""
-    # `exclude_unset`: an exported file has only what the user wrote
+    # `exclude_unset`: an exported file has only the settings that the user wrote
     content: dict[str, Any] = json.loads(study.model_dump_json(exclude_unset=True, by_alias=True))
     return content
 

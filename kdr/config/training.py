@@ -60,7 +60,7 @@ class TrainingConfig(Settings):
     """Epochs between evaluations; the last epoch is always evaluated."""
 
     def canonical(self) -> dict[str, Any]:
-        """Returns what determines the numbers, as plain values for the trial's key."""
+        """Returns the settings that determine the numbers, as plain values for the trial's key."""
         # added after the first keys were made: left out while unset, so that those keys stay valid
         later = ("bias_lr_factor", "bias_weight_decay", "micro_batch")
         return self.model_dump(
@@ -81,7 +81,7 @@ class TrainingConfig(Settings):
         if self.step_epochs is not None:
             if self.schedule != "step":
                 raise ValueError(
-                    f"step_epochs: only for schedule: step, got schedule {self.schedule}"
+                    f"step_epochs: must be used with schedule: step only, got {self.schedule}"
                 )
             if list(self.step_epochs) != sorted(set(self.step_epochs)):
                 raise ValueError(f"step_epochs: must increase, got {list(self.step_epochs)}")

@@ -43,7 +43,7 @@ class TeacherConfig(DetectorConfig):
 
 
 NO_NUMBERS = frozenset({"stated_ap", "stated_ap_margin"})
-"""Settings that check a teacher without changing what it computes; they enter no key."""
+"""Settings that check a teacher without changing what it computes; no key depends on them."""
 
 
 class TrialConfig(Settings):
@@ -103,7 +103,7 @@ class TrialConfig(Settings):
         """
         if not self.needs_teacher or self.teacher is None or self.teacher.training is None:
             return None
-        # `labels` does not matter while the teacher trains: it does so on this very data set
+        # `labels` does not matter here: the teacher trains on this data set itself
         detector = self.teacher.model_dump(
             mode="json", exclude={"training", "seed", *NO_NUMBERS, "labels"}
         )
@@ -141,16 +141,16 @@ def _resolved(
     for need, (role, config) in needed.items():
         if need in method.needs() and config.detector not in ANCHORS_PER_CELL:
             raise ValueError(
-                f"distill.{name}: needs class logits in every cell of the {role}, as "
-                f"{' and '.join(ANCHORS_PER_CELL)} have them, got {config.detector}. Choose one of "
-                f"those as the {role}, or another method"
+                f"distill.{name}: needs a {role} with class logits in every cell "
+                f"({' or '.join(ANCHORS_PER_CELL)}), got {config.detector}. Choose one of those as "
+                f"the {role}, or another method"
             )
     if "teacher_logits" in method.needs() and not loads_class_layer(
         teacher.weights_layout, detector=teacher.detector
     ):
         raise ValueError(
             f"distill.{name}: needs the teacher's class logits, got {teacher.weights_layout}'s "
-            f"{teacher.detector}, whose class layer is not loaded. Choose a method of features, "
+            f"{teacher.detector}, whose class layer is not loaded. Choose a feature-based method, "
             "or another teacher"
         )
     return method.resolved(student=student, teacher=teacher)

@@ -14,7 +14,8 @@ from kdr.errors import ConfigError
 from kdr.plan.designs import Arm, arm_with, arms_of, combined, identity, is_inside, left_out_arms
 
 MAX_ARMS = 1000
-"""Most arms of a factorial design. All of them are checked before launch, and then trained."""
+"""Maximum number of arms in a factorial design. All of them are checked before launch, then
+trained."""
 
 
 def check_design(study: Study) -> None:
@@ -27,7 +28,7 @@ def check_design(study: Study) -> None:
     ablation = study.ablation
     if ablation is None:
         return
-    # Each check needs the previous ones to have passed: arms can be built only if they are not too
+    # Each check needs the previous ones to have passed: arms are built only if there are not too
     # many, and compared only if all of them are valid.
     problems = list(_too_many(ablation))
     if not problems:
@@ -73,8 +74,8 @@ def _contrast(ablation: Ablation, arms: tuple[Arm, ...]) -> Iterator[str]:
 def _arms_that_fail(study: Study, ablation: Ablation, arms: tuple[Arm, ...]) -> Iterator[str]:
     """Yields the problems of the arms.
 
-    A problem that a level has on its own is attributed to that level, else to the smallest arm that
-    has it: the larger arms with the same levels inherit it.
+    A problem that a level causes on its own is attributed to that level, any other to the smallest
+    arm that has it: larger arms with the same levels inherit it.
     """
     reported: list[tuple[str, frozenset[tuple[str, str]]]] = []
     # cached, because a factorial design has each level in many arms
@@ -157,8 +158,8 @@ def _pointless(study: Study, ablation: Ablation, arms: tuple[Arm, ...]) -> Itera
     """Yields a line for each level and arm that changes nothing in the baseline."""
     for factor, levels in ablation.factors.items():
         for level in levels:
-            # A level may matter only beside a level of another factor, so it is pointless only if
-            # no arm differs from its twin without the level.
+            # A level may matter only together with a level of another factor, so it is pointless
+            # only if no arm differs from its twin without the level.
             having = [arm for arm in arms if arm.levels[factor] == level]
             back = [arm_with(ablation, arm.levels | {factor: BASELINE}) for arm in having]
             if having and all(
@@ -184,7 +185,7 @@ def _same(study: Study, arm: Arm, other: Arm) -> bool:
 
 
 def _incomparable(study: Study, arms: tuple[Arm, ...]) -> Iterator[str]:
-    """Yields a line for each difference of an arm from the reference that makes both
+    """Yields a line for each difference of an arm from the reference that makes the two
     incomparable.
     """
     reference, *others = ((arm.name, _conditions(study.trial_with(arm.changes))) for arm in arms)
@@ -199,7 +200,7 @@ def _incomparable(study: Study, arms: tuple[Arm, ...]) -> Iterator[str]:
 
 
 def _conditions(config: TrialConfig) -> dict[str, Any]:
-    """Returns, by path, what determines a trial's number of training images and its validation
+    """Returns by path the settings that determine the number of training images, and the validation
     images.
     """
     free = {"augment", "aspect_ratio_grouping", "resize", "train_images", "train_annotations"}

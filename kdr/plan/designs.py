@@ -1,4 +1,4 @@
-"""The arms of an ablation by its design, and its trials: every arm with every seed."""
+"""The arms of an ablation, from its design, and its trials: every arm with every seed."""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -26,7 +26,7 @@ class Arm:
     levels: Levels
     """The level of every factor; empty in the design `arms`."""
     changes: dict[str, Any]
-    """Changes of the study's trial, by path: those of the baseline and its own."""
+    """Changes to the study's trial, by path: those of the baseline and the arm's own."""
     is_reference: bool = False
     """Whether the other arms are compared with this one."""
 
@@ -97,7 +97,7 @@ def combined(*groups: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_inside(path: str, other: str) -> bool:
-    """Returns whether a path is another path, or is inside its group."""
+    """Returns whether a path equals another path, or is inside its group."""
     return f"{path}.".startswith(f"{other}.")
 
 
@@ -112,7 +112,7 @@ def meets(arm: Arm, cell: Mapping[str, str]) -> bool:
 
 
 def arm_points(ablation: Ablation) -> list[tuple[Arm, dict[str, Any]]]:
-    """Returns every arm with every seed, as changes of the study's trial by path.
+    """Returns every arm with every seed, as changes to the study's trial by path.
 
     All arms of a seed come before the next seed: the comparison is paired by seed, so a study that
     is interrupted early has complete pairs.
@@ -122,7 +122,7 @@ def arm_points(ablation: Ablation) -> list[tuple[Arm, dict[str, Any]]]:
 
 
 def identity(config: TrialConfig) -> str:
-    """Returns a substitute for a trial's key that needs no data. Like keys, it is equal for
-    settings that differ only in what has no effect.
+    """Returns a stand-in for a trial's key that needs no data. Like a key, it ignores settings that
+    have no effect.
     """
     return make_trial(config, data_id=config.data.model_dump_json(), weights_id=str).key

@@ -1,4 +1,4 @@
-"""The plan of a study before anything runs: trials, parameters, known results, warnings."""
+"""The plan of a study, before anything runs: trials, parameters, known results, warnings."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class ParameterRow:
     values: str
     """The range, or the members."""
     condition: str
-    """Condition on which it is drawn; empty: always."""
+    """Condition under which the parameter is drawn; empty: always drawn."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ArmPlan:
 
     name: str
     changes: Mapping[str, Any]
-    """Changes of the study's trial, by path."""
+    """Changes to the study's trial, by path."""
     is_reference: bool
     """Whether the other arms are compared with this one."""
     same_as: str | None
@@ -64,7 +64,7 @@ class ArmPlan:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """The trials that a study will run, and what is known of them."""
+    """The trials that a study will run, and their known results."""
 
     study: Study
     base: TrialConfig
@@ -72,17 +72,18 @@ class StudyPlan:
     teacher: TrialConfig | None
     """The trial that trains the teacher; None if there is none to train."""
     num_trials: int | None
-    """Most trials of the study, without its teacher; None if only hours or GPU-hours limit it."""
+    """Maximum number of trials, not counting the teacher; None if only hours or GPU-hours limit the
+    study."""
     num_cells: int | None
     """Points of the search space; None if it is infinite or very large, or without a search."""
     parameters: tuple[ParameterRow, ...]
     num_certain: int
-    """Trials that no sampler decides on: the one trial, the arms, the cells of a grid, or the
-    enqueued points."""
+    """Trials that do not depend on a sampler: the single trial, the arms, the cells of a grid, or
+    the enqueued points."""
     num_known: int | None
-    """Certain trials with a known result; None without the data, which keys need."""
+    """Those of `num_certain` with a known result; None without the data, which keys need."""
     missing: tuple[TrialConfig, ...]
-    """Certain trials without a known result, each once; without the data, all of them."""
+    """Those of `num_certain` without a known result, each once; without the data, all of them."""
     teacher_known: bool | None
     """Whether every teacher is already trained; None if there is none to train, or without the
     data."""
@@ -256,7 +257,9 @@ def _warnings(study: Study, space: Space) -> Iterator[str]:
 
 def _ablation_warnings(ablation: Ablation, base: TrialConfig) -> Iterator[str]:
     if len(ablation.all_seeds) < 2:
-        yield ("ablation.seeds: one seed gives no confidence intervals. Use at least 2, better 8")
+        yield (
+            "ablation.seeds: one seed gives no confidence intervals. Use at least 2, preferably 8"
+        )
     if base.data.search_split:
         yield (
             f"trial.data.search_split: is {base.data.search_split:g}, so the arms are compared on "
@@ -285,7 +288,7 @@ def _stop_early_warnings(study: Study) -> Iterator[str]:
 
 
 def _num_train(config: TrialConfig) -> int | None:
-    """Returns the number of images to train on; None if the settings do not say it."""
+    """Returns the number of images to train on; None if the settings do not determine it."""
     data = config.data
     if data.dataset != "shapes":
         return None

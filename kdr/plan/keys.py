@@ -2,7 +2,7 @@
 
 A key covers the settings in canonical form, the fingerprint of the data, the teacher, the contents
 of weights files, the number of workers, and the results versions of the parts that the trial uses.
-It leaves out file paths, and limits that can only refuse a trial.
+It leaves out file paths, and limits that only decide whether a trial is refused.
 """
 
 import hashlib
@@ -77,10 +77,10 @@ def trial_key(
 
 
 def key_of(content: Any) -> str:
-    """Returns a hash of plain values, 20 hexadecimal characters. Neither the order of a mapping nor
-    1 instead of 1.0 makes a difference.
+    """Returns a hash of plain values, 20 hexadecimal characters. It ignores the order of mappings,
+    and 1 and 1.0 are equal.
     """
-    # 80 bits: a collision is not to be expected before about 10^12 trials
+    # 80 bits: no collision is expected below about 10^12 trials
     return hashlib.blake2b(canonical_json(content).encode(), digest_size=10).hexdigest()
 
 
@@ -102,8 +102,8 @@ def _teacher_id(
 
 
 def _detector(config: DetectorConfig, weights_ids: Mapping[str, str]) -> dict[str, Any]:
-    """Returns what determines a detector's numbers: its settings, with the identities of its
-    weights instead of their paths.
+    """Returns everything that determines a detector's numbers: its settings, with the identities of
+    its weights instead of their paths.
     """
     ignored = {"min_loaded_share", *(_FROZEN if isinstance(config, TeacherConfig) else ())}
     # Unset settings are left out, so that a setting added by a later version changes no old key.

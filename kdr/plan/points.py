@@ -18,7 +18,7 @@ Point = dict[str, Any]
 Suggest = Callable[[str, Parameter], Any]
 """Path and parameter -> a value for it; for a subset, the members that are in."""
 MAX_CELLS = 10_000
-"""Most cells of a grid. Cells are counted up to this number, because each costs time."""
+"""Maximum number of cells in a grid. Counting stops here, because it visits every cell."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,10 @@ class Space:
     parameters: Mapping[str, Parameter]
     """Parameters by path; each comes after those that its conditions name."""
     settings: Mapping[str, Any]
-    """The base trial as plain values; conditions use it for what is not drawn."""
+    """The base trial as plain values, from which conditions read the settings that are not
+    drawn."""
     unordered: tuple[str, ...] = ()
-    """Parameters in or behind a cycle of conditions; `kdr.plan.space` refuses them."""
+    """Parameters in a cycle of conditions, or that depend on one; `kdr.plan.space` refuses them."""
 
     def draws(self, path: str, drawn: Mapping[str, Any]) -> bool:
         """Returns whether the conditions of a parameter hold, given the values drawn before it."""
@@ -70,8 +71,8 @@ def same(one: Any, other: Any) -> bool:
 def draw(space: Space, suggest: Suggest) -> Point:
     """Draws one point, calling `suggest` only for the parameters whose conditions hold.
 
-    A subset smaller than its `at_least` is filled up with missing members in the order in which the
-    study file has them, so that the same suggestions always make the same point.
+    A subset smaller than its `at_least` is filled up with missing members in the order of the study
+    file, so that the same suggestions always give the same point.
     """
 
     def value(path: str, parameter: Parameter) -> Iterator[Any]:
@@ -121,8 +122,8 @@ def extremes(parameter: Parameter) -> list[Any]:
 
 
 def repaired(parameter: Parameter, subset: Sequence[Any]) -> list[Any]:
-    """Returns a subset in the order of the study file, filled up to `at_least` members, first ones
-    first.
+    """Returns a subset in the order of the study file, filled up to `at_least` members with the
+    first missing ones.
     """
     members = parameter.subset or ()
     absent = [member for member in members if member not in subset]
@@ -131,7 +132,7 @@ def repaired(parameter: Parameter, subset: Sequence[Any]) -> list[Any]:
 
 
 def _points(space: Space, values: Callable[[str, Parameter], Iterator[Any]]) -> Iterator[Point]:
-    """Yields every point whose parameters have the given values; conditions are decided on the
+    """Yields every point whose parameters have the given values; conditions are evaluated on the
     way.
     """
 
@@ -163,7 +164,7 @@ def _grid_values(parameter: Parameter) -> Iterator[Any]:
 
 
 def _spread(low: float, high: float, points: int | None, *, log: bool) -> Iterator[float]:
-    """Yields evenly spread values, on a log scale by equal factors."""
+    """Yields evenly spaced values; on a log scale, neighbours differ by equal factors."""
     if points is None:
         raise ValueError("a float range without points has no grid")
     for index in range(points):

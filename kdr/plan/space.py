@@ -77,8 +77,8 @@ def _overlaps(space: Space) -> Iterator[str]:
     for one, other in itertools.combinations(sorted(space.parameters), 2):
         if other.startswith(one + "."):
             yield (
-                f"search.parameters.{other}: must not be inside another parameter, got it inside "
-                f"{one}. Search one of them"
+                f"search.parameters.{other}: must not be inside another searched parameter, got "
+                f"one inside {one}. Search one of them"
             )
 
 
@@ -99,7 +99,9 @@ def _conditions(space: Space) -> Iterator[str]:
 
 
 def _condition_rule(space: Space, other: str, wanted: Any) -> str | None:
-    """Returns the rule that a condition breaks, with what it got; None if it breaks none."""
+    """Returns the rule that a condition breaks, with the value that it got; None if it breaks
+    none.
+    """
     if isinstance(wanted, dict) or wanted == []:
         return f"must be a value, a list of values, `empty` or `not empty`, got {wanted!r}"
     if other not in space.parameters:
@@ -121,8 +123,8 @@ def _condition_rule(space: Space, other: str, wanted: Any) -> str | None:
 
 
 def _values(space: Space, path: str) -> Iterator[Any]:
-    """Yields values of a parameter that suffice to decide whether a condition on it can hold; those
-    include its value in the trial if it may be undrawn.
+    """Yields values of a parameter that suffice to decide whether a condition on it can hold; these
+    include its value in the trial if the parameter may stay undrawn.
     """
     parameter = space.parameters[path]
     if parameter.when:
@@ -161,8 +163,8 @@ def _budget(search: Search, space: Space) -> Iterator[str]:
     for path in endless:
         low_high = list(space.parameters[path].float_ or ())
         yield (
-            f"search.parameters.{path}: must have `points` for a grid, got the float range "
-            f"{low_high} without. Add points: 5"
+            f"search.parameters.{path}: must have `points` for a grid, got only the float range "
+            f"{low_high}. Add points: 5"
         )
     if not endless and not space.unordered and num_cells(space) is None:
         yield (

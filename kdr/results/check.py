@@ -26,7 +26,7 @@ Kind = Literal[
     "damaged", "temporary", "foreign", "newer", "contradiction", "incomplete", "unfinished"
 ]
 ORPHANED_AFTER_S = 600.0
-"""Age from which a temporary file counts as left by a killed writer; writing one takes
+"""Age at which a temporary file counts as left by a killed writer; writing one takes
 milliseconds."""
 
 
@@ -40,16 +40,17 @@ class LogProblem:
     what: str
     """One sentence."""
     files: tuple[StoredPath, ...] = field(default=(), repr=False)
-    """Files to quarantine: damaged, orphaned and foreign ones, a compaction with its manifest."""
+    """Files to quarantine: damaged, orphaned or foreign files, or a compaction with its
+    manifest."""
 
     @property
     def is_problem(self) -> bool:
-        """Whether something is wrong. Unfinished trials and curves with gaps are reported only."""
+        """Whether something is wrong. Unfinished trials and curves with gaps are only reported."""
         return self.kind not in ("incomplete", "unfinished")
 
 
 def check_log(storage: Storage) -> tuple[LogProblem, ...]:
-    """Reads every file of the log, and every checkpoint. Returns what it finds, problems first."""
+    """Reads every file of the log and every checkpoint. Returns the findings, problems first."""
     folders = [
         (table, folder) for table in SCHEMAS for folder in study_folders(storage, table).values()
     ]
@@ -61,7 +62,7 @@ def check_log(storage: Storage) -> tuple[LogProblem, ...]:
 
 
 def quarantine(storage: Storage, finding: LogProblem) -> list[StoredPath]:
-    """Moves the files of a finding into the quarantine, with the reason beside them.
+    """Moves the files of a finding into the quarantine, and writes the reason beside them.
 
     Returns:
         Their new paths.
@@ -80,7 +81,7 @@ def quarantine(storage: Storage, finding: LogProblem) -> list[StoredPath]:
                 )
             path.replace(target)
         except FileNotFoundError:
-            continue  # a compaction has removed it meanwhile
+            continue  # a compaction has removed it in the meantime
         except OSError as error:
             raise StorageError(
                 f"{path}: cannot be moved to {target.parent} ({error.strerror or error}). Check "
@@ -95,7 +96,7 @@ def _files(folder: StoredPath, table: TableName) -> Iterator[LogProblem]:
     for path in listing.damaged:
         yield from _damaged(
             path,
-            "is an unreadable compaction; the previous one, or the single files, count instead",
+            "is an unreadable compaction; the previous one or the single files count instead",
         )
     for path in listing.fragments:
         try:
@@ -104,7 +105,7 @@ def _files(folder: StoredPath, table: TableName) -> Iterator[LogProblem]:
                 yield LogProblem(
                     "newer",
                     str(path),
-                    "was written by a newer version of kdr; columns unknown here are ignored",
+                    "was written by a newer version of kdr; unknown columns are ignored",
                 )
         except FileNotFoundError:
             continue  # compacted in the meantime
@@ -185,12 +186,12 @@ def _newer_events(log: Log) -> Iterator[LogProblem]:
             yield LogProblem(
                 "newer",
                 row["key"],
-                f"has an event {row['event']!r} of a newer version of kdr, which is ignored",
+                f"has an event {row['event']!r} from a newer version of kdr, which is ignored",
             )
 
 
 def _contradictions(log: Log) -> Iterator[LogProblem]:
-    """Yields the trials that completed more than once with different results, and were not excluded
+    """Yields the trials that completed more than once with different results, without an exclusion
     in between.
     """
     ends: dict[str, list[dict[str, Any]]] = {}
@@ -229,6 +230,6 @@ def _unfinished(log: Log) -> Iterator[LogProblem]:
         if state.state in ("running", "interrupted"):
             what = (
                 f"{state.state} at epoch {state.epoch} in the study {state.study}; unless it is "
-                "being run now, the study's command resumes it"
+                "running now, the study's command resumes it"
             )
             yield LogProblem("unfinished", state.key, what)

@@ -35,7 +35,7 @@ def compact(storage: Storage, study: str) -> None:
     """Merges each table of a study's log into one file, unless it already is one.
 
     Raises:
-        StorageError: if the log cannot be written; it is unchanged then.
+        StorageError: if the log cannot be written; it is then unchanged.
     """
     for table in SCHEMAS:
         folder = study_folders(storage, table).get(study)
@@ -81,7 +81,7 @@ def _readable(listing: Listing) -> tuple[list[StoredPath], list[pa.Table]]:
     """Returns the files to merge, with their rows.
 
     Damaged files are left, so that `log check` can report them; files of newer versions are left,
-    because merging would drop the columns that are unknown here.
+    because merging would drop the columns that this version does not know.
     """
     merged, tables = [], []
     for path in listing.fragments:

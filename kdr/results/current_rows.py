@@ -15,7 +15,7 @@ from kdr.results.schema import EVENTS, METRICS
 def excluded_attempts(events: pa.Table) -> dict[str, int]:
     """Returns the last excluded attempt of each trial, by key.
 
-    An exclusion ends if it is undone, or if an attempt of the same number starts after it.
+    An exclusion ends if it is undone, or if an attempt with the same number starts after it.
     """
     balance: Counter[tuple[str, int]] = Counter()
     latest: dict[tuple[str, int], dict[str, int]] = {}
@@ -27,7 +27,7 @@ def excluded_attempts(events: pa.Table) -> dict[str, int]:
     for key, attempt, event, time in zip(
         *_columns(rows, "key", "attempt", "event", "time"), strict=True
     ):
-        # Exclusions are counted and not ordered by time, because a clock may have been set back
+        # Exclusions are counted rather than ordered by time, because a clock may have been set back
         # between one and its undoing.
         balance[key, attempt] += {"excluded": 1, "included": -1}.get(event, 0)
         kind = "excluded" if event == "excluded" else "started"
@@ -45,14 +45,14 @@ def excluded_attempts(events: pa.Table) -> dict[str, int]:
 def deciding_rows(events: pa.Table, excluded: Mapping[str, int]) -> list[int]:
     """Returns the index of the event that decides the state of each trial, in the order of the log.
 
-    It is the event of the last attempt that comes last in a trial's life (`EVENTS`). Times only
-    decide between equal events: the processes that write the events of an attempt may be on nodes
-    whose clocks differ, and a clock may be set back.
+    Among the events of the last attempt, it is the last in the order of `EVENTS`. Times only decide
+    between equal events: the processes that write the events of an attempt may be on nodes whose
+    clocks differ, and a clock may be set back.
     """
     columns = _columns(events, "key", "attempt", "event", "time", "epoch")
     best: dict[str, tuple[Any, ...]] = {}
     for index, (key, attempt, event, time, epoch) in enumerate(zip(*columns, strict=True)):
-        # an excluded attempt may still be running: later events of it do not end the exclusion
+        # an excluded attempt may still be running: its later events do not end the exclusion
         if event == "included" or (event == "excluded" and attempt != excluded.get(key)):
             continue
         order = (attempt, EVENTS.index(event), time, epoch or 0, index)
@@ -111,7 +111,7 @@ def _resolved(epochs: pa.Table, excluded: Mapping[str, int]) -> pa.Array:
 
 def _joined(attempts: dict[int, dict[int, tuple[Any, int]]]) -> Iterable[int]:
     """Returns the row indices of one trial's epochs in order: from each attempt, the epochs before
-    the first one of the next attempt.
+    the first epoch of the next attempt.
     """
     rows: dict[int, int] = {}
     first = None
@@ -185,7 +185,9 @@ def last_epochs(epochs: pa.Table) -> pa.Table:
 
 
 def first_of_each(table: pa.Table, *columns: str) -> pa.Table:
-    """Returns the distinct values of some columns, in no order, with the first `row` of each."""
+    """Returns the distinct values of some columns, in no particular order, with the first `row` of
+    each.
+    """
     rows = table.select(list(columns)).append_column("row", pa.array(range(len(table)), pa.int64()))
     found = rows.group_by(list(columns)).aggregate([("row", "min")])
     return found.rename_columns({"row_min": "row"})

@@ -1,4 +1,4 @@
-"""The files of the log that count, and how to read one; shared by readers and compaction.
+"""Lists and reads the files of the log that count, for readers and compaction.
 
 Each study and table has a folder of fragments `part-*.parquet`. Compaction adds a generation:
 `c-<number>-<id>.parquet` with the rows of many fragments, then the manifest `c-<number>-<id>.json`
@@ -51,7 +51,7 @@ class Listing:
     generation: Generation | None
     """The newest usable compaction."""
     fragments: tuple[StoredPath, ...]
-    """Parquet files to read: the compacted one, then fragments by name, which is by time."""
+    """Parquet files to read: the compacted one, then fragments by name, and so by time."""
     damaged: tuple[StoredPath, ...]
     """Manifests of unusable compactions."""
 
@@ -84,7 +84,7 @@ def list_folder(folder: StoredPath, table: TableName) -> Listing:
 
 
 def is_of_log(name: str) -> bool:
-    """Returns whether a file of this name belongs in a study's folder, as temporary files do."""
+    """Returns whether a file with this name belongs in a study's folder; temporary files do."""
     return _OF_LOG.fullmatch(name) is not None
 
 
@@ -103,7 +103,7 @@ def logged_studies(storage: Storage) -> tuple[str, ...]:
 
 def files_by_key(storage: Storage, keys: Collection[str]) -> dict[str, list[StoredPath]]:
     """Returns the files of the log with events or epochs of some trials, by trial key. Unreadable
-    files are left out.
+    files are skipped.
     """
     wanted, files = pa.array(list(keys), pa.string()), dict[str, list[StoredPath]]()
     for table in ("trials", "epochs"):
@@ -137,8 +137,8 @@ def read_fragment(
     Raises:
         FileNotFoundError: if the file is gone, as after a compaction.
         DamagedFragmentError: if it is truncated, or not a fragment of this table.
-        StorageError: if the storage cannot read it. The file may be intact, and without its rows
-            finished trials would run again.
+        StorageError: if the storage cannot read it. The file may be intact, so it must not be
+            skipped: its finished trials would run again.
     """
     try:
         with pq.ParquetFile(
@@ -203,7 +203,7 @@ def _generation(manifest: StoredPath) -> Generation:
     generation = Generation(
         content["number"], manifest.with_suffix(".parquet").name, frozenset(content["replaces"])
     )
-    # A Parquet file ends with its footer, so this finds a truncated one, while the files that it
+    # A Parquet file ends with its footer, so this detects a truncated file while the files that it
     # replaces may still exist.
     pq.read_metadata(manifest.with_suffix(".parquet").arrow_source())
     return generation

@@ -19,11 +19,12 @@ class _PandasBlocked(importlib.abc.MetaPathFinder):
 
 
 def start_without_pandas() -> None:
-    """Makes pyarrow's first array without pandas, which it would import to ask whether it is one.
+    """Creates pyarrow's first array with pandas blocked, so that pyarrow does not import it.
 
-    That import takes as long as reading a small log (pandas 2 and 3, pyarrow 26; apache/arrow
-    looks for pandas once, in `_PandasAPIShim`). A later `to_pandas()` still imports it. For kdr's
-    own commands, not for a library: pyarrow then takes a Series for any sequence.
+    The import takes as long as reading a small log (pandas 2 and 3, pyarrow 26): pyarrow's
+    `_PandasAPIShim` looks for pandas once, to recognise a Series. A later `to_pandas()` still
+    imports pandas. For kdr's own commands, not for a library: pyarrow then treats a Series as any
+    other sequence.
     """
     if "pandas" in sys.modules:
         return

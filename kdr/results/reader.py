@@ -53,12 +53,13 @@ _STATES: dict[str, State] = {
     "excluded": "excluded",
 }
 _LISTINGS = 5
-"""Most times to list a folder whose files a compaction deletes between listing and reading."""
+"""Maximum number of times to list a folder, if compactions delete its files before they are
+read."""
 
 
 @dataclass(frozen=True)
 class TrialState:
-    """The state of a trial, from all that the log has of it."""
+    """The state of a trial according to the log."""
 
     key: str
     state: State
@@ -68,13 +69,13 @@ class TrialState:
     metrics: dict[str, float | None]
     """AP to APl of the last evaluated epoch."""
     parameters: str | None
-    """The last draw of a search that made this trial, as JSON."""
+    """The last draw of a search that proposed this trial, as JSON."""
     last: TrialEvent
     """The deciding event, with provenance, failure, reason and weights."""
 
     @property
     def study(self) -> str:
-        """The study that ran it last."""
+        """The study that last ran the trial."""
         return self.last.study
 
     @property
@@ -94,13 +95,13 @@ class TrialState:
 
     @property
     def seconds(self) -> float | None:
-        """Training time so far."""
+        """Training time so far, over all attempts."""
         return self.last.seconds
 
 
 @dataclass(frozen=True)
 class Log:
-    """The rows of the log as three Arrow tables. It does not change when the log grows."""
+    """The rows of the log as three Arrow tables: a snapshot, without rows written later."""
 
     trials: pa.Table
     """Every event (`TrialEvent`)."""
@@ -112,7 +113,7 @@ class Log:
     """Files that were skipped: truncated, or without rows of the log."""
 
     def states(self) -> dict[str, TrialState]:
-        """Returns the state of each trial by key, as the last event of its last attempt decides."""
+        """Returns the state of each trial by key, decided by the last event of its last attempt."""
         return self._states
 
     @cached_property
@@ -143,14 +144,14 @@ class Log:
         return {key: self._states[key] for key in self.keys_of(study) if key in self._states}
 
     def arms_of(self, study: str) -> list[dict[str, Any]]:
-        """Returns the study's rows of the table `arms`: the last one of each (arm, key), in the
-        order of the first ones.
+        """Returns the study's rows of the table `arms`: the last row of each (arm, key), in order
+        of first appearance.
         """
         return list(self._arms.get(study, {}).values())
 
     def study_content(self, study: str) -> dict[str, Any]:
-        """Returns the study file of the last run as plain values, under the settings' present
-        names; empty if the log does not have it.
+        """Returns the study file of the last run as plain values, with the present names of
+        settings; empty if the log does not have it.
         """
         rows = [row for row in self.arms_of(study) if row["study_config"]]
         newest = max(rows, key=lambda row: row["time"], default={"study_config": "{}"})
@@ -176,7 +177,7 @@ class Log:
 
     @cached_property
     def current_epochs(self) -> pa.Table:
-        """The epochs of all trials that count, by key and epoch.
+        """The epochs that count, of all trials, by key and epoch.
 
         An attempt that starts at epoch e replaces earlier epochs from e on. Excluded attempts, and
         those before them, do not count.
@@ -190,9 +191,7 @@ class Log:
 
     @cached_property
     def _arms(self) -> dict[str, dict[tuple[str, str], dict[str, Any]]]:
-        """Study -> (arm, key) -> the last row of the table `arms`, in the order of the first
-        ones.
-        """
+        """Study -> (arm, key) -> the last row of the table `arms`, in order of first appearance."""
         arms: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
         for row in sorted(_arm_rows(self.arms), key=lambda row: row["time"]):
             arms.setdefault(row["study"], {})[row["arm"], row["key"]] = row
@@ -240,7 +239,8 @@ def read_log(storage: Storage, study: str | None = None, *, leave_out: Collectio
         storage: where the log is.
         study: read only the trials that this study ran or uses, including other studies' rows of
             them.
-        leave_out: columns of the epochs not to read, such as `losses`; their values are null.
+        leave_out: columns of the table `epochs` not to read, such as `losses`; their values are
+            null.
     """
     with ThreadPoolExecutor(max_workers=storage.root.num_parallel_reads) as pool:
         reading = _Reading(storage, pool.map, leave_out)
@@ -339,8 +339,8 @@ def _read_or_reason(
 
 
 def _arm_rows(arms: pa.Table) -> list[dict[str, Any]]:
-    """Returns rows as Python values. All rows of a run share one text of their study: it is long,
-    and there may be thousands of rows.
+    """Returns rows as Python values. All rows of a run share one string for their study, because it
+    is long and there may be thousands of rows.
     """
     contents = pc.dictionary_encode(arms["study_config"]).combine_chunks()
     texts = contents.dictionary.to_pylist()

@@ -7,7 +7,7 @@ from kdr.storage.files import StoredPath
 
 
 def file_damage(path: StoredPath, *, read_all: bool = True) -> str | None:
-    """Returns what is wrong with a checkpoint or a weights file; None if it is intact.
+    """Returns the damage to a checkpoint or weights file as text; None if it is intact.
 
     torch ignores the checksums in its files, and would resume from a checkpoint with a flipped bit.
 

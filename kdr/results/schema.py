@@ -49,7 +49,7 @@ def utc_now() -> datetime:
 
 
 def later_than(known: datetime) -> datetime:
-    """Returns the time, but at least one microsecond after a known time: what is written now must
+    """Returns the time, but at least one microsecond after a known time: a row written now must
     sort after it, whatever the clocks of different nodes say.
     """
     return max(utc_now(), known + timedelta(microseconds=1))
@@ -124,7 +124,7 @@ class TrialEvent:
         assert self.event in EVENTS, self.event
         assert self.attempt >= 1, self.attempt
         assert self.time.tzinfo is not None, (
-            "times of the log are UTC; a naive one would be read as a different time"
+            "times in the log are UTC; a naive time would be read as a different one"
         )
 
 
@@ -156,8 +156,8 @@ class EpochRow:
     gradient_norms: Mapping[str, float] | None = None
     """Gradient norms at the FPN outputs, of the detection loss and the distillation loss."""
     extras: Mapping[str, float] | None = None
-    """Other numbers: of the methods, such as the scale of each review link; shares of loaded keys;
-    the student's size."""
+    """Other numbers, such as the scale of each review link, the shares of loaded keys, and the
+    student's size."""
     lr: float | None = None
     """Learning rate at the end of the epoch."""
     seconds: float | None = None
@@ -184,7 +184,7 @@ class ArmRow:
     """Name of the arm, such as `baseline` or `review=off`; in a search, such as `trial-0007`."""
     seed: int = 0
     parameters: str | None = None
-    """Changes of the study's base trial, as JSON {path: value}."""
+    """Changes to the study's base trial, as JSON {path: value}."""
     study_config: str | None = None
     """The study as JSON, as returned by `kdr.config.study.study_yaml`."""
     time: datetime = field(default_factory=utc_now)

@@ -2,7 +2,7 @@
 
 So no statement can harm the log. Tables: `trials`, a row for each study and trial with its state
 and every setting as a column; `epochs`, without those that a later attempt repeated; `arms`; and
-`events`, all of them.
+`events`, all events.
 """
 
 import difflib
@@ -222,9 +222,7 @@ def _setting_columns(configs: pa.ChunkedArray) -> dict[str, pa.Array]:
 
 
 def _column(values: list[Any]) -> pa.Array:
-    """Returns the values of a setting as numbers or truth values if all of them are, else as
-    text.
-    """
+    """Returns the values of a setting as numbers or booleans if all of them are, else as text."""
     kinds = set(map(type, values)) - {type(None)}
     if kinds == {bool}:
         return pa.array(values, pa.bool_())

@@ -1,4 +1,4 @@
-"""Finds the trial that a user means by a key, or by the start of one."""
+"""Finds a trial by its key, or by the start of its key."""
 
 import difflib
 
@@ -6,11 +6,11 @@ from kdr.errors import ConfigError
 from kdr.results.reader import Log, TrialState
 
 MIN_LENGTH = 6
-"""Fewest characters of an abbreviated key."""
+"""Minimum length of an abbreviated key."""
 
 
 def find_trial(log: Log, given: str) -> TrialState:
-    """Returns the state of the trial with a key, which may be abbreviated while it is unique.
+    """Returns the state of the trial with a key, which may be abbreviated if it stays unique.
 
     Raises:
         ConfigError: if no trial or several trials match.

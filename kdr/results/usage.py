@@ -13,10 +13,10 @@ _NO_WORK = ("planned", "excluded", "included")
 
 
 def seconds_used(log: Log, study: str) -> float:
-    """Returns the wall-clock seconds in which a study trained: the union of the spans from the
+    """Returns the wall-clock seconds during which a study trained: the union of the spans from the
     first row of an attempt to its last.
     """
-    # of overlapping attempts, the second one only counts from the end of the first on
+    # where attempts overlap, the later one counts only from the end of the earlier one
     seconds, end = 0.0, datetime.min.replace(tzinfo=UTC)
     for first, last in sorted(_attempts(log, study).values()):
         seconds += max(0.0, (last - max(first, end)).total_seconds())
@@ -25,7 +25,7 @@ def seconds_used(log: Log, study: str) -> float:
 
 
 def gpu_hours_used(log: Log, study: str) -> float:
-    """Returns the GPU-hours of a study, its teacher's included: the GPUs that each attempt held,
+    """Returns the GPU-hours of a study, including its teacher's: the GPUs that each attempt held,
     times the hours from its first row to its last.
     """
     rows = log.trials.filter(

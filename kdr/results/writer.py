@@ -37,8 +37,9 @@ class LogWriter:
         storage: where the log is.
         study: the study's name.
         flush_every_s: longest time between two flushes of epoch rows; each flush writes a file.
-        after: time of the newest arm in the log. The newest arms are taken for those of the present
-            study file, so new ones must not seem older, even if the system clock was set back.
+        after: time of the newest arm in the log. Readers take the newest arms for those of the
+            present study file, so new arms must not seem older, even if the system clock was set
+            back.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class LogWriter:
             self.flush()
 
     def arms(self, rows: Iterable[ArmRow]) -> None:
-        """Writes at once which trials the study uses.
+        """Writes the trials that the study uses, at once.
 
         Raises:
             StorageError: if the file cannot be written.

@@ -138,7 +138,7 @@ def test_a_study_asks_one_question() -> None:
     search = {"trials": 3, "parameters": {"distill.kdr.weight": {"float": [1, 2]}}}
     with pytest.raises(
         ConfigError,
-        match=r"^ablation: must not be set beside search, got both\. Make two studies$",
+        match=r"^ablation: must not be set together with search, got both\. Make two studies$",
     ):
         study_from({**CONTENT, "search": search}, folder=Path("/"))
 

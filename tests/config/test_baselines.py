@@ -160,7 +160,7 @@ def test_unequal_channels_are_refused_without_an_adapter(
             "faster_rcnn",
             "retinanet",
             (
-                r"distill\.frs: needs class logits in every cell of the student, .* got"
+                r"distill\.frs: needs a student with class logits in every cell .* got"
                 r" faster_rcnn\. Choose"
             ),
         ),
@@ -168,14 +168,14 @@ def test_unequal_channels_are_refused_without_an_adapter(
             "retinanet",
             "faster_rcnn",
             (
-                r"distill\.frs: needs class logits in every cell of the teacher, .* got"
+                r"distill\.frs: needs a teacher with class logits in every cell .* got"
                 r" faster_rcnn\. Choose"
             ),
         ),
         (
             "fcos",
             "retinanet",
-            r"distill\.frs: needs equally many .* got 1 \(fcos\) and 9 \(retinanet\)\. Use",
+            r"distill\.frs: needs the same number .* got 1 \(fcos\) and 9 \(retinanet\)\. Use",
         ),
     ],
 )

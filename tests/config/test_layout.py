@@ -94,7 +94,7 @@ def test_without_a_layout_nothing_is_filled_in() -> None:
         (
             {"backbone": "mobilenet_v3_small", "weights_layout": "mmdetection"},
             (
-                "weights_layout: mmdetection files must be of resnets or resnexts, got "
+                "weights_layout: mmdetection files need a resnet or resnext backbone, got "
                 "mobilenet_v3_small. Leave it out"
             ),
         ),

@@ -27,7 +27,7 @@ from kdr.storage.layout import Storage
 ROOT = Path(kdr.__file__).parents[1]
 STUDY: dict[str, Any] = {"study": "s", "trial": {"data": {"dataset": "shapes"}}}
 NOTE = "faults.alike: renamed to faults.abort_after"
-BOTH = "faults.alike: must not be set beside its new name, got both. Keep faults.abort_after"
+BOTH = "faults.alike: must not be set together with its new name, got both. Keep faults.abort_after"
 
 
 @pytest.fixture
@@ -210,8 +210,8 @@ def test_both_names_as_searched_paths_are_refused() -> None:
     }
     names = present_names(STUDY | {"search": {"trials": 1, "parameters": parameters}})
     assert names.problems == (
-        "search.parameters.distill.review.weight: must not be set beside its new name, got both. "
-        "Keep search.parameters.distill.kdr.weight",
+        "search.parameters.distill.review.weight: must not be set together with its new name, "
+        "got both. Keep search.parameters.distill.kdr.weight",
     )
 
 

@@ -162,5 +162,7 @@ def test_a_binary_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "kind"), [("- a", "list"), ("", "NoneType"), ("word", "str")])
 def test_a_file_without_settings_is_named(text: str, kind: str, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=f"must have settings as `name: value` lines, got {kind}"):
+    with pytest.raises(
+        ConfigError, match=f"must contain settings as `name: value` lines, got {kind}"
+    ):
         read_yaml(tmp_path / "study.yaml")

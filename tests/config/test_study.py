@@ -298,7 +298,7 @@ def test_a_study_is_read(tmp_path: Path) -> None:
         ),
         (
             {"trial.training.schedule": "cosine", "trial.training.step_epochs": [2]},
-            "trial.training.step_epochs: only for schedule: step, got schedule cosine",
+            "trial.training.step_epochs: must be used with schedule: step only, got cosine",
         ),
         (
             {"trial.student.detector": "fcos", "trial.student.head_norm": "none"},
@@ -379,15 +379,21 @@ def test_a_study_is_read(tmp_path: Path) -> None:
         ),
         (
             parameter({"choice": ["a"], "at_least": 1}),
-            "search.parameters.distill.kdr.weight.at_least: only for subset, got it on choice",
+            (
+                "search.parameters.distill.kdr.weight.at_least: must be used with subset only, got "
+                "choice"
+            ),
         ),
         (
             parameter({"choice": ["a"], "log": True}),
-            "search.parameters.distill.kdr.weight.log: only for float and int, got it on choice",
+            (
+                "search.parameters.distill.kdr.weight.log: must be used with float or int only, "
+                "got choice"
+            ),
         ),
         (
             parameter({"int": [1, 2], "points": 3}),
-            "search.parameters.distill.kdr.weight.points: only for float, got it on int",
+            "search.parameters.distill.kdr.weight.points: must be used with float only, got int",
         ),
     ],
     ids=lambda value: value.split(":")[0] if isinstance(value, str) else "",

@@ -126,15 +126,15 @@ def test_a_study_without_a_search_has_no_problems() -> None:
             {"training.schedule": {"choice": ["step", "cosine"]}},
             (
                 "search.parameters: every point must be a valid trial, got "
-                "training.schedule='cosine' with trial.training.step_epochs: only for schedule: "
-                "step, got schedule cosine"
+                "training.schedule='cosine' with trial.training.step_epochs: must be used with "
+                "schedule: step only, got cosine"
             ),
         ),
         (
             {"distill.kdr": {"choice": [None, {}]}, "distill.kdr.weight": {"float": [1, 2]}},
             (
-                "search.parameters.distill.kdr.weight: must not be inside another parameter, got "
-                "it inside distill.kdr. Search one"
+                "search.parameters.distill.kdr.weight: must not be inside another searched "
+                "parameter, got one inside distill.kdr. Search one"
             ),
         ),
     ],
@@ -284,8 +284,8 @@ def test_a_cycle_of_conditions_is_reported() -> None:
 def test_a_grid_needs_points_for_float_ranges_and_a_limited_size() -> None:
     assert problems_of(study_with({"distill.kdr.weight": {"float": [1, 2]}}, sampler="grid")) == (
         (
-            "search.parameters.distill.kdr.weight: must have `points` for a grid, got the float "
-            "range [1.0, 2.0] without. Add points: 5"
+            "search.parameters.distill.kdr.weight: must have `points` for a grid, got only the "
+            "float range [1.0, 2.0]. Add points: 5"
         ),
     )
     assert problems_of(study_with({"seed": {"int": [0, 10_000]}}, sampler="grid")) == (
