@@ -32,7 +32,7 @@ def test_columns_of_nulls_are_typed() -> None:
 
 
 def test_a_time_without_a_time_zone_is_refused() -> None:
-    with pytest.raises(AssertionError, match="times of the log are UTC"):
+    with pytest.raises(AssertionError, match="times in the log are UTC"):
         TrialEvent(study="s", key="k", event="planned", config="{}", time=datetime(2026, 1, 1))
 
 
