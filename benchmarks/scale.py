@@ -114,11 +114,13 @@ def run_study_of(num_trials: int, folder: str) -> dict[str, float]:
     Returns:
         Seconds and CPU seconds per trial after the first, and peak memory.
     """
-    from kdr.run import sweep
+    from kdr.run import tune_run
     from kdr.run.attempt.trial_actor import TrialActor
     from kdr.run.cluster.ray_session import ray_session
     from kdr.run.cluster.trial_resources import ResolvedResources
     from kdr.run.driver.trial_claims import TrialClaims
+    from kdr.run.study_driver import StudyDriver
+    from kdr.run.sweep import run_search
     from kdr.run.trial_identity import trial_maker
 
     # The patch is applied in the actor's process: one in the driver's would not reach it.
@@ -128,9 +130,10 @@ def run_study_of(num_trials: int, folder: str) -> dict[str, float]:
                 super().setup(config, settings=settings)
 
     study, storage, ends = study_of(num_trials), Storage.at(folder), Ends()
-    with ray_session(None), patch.object(sweep, "TrialActor", NoTrainingActor):
-        ran = sweep.Sweep(study, storage, ends, TrialClaims(storage, study.study, "benchmark"))
-        ran.run_search(trial_maker(study, storage), ResolvedResources(), 2)
+    with ray_session(None), patch.object(tune_run, "TrialActor", NoTrainingActor):
+        claims = TrialClaims(storage, study.study, "benchmark")
+        driver = StudyDriver(study, storage, ends, claims)
+        ran = run_search(driver, trial_maker(study, storage), ResolvedResources(), 2)
         assert (ran.num_run, ran.num_failed) == (num_trials, 0), (ran.num_run, ran.num_failed)
         # without the first trial, which waits for the actors to start
         (first, first_cpu), (last, last_cpu) = ends.times[0], ends.times[-1]

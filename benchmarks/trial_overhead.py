@@ -78,12 +78,12 @@ def ours(
     """
     from kdr.results.reader import read_log
     from kdr.run.driver.trial_claims import TrialClaims
-    from kdr.run.sweep import Sweep
+    from kdr.run.study_driver import StudyDriver
+    from kdr.run.sweep import run_list
 
     ends, start = Ends(), time.perf_counter()
-    Sweep(study, storage, ends, TrialClaims(storage, study.study, "benchmark")).run_list(
-        trials, resources, 1
-    )
+    claims = TrialClaims(storage, study.study, "benchmark")
+    run_list(StudyDriver(study, storage, ends, claims), trials, resources, 1)
     log = read_log(storage)
     training = [
         sum(row["seconds"] + row["eval_seconds"] for row in log.epochs_of(key).to_pylist())
@@ -100,13 +100,14 @@ def train_on_worker(config: dict[str, Any]) -> None:
     import ray.train
     import torch
 
-    from kdr.run.attempt.trial_actor import trial_from
+    from kdr.run.launched_trial import LaunchedTrial
     from kdr.training.fit import fit
     from kdr.training.ranks import ALONE, Ranks
 
     torch.set_num_threads(1)
     ranks = Ranks.joined() if config["workers"] > 1 else ALONE
-    for metrics in fit(trial_from(config), storage=config["storage"], ranks=ranks):
+    trial = LaunchedTrial.of_config(config).trial
+    for metrics in fit(trial, storage=config["storage"], ranks=ranks):
         assert metrics.evaluation is not None
         ray.train.report(
             {
@@ -123,6 +124,8 @@ def start_trainer(config: dict[str, Any]) -> None:
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
+    from kdr.run.launched_trial import LaunchedTrial
+
     TorchTrainer(
         train_on_worker,
         train_loop_config=config,
@@ -130,7 +133,7 @@ def start_trainer(config: dict[str, Any]) -> None:
             num_workers=config["workers"], resources_per_worker={"CPU": 1}
         ),
         run_config=ray.train.RunConfig(
-            name=config["trial"]["key"],
+            name=LaunchedTrial.of_config(config).key,
             storage_path=str(config["storage"].ray),
             callbacks=[TuneReportCallback()],  # type: ignore[no-untyped-call, list-item]
         ),
@@ -141,7 +144,7 @@ def documented(storage: Storage, trials: list[Trial], workers: int) -> tuple[flo
     """Runs the trials with the documented pattern; returns the same as `ours`."""
     from ray import tune
 
-    from kdr.run.attempt.trial_actor import tune_config
+    from kdr.run.launched_trial import LaunchedTrial, as_tune_grid
 
     ends: list[tuple[float, float]] = []
 
@@ -160,7 +163,7 @@ def documented(storage: Storage, trials: list[Trial], workers: int) -> tuple[flo
             tune.PlacementGroupFactory([{"CPU": 0, "node:__internal_head__": 0.001}]),
         ),
         param_space={
-            "trial": tune.grid_search([tune_config(trial)["trial"] for trial in trials]),
+            **as_tune_grid(LaunchedTrial.of(trial) for trial in trials),
             "storage": storage,
             "workers": workers,
         },
@@ -187,7 +190,8 @@ def main() -> None:
         from kdr.data.splits import open_splits
         from kdr.run.attempt.logged_fit import teacher_of
         from kdr.run.driver.trial_claims import TrialClaims
-        from kdr.run.sweep import Sweep
+        from kdr.run.study_driver import StudyDriver
+        from kdr.run.sweep import run_teachers
 
         storage = Storage.at(folder)
         resources = ResolvedResources(workers=arguments.workers)
@@ -214,9 +218,8 @@ def main() -> None:
         teacher = teacher_of(trial_maker(study, storage)(study.base))
         assert teacher is not None
         claims = TrialClaims(storage, study.study, "benchmark")
-        Sweep(study, storage, Ends(), claims).run_teachers(
-            [teacher], resources, missing=lambda _log: [teacher]
-        )
+        driver = StudyDriver(study, storage, Ends(), claims)
+        run_teachers(driver, [teacher], resources, missing=lambda _log: [teacher])
         # without the baseline, which the other side may have trained already
         others = [
             one.trial for one in trials_of(study_of(arguments.documented + 1)).trials.values()

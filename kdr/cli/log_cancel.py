@@ -24,7 +24,7 @@ def command(
     from kdr.results.reader import read_log
     from kdr.results.schema import utc_now
     from kdr.results.trial_keys import find_trial
-    from kdr.run.attempt.cancellation import ask_to_end
+    from kdr.run.attempt.cancellation import request_cancel
     from kdr.storage.layout import Storage
 
     place = Storage.at(storage)
@@ -36,7 +36,7 @@ def command(
             f"{state.state.replace('_', ' ')}"
         )
     # a request in the storage, so it reaches a driver on another machine
-    ask_to_end(place, state.key, reason.strip() or "no reason given")
+    request_cancel(place, state.key, reason.strip() or "no reason given")
     times = [state.last.time, *log.epochs_of(state.key)["time"].to_pylist()]
     age = duration(max(0.0, (utc_now() - max(times)).total_seconds()))
     print(

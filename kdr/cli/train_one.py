@@ -114,7 +114,7 @@ def command(
                     if grace.has_started and not metrics.is_last:
                         grace.end_now()
         except (KeyboardInterrupt, Terminated):
-            if logged.attempt and logged.reached.get("epoch") != trial.config.training.epochs:
+            if logged.attempt and logged.reached.epoch != trial.config.training.epochs:
                 logged.event("interrupted", reason="the command was interrupted")
             raise
     console.out(

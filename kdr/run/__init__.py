@@ -1,1 +1,1 @@
-"""Many trials, on Ray and Optuna."""
+"""Runs studies: many trials, on Ray and Optuna."""

@@ -1,6 +1,4 @@
-"""Which students' weights stay on disk: of the study's best k, of all, or of none. Teachers always
-stay.
-"""
+"""Keeps the weights of a study's best trials, and removes the others'. Teachers always stay."""
 
 import math
 from collections.abc import Iterable
@@ -12,13 +10,13 @@ from kdr.storage.layout import Storage
 class KeptWeights:
     """Removes the weights of a study's trials as better ones come in.
 
-    The checkpoint of an early-stopped trial counts as its weights: with it the trial can be
-    continued to its full length, without it the trial starts again.
+    The checkpoint of a trial that was stopped early counts as its weights: with it the trial can
+    continue to its full length, without it the trial starts over.
 
     Args:
-        storage: where the trials' folders lie.
-        keep: of how many best trials, "all", or "none".
-        ended: (key, metric at the last epoch) of this study's trials that have ended before.
+        storage: the storage with the trials' folders.
+        keep: how many of the best trials, "all", or "none".
+        ended: (key, metric at the last epoch) of this study's trials that ended before.
     """
 
     def __init__(
@@ -30,20 +28,23 @@ class KeptWeights:
         self._storage = storage
         self._num_kept = math.inf if keep == "all" else 0 if keep == "none" else keep
         self._best: dict[str, float] = {}
+        """Key -> metric of the trials whose weights stay, in the order in which they ended."""
         for key, value in ended:
             self.add(key, value)
 
     def add(self, key: str, value: float | None) -> None:
-        """A trial has ended: removes what is not among the best any more. Equal values: the earlier
-        trial stays.
+        """Takes a trial that ended, and removes the weights that are no longer among the best. Of
+        equal trials the earlier one stays.
 
         Raises:
-            StorageError: if it cannot be removed.
+            StorageError: if they cannot be removed.
         """
         self._best[key] = -math.inf if value is None or math.isnan(value) else value
         if (self._storage.trial(key) / "student.pt").exists():
-            self._storage.forget_progress(key)  # of a process that was killed before it could
+            # a completed trial needs no checkpoint; a process killed at its end may have left one
+            self._storage.forget_progress(key)
         while len(self._best) > self._num_kept:
+            # `min` takes the first of equal values; reversed, that is the trial that ended last
             worst = min(reversed(self._best), key=lambda other: self._best[other])
             del self._best[worst]
             self._storage.forget_weights(worst)

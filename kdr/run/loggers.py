@@ -1,5 +1,5 @@
-"""TensorBoard, Weights & Biases and MLflow, through Ray's own callbacks. No study needs them; the
-log is what counts.
+"""TensorBoard, Weights & Biases and MLflow, through Ray's own callbacks. Optional: results are read
+from the log alone.
 """
 
 import importlib.util
@@ -7,10 +7,11 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from kdr.config.study import LoggerName
 from kdr.errors import PackageError
+from kdr.run.tune_protocols import RunLogger
 from kdr.storage.layout import Storage
 
 _PACKAGES: dict[LoggerName, tuple[str, str]] = {
@@ -20,14 +21,14 @@ _PACKAGES: dict[LoggerName, tuple[str, str]] = {
     "mlflow": ("mlflow", "mlflow-skinny"),
 }
 _UPLOAD_TIMEOUT_S = 60
-"""How long the end of a run waits for what is still being sent to Weights & Biases."""
+"""How long the end of a run waits for uploads to Weights & Biases."""
 
 
 def check_loggers(names: Iterable[LoggerName]) -> None:
-    """Refuses loggers whose package is missing.
+    """Checks that the packages of the loggers are installed.
 
     Raises:
-        PackageError: naming each of them.
+        PackageError: with one line for each missing package.
     """
     missing = [
         (name, *_PACKAGES[name])
@@ -37,24 +38,23 @@ def check_loggers(names: Iterable[LoggerName]) -> None:
     if missing:
         raise PackageError(
             "\n".join(
-                f"loggers: {name} needs the package {module}, got none. Leave it out, or: pip "
-                f"install {install}"
+                f"loggers: {name} needs the package {module}, which is not installed. Leave {name} "
+                f"out, or run: pip install {install}"
                 for name, module, install in missing
             )
         )
 
 
-def open_loggers(names: Iterable[LoggerName], study: str, storage: Storage) -> dict[str, Any]:
-    """Ray's callbacks by name, set up and ready to be told of trials. Their files lie under
-    `storage.loggers`.
+def open_loggers(names: Iterable[LoggerName], study: str, storage: Storage) -> dict[str, RunLogger]:
+    """Opens Ray's callbacks, ready for trials; returns them by name.
 
-    The variables of the libraries' own say where else things go: `MLFLOW_TRACKING_URI`,
-    `WANDB_MODE`, `WANDB_PROJECT`.
+    Their files are stored under `storage.loggers`. The libraries' own variables decide where else
+    they write: `MLFLOW_TRACKING_URI`, `WANDB_MODE`, `WANDB_PROJECT`.
 
     Raises:
-        PackageError: if one cannot be set up: its server does not answer, or no key is known.
+        PackageError: if one cannot be set up: its server does not answer, or a key is missing.
     """
-    opened: dict[str, Any] = {}
+    opened: dict[str, RunLogger] = {}
     for name in dict.fromkeys(names):
         storage.loggers(study).mkdir(parents=True, exist_ok=True)
         try:
@@ -62,26 +62,25 @@ def open_loggers(names: Iterable[LoggerName], study: str, storage: Storage) -> d
             opened[name].setup()
         except Exception as error:
             raise PackageError(
-                f"loggers: {name} must be ready before a study begins, got: {error}. Or leave "
-                "it out"
+                f"loggers: {name} cannot be set up: {error}. Fix this, or leave {name} out"
             ) from error
     return opened
 
 
-def _tensorboard(_study: str, _folder: Path) -> Any:
+def _tensorboard(_study: str, _folder: Path) -> RunLogger:
     from ray.tune.logger import TBXLoggerCallback
 
-    return TBXLoggerCallback()  # type: ignore[no-untyped-call]
+    return cast("RunLogger", TBXLoggerCallback())  # type: ignore[no-untyped-call]
 
 
-def _wandb(study: str, folder: Path) -> Any:
+def _wandb(study: str, folder: Path) -> RunLogger:
     from ray.air.integrations import wandb
 
     class Sender(wandb._WandbLoggingActor):
+        # Ray 2.60 kills this process as soon as `run` returns, and with it wandb's own process,
+        # which may not have written everything yet. Can go when Ray waits for wandb's teardown.
         def run(self) -> None:
             super().run()  # type: ignore[no-untyped-call]
-            # Ray kills this process at once, and with it wandb's own that may not have written
-            # everything yet
             self._wandb.teardown()
 
     callback = wandb.WandbLoggerCallback(
@@ -89,24 +88,24 @@ def _wandb(study: str, folder: Path) -> Any:
         group=study,
         upload_timeout=_UPLOAD_TIMEOUT_S,
         dir=str(folder),
-        # the process that sends does not inherit it on a cluster
+        # as an argument, since on a cluster the process that sends inherits no variables from here
         mode=os.environ.get("WANDB_MODE"),
     )
     callback._logger_actor_cls = Sender
-    return callback
+    return cast("RunLogger", callback)
 
 
-def _mlflow(study: str, folder: Path) -> Any:
+def _mlflow(study: str, folder: Path) -> RunLogger:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     from ray.air.integrations.mlflow import MLflowLoggerCallback
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    # one database for all studies, each an experiment; mlflow takes no folder of files any more
+    # one database for all studies, each an experiment in it: MLflow no longer takes a plain folder
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.parent / 'mlflow.db'}"
-    return MLflowLoggerCallback(tracking_uri=uri, experiment_name=study)
+    return cast("RunLogger", MLflowLoggerCallback(tracking_uri=uri, experiment_name=study))
 
 
-_OPEN: dict[LoggerName, Callable[[str, Path], Any]] = {
+_OPEN: dict[LoggerName, Callable[[str, Path], RunLogger]] = {
     "tensorboard": _tensorboard,
     "wandb": _wandb,
     "mlflow": _mlflow,

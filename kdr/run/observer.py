@@ -1,4 +1,4 @@
-"""What a run tells whoever watches it. The command line draws it; the engine does not know how."""
+"""What a run reports to its observer: the command line, a program, or a test."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrialUpdate:
-    """How far one trial has come."""
+    """The state of one trial, after a change or an epoch."""
 
     name: str
     """For people: `teacher`, the trial's number in a search, or an arm with its seed."""
@@ -17,31 +17,38 @@ class TrialUpdate:
     state: str
     """running, completed, stopped_early, failed, cancelled or interrupted."""
     epoch: int
+    """Last finished epoch; 0 before the first."""
     epochs: int
+    """Epochs of the whole trial."""
     value: float | None = None
-    """The searched metric at the last evaluated epoch."""
+    """The study's metric at the last evaluated epoch."""
     parameters: dict[str, Any] = field(default_factory=dict)
+    """Settings that the study chose for it, by path."""
     reason: str = ""
-    """Why it failed, was cancelled, or is started again."""
+    """Why it failed, was cancelled, or is retried."""
 
 
 def ignore(*_: object) -> None:
-    """A listener for whoever does not listen."""
+    """Does nothing: the default of callbacks."""
 
 
 class Observer(Protocol):
-    """Watches a study run."""
+    """Watches the run of a study."""
 
     def phase(self, text: str) -> None:
-        """A new part of the run has begun."""
+        """The run enters a new phase."""
 
     def finding(self, finding: "Finding") -> None:
-        """The pre-flight has found something."""
+        """The pre-flight found something."""
 
     def plan(self, num_trials: int | None, num_done: int, num_concurrent: int) -> None:
-        """Says how many trials the study has, how many of them are done, and how many run at a
-        time.
+        """The run starts its trials.
+
+        Args:
+            num_trials: trials of the study; None for a search without a budget of trials.
+            num_done: how many of them are done.
+            num_concurrent: how many run at a time.
         """
 
     def update(self, progress: TrialUpdate) -> None:
-        """One trial has come further."""
+        """A trial made progress or changed its state."""

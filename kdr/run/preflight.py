@@ -1,6 +1,8 @@
-"""The pre-flight of a study: its base trial is looked at where its trials will train, before the
-budget is spent.
+"""The pre-flight of a study: its base trial is measured where trials will train, before the budget
+is spent.
 """
+
+from collections.abc import Iterable
 
 from kdr.config.study import Study
 from kdr.config.trial import Trial
@@ -10,7 +12,13 @@ from kdr.run.cluster.trial_resources import ResolvedResources
 from kdr.run.observer import Observer
 from kdr.storage.files import StoredPath
 from kdr.storage.layout import Storage
-from kdr.training.findings import Preflight, findings_of, load_preflight, save_preflight
+from kdr.training.findings import (
+    Finding,
+    Preflight,
+    findings_of,
+    load_preflight,
+    save_preflight,
+)
 
 
 def check_before_start(
@@ -22,19 +30,14 @@ def check_before_start(
     needed: ResolvedResources,
     local: bool,
 ) -> None:
-    """Measures a trial where trials will train, unless that has been done before, and tells what
-    was found.
-
-    That is a task on the Ray that is running. Where trials use the CPUs of this machine it is this
-    process, which has torch imported already: starting another one would take longer than
-    measuring.
+    """Measures a trial unless that was done before, and reports what it found.
 
     Args:
         study: the study.
         trial: its base trial.
-        storage: where data and teachers lie; what was measured is kept there.
-        observer: is told every finding.
-        needed: what a trial takes; the task takes what one worker does.
+        storage: the storage with data and teachers; the measurement is saved there.
+        observer: receives every finding.
+        needed: what a trial takes; measuring takes what one worker does.
         local: whether trials train on this machine.
 
     Raises:
@@ -42,30 +45,37 @@ def check_before_start(
     """
     teacher = teacher_of(trial)
     if teacher is not None and not has_weights(teacher, storage):
-        return  # no trial of this run needs that teacher
+        return  # no missing trial needs the teacher, so it was not trained
     observer.phase("Pre-flight")
     measured = load_preflight(storage, study.study, trial)
     if measured is None:
         pictures = storage.preflight(study.study)
-        here = local and not needed.gpus_per_worker
-        found = (
-            _measured(trial, storage, pictures)
-            if here
-            else _measured_on_ray(trial, storage, pictures, needed)
-        )
-        if not isinstance(found, Preflight):
-            raise PreflightError(found)
-        measured = found
+        measured = _measured(trial, storage, pictures, needed=needed, local=local)
         save_preflight(storage, study.study, trial, measured)
     findings = list(findings_of(measured, trial.config))
     for finding in findings:
         observer.finding(finding)
-    if failed := [
-        f"{finding.name}: {finding.text}. {finding.fix}"
-        for finding in findings
-        if finding.state == "failed"
-    ]:
-        raise PreflightError(failed)
+    _refuse_failed(findings)
+
+
+def _measured(
+    trial: Trial,
+    storage: Storage,
+    pictures: StoredPath,
+    *,
+    needed: ResolvedResources,
+    local: bool,
+) -> Preflight:
+    # Where trials use this machine's CPUs, this process measures: it has imported torch already,
+    # and starting another one would take longer than measuring.
+    found = (
+        _preflight_or_problems(trial, storage, pictures)
+        if local and not needed.num_gpus
+        else _measured_on_ray(trial, storage, pictures, needed)
+    )
+    if not isinstance(found, Preflight):
+        raise PreflightError(found)
+    return found
 
 
 def _measured_on_ray(
@@ -73,18 +83,31 @@ def _measured_on_ray(
 ) -> Preflight | list[str]:
     import ray
 
+    # at most one GPU: what one worker of several GPUs would do is not measured
     task = ray.remote(num_cpus=needed.cpus_per_worker, num_gpus=min(1, needed.gpus_per_worker))(
-        _measured
+        _preflight_or_problems
     )
     found: Preflight | list[str] = ray.get(task.remote(trial, storage, pictures))
     return found
 
 
-def _measured(trial: Trial, storage: Storage, pictures: StoredPath) -> Preflight | list[str]:
-    """What was measured; or the problem, as lines: Ray would bury an error under its own."""
+def _preflight_or_problems(
+    trial: Trial, storage: Storage, pictures: StoredPath
+) -> Preflight | list[str]:
+    """Returns what was measured, or the problem as lines: Ray would wrap an error in its own."""
     from kdr.training.preflight import measure
 
     try:
         return measure(trial, storage=storage, pictures=pictures)
     except KdrError as error:
         return str(error).splitlines()
+
+
+def _refuse_failed(findings: Iterable[Finding]) -> None:
+    failed = [
+        f"{finding.name}: {finding.text}. {finding.fix}"
+        for finding in findings
+        if finding.state == "failed"
+    ]
+    if failed:
+        raise PreflightError(failed)

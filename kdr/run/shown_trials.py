@@ -1,44 +1,48 @@
-"""Tells Ray's loggers of trials as kdr means them: each attempt at a trial is a run of its own,
-whose steps are epochs.
+"""Runs in TensorBoard, Weights & Biases and MLflow: one per attempt at a trial, with epochs as
+steps.
 
-A run is named for people and by key, since Tune's own trials have names that mean nothing. It is
-opened with the first epoch that is reported, because only then it is known which attempt this is;
-an attempt that goes on from a checkpoint repeats the epochs before it, so each run is whole.
+Tune's own trials have names that mean nothing to people, and steps that restart at 1 when a trial
+is retried. So Ray's loggers see these instead. A run opens with the first report of an attempt,
+because only the actor knows which attempt this is. An attempt that resumed from a checkpoint
+repeats the epochs before it, so every run is complete.
 """
 
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ray import tune
 
 from kdr.config.trial import Trial
 from kdr.results.flat_settings import canonical, flat_settings
-from kdr.results.schema import Role
-from kdr.run.attempt.trial_actor import trial_from
+from kdr.run.launched_trial import LaunchedTrial
 from kdr.run.observer import Observer
+from kdr.run.trial_report import TrialReport
+from kdr.run.tune_protocols import RunLogger, TuneTrial
 from kdr.storage.layout import Storage
+
+_LONGEST_NAME = 100
 
 
 class ShownTrial:
-    """An attempt at a trial, as Ray's loggers ask a trial of Tune.
+    """An attempt at a trial, with the attributes that Ray's loggers read from a trial of Tune.
 
     Args:
         name: of the run.
         settings: its hyperparameters by dotted path.
-        folder: takes its files.
+        folder: for its files.
     """
 
-    def __init__(self, name: str, settings: Mapping[str, Any], folder: Path) -> None:
+    def __init__(self, name: str, settings: Mapping[str, object], folder: Path) -> None:
+        # wandb takes it for a run's id, which must be new each time, and short
         self.trial_id = f"{name[-32:]}-{uuid.uuid4().hex[:8]}"
         self.config = self.evaluated_params = dict(settings)
         self.local_path = str(folder)
         self._name = name
 
     def init_local_path(self) -> None:
-        """Makes the folder."""
+        """Creates the folder."""
         Path(self.local_path).mkdir(parents=True, exist_ok=True)
 
     def __str__(self) -> str:
@@ -46,101 +50,114 @@ class ShownTrial:
 
 
 class ShownTrials(tune.Callback):
-    """Passes what Tune tells of trials on to loggers. One that fails is left out from then on; the
-    study goes on.
+    """Passes reports of trials to loggers. A logger that raises is dropped, and the study
+    continues.
 
     Args:
-        loggers: Ray's callbacks by name; those that fail are taken out.
-        storage: where everything lies.
+        loggers: Ray's loggers by name; those that raise are removed from it.
+        storage: the storage with the loggers' files.
         study: name of the study.
-        observer: is told of a logger that fails.
-        role: of the trials that are run.
+        observer: is notified of a logger that was dropped.
         names: key -> name of the trial for people.
     """
 
     def __init__(
         self,
-        loggers: dict[str, Any],
+        loggers: dict[str, RunLogger],
         storage: Storage,
         study: str,
         observer: Observer,
         *,
-        role: Role,
         names: Mapping[str, str],
     ) -> None:
         self._loggers, self._folder, self._observer = loggers, storage.loggers(study), observer
-        self._role, self._names = role, names
+        self._names = names
         self._open: dict[str, tuple[int, ShownTrial]] = {}
+        """Tune's id of a trial -> its attempt and the run of that."""
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its callbacks to restore an experiment, which a study never
-        does.
-        """
+    def __getstate__(self) -> dict[str, object]:
+        """Nothing: Tune pickles its callbacks to restore an experiment, which kdr never does."""
         return {}
 
     def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        self,
+        iteration: int,
+        trials: Sequence[TuneTrial],
+        trial: TuneTrial,
+        result: Mapping[str, object],
+        **info: object,
     ) -> None:
-        """Some epochs have ended, the last of them evaluated; or the trial has failed."""
-        shown = self._run_of(trial, result["attempt"])
-        for numbers in result["shown"]:
-            # Ray's loggers take the step from here
-            epoch = {**numbers, "training_iteration": numbers["epoch"]}
-            self._tell("log_trial_result", iteration, shown, epoch)
+        """Epochs ended, the last of them evaluated; or the trial failed."""
+        report = TrialReport.of_result(result)
+        if report is None:
+            return
+        run = self._run_of(trial, report.attempt)
+        for numbers in report.epochs:
+            self._log(iteration, run, numbers)
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial has reached its last epoch, has failed by itself, or was stopped early."""
-        self._end(trial.trial_id, failed=bool((trial.last_result or {}).get("failed")))
+    def on_trial_complete(
+        self, iteration: int, trials: Sequence[TuneTrial], trial: TuneTrial, **info: object
+    ) -> None:
+        """A trial reached its last epoch, failed by itself, or was stopped by the scheduler."""
+        report = TrialReport.of_result(trial.last_result)
+        self._close(trial.trial_id, failed=report is not None and report.failure_kind is not None)
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The process of a trial has died more often than it is started again."""
-        self._end(trial.trial_id, failed=True)
+    def on_trial_error(
+        self, iteration: int, trials: Sequence[TuneTrial], trial: TuneTrial, **info: object
+    ) -> None:
+        """The process of a trial died, and it has no retries left."""
+        self._close(trial.trial_id, failed=True)
 
-    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        """Everything has ended; what still runs was interrupted."""
+    def on_experiment_end(self, trials: Sequence[TuneTrial], **info: object) -> None:
+        """Tune returns; what still runs was interrupted."""
         for trial_id in list(self._open):
-            self._end(trial_id, failed=True)
-        self._tell("on_experiment_end", trials)
+            self._close(trial_id, failed=True)
+        self._for_each(lambda logger: logger.on_experiment_end(trials))
 
-    def _run_of(self, trial: Any, attempt: int) -> ShownTrial:
+    def _log(self, iteration: int, run: ShownTrial, numbers: Mapping[str, float]) -> None:
+        # Ray's loggers take the step from `training_iteration`
+        result = {**numbers, "training_iteration": numbers["epoch"]}
+        self._for_each(lambda logger: logger.log_trial_result(iteration, run, result))
+
+    def _run_of(self, trial: TuneTrial, attempt: int) -> ShownTrial:
         if trial.trial_id in self._open:
-            before, shown = self._open[trial.trial_id]
-            if before == attempt:
-                return shown
-            self._end(trial.trial_id, failed=True)  # its process died
-        known = trial_from(trial.config)
-        name = f"{self._label(known)}-{known.key}" + (f"-attempt-{attempt}" if attempt > 1 else "")
-        shown = ShownTrial(
-            name, {**_settings(known), "key": known.key, "attempt": attempt}, self._folder / name
-        )
-        shown.init_local_path()
-        self._open[trial.trial_id] = attempt, shown
-        self._tell("log_trial_start", shown)
-        return shown
+            attempt_before, run = self._open[trial.trial_id]
+            if attempt_before == attempt:
+                return run
+            self._close(trial.trial_id, failed=True)  # its process died
+        known = LaunchedTrial.of_config(trial.config).trial
+        name = f"{self._label(known.key)}-{known.key}"
+        name += f"-attempt-{attempt}" if attempt > 1 else ""
+        settings = {**_settings(known), "key": known.key, "attempt": attempt}
+        run = ShownTrial(name, settings, self._folder / name)
+        run.init_local_path()
+        self._open[trial.trial_id] = attempt, run
+        self._for_each(lambda logger: logger.log_trial_start(run))
+        return run
 
-    def _label(self, trial: Trial) -> str:
-        name = "teacher" if self._role == "teacher" else self._names.get(trial.key, "")
-        return f"trial-{int(name):04}" if name.isdigit() else re.sub(r"[^\w.=+-]+", "-", name)[:100]
+    def _label(self, key: str) -> str:
+        """Returns a trial's name as part of a file's name."""
+        name = self._names.get(key, "")
+        if name.isdigit():
+            return f"trial-{int(name):04}"
+        return re.sub(r"[^\w.=+-]+", "-", name)[:_LONGEST_NAME]
 
-    def _end(self, trial_id: str, *, failed: bool) -> None:
+    def _close(self, trial_id: str, *, failed: bool) -> None:
         if trial_id in self._open:
-            _, shown = self._open.pop(trial_id)
-            self._tell("log_trial_end", shown, failed=failed)
+            _, run = self._open.pop(trial_id)
+            self._for_each(lambda logger: logger.log_trial_end(run, failed=failed))
 
-    def _tell(self, event: str, *given: Any, **more: Any) -> None:
+    def _for_each(self, action: Callable[[RunLogger], None]) -> None:
         for name, logger in list(self._loggers.items()):
             try:
-                getattr(logger, event)(*given, **more)
-            except Exception as error:
+                action(logger)
+            except Exception as error:  # whatever a server or a disk may raise
                 del self._loggers[name]
                 self._observer.phase(
-                    f"Going on without the logger {name}, which failed with "
-                    f"{type(error).__name__}: {error}"
+                    f"Dropped the logger {name}, which failed with {type(error).__name__}: {error}"
                 )
 
 
-def _settings(trial: Trial) -> dict[str, Any]:
-    return {
-        path: canonical(value)
-        for path, value in flat_settings(trial.config.model_dump_json()).items()
-    }
+def _settings(trial: Trial) -> dict[str, object]:
+    settings = flat_settings(trial.config.model_dump_json())
+    return {path: canonical(value) for path, value in settings.items()}

@@ -1,8 +1,7 @@
-"""Notes in the log which trials a study uses, whoever runs them."""
+"""Notes in the log which trials a study uses, whichever study runs them."""
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from kdr.config.study import Study, study_yaml
 from kdr.config.trial import Trial
@@ -18,14 +17,14 @@ def note_arm(
     trial: Trial,
     *,
     number: int = 1,
-    parameters: Mapping[str, Any] | None = None,
+    parameters: Mapping[str, object] | None = None,
 ) -> None:
-    """Writes that a study uses a trial; done before the trial is launched.
+    """Writes that a study uses a trial; called before the trial starts.
 
     Args:
         log: the study's writer.
         study: the study.
-        trial: a trial of this study, or one of another study that this one asks for.
+        trial: a trial of this study, or of another study that this one asks for, too.
         number: of the trial in the study, from 1.
         parameters: settings that the study chose for it, by path.
     """
@@ -33,7 +32,7 @@ def note_arm(
 
 
 def note_arms(log: LogWriter, past: Log, study: Study, trials: Iterable[tuple[Arm, Trial]]) -> None:
-    """Writes the arms of an ablation by its seeds, unless the log has just these of its last run.
+    """Writes the arms of an ablation with their seeds, unless its last run wrote the same ones.
 
     Args:
         log: the study's writer.
@@ -48,6 +47,8 @@ def note_arms(log: LogWriter, past: Log, study: Study, trials: Iterable[tuple[Ar
         rows.append(
             _row(study, trial, arm.name, parameters, levels=levels, is_reference=arm.is_reference)
         )
+    # The study's settings are part of the comparison: tables show the arms of the last file, so a
+    # changed file writes all of its arms again.
     known = {
         (row["arm"], row["key"], row["study_config"]) for row in past.ablation_arms_of(study.study)
     }
@@ -56,7 +57,13 @@ def note_arms(log: LogWriter, past: Log, study: Study, trials: Iterable[tuple[Ar
 
 
 def _row(
-    study: Study, trial: Trial, arm: str, parameters: Mapping[str, Any] | None, **columns: Any
+    study: Study,
+    trial: Trial,
+    arm: str,
+    parameters: Mapping[str, object] | None,
+    *,
+    levels: str | None = None,
+    is_reference: bool | None = None,
 ) -> ArmRow:
     return ArmRow(
         study=study.study,
@@ -65,5 +72,6 @@ def _row(
         seed=trial.config.seed,
         parameters=None if parameters is None else json.dumps(dict(parameters)),
         study_config=json.dumps(study_yaml(study)),
-        **columns,
+        levels=levels,
+        is_reference=is_reference,
     )

@@ -1,382 +1,261 @@
-"""Trials of one study through Ray Tune, from a list or from a search, with every change of state in
-the log.
-"""
+"""Runs a study's teachers, its list of trials, or its search, each until nothing is missing."""
 
-import os
-import time
-from collections.abc import Callable, Collection, Iterable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 
-from ray import tune
+from ray.tune.schedulers import TrialScheduler
 
 from kdr.config.search import EarlyStopping
 from kdr.config.study import Study
 from kdr.config.trial import Trial, TrialConfig
-from kdr.errors import StorageError
+from kdr.plan.points import Point
 from kdr.results.reader import Log, read_log
-from kdr.results.schema import Role
 from kdr.results.writer import LogWriter
-from kdr.run.attempt.logged_fit import num_attempts
-from kdr.run.attempt.trial_actor import ActorSettings, TrialActor, tune_config
+from kdr.run.attempt.trial_folder import num_attempts
 from kdr.run.cluster.ray_session import local_ray_ends
 from kdr.run.cluster.trial_resources import ResolvedResources
-from kdr.run.driver.interruption import GracePeriod, Interruption, Terminated, end_by_exception
-from kdr.run.driver.trial_claims import Holder, TrialClaims
-from kdr.run.engine.gang import remove_leftover_groups
-from kdr.run.kept_weights import KeptWeights
-from kdr.run.loggers import open_loggers
-from kdr.run.observer import Observer
+from kdr.run.driver.interruption import Interruption
+from kdr.run.launched_trial import LaunchedTrial
+from kdr.run.search.budget import SearchBudget
 from kdr.run.search.early_stopping import make_scheduler
 from kdr.run.search.history import History
 from kdr.run.search.searcher import StudySearcher
-from kdr.run.search.trial_order import InOrder
-from kdr.run.shown_trials import ShownTrials
+from kdr.run.shared_trials import run_claimed_first, wait_for_others
 from kdr.run.study_arms import note_arm
-from kdr.run.trial_events import TrialEvents
+from kdr.run.study_driver import RunEnd, StudyDriver
 from kdr.run.trial_list import TrialList
+from kdr.run.tune_run import Searched, Trials, run_on_tune
 from kdr.storage.layout import Storage
 
-_LOOK_EVERY_S = 2.0
-"""Seconds between two looks at what other drivers train."""
 
-
-class Sweep:
-    """Runs trials of one study, one list or search after another, on the Ray that is running.
+def run_teachers(
+    driver: StudyDriver,
+    teachers: Iterable[Trial],
+    needed: ResolvedResources,
+    *,
+    missing: Callable[[Log], Iterable[Trial]],
+) -> RunEnd:
+    """Trains teachers, one after the other.
 
     Args:
-        study: the study that the trials belong to.
-        storage: where everything lies.
-        observer: is told how each trial comes on.
-        claims: of this study's driver. A trial that another one trains is waited for, and then
-            known or run.
+        driver: of the study.
+        teachers: to train.
+        needed: what each takes.
+        missing: returns those that still have to be trained, by a log.
     """
+    wanted = {teacher.key: teacher for teacher in teachers}
 
-    def __init__(
-        self, study: Study, storage: Storage, observer: Observer, claims: TrialClaims
-    ) -> None:
-        self.study, self.storage, self.observer, self.claims = study, storage, observer, claims
-        self.metric = study.metric
-        self.num_run = self.num_failed = 0
-        self.interrupted = self.terminated = False
-        self.abort_reason = ""
-        """Why the study was stopped, if its first trials all failed alike."""
-        self._log = LogWriter(storage, study.study)
-        self._names: dict[str, str] = {}
-        self._ended: list[tuple[str, float | None]] = []
-        self._loggers = open_loggers(study.loggers, study.study, storage)
+    def run(_past: Log, keys: list[str]) -> RunEnd:
+        launched = [_launched(driver.storage, wanted[key]) for key in keys]
+        names = dict.fromkeys(wanted, "teacher")
+        # one at a time, because each may take the whole machine
+        trials = Trials(launched, needed, num_concurrent=1, names=names, role="teacher")
+        return run_on_tune(driver, trials, _interruption(driver))
 
-    def run_search(
-        self,
-        make_trial: Callable[[TrialConfig], Trial],
-        resources: ResolvedResources,
-        num_concurrent: int,
-        *,
-        rerun: bool = False,
-    ) -> None:
-        """Runs the study's search until its budget is used up, feeding the sampler with what the
-        log knows.
-        """
-        while (
-            elsewhere := self._search_once(make_trial, resources, num_concurrent, rerun=rerun)
-        ) and not self._is_over:
-            rerun = False  # what has been run is known from now on
-            self._wait_for_others(elsewhere)
+    end, _ = run_claimed_first(
+        driver, wanted, run=run, missing=lambda past: {one.key for one in missing(past)}
+    )
+    return end
 
-    def _search_once(
-        self,
-        make_trial: Callable[[TrialConfig], Trial],
-        resources: ResolvedResources,
-        num_concurrent: int,
-        *,
-        rerun: bool,
-    ) -> set[str]:
-        """Runs the search; gives the keys of trials that it asks for and that others train, if
-        nothing else was left to run.
-        """
-        search = self.study.search
-        assert search is not None
-        past = read_log(self.storage)
-        self._log.after = past.newest_arm
-        history = History.of(past, self.study, forget=rerun)
-        self._names = {key: str(number) for key, number in history.numbers.items()}
-        over = list(history.progress(self.metric))
-        self._ended = [(ended.key, ended.value) for ended in over if ended.key in history.own]
-        searcher = StudySearcher(
-            self.study,
-            journal=self.storage.search(self.study.study),
-            config_of=self._config_of,
-            make_trial=make_trial,
-            known=history.known,
-            interrupted=history.interrupted,
-            num_used=history.num_used,
-            hours_used=history.seconds_used / 3600,
-            num_gpus=resources.num_gpus,
-            gpu_hours_used=history.gpu_hours_used,
-            on_known=self._plan,
-            may_run=partial(self._may_run, rerun=rerun),
-            is_ending=lambda: self._interruption.is_ending,
+
+def run_list(
+    driver: StudyDriver,
+    listed: TrialList,
+    needed: ResolvedResources,
+    num_concurrent: int,
+    *,
+    rerun: bool = False,
+) -> RunEnd:
+    """Runs the missing trials of a list, each to its full length.
+
+    Args:
+        driver: of the study.
+        listed: the trials.
+        needed: what each takes.
+        num_concurrent: how many run at a time.
+        rerun: run all of them, whatever the log has.
+    """
+    past = read_log(driver.storage)
+    wanted = listed.trials if rerun else {one.trial.key: one for one in listed.missing(past)}
+    num_all = len(listed.trials)
+    driver.observer.plan(num_all, num_all - len(wanted), num_concurrent)
+    _show_ended(driver, listed, past, listed.trials.keys() - wanted.keys())
+
+    def run(past: Log, keys: list[str]) -> RunEnd:
+        chosen = [wanted[key] for key in keys]
+        trials = Trials(
+            [_launched(driver.storage, one.trial, parameters=one.parameters) for one in chosen],
+            needed,
+            num_concurrent,
+            names={key: one.name for key, one in listed.trials.items()},
+            # with `rerun`, trials that ended before run again and must not count twice
+            ended=[ended for ended in listed.ended(past) if ended[0] not in keys],
         )
-        num_done = history.num_used - len(history.interrupted)
-        self.observer.plan(search.trials, num_done, num_concurrent)
-        for ended in over:
-            self.observer.update(ended)
-        scheduler = None
-        if search.stop_early != EarlyStopping():
-            epochs, reached = self.study.base.training.epochs, history.reached.items()
-            scheduler = make_scheduler(
-                search.stop_early, metric=self.metric, max_epochs=epochs, past=reached
-            )
-        self._tune({}, resources, num_concurrent, searcher=searcher, scheduler=scheduler)
-        return searcher.elsewhere
+        return run_on_tune(driver, trials, _interruption(driver))
 
-    def run_list(
-        self,
-        listed: TrialList,
-        resources: ResolvedResources,
-        num_concurrent: int,
-        *,
-        rerun: bool = False,
-    ) -> None:
-        """Runs what is missing of a list of trials, each to its full length."""
-        past = read_log(self.storage)
-        wanted = listed.trials if rerun else {one.trial.key: one for one in listed.missing(past)}
-        self._names = {key: one.name for key, one in listed.trials.items()}
-        self.observer.plan(len(listed.trials), len(listed.trials) - len(wanted), num_concurrent)
-        self._show(listed, past, listed.trials.keys() - wanted.keys())
+    def missing(past: Log) -> Collection[str]:
+        return wanted if rerun else {one.trial.key for one in listed.missing(past)}
 
-        def run(past: Log, keys: Collection[str]) -> None:
-            self._ended = [ended for ended in listed.ended(past) if ended[0] not in keys]
-            configs = [
-                self._tune_config(wanted[key].trial, parameters=wanted[key].parameters)
-                for key in keys
-            ]
-            self._tune(_grid(configs), resources, num_concurrent)
+    end, ended_by_others = run_claimed_first(driver, wanted, run=run, missing=missing)
+    if ended_by_others:
+        _show_ended(driver, listed, read_log(driver.storage), ended_by_others)
+    return end
 
-        def missing(past: Log) -> Collection[str]:
-            return wanted if rerun else {one.trial.key for one in listed.missing(past)}
 
-        ended_by_others = self._run_those_of_others_last(wanted, run, missing)
-        if ended_by_others:
-            self._show(listed, read_log(self.storage), ended_by_others)
+def run_search(
+    driver: StudyDriver,
+    make_trial: Callable[[TrialConfig], Trial],
+    needed: ResolvedResources,
+    num_concurrent: int,
+    *,
+    rerun: bool = False,
+) -> RunEnd:
+    """Runs the study's search until its budget or its space is used up.
 
-    def run_teachers(
-        self,
-        teachers: Iterable[Trial],
-        resources: ResolvedResources,
-        *,
-        missing: Callable[[Log], Iterable[Trial]],
-    ) -> None:
-        """Trains teachers, one after the other.
+    A session of the search also ends if only trials are left that other drivers train. Then the
+    next session starts, from a new read of the log, as soon as one of them is free.
 
-        Args:
-            teachers: to train.
-            resources: of each.
-            missing: those that are to be trained, as a log says.
-        """
-        wanted = {teacher.key: teacher for teacher in teachers}
+    Args:
+        driver: of a study with a search.
+        make_trial: gives a trial its identity.
+        needed: what each trial takes.
+        num_concurrent: how many run at a time.
+        rerun: start the search over, whatever the log has.
+    """
+    end, claimed_by_others = _run_session(driver, make_trial, needed, num_concurrent, rerun=rerun)
+    while claimed_by_others and not end.is_final:
+        end = end.then(wait_for_others(driver, claimed_by_others))
+        if end.is_final:
+            break
+        # without `rerun`: what the first session ran is known from now on
+        later, claimed_by_others = _run_session(driver, make_trial, needed, num_concurrent)
+        end = end.then(later)
+    return end
 
-        def run(_past: Log, keys: Collection[str]) -> None:
-            self._tune(
-                _grid([self._tune_config(wanted[key]) for key in keys]),
-                resources,
-                1,
-                role="teacher",
-            )
 
-        self._run_those_of_others_last(wanted, run, lambda past: {one.key for one in missing(past)})
+def _run_session(
+    driver: StudyDriver,
+    make_trial: Callable[[TrialConfig], Trial],
+    needed: ResolvedResources,
+    num_concurrent: int,
+    *,
+    rerun: bool = False,
+) -> tuple[RunEnd, set[str]]:
+    """Runs a search from what the log has now; returns also the keys of trials that were due and
+    that other drivers train.
+    """
+    study, storage = driver.study, driver.storage
+    assert study.search is not None
+    past = read_log(storage)
+    history = History.of(past, study, forget=rerun)
+    interruption = _interruption(driver)
+    launcher = _SearchLauncher(
+        driver,
+        names={key: str(number) for key, number in history.numbers.items()},
+        # later than all arms so far: the last rows are those of the present study file
+        log=LogWriter(storage, study.study, after=past.newest_arm),
+        interruption=interruption,
+        rerun=rerun,
+    )
+    searcher = StudySearcher(
+        study,
+        journal=storage.search(study.study),
+        history=history,
+        budget=SearchBudget(study.search, history.used, gpus_per_trial=needed.num_gpus),
+        launcher=launcher,
+        make_trial=make_trial,
+    )
+    ended = list(history.progress(study.metric))
+    # interrupted trials are charged already, but not done
+    num_done = history.used.trials - len(history.interrupted)
+    driver.observer.plan(study.search.trials, num_done, num_concurrent)
+    for update in ended:
+        driver.observer.update(update)
+    trials = Trials(
+        Searched(searcher, _scheduler(study, history)),
+        needed,
+        num_concurrent,
+        names=launcher.names,
+        ended=[(update.key, update.value) for update in ended if update.key in history.own],
+    )
+    return run_on_tune(driver, trials, interruption), searcher.claimed_by_others
+
+
+@dataclass(frozen=True)
+class _SearchLauncher:
+    """Starts the trials of one session of a search (`kdr.run.search.searcher.Launcher`)."""
+
+    driver: StudyDriver
+    names: dict[str, str]
+    """Key -> number of the trial as text; each new trial gets the next one."""
+    log: LogWriter
+    interruption: Interruption
+    rerun: bool
 
     @property
-    def _is_over(self) -> bool:
-        """Whether nothing more is to start."""
-        return self.interrupted or bool(self.abort_reason)
+    def is_ending(self) -> bool:
+        return self.interruption.is_ending
 
-    def _show(self, listed: TrialList, past: Log, keys: Collection[str]) -> None:
-        """Tells the observer of trials that need not run."""
-        for progress in listed.progress(past):
-            if progress.key in keys:
-                self.observer.update(progress)
-
-    def _run_those_of_others_last(
-        self,
-        wanted: Iterable[str],
-        run: Callable[[Log, Collection[str]], None],
-        missing: Callable[[Log], Collection[str]],
-    ) -> set[str]:
-        """Runs trials by their keys; those that another driver trains only when it is done, and if
-        they are missing then.
-
-        Gives the keys of those that were not.
+    def may_run(self, key: str) -> bool:
+        """Claims a trial, unless another driver trains it, or has completed it since this session
+        read the log.
         """
-        waiting, ended_by_others = list(wanted), set[str]()
-        while waiting and not self._is_over:
-            own = self.claims.take(waiting)
-            # now that they are claimed: nobody ends one after this look
-            past = read_log(self.storage)
-            still = set(missing(past))
-            for key in own - still:
-                self.claims.release(key)
-            to_run = [key for key in waiting if key in own & still]
-            ended_by_others |= set(waiting) - still
-            waiting = [key for key in waiting if key in still - own]
-            if to_run:
-                run(past, to_run)
-            elif waiting:
-                self._wait_for_others(waiting)
-        return ended_by_others
-
-    def _may_run(self, key: str, *, rerun: bool) -> bool:
-        """Claims a trial of a search; not where another driver trains it, or has completed it since
-        the search read the log.
-        """
-        if not self.claims.take([key]):
+        claims, storage = self.driver.claims, self.driver.storage
+        if not claims.take([key]):
             return False
-        if rerun or not num_attempts(self.storage, key):
+        # nearly all trials were never tried by anyone: those need no new read of the log
+        if self.rerun or not num_attempts(storage, key):
             return True
-        state = read_log(self.storage).states().get(key)
+        state = read_log(storage).states().get(key)
         if state is None or state.state != "completed":
             return True
-        self.claims.release(key)
+        claims.release(key)
         return False
 
-    def _wait_for_others(self, keys: Collection[str]) -> None:
-        """Waits until one of these trials is not trained by another driver any more. Nothing of the
-        cluster is held meanwhile.
-        """
-        told = ""
-        try:
-            with GracePeriod(0.0, end_by_exception):
-                while set(keys) == _keys_of(holders := self.claims.holders(keys)):
-                    what = "a trial that is" if len(keys) == 1 else f"{len(keys)} trials that are"
-                    text = f"Waiting for {what} trained by {', '.join(map(str, holders))}"
-                    if text != told:
-                        self.observer.phase(text)
-                        told = text
-                    time.sleep(_LOOK_EVERY_S)
-        except KeyboardInterrupt:
-            self.interrupted = True
-        except Terminated:
-            self.interrupted = self.terminated = True
-        if told and not self.interrupted:
-            self.observer.phase("Going on")
+    def note(self, trial: Trial, point: Point) -> None:
+        """Notes in the log that the study uses a trial."""
+        number = int(self.names.setdefault(trial.key, str(len(self.names) + 1)))
+        note_arm(self.log, self.driver.study, trial, number=number, parameters=point)
 
-    def _tune(
-        self,
-        space: dict[str, Any],
-        resources: ResolvedResources,
-        num_concurrent: int,
-        *,
-        role: Role = "student",
-        searcher: StudySearcher | None = None,
-        scheduler: Any = None,
-    ) -> None:
-        self._interruption = Interruption(self.study.resources.grace_s, local_ray_ends)
-        settings = ActorSettings(
-            storage=self.storage,
-            study=self.study.study,
-            resources=resources,
-            role=role,
-            silence_s=self.study.faults.silence_s,
-            may_be_stopped=scheduler is not None,
-        )
-        actor = tune.with_resources(
-            tune.with_parameters(TrialActor, settings=settings),
-            tune.PlacementGroupFactory([_of_actor(resources)]),
-        )
-        kept = (
-            None
-            if role == "teacher"
-            else KeptWeights(self.storage, self.study.keep_weights, self._ended)
-        )
-        events = TrialEvents(
-            self.study,
-            self.storage,
-            self.observer,
-            role=role,
-            metric=self.metric,
-            names=self._names,
-            faults=self.study.faults,
-            kept_weights=kept,
-            on_report=self._interruption.trial_reported,
-            on_ended=self.claims.release,
-            on_no_storage=self._interruption.end_now,
-            on_abort=self._interruption.end_now,
-        )
-        callbacks: list[tune.Callback] = [events]
-        if self._loggers:
-            shown = ShownTrials(
-                self._loggers,
-                self.storage,
-                self.study.study,
-                self.observer,
-                role=role,
-                names=self._names,
-            )
-            callbacks.append(shown)
-        tuner = tune.Tuner(
-            actor,
-            param_space=space,
-            tune_config=tune.TuneConfig(
-                search_alg=searcher,
-                scheduler=scheduler or InOrder(),
-                num_samples=-1 if searcher else 1,
-                max_concurrent_trials=num_concurrent,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name=f"{role}-{os.getpid()}",
-                storage_path=str(self.storage.ray / self.study.study),
-                verbose=0,
-                callbacks=callbacks,
-                failure_config=tune.FailureConfig(max_failures=self.study.faults.retries),
-            ),
-        )
-        try:
-            with self._interruption:
-                tuner.fit()
-        finally:
-            events.close()
-            if not self._interruption.ray_has_ended:
-                remove_leftover_groups()
-        if events.storage_problem is not None:
-            raise StorageError(events.storage_problem)
-        self.num_run += events.num_run if role == "student" else 0
-        self.num_failed += events.num_failed
-        self.abort_reason = self.abort_reason or events.abort_reason
-        self.interrupted |= self._interruption.happened and not events.abort_reason
-        self.terminated |= self._interruption.is_ending
-
-    def _config_of(
-        self, trial: Trial, *, parameters: dict[str, Any], trials_known: int
-    ) -> dict[str, Any]:
-        self._plan(trial, parameters)
-        return self._tune_config(trial, parameters=parameters, trials_known=trials_known)
-
-    def _tune_config(self, trial: Trial, **columns: Any) -> dict[str, Any]:
-        return tune_config(trial, attempts_before=num_attempts(self.storage, trial.key), **columns)
-
-    def _plan(self, trial: Trial, parameters: dict[str, Any]) -> None:
-        """Notes a trial of the study, before it is launched."""
-        number = self._names.setdefault(trial.key, str(len(self._names) + 1))
-        note_arm(self._log, self.study, trial, number=int(number), parameters=parameters)
+    def launch(self, trial: Trial, point: Point, *, trials_known: int) -> LaunchedTrial:
+        """Notes a trial before it starts: a driver killed in between finds it as planned."""
+        self.note(trial, point)
+        return _launched(self.driver.storage, trial, parameters=point, trials_known=trials_known)
 
 
-def _keys_of(holders: Iterable[Holder]) -> set[str]:
-    return {key for holder in holders for key in holder.keys}
+def _scheduler(study: Study, history: History) -> TrialScheduler | None:
+    assert study.search is not None
+    if study.search.stop_early == EarlyStopping():
+        return None
+    return make_scheduler(
+        study.search.stop_early,
+        metric=study.metric,
+        max_epochs=study.base.training.epochs,
+        past=history.reached.items(),
+    )
 
 
-def _grid(configs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Tune's space of a list of trials, which it runs in this order."""
-    return {"trial": tune.grid_search([config["trial"] for config in configs])}
+def _launched(
+    storage: Storage,
+    trial: Trial,
+    *,
+    parameters: Point | None = None,
+    trials_known: int | None = None,
+) -> LaunchedTrial:
+    return LaunchedTrial.of(
+        trial,
+        parameters=parameters,
+        trials_known=trials_known,
+        attempts_before=num_attempts(storage, trial.key),
+    )
 
 
-def _of_actor(resources: ResolvedResources) -> dict[str, float]:
-    """What a trial's actor takes. One that has workers takes nothing: it would wait for them while
-    they wait for its CPU.
-    """
-    if resources.workers > 1:
-        return {"CPU": 0, "node:__internal_head__": 0.001}  # Tune refuses to take nothing at all
-    return {
-        "CPU": resources.cpus_per_worker,
-        **({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}),
-    }
+def _interruption(driver: StudyDriver) -> Interruption:
+    return Interruption(driver.study.resources.grace_s, local_ray_ends)
+
+
+def _show_ended(driver: StudyDriver, listed: TrialList, past: Log, keys: Collection[str]) -> None:
+    """Updates the observer with trials that need not run."""
+    for update in listed.progress(past):
+        if update.key in keys:
+            driver.observer.update(update)

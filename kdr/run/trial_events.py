@@ -1,56 +1,58 @@
-"""What Tune's driver sees of the trials: it alone knows why one ended before its last epoch. Log
-and observer are told here.
+"""What Tune's driver sees of its trials, written to the log and passed to the observer.
+
+A trial's own process logs most of its events. The driver alone knows why a trial ended before its
+last epoch: stopped by the scheduler, interrupted with the study, or its process died.
 """
 
-import json
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol, Unpack
 
 from ray import tune
 
-from kdr.config.faults import Faults
 from kdr.config.study import Study
 from kdr.errors import StorageError
 from kdr.results.reader import read_log
 from kdr.results.schema import Event, Role
 from kdr.results.writer import LogWriter
 from kdr.run.attempt.cancellation import CANCELLED
-from kdr.run.attempt.logged_fit import LoggedTrial, num_attempts
-from kdr.run.attempt.trial_actor import STORAGE, trial_from
+from kdr.run.attempt.logged_fit import EventColumns, LoggedTrial, WhereColumns
+from kdr.run.attempt.trial_folder import num_attempts
 from kdr.run.engine.watchdog import hang_of
-from kdr.run.kept_weights import KeptWeights
+from kdr.run.launched_trial import LaunchedTrial
 from kdr.run.observer import Observer, TrialUpdate, ignore
+from kdr.run.trial_report import STORAGE, Reached, TrialReport, ends_trial
+from kdr.run.tune_protocols import TuneTrial
 from kdr.storage.layout import Storage
 
 _OUT_OF_MEMORY = ("OutOfMemoryError", "low on memory")
-"""What Ray writes of a process that was killed since its node had no memory left."""
+"""What Ray writes of a process that it killed because its node was out of memory."""
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
+class Stopper(Protocol):
+    """Ends the trials that run (`kdr.run.driver.interruption.Interruption`)."""
+
+    def trial_reported(self, trial_id: str, running: Iterable[str]) -> None:
+        """A trial finished an epoch, or ended; `running` are the trials that run now."""
+
+    def end_now(self) -> None:
+        """Ends them at once, as Ctrl-C does."""
+
+
 class TrialEvents(tune.Callback):
-    """Writes the events that the trials' own processes cannot know, and keeps the observer up to
-    date.
+    """Writes the events that the trials' own processes cannot know, and updates the observer.
 
     Args:
         study: the study that runs.
-        storage: where everything lies.
-        observer: is told how each trial comes on.
-        role: of the trials that are run.
-        metric: the searched metric.
-        names: key -> name of the trial for people.
-        faults: how often a trial is started again whose process died, and when the study is given
-            up.
-        kept_weights: is told of each trial that ends; None keeps everything.
-        on_report: is told of each trial that has ended an epoch or itself, by Tune's id, with the
-            ids of those that run then.
-        on_ended: is told the key of each trial that has ended.
-        on_no_storage: is told when the storage cannot be written any more; `storage_problem` then
-            says why.
-        on_abort: is told once, when the study's first trials have all failed alike; `abort_reason`
-            then says why.
+        storage: the storage with its log.
+        observer: receives an update whenever a trial makes progress or changes its state.
+        role: of the trials that run.
+        names: key -> name of the trial for people; may grow while the trials run.
+        stopper: ends the trials if the storage fails (`storage_problem` then has the reason), and
+            if the study is aborted (`abort_reason`).
+        on_ended: receives key and searched metric of each trial that ended; None without a result.
     """
 
     def __init__(
@@ -60,144 +62,154 @@ class TrialEvents(tune.Callback):
         observer: Observer,
         *,
         role: Role,
-        metric: str,
         names: Mapping[str, str],
-        faults: Faults,
-        kept_weights: KeptWeights | None = None,
-        on_report: Callable[[str, Iterable[str]], None] = ignore,
-        on_ended: Callable[[str], None] = ignore,
-        on_no_storage: Callable[[], None] = ignore,
-        on_abort: Callable[[], None] = ignore,
+        stopper: Stopper,
+        on_ended: Callable[[str, float | None], None] = ignore,
     ) -> None:
         self.num_run = self.num_failed = 0
         self.storage_problem: str | None = None
         self.abort_reason = ""
-        """Why the study is given up, once it is."""
+        """Why the study was aborted; empty if it was not."""
         self._study, self._storage, self._observer = study, storage, observer
-        self._role, self._metric, self._names, self._faults = role, metric, names, faults
-        self._kept_weights, self._on_report, self._on_ended = kept_weights, on_report, on_ended
-        self._on_no_storage, self._on_hopeless = on_no_storage, on_abort
+        self._role, self._names, self._faults = role, names, study.faults
+        self._stopper, self._on_ended = stopper, on_ended
         self._failures: set[str] = set()
         self._log = LogWriter(storage, study.study)
-        self._running: dict[str, Any] = {}
+        self._running: dict[str, TuneTrial] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its callbacks to restore an experiment, which a study never
-        does.
+    def __getstate__(self) -> dict[str, object]:
+        """Nothing: Tune pickles its callbacks to restore an experiment, which kdr never does; the
+        log is a study's memory.
         """
         return {}
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial has been given its actor."""
+    def on_trial_start(
+        self, iteration: int, trials: Sequence[TuneTrial], trial: TuneTrial, **info: object
+    ) -> None:
+        """A trial was given its actor."""
         self._running[trial.trial_id] = trial
-        self._tell(trial, "running")
+        self._update(trial, "running", _last_report(trial))
 
     def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        self,
+        iteration: int,
+        trials: Sequence[TuneTrial],
+        trial: TuneTrial,
+        result: Mapping[str, object],
+        **info: object,
     ) -> None:
-        """An evaluated epoch has ended."""
-        if not result.get("done"):
-            self._tell(trial, "running", result)
-            self._on_report(trial.trial_id, self._running)
+        """An evaluated epoch ended. If the trial ends with it, `on_trial_complete` follows."""
+        if not ends_trial(result):
+            self._update(trial, "running", TrialReport.of_result(result))
+            self._stopper.trial_reported(trial.trial_id, self._running)
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial has reached its last epoch, has failed by itself, or was stopped early."""
-        result = trial.last_result
-        if result.get("failed") == STORAGE:
-            self._no_storage(result["reason"])
+    def on_trial_complete(
+        self, iteration: int, trials: Sequence[TuneTrial], trial: TuneTrial, **info: object
+    ) -> None:
+        """A trial reached its last epoch, failed by itself, or was stopped by the scheduler."""
+        report = _last_report(trial)
+        assert report is not None, "a trial completes with a report"
+        if report.failure_kind == STORAGE:
+            self._storage_failed(report.reason)
             return
         self.num_run += 1
-        if result.get("failed") == CANCELLED and self._role == "student":
-            self._tell(trial, "cancelled")
-        elif result.get("failed"):
-            self._tell(trial, "failed")
-            self._has_failed(result["failed"], result.get("reason", ""))
-        elif result["epoch"] < trial_from(trial.config).config.training.epochs:
-            self._write(
-                trial, "stopped_early", reason=f"behind other trials at epoch {result['epoch']}"
-            )
-            self._tell(trial, "stopped_early")
+        # a cancelled teacher counts as failed: without it, no student can train
+        if report.failure_kind == CANCELLED and self._role == "student":
+            self._update(trial, "cancelled", report)
+        elif report.failure_kind is not None:
+            self._update(trial, "failed", report)
+            self._count_failure(report.failure_kind, report.reason)
+        elif report.epoch < LaunchedTrial.of_config(trial.config).trial.config.training.epochs:
+            reason = f"behind other trials at epoch {report.epoch}"
+            self._write(trial, "stopped_early", reason=reason)
+            self._update(trial, "stopped_early", report)
         else:
-            self._tell(trial, "completed")
-        self._ended(trial)
+            self._update(trial, "completed", report)
+        self._ended(trial, report)
 
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The process of a trial has died, and the trial is about to go on in another one."""
-        how = "its process died"
-        if (doing := hang_of(self._storage, trial.config["trial"]["key"])) is not None:
-            how = self._hung
+    def on_trial_recover(
+        self, iteration: int, trials: Sequence[TuneTrial], trial: TuneTrial, **info: object
+    ) -> None:
+        """The process of a trial died, and Tune starts another one for it."""
+        reason = "its process died"
+        stacks = hang_of(self._storage, _key_of(trial))
+        if stacks is not None:
+            reason = self._hung
             self._write(
                 trial,
                 "interrupted",
                 failure_kind="hang",
-                reason=how,
-                traceback=doing,
+                reason=reason,
+                traceback=stacks,
                 **self._where(trial),
             )
-        self._tell(trial, "running", reason=f"{how}; it goes on from its checkpoint")
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The process of a trial has died more often than it is started again."""
-        self.num_run += 1
-        error = _error_of(trial)
-        lines = error.splitlines()
-        kind = "out_of_memory" if any(text in error for text in _OUT_OF_MEMORY) else "crash"
-        reason = f"its process died {self._faults.retries + 1} times" + (
-            f", the last time with: {lines[-1]}" if lines else ""
+        self._update(
+            trial, "running", _last_report(trial), reason=f"{reason}; resumes from its checkpoint"
         )
-        if (doing := hang_of(self._storage, trial.config["trial"]["key"])) is not None:
-            kind = "hang"
-            reason = f"{self._hung}, or its process died, {self._faults.retries + 1} times"
-            error = doing
+
+    def on_trial_error(
+        self, iteration: int, trials: Sequence[TuneTrial], trial: TuneTrial, **info: object
+    ) -> None:
+        """The process of a trial died, and it has no retries left."""
+        self.num_run += 1
+        kind, reason, details = self._cause_of_death(trial)
         self._write(
             trial,
             "failed",
             failure_kind=kind,
             reason=reason,
-            traceback=error,
+            traceback=details,
             **self._where(trial),
         )
-        self._tell(trial, "failed", reason=reason)
-        self._has_failed(kind, reason)
-        self._ended(trial)
+        self._update(trial, "failed", _last_report(trial), reason=reason)
+        self._count_failure(kind, reason)
+        self._ended(trial, _last_report(trial))
 
     def close(self) -> None:
-        """Writes what was interrupted: everything that has begun and not ended when Tune
-        returns.
-        """
-        # a trial may have ended after Tune stopped listening, or not have begun: its own process
-        # writes both
+        """Writes that what still runs was interrupted; called when Tune has returned."""
+        # The log decides: a trial may have completed after Tune stopped listening, or not have
+        # started yet. Its own process writes both.
         states = read_log(self._storage).states() if self._running else {}
         for trial in self._running.values():
-            state = states.get(trial.config["trial"]["key"])
+            state = states.get(_key_of(trial))
             if state is not None and state.state == "running":
-                self._write(
-                    trial, "interrupted", reason=self.abort_reason or "the study was interrupted"
-                )
+                reason = self.abort_reason or "the study was interrupted"
+                self._write(trial, "interrupted", reason=reason)
             if state is None or state.state != "completed":
-                self._tell(trial, "interrupted")
+                self._update(trial, "interrupted", _last_report(trial))
 
-    def _no_storage(self, reason: str) -> None:
-        """The storage cannot be written: nothing that runs could keep its results, so the study
-        ends; what is logged is kept.
+    def _storage_failed(self, reason: str) -> None:
+        """Ends the study: nothing that runs could keep its results. What is logged is kept, and the
+        same command resumes the study.
         """
         self.storage_problem = self.storage_problem or reason
-        self._on_no_storage()
+        self._stopper.end_now()
 
     @property
     def _hung(self) -> str:
         return f"it hung: no batch for {self._faults.silence_s:g} s"
 
-    def _where(self, trial: Any) -> dict[str, Any]:
-        """Host and device of a trial's last attempt, as it has told them itself."""
-        state = (
-            read_log(self._storage, self._study.study).states().get(trial.config["trial"]["key"])
-        )
+    def _cause_of_death(self, trial: TuneTrial) -> tuple[str, str, str]:
+        """Returns failure kind, reason and traceback of a trial that lost its last process."""
+        num_deaths = self._faults.retries + 1
+        if (stacks := hang_of(self._storage, _key_of(trial))) is not None:
+            return "hang", f"{self._hung}, or its process died, {num_deaths} times", stacks
+        error = _error_of(trial)
+        kind = "out_of_memory" if any(text in error for text in _OUT_OF_MEMORY) else "crash"
+        last_line = error.splitlines()[-1] if error else ""
+        last_time = f", the last time with: {last_line}" if last_line else ""
+        return kind, f"its process died {num_deaths} times{last_time}", error
+
+    def _where(self, trial: TuneTrial) -> WhereColumns:
+        """Returns host and device of a trial's last attempt, as its own process logged them."""
+        state = read_log(self._storage, self._study.study).states().get(_key_of(trial))
         return {} if state is None else {"host": state.last.host, "device": state.last.device}
 
-    def _has_failed(self, kind: str, reason: str) -> None:
-        """Gives the study up when all of its first trials have failed for one reason; numbers in it
-        make no other one.
+    def _count_failure(self, kind: str, reason: str) -> None:
+        """Aborts the study if its first trials all failed for the same reason.
+
+        Reasons that differ in numbers only ("image 12", "image 7") are the same. As soon as one
+        trial ends otherwise, `num_run` is ahead of `num_failed` for good.
         """
         self.num_failed += 1
         self._failures.add(f"{kind}: {_NUMBER.sub('#', reason)}")
@@ -207,64 +219,69 @@ class TrialEvents(tune.Callback):
             and len(self._failures) == 1
         ):
             self.abort_reason = (
-                f"the first {self.num_run} trials all failed alike, the last one by "
-                f"{reason or kind}"
+                f"the first {self.num_run} trials all failed for the same reason, the last one "
+                f"with: {reason or kind}"
             )
-            self._on_hopeless()
+            self._stopper.end_now()
 
-    def _ended(self, trial: Any) -> None:
+    def _ended(self, trial: TuneTrial, report: TrialReport | None) -> None:
+        # before the callbacks: `trial_reported` compares with the trials that still run
         self._running.pop(trial.trial_id, None)
-        key = trial.config["trial"]["key"]
         try:
-            if self._kept_weights is not None:
-                self._kept_weights.add(key, (trial.last_result or {}).get(self._metric))
-            self._on_ended(key)
+            self._on_ended(_key_of(trial), report.value(self._study.metric) if report else None)
         except StorageError as error:
-            self._no_storage(str(error))
-        self._on_report(trial.trial_id, self._running)
+            self._storage_failed(str(error))
+        self._stopper.trial_reported(trial.trial_id, self._running)
 
-    def _write(self, trial: Any, event: Event, **columns: Any) -> None:
+    def _write(self, trial: TuneTrial, event: Event, **columns: Unpack[EventColumns]) -> None:
         if self.storage_problem is not None:
             return
-        given, result = trial.config["trial"], trial.last_result or {}
+        launched, report = LaunchedTrial.of_config(trial.config), _last_report(trial)
         try:
             LoggedTrial(
-                trial_from(trial.config),
+                launched.trial,
                 self._log,
                 self._storage,
                 role=self._role,
-                parameters=given["parameters"],
-                trials_known=given["trials_known"],
-                attempt=num_attempts(self._storage, given["key"]) or 1,
-                reached=result.get("reached", {}),
+                parameters=launched.parameters,
+                trials_known=launched.trials_known,
+                # not the report's: the last attempt may have died before it reported anything
+                attempt=num_attempts(self._storage, launched.key) or 1,
+                reached=report.reached if report else Reached(),
             ).event(event, **columns)
-        except StorageError as error:  # Tune would count it as the trial's own
-            self._no_storage(str(error))
+        except StorageError as error:  # raised from a callback, it would end Tune with a traceback
+            self._storage_failed(str(error))
 
-    def _tell(
-        self, trial: Any, state: str, result: dict[str, Any] | None = None, *, reason: str = ""
+    def _update(
+        self, trial: TuneTrial, state: str, report: TrialReport | None, *, reason: str = ""
     ) -> None:
-        result = result or trial.last_result or {}
-        known = trial_from(trial.config)
-        parameters = trial.config["trial"]["parameters"]
-        value = result.get(self._metric)
+        launched = LaunchedTrial.of_config(trial.config)
         self._observer.update(
             TrialUpdate(
-                name=self._role if self._role == "teacher" else self._names.get(known.key, ""),
-                key=known.key,
+                name=self._names.get(launched.key, ""),
+                key=launched.key,
                 state=state,
-                epoch=result.get("epoch", 0),
-                epochs=known.config.training.epochs,
-                value=None if value is None or math.isnan(value) else value,
-                parameters=json.loads(parameters) if parameters else {},
-                reason=reason or result.get("reason", ""),
+                epoch=report.epoch if report else 0,
+                epochs=launched.trial.config.training.epochs,
+                value=report.value(self._study.metric) if report else None,
+                parameters=launched.point,
+                reason=reason or (report.reason if report else ""),
             )
         )
 
 
-def _error_of(trial: Any) -> str:
-    """What Ray said of each death of a trial's process. (`Trial.get_error` looks where the file is
-    copied to only later.)
+def _key_of(trial: TuneTrial) -> str:
+    return LaunchedTrial.of_config(trial.config).key
+
+
+def _last_report(trial: TuneTrial) -> TrialReport | None:
+    return TrialReport.of_result(trial.last_result)
+
+
+def _error_of(trial: TuneTrial) -> str:
+    """Returns what Ray wrote of a trial's deaths.
+
+    Not `Trial.get_error`: it reads a copy that Ray 2.60 makes later, and is None at this time.
     """
     path = Path(trial.error_file or "")
     return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""

@@ -1,5 +1,6 @@
-"""Gives trials their identity: reads what data and weights are, once each. Without torch and ray,
-so that `plan` is instant.
+"""Gives trials their identity: fingerprints of data and weights, each taken once.
+
+Without torch and Ray, so that `kdr plan` answers at once.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,9 @@ from kdr.storage.layout import Storage
 
 
 def trial_maker(study: Study, storage: Storage) -> Callable[[TrialConfig], Trial]:
-    """Gives trials their identity; fingerprints of data and weights are taken once."""
+    """Returns a function that gives a study's trials their identity. It remembers fingerprints,
+    which may have to read every file of a data set.
+    """
     data_ids: dict[str, str] = {}
     weights_ids: dict[str, str] = {}
 
@@ -23,11 +26,11 @@ def trial_maker(study: Study, storage: Storage) -> Callable[[TrialConfig], Trial
         return weights_ids[source]
 
     def make(config: TrialConfig) -> Trial:
-        name = config.data.model_dump_json()
-        if name not in data_ids:
-            data_ids[name] = data_fingerprint(config.data, storage)
+        data = config.data.model_dump_json()
+        if data not in data_ids:
+            data_ids[data] = data_fingerprint(config.data, storage)
         return make_trial(
-            config, data_id=data_ids[name], weights_id=weights_id, workers=study.resources.workers
+            config, data_id=data_ids[data], weights_id=weights_id, workers=study.resources.workers
         )
 
     return make

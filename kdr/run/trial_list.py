@@ -1,14 +1,12 @@
-"""The trials of a study that is no search: its one trial, or the arms of an ablation by its
-seeds.
-"""
+"""The trials of a study without a search: its one trial, or the arms of an ablation by seed."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from kdr.config.study import Study
 from kdr.config.trial import Trial, TrialConfig
 from kdr.plan.designs import Arm, arm_points
+from kdr.plan.points import Point
 from kdr.results.reader import Log, TrialState
 from kdr.results.writer import LogWriter
 from kdr.run.observer import TrialUpdate
@@ -21,13 +19,13 @@ class ListedTrial:
 
     trial: Trial
     name: str
-    """For people: the arm and the seed; arms that are the same trial are named together."""
-    parameters: dict[str, Any] | None = None
-    """What sets it apart from the study's trial, by path; None for a study's one trial."""
+    """For people: the arm and the seed. Arms that are the same trial are named together."""
+    parameters: Point | None = None
+    """How it differs from the study's trial, by path; None for a study's one trial."""
 
 
 class TrialList:
-    """The trials of a study that is no search, in the order in which they run, each key once.
+    """The trials of a study without a search, in the order in which they run, each key once.
 
     Args:
         study: the study.
@@ -49,7 +47,10 @@ class TrialList:
         """By key."""
 
     def missing(self, past: Log) -> list[ListedTrial]:
-        """The trials that are to run: neither completed, in whichever study, nor cancelled."""
+        """Returns the trials that have to run: neither completed, by any study, nor cancelled.
+
+        Failed ones run again, and those that another study stopped early run to their full length.
+        """
         states = past.states()
         return [
             one
@@ -58,7 +59,7 @@ class TrialList:
         ]
 
     def note(self, log: LogWriter, past: Log) -> None:
-        """Writes which trials the study uses, where the log does not say so yet."""
+        """Writes which trials the study uses, unless the log has it."""
         if self._study.ablation is not None:
             note_arms(log, past, self._study, self._arms)
             return
@@ -67,7 +68,7 @@ class TrialList:
             note_arm(log, self._study, one.trial)
 
     def ended(self, past: Log) -> list[tuple[str, float | None]]:
-        """Key and value of the trials that need not run and that this study has run itself."""
+        """Returns key and metric of the trials that need not run and that this study ran itself."""
         states = past.states()
         return [
             (one.key, one.value)
@@ -76,12 +77,12 @@ class TrialList:
         ]
 
     def progress(self, past: Log) -> Iterator[TrialUpdate]:
-        """The trials that need not run, as whoever watches a run sees them."""
+        """Yields the trials that need not run, in the form of an observer's updates."""
         states = past.states()
         missing = {one.trial.key for one in self.missing(past)}
         for key, one in self.trials.items():
             if key not in missing:
-                yield _progress(one, states[key], self._study.metric)
+                yield _update(one, states[key], self._study.metric)
 
 
 def _by_key(arms: list[tuple[Arm, Trial]]) -> Iterator[ListedTrial]:
@@ -89,6 +90,7 @@ def _by_key(arms: list[tuple[Arm, Trial]]) -> Iterator[ListedTrial]:
     for arm, trial in arms:
         trials.setdefault(trial.key, []).append((arm, trial))
     for same in trials.values():
+        # equal keys have equal numbers, so any of these arms stands for all
         arm, trial = same[0]
         name = f"{' and '.join(arm.name for arm, _ in same)}, seed {trial.config.seed}"
         yield ListedTrial(trial, name, {**arm.changes, "seed": trial.config.seed})
@@ -98,7 +100,7 @@ def _is_over(state: TrialState) -> bool:
     return state.state in ("completed", "cancelled")
 
 
-def _progress(one: ListedTrial, state: TrialState, metric: str) -> TrialUpdate:
+def _update(one: ListedTrial, state: TrialState, metric: str) -> TrialUpdate:
     return TrialUpdate(
         name=one.name,
         key=state.key,

@@ -143,11 +143,11 @@ class Machine:
                 "kdr.storage.local_path._is_alive": lambda process: process == self.num_deaths,
                 "kdr.run.study_run.ray_session": no_ray,
                 "kdr.run.study_run.sole_driver": self._alone,
-                "kdr.run.study_run.nodes_of_ray": lambda: [{"CPU": 8}],
+                "kdr.run.study_on_ray.nodes_of_ray": lambda: [{"CPU": 8}],
                 "kdr.run.study_run.open_splits": lambda *_: None,
                 "kdr.run.study_run._check_fits_here": lambda _: None,
-                "kdr.run.sweep.remove_leftover_groups": lambda: None,
-                "kdr.run.sweep.tune.Tuner": lambda *given, **settings: SimulatedTuner(
+                "kdr.run.tune_run.remove_leftover_groups": lambda: None,
+                "kdr.run.tune_run.tune.Tuner": lambda *given, **settings: SimulatedTuner(
                     self, *given, **settings
                 ),
                 # there is nothing to release, and collecting garbage would take the most time

@@ -19,7 +19,7 @@ import torch
 from kdr.config.study import read_study
 from kdr.results.exclusion import exclude
 from kdr.results.reader import Log, TrialState, read_log
-from kdr.run.attempt.cancellation import ask_to_end
+from kdr.run.attempt.cancellation import request_cancel
 from kdr.run.attempt.logged_fit import teacher_of
 from kdr.run.trial_identity import trial_maker
 from kdr.storage.layout import Storage
@@ -316,7 +316,7 @@ def test_a_cancelled_trial_ends_alone_and_an_excluded_one_runs_again(
     three = ("--set", "search.trials=3")
     run = begin(*three)
     cancelled = next_trial(run)
-    ask_to_end(run.storage, cancelled, "it is slow")
+    request_cancel(run.storage, cancelled, "it is slow")
     assert run.ended() == 0, run.text()
     assert re.search(r"2  epoch \d/5  cancelled  cancelled: it is slow\n", run.text())
     log = read_log(run.storage)

@@ -94,7 +94,7 @@ def test_studies_that_start_at_the_same_time_train_each_common_trial_once(
     assert all(
         events_of_one == [(1, "started"), (1, "completed")] for events_of_one in events.values()
     ), events
-    waited = [text for text in texts if "Waiting for a trial that is trained by study " in text]
+    waited = [text for text in texts if "Waiting for a trial trained by study " in text]
     assert waited  # for the teacher
 
 
@@ -120,7 +120,7 @@ def test_a_study_that_waits_for_a_trial_trains_it_itself_once_the_other_driver_i
         first.wait_for("its first trial", lambda: "baseline, seed 0  epoch 1/" in first.text())
         second = Run(studies["one"], storage, *options)
         try:
-            waits = "Waiting for a trial that is trained by study ablation"
+            waits = "Waiting for a trial trained by study ablation"
             second.wait_for("its trial, which the other one trains", lambda: waits in second.text())
             first.driver.kill()
             [text] = finished(second)
@@ -156,7 +156,7 @@ def test_a_waiting_study_ends_cleanly_when_it_is_interrupted(
         try:
             run.wait_for(
                 "the teacher",
-                lambda: "Waiting for a trial that is trained by study other" in run.text(),
+                lambda: "Waiting for a trial trained by study other" in run.text(),
             )
             run.driver.send_signal(number)
             assert run.ended() == code

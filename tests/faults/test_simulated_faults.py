@@ -148,7 +148,7 @@ def test_a_trial_claimed_by_another_study_comes_last_and_the_results_are_the_sam
         waited.append(seconds)
         claims.release(key)
 
-    monkeypatch.setattr("kdr.run.sweep.time.sleep", release_while_waiting)
+    monkeypatch.setattr("kdr.run.shared_trials.time.sleep", release_while_waiting)
     machine.run()
     assert len(waited) == 1
     check_log(machine.storage, "simulated", expected)

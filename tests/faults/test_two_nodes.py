@@ -80,7 +80,7 @@ def test_a_study_runs_on_both_nodes_and_every_trial_once(
     run = cluster.orchestrate("run", *asked)
     text = cluster.output(run)
     assert run.returncode == 0, text
-    assert "Looking at the nodes" in text
+    assert "Checking the nodes" in text
     rows = check_log(Storage.at(tmp_path / "runs"), "nodes").trials.to_pylist()
     assert sorted(row["event"] for row in rows) == ["completed"] * 4 + ["started"] * 4
     assert [path.name for path in (tmp_path / "runs").glob("check-*")] == []
@@ -150,7 +150,7 @@ def test_a_job_is_submitted_and_watched_from_outside_the_cluster(
     cluster.wait_for(lambda: "succeeded" in outside("ray", "job", "status", "nodes"))
     log = outside("ray", "job", "logs", "nodes")
     assert "4 trials run" in log
-    assert "Looking at the nodes" in log
+    assert "Checking the nodes" in log
 
 
 def test_a_job_may_not_store_in_the_folder_that_ray_removes(cluster: Cluster, study: Path) -> None:

@@ -1,7 +1,9 @@
-"""A search driven as Tune does it, without Ray: for the tests of searcher and sampler."""
+"""Drives a search as Tune does, without Ray: for the tests of searcher and sampler."""
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,7 +18,11 @@ from kdr.config.trial import Trial, TrialConfig
 from kdr.plan.keys import make_trial
 from kdr.plan.known import KnownTrial
 from kdr.plan.points import Point
+from kdr.run.launched_trial import LaunchedTrial
+from kdr.run.search.budget import SearchBudget, Used
+from kdr.run.search.history import History
 from kdr.run.search.searcher import StudySearcher
+from tests.run.tune_stand_ins import report_of
 
 EPOCHS = 4
 LINKS = ["P4->P3", "P5->P4", "P6->P5", "P7->P6"]
@@ -55,24 +61,45 @@ def identified(config: TrialConfig) -> Trial:
     return make_trial(config, data_id="data", weights_id=str)
 
 
-def handed_over(trial: Trial, *, parameters: Point, trials_known: int) -> dict[str, Any]:
-    return {
-        "trial": {
-            "key": trial.key,
-            "config": trial.config.model_dump_json(),
-            "parameters": parameters,
-            "trials_known": trials_known,
-        }
-    }
+@dataclass
+class FakeLauncher:
+    """The driver's side of a search, without a log."""
+
+    trained_by_others: Collection[str] = ()
+    """Keys of trials that may not run."""
+    noted: list[tuple[str, Point]] = field(default_factory=list)
+    """Trials that the study uses and did not start."""
+    is_ending: bool = False
+
+    def may_run(self, key: str) -> bool:
+        return key not in self.trained_by_others
+
+    def note(self, trial: Trial, point: Point) -> None:
+        self.noted.append((trial.key, dict(point)))
+
+    def launch(self, trial: Trial, point: Point, *, trials_known: int) -> LaunchedTrial:
+        return LaunchedTrial.of(trial, parameters=point, trials_known=trials_known)
 
 
-def searcher_of(study: Study, folder: Path, **settings: Any) -> StudySearcher:
+def searcher_of(
+    study: Study,
+    folder: Path,
+    *,
+    known: Mapping[str, KnownTrial] | None = None,
+    interrupted: Sequence[Point] = (),
+    used: Used | None = None,
+    gpus_per_trial: float = 0.0,
+    launcher: FakeLauncher | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> StudySearcher:
+    assert study.search is not None
     return StudySearcher(
         study,
         journal=folder / "sweep.journal",
-        config_of=handed_over,
+        history=History(known=known or {}, interrupted=tuple(interrupted)),
+        budget=SearchBudget(study.search, used, gpus_per_trial=gpus_per_trial, clock=clock),
+        launcher=launcher or FakeLauncher(),
         make_trial=identified,
-        **settings,
     )
 
 
@@ -83,25 +110,25 @@ class Session:
         self, searcher: StudySearcher, objective: Callable[[Point], float] = lambda _: 0.5
     ) -> None:
         self.searcher, self.objective = searcher, objective
-        self.started: list[dict[str, Any]] = []
+        self.started: list[LaunchedTrial] = []
 
     def start(self) -> str | None:
         """Asks for a trial; None when the search has finished."""
         trial_id = f"tune_{len(self.started)}"
         config = self.searcher.suggest(trial_id)
-        if config == StudySearcher.FINISHED:
+        if isinstance(config, str):
+            assert config == StudySearcher.FINISHED
             return None
-        self.started.append(config["trial"])
+        self.started.append(LaunchedTrial.of_config(config))
         return trial_id
 
     def finish(self, trial_id: str, *, epoch: int = EPOCHS, **end: Any) -> None:
         """Lets a trial run up to an epoch and end there."""
-        final = self.objective(self.started[int(trial_id.split("_")[1])]["parameters"])
+        final = self.objective(self.started[int(trial_id.split("_")[1])].point)
         for reached in range(1, epoch):
-            self.searcher.on_trial_result(
-                trial_id, {"epoch": reached, "AP": final * reached / EPOCHS}
-            )
-        result = {"epoch": epoch, "AP": final * epoch / EPOCHS}
+            report = report_of(reached, final * reached / EPOCHS)
+            self.searcher.on_trial_result(trial_id, report.as_result())
+        result = report_of(epoch, final * epoch / EPOCHS, is_last=True).as_result()
         self.searcher.on_trial_complete(trial_id, **{"result": result, **end})
 
     def run(self, num_trials: int = 10_000, *, concurrent: int = 1) -> None:
@@ -116,7 +143,7 @@ class Session:
 
     @property
     def points(self) -> list[Point]:
-        return [started["parameters"] for started in self.started]
+        return [started.point for started in self.started]
 
     @property
     def values(self) -> list[float]:
@@ -124,24 +151,23 @@ class Session:
 
 
 def optuna_trials(folder: Path, *states: TrialState) -> list[optuna.trial.FrozenTrial]:
-    """What another process reads from the journal."""
+    """Reads the journal as another process does."""
     storage = JournalStorage(JournalFileBackend(str(folder / "sweep.journal")))
     return optuna.load_study(study_name="sweep", storage=storage).get_trials(states=states or None)
 
 
 def peaked(point: Point) -> float:
-    """Best at weight 5, share 0.6, the two finest links and attention; a subset costs a little for
-    each member."""
+    """An objective: best at weight 5, share 0.6, the two finest links and attention; each member of
+    the subset costs a little."""
     links = point["distill.kdr.review_links"]
     near_weight = math.exp(-(math.log10(point["distill.kdr.weight"] / 5) ** 2) * 4)
     near_share = 1 - (point["distill.kdr.foreground_share"] - 0.6) ** 2
     right_links = fmean((link in links) == (link in LINKS[:2]) for link in LINKS)
     attention = 0.1 * (point.get("distill.kdr.attention") == "both")
-    return (near_weight * near_share * right_links + attention) * (
-        1 - 0.05 * len(point["distill.kdr.pyramid_scales"])
-    )
+    value = near_weight * near_share * right_links + attention
+    return float(value * (1 - 0.05 * len(point["distill.kdr.pyramid_scales"])))
 
 
 def history_of(session: Session) -> dict[str, KnownTrial]:
-    """What the log would hand over after a session that was killed."""
+    """Returns the known trials that the log would have after a killed session."""
     return dict(session.searcher._known)

@@ -46,17 +46,17 @@ CONTENT: dict[str, Any] = {
 
 
 class Recorder:
-    """Keeps what an observer is told."""
+    """Records plans and updates."""
 
     def __init__(self) -> None:
         self.plans: list[tuple[int | None, int, int]] = []
         self.updates: list[TrialUpdate] = []
 
     def phase(self, text: str) -> None:
-        """Not looked at."""
+        """Not recorded."""
 
     def finding(self, finding: Any) -> None:
-        """Nothing."""
+        """Not recorded."""
 
     def plan(self, num_trials: int | None, num_done: int, num_concurrent: int) -> None:
         self.plans.append((num_trials, num_done, num_concurrent))
@@ -64,8 +64,8 @@ class Recorder:
     def update(self, progress: TrialUpdate) -> None:
         self.updates.append(progress)
 
-    def begun(self) -> list[str]:
-        """Names of the trials, in the order in which they began."""
+    def started(self) -> list[str]:
+        """Returns the names of the trials, in the order in which they started."""
         return list(
             dict.fromkeys(update.name for update in self.updates if update.state == "running")
         )
@@ -93,7 +93,7 @@ def test_arms_are_trained_seed_by_seed_after_one_teacher(
 ) -> None:
     _, outcome, recorder = first_run
     assert (outcome.num_run, outcome.num_failed) == (4, 0)
-    assert recorder.begun() == [
+    assert recorder.started() == [
         "teacher",
         "baseline, seed 10",
         "review=off, seed 10",
@@ -145,7 +145,7 @@ def test_the_same_ablation_again_runs_nothing_and_writes_nothing(
     )
 
 
-def test_a_further_arm_runs_alone_and_known_trials_of_any_study_are_arms_of_this_one(
+def test_an_added_arm_runs_alone_and_known_trials_of_any_study_are_arms_of_this_one(
     first_run: tuple[Storage, Outcome, Recorder],
 ) -> None:
     storage, _, _ = first_run
@@ -153,7 +153,7 @@ def test_a_further_arm_runs_alone_and_known_trials_of_any_study_are_arms_of_this
     more = study_with({"study": "more", "ablation.factors": factors, "ablation.seeds": [11]})
     outcome, recorder = run(more, storage)
     assert (outcome.num_run, recorder.plans) == (1, [(3, 2, 1)])
-    assert recorder.begun() == ["weight=huge, seed 11"]
+    assert recorder.started() == ["weight=huge, seed 11"]
     progress = study_progress(read_log(storage), "more", now=utc_now())
     assert [(arm.name, arm.counts, arm.num_seeds) for arm in progress.arms] == [
         ("baseline", {"completed": 1}, 1),
@@ -182,10 +182,10 @@ def test_a_failed_trial_stops_neither_its_arm_nor_the_study_and_arms_that_are_on
     ablation = {"factors": factors, "design": "factorial", "leave_out": leave_out, "seeds": [10]}
     outcome, recorder = run(study_with({"study": "factorial", "ablation": ablation}), storage)
     assert (outcome.num_run, outcome.num_failed) == (2, 1)
-    assert recorder.begun() == ["lr=infinite, seed 10", "attention=off, seed 10"]
+    assert recorder.started() == ["lr=infinite, seed 10", "attention=off, seed 10"]
     rows = read_log(storage).ablation_arms_of("factorial")
     keys = {row["arm"]: row["key"] for row in rows}
     assert keys["review=off"] == keys["review=off, attention=off"]
     assert len(set(keys.values())) == len(keys) - 1
     again, _ = run(study_with({"study": "factorial", "ablation": ablation}), storage)
-    assert (again.num_run, again.num_failed) == (1, 1), "what has failed is tried again"
+    assert (again.num_run, again.num_failed) == (1, 1), "failed trials are retried"

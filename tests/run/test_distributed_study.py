@@ -1,5 +1,5 @@
-"""Studies of trials with two workers each, on a local Ray: early stops, a killed worker, a cancel,
-what is left behind."""
+"""Studies whose trials have two workers each, on a local Ray: early stops, a killed worker, a
+cancelled trial, and that nothing is left behind."""
 
 import logging
 import time
@@ -15,7 +15,7 @@ from ray.util.placement_group import placement_group_table
 
 from kdr.config.study import study_from
 from kdr.results.reader import Log, TrialState
-from kdr.run.attempt.cancellation import ask_to_end
+from kdr.run.attempt.cancellation import request_cancel
 from kdr.run.cluster.ray_session import QUIET
 from kdr.run.observer import TrialUpdate
 from kdr.run.study_run import Outcome, run_study
@@ -67,15 +67,15 @@ STUDY: dict[str, Any] = {
 }
 
 PLAIN = {**STUDY["trial"], "distill": {}}
-"""The same trial without a teacher, which would be trained by workers of its own."""
+"""The same trial without a teacher, whose training would start another gang."""
 
 
 class Watcher:
-    """Notes who trains each trial.
+    """Records which processes train each trial.
 
     Args:
-        cancel_in: storage of the study; if given, a worker of the first student is killed after its
-            first epoch, and the second one is asked to end after its own.
+        cancel_in: storage of the study; if given, a worker of the first student is killed after the
+            first epoch, and the second student is cancelled after its own.
     """
 
     def __init__(self, cancel_in: Storage | None = None) -> None:
@@ -107,7 +107,7 @@ class Watcher:
             if progress.name == "1":
                 workers()[1].kill()
             else:
-                ask_to_end(self._cancel_in, progress.key, "it is slow")
+                request_cancel(self._cancel_in, progress.key, "it is slow")
 
 
 def workers() -> list[psutil.Process]:
@@ -126,9 +126,14 @@ def processes_of(*names: str) -> list[psutil.Process]:
     return found
 
 
+def free_cpus_missing() -> float:
+    total = ray.cluster_resources()["CPU"]  # type: ignore[no-untyped-call]
+    free = ray.available_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
+    return float(total - free)
+
+
 def check_nothing_is_held() -> None:
-    """Asserts that a study has given back groups, processes and CPUs, ten seconds after its end at
-    the latest."""
+    """Asserts that within ten seconds of its end a study holds no groups, processes or CPUs."""
     for _ in range(20):
         left = {
             "groups": [
@@ -142,7 +147,7 @@ def check_nothing_is_held() -> None:
                     "RayTrainWorker", "TrialActor", "TrainController", "_Mailboxes"
                 )
             ],
-            "cpus": ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0),
+            "cpus": free_cpus_missing(),
         }
         if not any(left.values()):
             break
@@ -152,8 +157,8 @@ def check_nothing_is_held() -> None:
 
 @pytest.fixture
 def ray_with_dashboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A Ray that removes groups of ended jobs, as a cluster's does."""
-    ray.shutdown()  # the one that the tests share
+    """A Ray with a dashboard, which removes the groups of ended jobs, as on a cluster."""
+    ray.shutdown()  # shared with the other tests
     for name, value in QUIET.items():
         monkeypatch.setenv(name, value)
     ray.init(
@@ -218,18 +223,18 @@ def disturbed(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> Distu
     return Disturbed(outcome, watcher, check_log(storage, "pairs"), storage)
 
 
-def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint(disturbed: Disturbed) -> None:
+def test_a_trial_whose_worker_is_killed_resumes_from_its_checkpoint(disturbed: Disturbed) -> None:
     assert (disturbed.outcome.num_run, disturbed.outcome.num_failed) == (4, 0)
     first = disturbed.students[0]
     assert (first.state, first.last.attempt) == ("completed", 2)
     assert disturbed.events(first) == ["started", "resumed", "completed"]
     assert any(
-        "goes on from its checkpoint" in update.reason for update in disturbed.watcher.updates
+        "resumes from its checkpoint" in update.reason for update in disturbed.watcher.updates
     )
 
 
 @pytest.mark.faults
-def test_a_trial_whose_worker_was_killed_has_the_numbers_of_one_that_was_left_alone(
+def test_a_trial_whose_worker_was_killed_has_the_numbers_of_an_undisturbed_one(
     disturbed: Disturbed, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     record_property("fault", "kill -9 of a worker of a gang of two")
@@ -244,7 +249,7 @@ def test_a_trial_whose_worker_was_killed_has_the_numbers_of_one_that_was_left_al
 
 
 def numbers_of(result: tuple[Any, ...]) -> tuple[Any, ...]:
-    """All but its rank among the trials of its study."""
+    """Returns a result without the trial's rank in its study."""
     state, epoch, _, *numbers = result
     return state, epoch, *numbers
 
@@ -265,7 +270,7 @@ def test_a_cancelled_trial_ends_alone_and_its_workers_take_the_next(disturbed: D
     assert trained_by["1"] == trained_by["2"] == trained_by["3"]
 
 
-def test_after_so_many_trials_the_workers_are_new(disturbed: Disturbed) -> None:
+def test_the_workers_are_restarted_after_max_trials_per_start(disturbed: Disturbed) -> None:
     trained_by = disturbed.watcher.workers
     assert len(trained_by["4"]) == 2
     assert not trained_by["4"] & trained_by["3"]

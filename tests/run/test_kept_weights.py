@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdr.run.kept_weights import KeptWeights
+from kdr.storage.files import StoredPath
 from kdr.storage.layout import Storage
 
 
-def write(storage: Storage, key: str, name: str = "student.pt") -> Path:
+def write(storage: Storage, key: str, name: str = "student.pt") -> StoredPath:
     path = storage.trial(key) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()

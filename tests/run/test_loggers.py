@@ -1,11 +1,11 @@
-"""What TensorBoard, MLflow and Weights & Biases are shown, read back from their own files."""
+"""What TensorBoard, MLflow and Weights & Biases show, read back from their own files."""
 
 import importlib.util
 import json
 import struct
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ from kdr.config.study import Study, study_from
 from kdr.errors import ConfigError, PackageError
 from kdr.results.flat_settings import canonical, flat_settings
 from kdr.results.reader import Log, TrialState, read_log
-from kdr.run.attempt.trial_actor import tune_config
 from kdr.run.loggers import check_loggers, open_loggers
 from kdr.run.observer import TrialUpdate
 from kdr.run.shown_trials import ShownTrials
 from kdr.run.study_run import run_study
 from kdr.run.trial_identity import trial_maker
+from kdr.run.tune_protocols import LoggedRun, RunLogger, TuneTrial
 from kdr.storage.layout import Storage
+from kdr.training.findings import Finding
+from tests.run.tune_stand_ins import launched, report_of
 
 TRAINING = {"batch_size": 8, "optimizer": "adamw", "lr": 1e-3, "schedule": "constant"}
 MOBILENET = {"backbone": "mobilenet_v3_small", "fpn_channels": 32}
@@ -52,7 +54,7 @@ INSTALLED = [
 
 
 class Watcher:
-    """Notes what a run says."""
+    """Records phases."""
 
     def __init__(self) -> None:
         self.phases: list[str] = []
@@ -60,11 +62,14 @@ class Watcher:
     def phase(self, text: str) -> None:
         self.phases.append(text)
 
+    def finding(self, finding: Finding) -> None:
+        """Not recorded."""
+
     def plan(self, num_trials: int | None, num_done: int, num_concurrent: int) -> None:
-        """Nothing."""
+        """Not recorded."""
 
     def update(self, progress: TrialUpdate) -> None:
-        """Nothing."""
+        """Not recorded."""
 
 
 def study_with(**changes: Any) -> Study:
@@ -84,17 +89,20 @@ def test_loggers_are_in_no_trials_key(tmp_path: Path) -> None:
     assert len(keys) == 1
 
 
-def test_missing_packages_are_named_all_at_once_with_the_way_out(
+def test_all_missing_packages_are_named_with_how_to_install_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(PackageError) as caught:
         check_loggers(["wandb", "mlflow"])
     assert str(caught.value).splitlines() == [
-        "loggers: wandb needs the package wandb, got none. Leave it out, or: pip install wandb",
         (
-            "loggers: mlflow needs the package mlflow, got none. Leave it out, or: pip install "
-            "mlflow-skinny"
+            "loggers: wandb needs the package wandb, which is not installed. Leave wandb out, or "
+            "run: pip install wandb"
+        ),
+        (
+            "loggers: mlflow needs the package mlflow, which is not installed. Leave mlflow out, "
+            "or run: pip install mlflow-skinny"
         ),
     ]
 
@@ -105,9 +113,7 @@ def test_a_logger_that_cannot_be_set_up_is_refused(
     monkeypatch.setitem(sys.modules, "tensorboardX", None)  # importing it raises
     with pytest.raises(
         PackageError,
-        match=(
-            "loggers: tensorboard must be ready before a study begins, got: import of tensorboardX"
-        ),
+        match=("loggers: tensorboard cannot be set up: import of tensorboardX"),
     ):
         open_loggers(["tensorboard"], "shown", Storage.at(tmp_path))
 
@@ -118,40 +124,43 @@ class BreaksAtEpoch2:
     def __init__(self) -> None:
         self.seen: list[int] = []
 
-    def log_trial_start(self, trial: Any) -> None:
-        """Nothing."""
+    def setup(self) -> None:
+        """Does nothing."""
 
-    def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
+    def log_trial_start(self, trial: LoggedRun) -> None:
+        """Does nothing."""
+
+    def log_trial_result(self, iteration: int, trial: LoggedRun, result: dict[str, float]) -> None:
         if result["training_iteration"] == 2:
             raise OSError("disk full")
-        self.seen.append(result["training_iteration"])
+        self.seen.append(int(result["training_iteration"]))
+
+    def log_trial_end(self, trial: LoggedRun, failed: bool = False) -> None:
+        """Does nothing."""
+
+    def on_experiment_end(self, trials: Sequence[TuneTrial]) -> None:
+        """Does nothing."""
 
 
-class OfTune:
-    """What Tune calls a trial."""
-
-    def __init__(self, trial: Any) -> None:
-        self.trial_id, self.config, self.last_result = "0001", tune_config(trial), {}
-
-
-def test_a_logger_that_fails_is_left_out_and_the_others_and_the_study_go_on(
+def test_a_logger_that_raises_is_dropped_and_the_others_continue(
     tmp_path: Path,
 ) -> None:
     storage, watcher = Storage.at(tmp_path), Watcher()
     study = study_with()
-    trial = OfTune(trial_maker(study, storage)(study.base))
+    trial = launched(trial_maker(study, storage)(study.base))
     broken = BreaksAtEpoch2()
-    loggers = {"broken": broken, **open_loggers(["tensorboard"], "shown", storage)}
-    callback = ShownTrials(loggers, storage, "shown", watcher, role="student", names={})
+    loggers: dict[str, RunLogger] = {
+        "broken": broken,
+        **open_loggers(["tensorboard"], "shown", storage),
+    }
+    callback = ShownTrials(loggers, storage, "shown", watcher, names={})
     for epoch in (1, 2, 3):
         callback.on_trial_result(
-            epoch, [], trial, {"attempt": 1, "shown": [{"epoch": epoch, "lr": 0.1}]}
+            epoch, [], trial, report_of(epoch, epochs=[{"epoch": epoch, "lr": 0.1}]).as_result()
         )
     callback.on_experiment_end([])
     assert broken.seen == [1]
-    assert watcher.phases == [
-        "Going on without the logger broken, which failed with OSError: disk full"
-    ]
+    assert watcher.phases == ["Dropped the logger broken, which failed with OSError: disk full"]
     [folder] = (storage.loggers("shown")).iterdir()
     assert [step for step, tag, _ in scalars(folder) if tag == "ray/tune/lr"] == [1, 2, 3]
 
@@ -165,13 +174,11 @@ def test_another_attempt_at_a_trial_is_another_run(tmp_path: Path) -> None:
         storage,
         "shown",
         Watcher(),
-        role="student",
         names={known.key: "no KD and half, seed 3"},
     )
     for attempt in (1, 2):
-        callback.on_trial_result(
-            1, [], OfTune(known), {"attempt": attempt, "shown": [{"epoch": 1, "lr": 0.1}]}
-        )
+        report = report_of(1, attempt=attempt, epochs=[{"epoch": 1, "lr": 0.1}])
+        callback.on_trial_result(1, [], launched(known), report.as_result())
     callback.on_experiment_end([])
     label = f"no-KD-and-half-seed-3-{known.key}"
     assert sorted(path.name for path in storage.loggers("shown").iterdir()) == [
@@ -182,22 +189,21 @@ def test_another_attempt_at_a_trial_is_another_run(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def shown(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Storage, Watcher]:
-    """A study that was run with every logger that is installed, one trial after another in one
-    actor."""
+    """Runs a study with every installed logger, one trial after another in one actor."""
     storage, watcher = Storage.at(tmp_path_factory.mktemp("shown")), Watcher()
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the libraries' own
         patch.setenv("WANDB_MODE", "offline")
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.chdir(storage.root)
+        patch.chdir(Path(str(storage.root)))
         outcome = run_study(study_with(loggers=INSTALLED), storage=storage, observer=watcher)
     assert (outcome.num_run, outcome.num_failed) == (3, 1)
     return storage, watcher
 
 
 def scalars(folder: Path) -> Iterator[tuple[int, str, float]]:
-    """(step, tag, value) of the event files of one run: each record is a length, a checksum, an
-    Event and a checksum."""
+    """Yields (step, tag, value) from the event files of one run. Each record is a length, a
+    checksum, an Event and a checksum."""
     from tensorboardX.proto.event_pb2 import Event
 
     for path in sorted(folder.glob("events.out.tfevents.*")):
@@ -212,7 +218,7 @@ def scalars(folder: Path) -> Iterator[tuple[int, str, float]]:
 
 
 def runs_of(log: Log) -> dict[str, TrialState]:
-    """The name that each trial should have in the loggers."""
+    """Returns the states of all trials by their names in the loggers."""
     states = log.states_of("shown")
     students = [state for state in states.values() if state.role == "student"]
     names = {
@@ -223,8 +229,8 @@ def runs_of(log: Log) -> dict[str, TrialState]:
 
 
 def expected(log: Log, state: TrialState) -> dict[tuple[int, str], float]:
-    """(epoch, name) -> value of all that should be shown of a trial, by the log."""
-    found = {}
+    """Returns (epoch, name) -> value of everything that loggers show of a trial, from the log."""
+    found: dict[tuple[int, str], float] = {}
     for row in log.epochs_of(state.key).to_pylist():
         numbers = {
             **{
@@ -247,7 +253,7 @@ def test_tensorboard_shows_every_epoch_of_each_trial_under_its_name(
 ) -> None:
     storage, watcher = shown
     log = read_log(storage)
-    assert not any("without the logger" in phase for phase in watcher.phases)
+    assert not any("Dropped the logger" in phase for phase in watcher.phases)
     folders = {
         path.name: path for path in storage.loggers("shown").iterdir() if path.name != "wandb"
     }
@@ -319,12 +325,13 @@ def test_wandb_has_one_run_per_trial_with_its_settings(shown: tuple[Storage, Wat
 def offline_runs(
     folder: Path,
 ) -> Iterator[tuple[str, tuple[dict[str, Any], list[dict[str, Any]]]]]:
-    """Name -> (settings, rows of the history) of the runs that wandb has written for a later `wandb
-    sync`."""
+    """Yields name, settings and history of the runs that wandb wrote for a later `wandb sync`."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     for path in folder.glob("offline-run-*/*.wandb"):
-        name, config, history = "", {}, []
+        name = ""
+        config: dict[str, Any] = {}
+        history: list[dict[str, Any]] = []
         for content in leveldb_records(path.read_bytes()):
             record = Record.FromString(content)
             if record.HasField("run"):
@@ -342,8 +349,8 @@ def offline_runs(
 
 
 def leveldb_records(content: bytes) -> Iterator[bytes]:
-    """The records of a log in LevelDB's format: blocks of 32 KiB, in which parts of records follow
-    a header of 7 bytes."""
+    """Yields the records of a log in LevelDB's format: blocks of 32 KiB, in which each part of a
+    record follows a header of 7 bytes."""
     whole, at = b"", 7  # after the file's own header
     while at + 7 <= len(content):
         if (left := 2**15 - at % 2**15) < 7:

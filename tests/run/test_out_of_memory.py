@@ -1,5 +1,5 @@
-"""Trials that run out of memory: a process that really has no more, and what the log and later
-attempts make of it."""
+"""Trials that run out of memory: in a process with a real limit, in the log, and in later
+attempts."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -40,8 +40,8 @@ CONTENT: dict[str, Any] = {
     },
 }
 BIG = {"data.image_size_px": 640, "data.num_train": 8, "data.num_val": 2, "training.epochs": 2}
-"""Images so large that eight of them take more than a GiB, and the objects of an interpreter do not
-count."""
+"""Images so large that eight of them take more than a GiB; the interpreter's own memory does not
+matter beside that."""
 
 IN_A_PROCESS = """
 import json, resource, sys
@@ -62,7 +62,7 @@ def bytes_of(name):
 folder, limit = sys.argv[1], int(sys.argv[4])
 content, changes = json.loads(sys.argv[2]), json.loads(sys.argv[3])
 torch.set_num_threads(1)
-# once oneDNN has found no room for code, a process compiles nothing any more
+# once oneDNN found no memory for code, a process compiles nothing any more
 torch.backends.mkldnn.set_flags(False)
 study, storage = study_from(content, folder=Path("/")), Storage.at(folder)
 if limit:
@@ -114,21 +114,21 @@ def numbers(log: Log, key: str) -> list[dict[str, Any]]:
         "AP",
         "AP50",
     )
-    return log.epochs_of(key).select(columns).to_pylist()
+    rows: list[dict[str, Any]] = log.epochs_of(key).select(columns).to_pylist()
+    return rows
 
 
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="needs Linux's account of a process's memory"
 )
-def test_a_process_that_has_no_memory_for_the_batch_ends_with_the_bits_of_half_of_it(
+def test_a_process_without_memory_for_the_batch_ends_with_the_bits_of_half_the_batch_at_a_time(
     tmp_path: Path,
     python_process: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
     record_property: Callable[[str, object], None],
 ) -> None:
     record_property("fault", "no memory for the batch: half of it in each pass")
-    # glibc gives tensors back to the system when they are freed: what it would keep counts against
-    # the limit
+    # glibc then returns freed tensors to the system; what it kept would count against the limit
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**16))
 
     def train(
@@ -146,7 +146,7 @@ def test_a_process_that_has_no_memory_for_the_batch_ends_with_the_bits_of_half_o
         return json.loads((folder / "peaks").read_text()), Storage.at(folder), study
 
     [half, whole], expected, study = train(tmp_path / "free", [4, None])
-    assert whole - half > 300 * 2**20, "too near to each other to tell"
+    assert whole - half > 300 * 2**20, "too close to set a limit between them"
     [peak], storage, _ = train(tmp_path / "bound", ["auto"], (half + whole) // 2)
     assert peak <= (half + whole) // 2
     log = check_log(storage, "full")
@@ -157,7 +157,7 @@ def test_a_process_that_has_no_memory_for_the_batch_ends_with_the_bits_of_half_o
             1,
             "interrupted",
             "out_of_memory",
-            "out of memory with 8 images at a time; goes on with 4",
+            "out of memory with 8 images at a time; continues with 4",
         ),
         (2, "started", None, None),
         (2, "completed", None, None),
@@ -169,8 +169,7 @@ def test_a_process_that_has_no_memory_for_the_batch_ends_with_the_bits_of_half_o
 
 
 class Starved:
-    """A machine without memory in one epoch, for as long as no attempt has found that fewer images
-    fit."""
+    """A machine without memory in one epoch, until an attempt uses few enough images at a time."""
 
     def __init__(self, storage: Storage, trial: Trial, *, epoch: int, down_to: int = 4) -> None:
         self._path = storage.micro_batch(trial.key)
@@ -196,7 +195,7 @@ def run(
     return epochs
 
 
-def test_it_goes_on_from_the_last_checkpoint_and_epochs_before_it_stay(
+def test_it_resumes_from_the_last_checkpoint_and_earlier_epochs_stay(
     study: Study, storage: Storage, tmp_path: Path
 ) -> None:
     trial = trial_of(study, storage)
@@ -209,14 +208,14 @@ def test_it_goes_on_from_the_last_checkpoint_and_epochs_before_it_stay(
             1,
             "interrupted",
             "out_of_memory",
-            "out of memory with 8 images at a time; goes on with 4",
+            "out of memory with 8 images at a time; continues with 4",
         ),
         (2, "resumed", None, None),
         (
             2,
             "interrupted",
             "out_of_memory",
-            "out of memory with 4 images at a time; goes on with 2",
+            "out of memory with 4 images at a time; continues with 2",
         ),
         (3, "resumed", None, None),
         (3, "completed", None, None),
@@ -237,7 +236,7 @@ def sum_of_seconds(log: Log, key: str) -> float:
     return float(sum(row["seconds"] + row["eval_seconds"] for row in rows))
 
 
-def test_a_restart_begins_with_what_fitted_and_an_excluded_trial_with_everything(
+def test_a_restart_uses_what_fitted_and_an_excluded_trial_starts_over_with_the_whole_batch(
     study: Study, storage: Storage
 ) -> None:
     trial = trial_of(study, storage)
@@ -255,7 +254,7 @@ def test_a_restart_begins_with_what_fitted_and_an_excluded_trial_with_everything
 
 
 @pytest.mark.parametrize(("micro_batch", "attempts"), [("auto", 4), (2, 1), (None, 1)])
-def test_where_nothing_fits_or_the_number_is_set_the_trial_has_failed(
+def test_a_trial_fails_if_nothing_fits_or_the_settings_fix_the_number(
     study: Study, storage: Storage, micro_batch: Any, attempts: int
 ) -> None:
     trial = trial_of(study, storage, micro_batch=micro_batch)
@@ -272,7 +271,7 @@ def test_where_nothing_fits_or_the_number_is_set_the_trial_has_failed(
     assert not storage.micro_batch(trial.key).exists()
 
 
-def test_a_failed_attempt_holds_no_memory_when_the_next_one_begins(
+def test_a_failed_attempt_holds_no_memory_when_the_next_one_starts(
     study: Study, storage: Storage
 ) -> None:
     import gc
@@ -282,7 +281,7 @@ def test_a_failed_attempt_holds_no_memory_when_the_next_one_begins(
     held: list[int] = []
 
     def starved(batches: Iterable[Batch], _count: int, purpose: str) -> Iterator[Batch]:
-        # one in each state of a training
+        # each prepared training holds one
         held.append(sum(type(each) is Methods for each in gc.get_objects()))
         if len(held) < 3:
             torch.empty(1 << 60, dtype=torch.uint8)

@@ -1,5 +1,5 @@
-"""The pre-flight of a study on a real local Ray: it ends a run before a trial begins, and is not
-repeated."""
+"""The pre-flight of a study on a real local Ray: it refuses a study before its first trial, and is
+measured once."""
 
 import json
 from functools import partial
@@ -41,7 +41,7 @@ SMALL: dict[str, Any] = {
 
 
 class Recorder:
-    """Keeps what an observer is told."""
+    """Records phases and findings."""
 
     def __init__(self) -> None:
         self.phases: list[str] = []
@@ -54,10 +54,10 @@ class Recorder:
         self.findings.append(finding)
 
     def plan(self, num_trials: int | None, num_done: int, num_concurrent: int) -> None:
-        """Not told here."""
+        """Not recorded."""
 
     def update(self, progress: Any) -> None:
-        """Not told here."""
+        """Not recorded."""
 
 
 def study_with(changes: dict[str, Any]) -> Study:
@@ -83,8 +83,9 @@ def test_a_failed_pre_flight_ends_the_run_after_the_teacher_and_before_the_first
     base = trial_maker(study_with({}), storage)(study_with({}).base)
     assert list(read_log(storage).states()) == [base.teacher_id]
 
-    # measured once: another stated AP is judged without a new measurement, by a study that goes on
-    [kept] = storage.preflight("small").glob("*.json")
+    # measured once: another stated AP is compared with the saved measurement
+    folder = tmp_path / "preflight" / "small"
+    [kept] = folder.glob("*.json")
     content = json.loads(kept.read_text())
     content["preflight"]["losses"] = {"classification": 0.125}
     kept.write_text(json.dumps(content))
@@ -95,10 +96,10 @@ def test_a_failed_pre_flight_ends_the_run_after_the_teacher_and_before_the_first
     assert [finding.text for finding in recorder.findings if finding.name == "losses"] == [
         "in the first batch, after ramps: classification 0.125"
     ]
-    assert len(list(storage.preflight("small").glob("masks-*.png"))) == 4
+    assert len(list(folder.glob("masks-*.png"))) == 4
 
 
-def test_where_trials_have_gpus_or_a_cluster_it_is_a_task_of_ray(tmp_path: Path) -> None:
+def test_it_is_a_task_of_ray_if_trials_use_gpus_or_a_cluster(tmp_path: Path) -> None:
     storage, recorder = Storage.at(tmp_path), Recorder()
     study = study_with({"trial.teacher": None, "trial.distill": {}})
     needed = ResolvedResources()

@@ -59,7 +59,7 @@ SEARCH: dict[str, Any] = {
 
 
 class Recorder:
-    """Keeps what an observer is told."""
+    """Records everything."""
 
     def __init__(self) -> None:
         self.phases: list[str] = []
@@ -188,7 +188,7 @@ def test_a_larger_budget_runs_what_is_missing_with_the_same_teacher(
     )
 
 
-def test_a_trial_that_another_study_has_run_is_known(
+def test_a_trial_that_another_study_ran_is_known(
     first_run: tuple[Study, Storage, Outcome, Recorder],
 ) -> None:
     _, storage, _, _ = first_run
@@ -203,14 +203,14 @@ def test_a_trial_that_another_study_has_run_is_known(
         trials = {trial.key: trial for trial in ranking(read_log(storage), "other")}
         assert [trial.state.last.study for trial in trials.values()].count(
             "other"
-        ) == 1  # its sampler asks for others of theirs, too
+        ) == 1  # its sampler also proposes others of their trials
         assert trials[theirs["key"]].state == before.states()[theirs["key"]]
         assert trials[theirs["key"]].parameters == {
             path: canonical(value) for path, value in point.items()
         }
 
 
-def test_a_study_of_one_trial_uses_what_another_study_has_run(
+def test_a_study_of_one_trial_uses_the_result_of_another_study(
     first_run: tuple[Study, Storage, Outcome, Recorder], tmp_path: Path
 ) -> None:
     _, storage, _, _ = first_run
@@ -228,7 +228,7 @@ def test_a_study_of_one_trial_uses_what_another_study_has_run(
     assert read_log(storage).arms_of("one")[0]["arm"] == "trial-0001"
 
 
-def test_a_failing_trial_ends_alone_and_by_name(ray_here: None, tmp_path: Path) -> None:
+def test_a_failing_trial_ends_alone_and_its_kind_is_logged(ray_here: None, tmp_path: Path) -> None:
     parameters = {"training.lr": {"choice": [1e-3, 1e30]}}
     study = study_with(
         study="failing",
@@ -285,7 +285,7 @@ def test_a_teacher_that_fails_ends_the_study(ray_here: None, tmp_path: Path) -> 
         run_study(study, storage=Storage.at(tmp_path), observer=Recorder())
 
 
-def test_gpu_hours_without_gpus_are_refused_since_they_would_never_end(
+def test_gpu_hours_without_gpus_are_refused_because_they_would_never_be_used_up(
     ray_here: None, tmp_path: Path
 ) -> None:
     study = study_with(
@@ -300,7 +300,7 @@ def test_gpu_hours_without_gpus_are_refused_since_they_would_never_end(
         run_study(study, storage=Storage.at(tmp_path), observer=Recorder())
 
 
-def test_a_machine_too_small_for_one_trial_is_told_before_ray_starts(tmp_path: Path) -> None:
+def test_a_machine_too_small_for_one_trial_is_refused_before_ray_starts(tmp_path: Path) -> None:
     with pytest.raises(ResourcesError, match=r"one trial needs 4096 CPUs, got \d+ on this machine"):
         run_study(
             study_with(resources={"cpus_per_worker": 4096}),
@@ -309,7 +309,7 @@ def test_a_machine_too_small_for_one_trial_is_told_before_ray_starts(tmp_path: P
         )
 
 
-def test_storage_that_cannot_be_written_is_told_first(tmp_path: Path) -> None:
+def test_storage_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=r"--storage: must be a writable folder, got .*file"):
         run_study(study_with(), storage=Storage.at(tmp_path / "file"), observer=Recorder())

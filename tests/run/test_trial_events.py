@@ -1,7 +1,6 @@
-"""What the driver writes of trials when Tune returns before they have ended."""
+"""What the driver logs about trials: lost processes, hangs, interruptions, and an aborted study."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,27 +10,27 @@ from kdr.config.trial import Trial
 from kdr.results.reader import read_log
 from kdr.results.schema import TrialEvent
 from kdr.results.writer import LogWriter
-from kdr.run.attempt.trial_actor import tune_config
 from kdr.run.observer import TrialUpdate
 from kdr.run.trial_events import TrialEvents
 from kdr.run.trial_identity import trial_maker
 from kdr.storage.layout import Storage
+from tests.run.tune_stand_ins import FakeStopper, launched, report_of
 
 
 class Recorder:
-    """Keeps what an observer is told."""
+    """Records updates."""
 
     def __init__(self) -> None:
         self.updates: list[TrialUpdate] = []
 
     def phase(self, text: str) -> None:
-        """Not told here."""
+        """Not recorded."""
 
     def finding(self, finding: Any) -> None:
-        """Nothing."""
+        """Not recorded."""
 
     def plan(self, num_trials: int | None, num_done: int, num_concurrent: int) -> None:
-        """Not told here."""
+        """Not recorded."""
 
     def update(self, progress: TrialUpdate) -> None:
         self.updates.append(progress)
@@ -63,35 +62,22 @@ def recorder() -> Recorder:
 @pytest.fixture
 def events(study: Study, storage: Storage, recorder: Recorder, trial: Trial) -> TrialEvents:
     return TrialEvents(
-        study,
-        storage,
-        recorder,
-        role="student",
-        metric="AP",
-        names={trial.key: "1"},
-        faults=study.faults,
-    )
-
-
-def tunes_trial(trial: Trial, result: dict[str, Any] | None = None) -> Any:
-    """What of Tune's trial is looked at."""
-    return SimpleNamespace(
-        trial_id="tune-1", config=tune_config(trial, parameters={}), last_result=result
+        study, storage, recorder, role="student", names={trial.key: "1"}, stopper=FakeStopper()
     )
 
 
 def written(folder: Path, error: str) -> str:
-    """What Tune leaves of a trial's errors."""
+    """Writes a trial's errors as Tune does; returns the path."""
     path = folder / "error.txt"
     path.write_text(error)
     return str(path)
 
 
-def begun(trial: Trial, storage: Storage, attempt: int, **columns: Any) -> None:
-    """Leaves what an attempt leaves: the count in the trial's folder, and an event."""
+def start(trial: Trial, storage: Storage, attempt: int, **columns: Any) -> None:
+    """Starts an attempt: its count in the trial's folder, and its event."""
     folder = storage.trial(trial.key)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "attempts").write_text(str(attempt))
+    (folder / "attempts").write_bytes(str(attempt).encode())
     write(trial, storage, attempt=attempt, event="resumed" if attempt > 1 else "started", **columns)
 
 
@@ -105,10 +91,8 @@ def write(trial: Trial, storage: Storage, **columns: Any) -> None:
 def test_a_trial_that_runs_when_tune_returns_was_interrupted(
     events: TrialEvents, trial: Trial, storage: Storage, recorder: Recorder
 ) -> None:
-    begun(trial, storage, attempt=1)
-    tuned = tunes_trial(
-        trial, {"epoch": 2, "AP": 0.25, "attempt": 1, "reached": {"epoch": 2, "AP": 0.25}}
-    )
+    start(trial, storage, attempt=1)
+    tuned = launched(trial, report_of(2, 0.25))
     events.on_trial_start(0, [tuned], tuned)
     events.close()
     state = read_log(storage).states()[trial.key]
@@ -124,24 +108,24 @@ def test_a_trial_that_runs_when_tune_returns_was_interrupted(
     ]
 
 
-def test_an_attempt_that_has_told_nothing_yet_is_the_one_that_was_interrupted(
+def test_an_attempt_without_a_report_is_logged_as_interrupted(
     events: TrialEvents, trial: Trial, storage: Storage
 ) -> None:
-    begun(trial, storage, attempt=1)
-    begun(trial, storage, attempt=2)
-    tuned = tunes_trial(trial)
+    start(trial, storage, attempt=1)
+    start(trial, storage, attempt=2)
+    tuned = launched(trial)
     events.on_trial_start(0, [tuned], tuned)
     events.close()
     state = read_log(storage).states()[trial.key]
     assert (state.state, state.attempt) == ("interrupted", 2)
 
 
-def test_a_trial_that_has_not_begun_again_keeps_the_end_that_it_had(
+def test_a_trial_that_has_not_restarted_keeps_its_end(
     events: TrialEvents, trial: Trial, storage: Storage, recorder: Recorder
 ) -> None:
-    begun(trial, storage, attempt=1)
+    start(trial, storage, attempt=1)
     write(trial, storage, event="failed", reason="it was unlucky")
-    tuned = tunes_trial(trial)
+    tuned = launched(trial)
     events.on_trial_start(0, [tuned], tuned)
     events.close()
     assert read_log(storage).states()[trial.key].state == "failed"
@@ -151,10 +135,8 @@ def test_a_trial_that_has_not_begun_again_keeps_the_end_that_it_had(
 def test_a_trial_that_ended_after_tune_stopped_listening_stays_completed(
     events: TrialEvents, trial: Trial, storage: Storage
 ) -> None:
-    begun(trial, storage, attempt=1)
-    tuned = tunes_trial(
-        trial, {"epoch": 3, "AP": 0.25, "attempt": 1, "reached": {"epoch": 3, "AP": 0.25}}
-    )
+    start(trial, storage, attempt=1)
+    tuned = launched(trial, report_of(3, 0.25))
     events.on_trial_start(0, [tuned], tuned)
     write(trial, storage, event="completed", epoch=4, AP=0.5)
     events.close()
@@ -162,12 +144,12 @@ def test_a_trial_that_ended_after_tune_stopped_listening_stays_completed(
     assert (state.state, state.epoch, state.metrics["AP"]) == ("completed", 4, 0.5)
 
 
-def test_a_trial_that_hung_goes_on_and_the_log_says_where_and_what_it_was_doing(
+def test_a_trial_that_hung_resumes_and_the_log_has_its_host_and_stacks(
     events: TrialEvents, trial: Trial, storage: Storage, recorder: Recorder
 ) -> None:
-    begun(trial, storage, attempt=1, host="a-node")
+    start(trial, storage, attempt=1, host="a-node")
     storage.hang(trial.key, 1).write_text("Timeout (0:30:00)!\nFile read.py, line 3 in wait")
-    tuned = tunes_trial(trial)
+    tuned = launched(trial)
     events.on_trial_start(0, [tuned], tuned)
     events.on_trial_recover(0, [tuned], tuned)
     last = read_log(storage).states()[trial.key].last
@@ -175,8 +157,7 @@ def test_a_trial_that_hung_goes_on_and_the_log_says_where_and_what_it_was_doing(
     assert last.reason == "it hung: no batch for 1800 s"
     assert last.traceback == "hang-1:\nTimeout (0:30:00)!\nFile read.py, line 3 in wait"
     assert (
-        recorder.updates[-1].reason
-        == "it hung: no batch for 1800 s; it goes on from its checkpoint"
+        recorder.updates[-1].reason == "it hung: no batch for 1800 s; resumes from its checkpoint"
     )
 
 
@@ -188,7 +169,7 @@ def test_a_trial_that_hung_goes_on_and_the_log_says_where_and_what_it_was_doing(
         ("ActorDiedError: exited", True, "hang"),
     ],
 )
-def test_a_trial_that_lost_its_process_once_too_often_fails_by_class(
+def test_a_trial_that_lost_its_process_too_often_fails_by_kind(
     events: TrialEvents,
     trial: Trial,
     storage: Storage,
@@ -197,10 +178,10 @@ def test_a_trial_that_lost_its_process_once_too_often_fails_by_class(
     kind: str,
     tmp_path: Path,
 ) -> None:
-    begun(trial, storage, attempt=3, host="a-node")
+    start(trial, storage, attempt=3, host="a-node")
     if hangs:
         storage.hang(trial.key, 0).write_text("Timeout (0:30:00)!")
-    tuned = tunes_trial(trial)
+    tuned = launched(trial)
     tuned.error_file = written(tmp_path, error)
     events.on_trial_start(0, [tuned], tuned)
     events.on_trial_error(0, [tuned], tuned)
@@ -212,30 +193,20 @@ def test_a_trial_that_lost_its_process_once_too_often_fails_by_class(
 def failing(
     study: Study, storage: Storage, recorder: Recorder, reasons: list[str]
 ) -> tuple[TrialEvents, int]:
-    """The driver after trials have ended one by one, with these reasons or completed; and how often
-    it was told to stop."""
-    told: list[int] = []
-    events = TrialEvents(
-        study,
-        storage,
-        recorder,
-        role="student",
-        metric="AP",
-        names={},
-        faults=study.faults,
-        on_abort=lambda: told.append(1),
-    )
+    """Ends trials one by one, failed for these reasons or, if empty, completed.
+
+    Returns:
+        The driver's events, and how often the study was ended.
+    """
+    stopper = FakeStopper()
+    events = TrialEvents(study, storage, recorder, role="student", names={}, stopper=stopper)
     for seed, reason in enumerate(reasons):
         one = trial_maker(study, storage)(study.trial_with({"seed": seed}))
-        failed = (
-            {"failed": "bad_data", "reason": reason, "AP": float("nan")} if reason else {"AP": 0.5}
-        )
-        tuned = tunes_trial(
-            one, {"epoch": 0 if reason else 4, "attempt": 1, "reached": {}, **failed}
-        )
+        failure = report_of(0, failed="bad_data", reason=reason)
+        tuned = launched(one, failure if reason else report_of(4, 0.5, is_last=True))
         events.on_trial_start(0, [tuned], tuned)
         events.on_trial_complete(0, [tuned], tuned)
-    return events, len(told)
+    return events, stopper.num_ends
 
 
 @pytest.mark.parametrize(
@@ -258,26 +229,26 @@ def failing(
             False,
         ),
     ],
-    ids=["but for numbers", "told once", "too few to say", "not alike", "one is completed"],
+    ids=["but for numbers", "once", "too few", "different reasons", "one completed"],
 )
-def test_a_study_whose_first_trials_all_fail_alike_is_given_up_once(
+def test_a_study_whose_first_trials_all_fail_for_the_same_reason_is_aborted_once(
     study: Study, storage: Storage, recorder: Recorder, reasons: list[str], stops: bool
 ) -> None:
-    events, told = failing(study, storage, recorder, reasons)
-    assert told == int(stops)
+    events, num_ends = failing(study, storage, recorder, reasons)
+    assert num_ends == int(stops)
     assert bool(events.abort_reason) == stops
     if stops:
         assert (
             events.abort_reason
-            == f"the first 3 trials all failed alike, the last one by {reasons[2]}"
+            == f"the first 3 trials all failed for the same reason, the last one with: {reasons[2]}"
         )
 
 
-def test_a_trial_whose_process_died_too_often_has_failed(
+def test_a_trial_whose_process_died_too_often_fails(
     events: TrialEvents, trial: Trial, storage: Storage, recorder: Recorder, tmp_path: Path
 ) -> None:
-    begun(trial, storage, attempt=3)
-    tuned = tunes_trial(trial)
+    start(trial, storage, attempt=3)
+    tuned = launched(trial)
     tuned.error_file = written(tmp_path, "ActorDiedError: worker\nout of memory\n")
     events.on_trial_start(0, [tuned], tuned)
     events.on_trial_recover(0, [tuned], tuned)
@@ -287,7 +258,7 @@ def test_a_trial_whose_process_died_too_often_has_failed(
     assert (state.state, state.attempt, state.last.failure_kind) == ("failed", 3, "crash")
     assert state.last.reason == "its process died 3 times, the last time with: out of memory"
     assert [update.reason for update in recorder.updates[1:]] == [
-        "its process died; it goes on from its checkpoint",
+        "its process died; resumes from its checkpoint",
         state.last.reason,
     ]
     assert (events.num_run, events.num_failed) == (1, 1)

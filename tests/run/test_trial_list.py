@@ -1,4 +1,4 @@
-"""Which trials of an ablation run, in which order, under which names; without Ray."""
+"""Which trials of an ablation run, in which order and under which names; without Ray."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 from kdr.config.study import Study, study_from
 from kdr.results.reader import read_log
-from kdr.results.schema import TrialEvent
+from kdr.results.schema import Event, TrialEvent
 from kdr.results.writer import LogWriter
 from kdr.run.trial_identity import trial_maker
 from kdr.run.trial_list import TrialList
@@ -51,7 +51,7 @@ def note(study: Study, storage: Storage) -> None:
 
 
 def ended(
-    storage: Storage, key: str, event: str, *, study: str = "another", **columns: Any
+    storage: Storage, key: str, event: Event, *, study: str = "another", **columns: Any
 ) -> None:
     with LogWriter(storage, study) as log:
         log.event(TrialEvent(study=study, key=key, event=event, config="{}", **columns))
@@ -101,16 +101,16 @@ def test_a_study_without_search_or_ablation_is_its_one_trial(storage: Storage) -
         ("planned", True),
     ],
 )
-def test_what_has_reached_its_end_or_was_cancelled_is_not_run_again(
-    storage: Storage, event: str, runs: bool
+def test_a_completed_or_cancelled_trial_does_not_run_again(
+    storage: Storage, event: Event, runs: bool
 ) -> None:
     trials = listed(ablation(), storage)
     [first, *others] = trials.trials
     ended(storage, first, event, AP=0.5, epoch=12, reason="because")
     past = read_log(storage)
     assert [one.trial.key for one in trials.missing(past)] == ([first] if runs else []) + others
-    told = [(one.name, one.state, one.value, one.reason) for one in trials.progress(past)]
-    assert told == ([] if runs else [("baseline, seed 7", event, 0.5, "because")])
+    shown = [(one.name, one.state, one.value, one.reason) for one in trials.progress(past)]
+    assert shown == ([] if runs else [("baseline, seed 7", event, 0.5, "because")])
 
 
 def test_an_excluded_trial_runs_again(storage: Storage) -> None:

@@ -18,7 +18,7 @@ from kdr.results.compact import compact
 from kdr.results.reader import read_log
 from kdr.results.schema import ArmRow, EpochRow, Event, TrialEvent
 from kdr.results.writer import LogWriter
-from kdr.run.attempt.cancellation import ask_to_end, asked_to_end
+from kdr.run.attempt.cancellation import cancel_reason, request_cancel
 from kdr.run.driver import sole_driver as drivers
 from kdr.run.driver.sole_driver import sole_driver
 from kdr.run.driver.trial_claims import TrialClaims
@@ -157,9 +157,9 @@ def test_a_trial_in_a_bucket_is_claimed_by_one_driver_at_a_time(storage: Storage
 
 
 def test_a_cancellation_request_is_seen(storage: Storage) -> None:
-    assert asked_to_end(storage, "k") is None
-    ask_to_end(storage, "k", "it is slow")
-    assert asked_to_end(storage, "k") == "it is slow"
+    assert cancel_reason(storage, "k") is None
+    request_cancel(storage, "k", "it is slow")
+    assert cancel_reason(storage, "k") == "it is slow"
 
 
 @pytest.mark.slow
@@ -334,7 +334,7 @@ def test_a_trial_resumes_from_its_checkpoint_in_the_bucket_on_another_machine(
             attempt = LoggedTrial(one, log, place).epochs(InlineEngine(place))
             for _, _metrics in zip(range(epochs), attempt, strict=False):
                 pass
-            attempt.close()  # type: ignore[attr-defined]
+            attempt.close()
 
     folder = Storage.at(tmp_path / "folder")
     run(folder, epochs=3)

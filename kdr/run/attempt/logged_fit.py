@@ -1,24 +1,26 @@
-"""A trial that leaves its rows in the log: the same for a sweep's actor, a teacher, and the command
-`train`.
-"""
+"""A trial with its rows in the log: trained by a sweep's actor, as a teacher, or by `kdr train`."""
 
 import contextlib
 import logging
 import traceback
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from kdr.config.trial import Trial
 from kdr.errors import KdrError, OutOfMemory, StorageError, TrialFailure
-from kdr.results.check import LogProblem, quarantine
-from kdr.results.saved_weights import file_damage
-from kdr.results.schema import METRICS, EpochRow, Role, TrialEvent
+from kdr.results.schema import METRICS, EpochRow, Event, Role, TrialEvent
 from kdr.results.writer import LogWriter
-from kdr.run.attempt.cancellation import CANCELLED, asked_to_end
+from kdr.run.attempt.cancellation import CANCELLED, cancel_reason
+from kdr.run.attempt.trial_folder import (
+    drop_excluded,
+    next_attempt,
+    quarantine_damaged_checkpoint,
+)
 from kdr.run.cluster.provenance import provenance
-from kdr.run.engine.engine import Engine, ProcessLostError
+from kdr.run.engine.engine import Engine, Epochs, ProcessLostError
+from kdr.run.trial_report import Reached
 from kdr.storage.files import StoredPath, storage_errors
 from kdr.storage.layout import Storage
 from kdr.storage.patience import patiently
@@ -28,6 +30,22 @@ from kdr.training.out_of_memory import halve_micro_batch, release_memory
 _log = logging.getLogger(__name__)
 
 
+class WhereColumns(TypedDict, total=False):
+    """Where an attempt ran: fields of its `TrialEvent`s."""
+
+    host: str | None
+    device: str | None
+
+
+class EventColumns(WhereColumns, total=False):
+    """Fields of a `TrialEvent` that differ from event to event of one attempt."""
+
+    failure_kind: str
+    reason: str | None
+    traceback: str
+    weights: str
+
+
 @dataclass
 class LoggedTrial:
     """One trial of one study on its way through an engine, with its rows in the log.
@@ -35,10 +53,10 @@ class LoggedTrial:
     Args:
         trial: what to train.
         log: writer of the study that runs it.
-        storage: where everything lies.
+        storage: where checkpoints and weights go.
         role: "teacher" for a trial that trains a study's teacher.
-        parameters: what the search drew, as JSON.
-        trials_known: how many ended trials the sampler knew at that draw.
+        parameters: settings that the study chose for it, as JSON {path: value}.
+        trials_known: how many completed trials the sampler knew when it proposed this one.
     """
 
     trial: Trial
@@ -51,30 +69,36 @@ class LoggedTrial:
     """GPUs that it holds; None for a teacher that is trained within its student's attempt, which
     holds them."""
     attempt: int = 0
-    """Counts from 1, over all runs of this key."""
-    reached: dict[str, Any] = field(default_factory=dict)
-    """Columns of the trial's next event: last epoch, its metrics, the best epoch, seconds so
-    far."""
+    """Counts from 1, over all runs of this key; 0 before the first attempt of this object."""
+    reached: Reached = field(default_factory=Reached)
+    """How far the attempt has come."""
 
-    _where: dict[str, Any] = field(default_factory=dict)
+    _where: Mapping[str, str] = field(default_factory=dict, init=False)
 
-    def epochs(self, engine: Engine) -> Iterator[EpochMetrics]:
-        """Iterates over the trial's epochs, each of which is in the log before it is yielded.
+    def epochs(self, engine: Engine) -> Epochs:
+        """Yields the trial's epochs. Each is in the log before it is yielded.
 
-        A teacher that the study trains and that nobody has trained yet is trained first. After an
-        error of memory a trial of `micro_batch: auto` goes on with fewer images at a time, as its
-        next attempt: from its first epoch, as after any resume.
+        If the study trains its teacher and that has no weights yet, the teacher is trained first.
+        If a trial with `micro_batch: auto` runs out of memory, the next attempt starts within this
+        iteration, with half as many images at a time; like any resumed trial it yields all epochs
+        from the first.
 
         Raises:
-            TrialFailure: when the trial cannot go on; its event is in the log by then.
-            ProcessLostError: when a process died that trained it; the trial can go on from its
-                checkpoint.
+            TrialFailure: if the trial failed or was cancelled; its event is in the log by then.
+            ProcessLostError: if a process that trained it died; it can resume from its checkpoint.
         """
         while (yield from self._attempt(engine)):
+            # only after `_attempt` returned: its frames held the tensors of the failed attempt
             release_memory()
 
-    def event(self, event: Any, **columns: Any) -> None:
-        """Writes one event of this trial, with what it has reached."""
+    def event(self, event: Event, **columns: Unpack[EventColumns]) -> None:
+        """Writes one event of this trial, with how far it has come."""
+        more: dict[str, Any] = {
+            **self.reached.columns(),
+            **provenance(),
+            **self._where,  # of the workers, where this process only drives them
+            **columns,
+        }
         self.log.event(
             TrialEvent(
                 study=self.log.study,
@@ -89,114 +113,115 @@ class LoggedTrial:
                 data_id=self.trial.data_id,
                 teacher_id=self.trial.teacher_id,
                 num_gpus=self.num_gpus,
-                **{**self.reached, **provenance(), **self._where, **columns},
+                **more,
             )
         )
 
     def _attempt(self, engine: Engine) -> Generator[EpochMetrics, None, bool]:
-        """One attempt; whether it ran out of memory and another one is to follow."""
+        """Runs one attempt; returns whether it ran out of memory and another one must follow."""
         folder = self.storage.trial(self.trial.key)
         with storage_errors(folder):
-            torn = patiently(self._prepare)
+            quarantined = patiently(self._prepare)
         if (folder / "checkpoint.pt").exists():
             self.event("resumed")
         else:
-            self.event("started", reason=torn)
+            self.event("started", reason=quarantined)
         with self._failures_logged():
+            # inside: without its teacher, this trial has failed, too
             train_missing_teacher(self.trial, self.log, self.storage, engine)
             try:
-                with contextlib.closing(engine.fit(self.trial)) as epochs:  # type: ignore[type-var]
-                    for metrics in epochs:
-                        self._where = dict(engine.where)
-                        self._note(metrics)
-                        if metrics.is_last:
-                            self.event(
-                                "completed", weights=self.storage.name_of(folder / "student.pt")
-                            )
-                            next(epochs, None)  # only now is its checkpoint not needed any more
-                        elif (reason := asked_to_end(self.storage, self.trial.key)) is not None:
-                            raise TrialFailure(CANCELLED, reason)
-                        yield metrics
+                yield from self._logged_epochs(engine, folder)
             except OutOfMemory as failure:
-                with storage_errors(folder):
-                    smaller = patiently(
-                        partial(halve_micro_batch, self.trial, self.storage, failure)
-                    )
-                if smaller is None:
-                    raise
-                reason = (
-                    f"out of memory with {failure.num_images} images at a time; goes on with "
-                    f"{smaller}"
-                )
-                _log.warning("trial %s: %s", self.trial.key, reason)
-                self.event(
-                    "interrupted",
-                    failure_kind=failure.kind,
-                    reason=reason,
-                    traceback=traceback.format_exc(),
-                )
-                return True
+                return self._retries_with_less(failure, folder)
         return False
 
     def _prepare(self) -> str | None:
-        """Makes the trial's folder ready for its next attempt; says what became of a checkpoint
-        that it cannot go on from.
+        """Prepares the trial's folder for its next attempt; returns what happened to a damaged
+        checkpoint.
         """
         key, folder = self.trial.key, self.storage.trial(self.trial.key)
         folder.mkdir(parents=True, exist_ok=True)
         folder.remove_orphans()
         if not self.attempt:
-            # it was meant for an attempt before this object's
+            # a request to cancel is for the attempt that ran when it was made, not for this one
             self.storage.cancellation(key).unlink(missing_ok=True)
-        _drop_excluded(self.storage, key)
-        torn = _torn_checkpoint_moved(self.storage, key)
-        self.attempt, self.reached = _next_attempt(self.storage, key), {}
-        return torn
+        drop_excluded(self.storage, key)
+        quarantined = quarantine_damaged_checkpoint(self.storage, key)
+        self.attempt, self.reached = next_attempt(self.storage, key), Reached()
+        return quarantined
 
-    def _note(self, metrics: EpochMetrics) -> None:
-        found = metrics.evaluation.metrics if metrics.evaluation else None
-        values: dict[str, Any] = (
-            {} if found is None else {name: found.get(name) for name in METRICS}
+    def _logged_epochs(self, engine: Engine, folder: StoredPath) -> Epochs:
+        with contextlib.closing(engine.fit(self.trial)) as epochs:
+            for metrics in epochs:
+                self._where = engine.where
+                self.log.epoch(self._epoch_row(metrics))
+                self.reached = self.reached.after(metrics)
+                if metrics.is_last:
+                    self.event("completed", weights=self.storage.name_of(folder / "student.pt"))
+                    # The engine removes the checkpoint when it is asked for one epoch more. Only
+                    # now may it: a process killed before this event resumes from the checkpoint.
+                    next(epochs, None)
+                elif (reason := cancel_reason(self.storage, self.trial.key)) is not None:
+                    raise TrialFailure(CANCELLED, reason)
+                yield metrics
+
+    def _retries_with_less(self, failure: OutOfMemory, folder: StoredPath) -> bool:
+        """Halves the images at a time of a trial that ran out of memory, for its next attempt.
+
+        Raises:
+            OutOfMemory: if its settings fix the number, or one image is already too many.
+        """
+        with storage_errors(folder):
+            smaller = patiently(partial(halve_micro_batch, self.trial, self.storage, failure))
+        if smaller is None:
+            raise failure
+        reason = (
+            f"out of memory with {failure.num_images} images at a time; continues with {smaller}"
         )
-        self.log.epoch(
-            EpochRow(
-                **values,
-                study=self.log.study,
-                key=self.trial.key,
-                attempt=self.attempt,
-                ap_per_class=metrics.evaluation.ap_per_class if metrics.evaluation else None,
-                epoch=metrics.epoch,
-                step=metrics.step,
-                losses=metrics.losses,
-                weighted_losses=metrics.weighted_losses,
-                gradient_norms=metrics.gradient_norms,
-                extras=metrics.extras,
-                lr=metrics.lr,
-                seconds=metrics.seconds,
-                eval_seconds=metrics.eval_seconds,
-                images_per_s=metrics.images_per_s,
-                images_seen=metrics.images_seen,
-                peak_memory_bytes=metrics.peak_memory_bytes,
-                first_batch_hash=metrics.first_batch_hash,
-            )
+        _log.warning("trial %s: %s", self.trial.key, reason)
+        self.event(
+            "interrupted",
+            failure_kind=failure.kind,
+            reason=reason,
+            traceback=traceback.format_exc(),
         )
-        self.reached |= {"epoch": metrics.epoch, **values}
-        self.reached["seconds"] = (
-            self.reached.get("seconds", 0.0) + metrics.seconds + metrics.eval_seconds
+        return True
+
+    def _epoch_row(self, metrics: EpochMetrics) -> EpochRow:
+        evaluation = metrics.evaluation
+        found = {} if evaluation is None else evaluation.metrics
+        values: dict[str, Any] = {name: found.get(name) for name in METRICS}
+        return EpochRow(
+            **values,
+            study=self.log.study,
+            key=self.trial.key,
+            attempt=self.attempt,
+            ap_per_class=None if evaluation is None else evaluation.ap_per_class,
+            epoch=metrics.epoch,
+            step=metrics.step,
+            losses=metrics.losses,
+            weighted_losses=metrics.weighted_losses,
+            gradient_norms=metrics.gradient_norms,
+            extras=metrics.extras,
+            lr=metrics.lr,
+            seconds=metrics.seconds,
+            eval_seconds=metrics.eval_seconds,
+            images_per_s=metrics.images_per_s,
+            images_seen=metrics.images_seen,
+            peak_memory_bytes=metrics.peak_memory_bytes,
+            first_batch_hash=metrics.first_batch_hash,
         )
-        ap = values.get("AP")
-        if ap is not None and ap > self.reached.get("best_AP", -1.0):
-            self.reached |= {"best_epoch": metrics.epoch, "best_AP": ap}
 
     @contextlib.contextmanager
     def _failures_logged(self) -> Iterator[None]:
+        """Logs how the attempt failed, unless that is not for this process to say."""
         try:
             yield
         except ProcessLostError:
-            raise  # as if this process had died: whoever runs it decides whether the trial goes on
+            raise  # as if this process had died: the driver decides whether the trial resumes
         except StorageError:
-            # not the trial's fault, and the log cannot be written either: the study ends, and the
-            # same command continues
+            # Not the trial's fault, and the log cannot be written either. The study ends; the same
+            # command resumes it.
             raise
         except TrialFailure as failure:
             if failure.kind == CANCELLED:
@@ -210,10 +235,9 @@ class LoggedTrial:
             )
             raise
         except Exception as error:
-            kind = "bad_input" if isinstance(error, KdrError) else "error"
             self.event(
                 "failed",
-                failure_kind=kind,
+                failure_kind="bad_input" if isinstance(error, KdrError) else "error",
                 reason=f"{type(error).__name__}: {error}",
                 traceback=traceback.format_exc(),
             )
@@ -221,8 +245,10 @@ class LoggedTrial:
 
 
 def train_missing_teacher(trial: Trial, log: LogWriter, storage: Storage, engine: Engine) -> None:
-    """Trains the teacher of a trial if the study is to train it and nobody has. Processes that need
-    the same one wait.
+    """Trains the teacher of a trial if the study trains its teacher and there are no weights yet.
+
+    Processes of one machine that need the same teacher wait for each other (`flock`): the first
+    trains it, the others find its weights.
     """
     teacher = teacher_of(trial)
     if teacher is None or has_weights(teacher, storage):
@@ -233,14 +259,15 @@ def train_missing_teacher(trial: Trial, log: LogWriter, storage: Storage, engine
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
+        # again, now that the lock is held: another process may have trained it meanwhile
         if not has_weights(teacher, storage):
             for _ in LoggedTrial(teacher, log, storage, role="teacher").epochs(engine):
                 pass
 
 
 def teacher_of(trial: Trial) -> Trial | None:
-    """The trial that trains a trial's teacher; None where the teacher has weights or is not
-    needed.
+    """Returns the trial that trains a trial's teacher; None if the teacher comes with weights or is
+    not needed.
     """
     config = trial.config.teacher_trial()
     if config is None:
@@ -250,48 +277,7 @@ def teacher_of(trial: Trial) -> Trial | None:
 
 
 def has_weights(trial: Trial, storage: Storage) -> bool:
-    """Whether a trial's student has been trained and kept, and is not excluded."""
+    """Whether a trial's student was trained and kept, and the trial is not excluded."""
     return (storage.trial(trial.key) / "student.pt").exists() and not storage.restart_marker(
         trial.key
     ).exists()
-
-
-def _drop_excluded(storage: Storage, key: str) -> None:
-    """Removes what earlier attempts at an excluded trial have left, so that it is trained from its
-    first epoch.
-    """
-    mark = storage.restart_marker(key)
-    if mark.exists():
-        storage.forget_weights(key)
-        mark.unlink()
-
-
-def _torn_checkpoint_moved(storage: Storage, key: str) -> str | None:
-    """Moves a damaged checkpoint into the quarantine, and says so. Its trial begins anew, and
-    computes the same again.
-    """
-    checkpoint = storage.trial(key) / "checkpoint.pt"
-    what = file_damage(checkpoint) if checkpoint.exists() else None
-    if what is None:
-        return None
-    [moved] = quarantine(storage, LogProblem("damaged", str(checkpoint), what, (checkpoint,)))
-    return f"begun anew: its checkpoint {what}; it is now {moved}"
-
-
-def num_attempts(storage: Storage, key: str) -> int:
-    """How often a trial has been begun. Counted in its folder: a crashed trial is repeated before
-    the log is read again.
-    """
-    path = _attempts(storage, key)
-    return int(path.read_text()) if path.exists() else 0
-
-
-def _next_attempt(storage: Storage, key: str) -> int:
-    attempt = num_attempts(storage, key) + 1
-    with _attempts(storage, key).written_aside() as aside:
-        aside.write_text(str(attempt))
-    return attempt
-
-
-def _attempts(storage: Storage, key: str) -> StoredPath:
-    return storage.trial(key) / "attempts"

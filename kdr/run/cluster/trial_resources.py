@@ -1,6 +1,7 @@
 """What one trial takes of a cluster, and how many trials fit on its nodes."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -97,3 +98,8 @@ def num_workers(node: Node, needed: ResolvedResources) -> int:
         return min(fit, math.floor(whole / gpus))
     per_gpu, on_remainder = (math.floor(free / gpus + _ROUNDING) for free in (1, remainder))
     return min(fit, int(whole) * per_gpu + on_remainder)
+
+
+def num_cpus_here() -> int:
+    """Returns how many CPUs of this machine this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,1 +1,1 @@
-"""How one trial is trained: in the actor's own process, or by a warm gang of Ray Train workers."""
+"""Engines: train a trial in the actor's own process, or on a warm gang of Ray Train workers."""

@@ -1,98 +1,126 @@
-"""What a gang's owner and its workers tell each other: a mailbox for each rank, and one for the
-owner, in one small process.
+"""Messages between a gang's owner and its workers: a mailbox per rank, and one for the owner, in
+one small process.
 
-An idle worker waits for its mailbox and not in a collective, which over NCCL would keep its GPU
-busy and give up after half an hour.
+An idle worker waits for its mailbox and not in a collective: over NCCL a collective keeps the GPU
+busy while it waits, and fails at the process group's timeout (half an hour).
 """
 
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import ray
+from ray.actor import ActorHandle
+
+from kdr.config.trial import Trial
+from kdr.training.metrics import EpochMetrics
 
 
 @dataclass(frozen=True)
 class Up:
-    """The workers wait for their first trial."""
+    """The workers are ready for their first trial."""
 
     placement_group: str
     """Hexadecimal id of the group that holds their resources."""
-    where: Mapping[str, Any]
+    where: Mapping[str, str]
     """Columns of the log: host and device of rank 0."""
 
 
 @dataclass(frozen=True)
 class Stop:
-    """The answer to an epoch: whether the trial ends here."""
+    """The owner's answer to an epoch: whether the trial ends here."""
 
     now: bool
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A trial is over, before its end."""
+    """A trial failed before its last epoch."""
 
     error: Exception
     by_all: bool
-    """Whether every rank has left it in the same step and waits for the next one; if not, the
-    workers must be ended."""
+    """Whether every rank left the trial at the same step and is ready for the next one. If not, the
+    others hang in a collective, and all workers must be ended."""
 
 
 @dataclass(frozen=True)
 class Lost:
-    """The workers have ended, or one of them failed in a way that says nothing about the trial."""
+    """The workers ended, or one of them failed in a way that says nothing about the trial."""
 
     reason: str
 
 
+Order = Trial | Stop
+"""From the owner to every rank."""
+Report = Up | EpochMetrics | Failed | Lost
+"""From the workers to the owner."""
+
+
 @dataclass(frozen=True)
 class GangChannel:
-    """A handle that can be sent to other processes. It ends with the process that opened it."""
+    """A handle that can be sent to other processes. Its mailboxes end with the process that opened
+    it.
+    """
 
-    _actor: Any
+    _actor: "ActorHandle[_Mailboxes]"
 
     @classmethod
     def open(cls, num_ranks: int) -> "GangChannel":
         """Starts the process with the mailboxes."""
-        return cls(ray.remote(num_cpus=0)(_Mailboxes).remote(num_ranks))
+        # no CPU: it only passes messages, and trials need all CPUs of the cluster
+        mailboxes = ray.remote(num_cpus=0)(_Mailboxes).remote(num_ranks)
+        return cls(cast("ActorHandle[_Mailboxes]", mailboxes))
 
-    def send(self, message: Any) -> None:
-        """Puts a message into the mailbox of every rank."""
-        ray.get(self._actor.send.remote(message))
+    def send(self, order: Order) -> None:
+        """Puts an order into the mailbox of every rank."""
+        ray.get(self._actor.send.remote(order))
 
-    def receive(self, rank: int) -> Any:
-        """Waits for the next message to a rank."""
-        return ray.get(self._actor.receive.remote(rank))
+    def next_trial(self, rank: int) -> Trial:
+        """Waits until a rank gets its next trial."""
+        order = self._next_order(rank)
+        assert isinstance(order, Trial), order
+        return order
 
-    def report(self, report: Any) -> None:
+    def is_stopped(self, rank: int) -> bool:
+        """Waits for the answer to the epoch that a rank finished: whether the trial ends here."""
+        order = self._next_order(rank)
+        assert isinstance(order, Stop), order
+        return order.now
+
+    def report(self, report: Report) -> None:
         """Puts a report into the owner's mailbox."""
         ray.get(self._actor.report.remote(report))
 
-    def next_report(self) -> Any:
+    def next_report(self) -> Report:
         """Waits for the next report."""
-        return ray.get(self._actor.next_report.remote())
+        return cast("Report", ray.get(self._actor.next_report.remote()))
 
     def close(self) -> None:
-        """Ends the process; whoever waits for a mailbox gets an error."""
+        """Ends the process; everything that waits for a mailbox raises an error."""
         ray.kill(self._actor)
+
+    def _next_order(self, rank: int) -> Order:
+        return cast("Order", ray.get(self._actor.receive.remote(rank)))
 
 
 class _Mailboxes:
+    # All methods are async: Ray then runs many at a time, and a rank that waits for its mailbox
+    # does not keep the others, or the owner, from theirs.
+
     def __init__(self, num_ranks: int) -> None:
-        self._of_ranks: list[asyncio.Queue[Any]] = [asyncio.Queue() for _ in range(num_ranks)]
-        self._of_owner: asyncio.Queue[Any] = asyncio.Queue()
+        self._of_ranks: list[asyncio.Queue[Order]] = [asyncio.Queue() for _ in range(num_ranks)]
+        self._of_owner: asyncio.Queue[Report] = asyncio.Queue()
 
-    async def send(self, message: Any) -> None:
+    async def send(self, order: Order) -> None:
         for mailbox in self._of_ranks:
-            await mailbox.put(message)
+            await mailbox.put(order)
 
-    async def receive(self, rank: int) -> Any:
+    async def receive(self, rank: int) -> Order:
         return await self._of_ranks[rank].get()
 
-    async def report(self, report: Any) -> None:
+    async def report(self, report: Report) -> None:
         await self._of_owner.put(report)
 
-    async def next_report(self) -> Any:
+    async def next_report(self) -> Report:
         return await self._of_owner.get()

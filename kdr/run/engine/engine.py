@@ -2,9 +2,9 @@
 (`kdr.run.engine.gang`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -15,33 +15,32 @@ from kdr.training.fit import Track, fit, untracked
 from kdr.training.metrics import EpochMetrics
 from kdr.training.shared_parts import SharedParts
 
+Epochs = Generator[EpochMetrics, None, None]
+"""The epochs of one attempt; closing it stops the training."""
+
 
 class ProcessLostError(Exception):
-    """A process that trained a trial has died. The trial is not over: it can go on from its
-    checkpoint.
-    """
+    """A process that trained a trial died. The trial can resume from its checkpoint."""
 
 
 class Engine(Protocol):
     """Trains one trial after another, and keeps what they share."""
 
     @property
-    def where(self) -> Mapping[str, Any]:
-        """Columns of the log that say where trials are trained, if not in this process: `host` and
-        `device`.
-        """
+    def where(self) -> Mapping[str, str]:
+        """Columns `host` and `device` of the log; empty if trials train in this process."""
         ...
 
-    def fit(self, trial: Trial) -> Iterator[EpochMetrics]:
+    def fit(self, trial: Trial) -> Epochs:
         """Trains a trial; iterates and raises as `kdr.training.fit.fit` does.
 
         Raises:
-            ProcessLostError: if a process died that trained it.
+            ProcessLostError: if a process that trained it died.
         """
         ...
 
     def close(self) -> None:
-        """Gives back what the engine holds; it can be used again."""
+        """Releases what the engine holds; it can be used again."""
         ...
 
 
@@ -53,19 +52,20 @@ class InlineEngine:
     loader_workers: int = 0
     """Processes that load images."""
     device: torch.device | None = None
-    """Where to train; by default a GPU if there is one."""
+    """Where to train; None: a GPU if there is one."""
     track: Track = untracked
     """Shows progress within an epoch."""
     silence_s: float | None = None
-    """Seconds without a batch after which this process is ended (`kdr.run.engine.watchdog`); None:
-    never."""
-    where: Mapping[str, Any] = field(default_factory=dict)
+    """Seconds without a batch after which this process ends itself (`kdr.run.engine.watchdog`);
+    None: never."""
+    where: Mapping[str, str] = field(default_factory=dict)
+    """Empty: the log's own columns name this process's host and device."""
     shared: SharedParts = field(init=False)
 
     def __post_init__(self) -> None:
         self.shared = SharedParts(self.storage)
 
-    def fit(self, trial: Trial) -> Iterator[EpochMetrics]:
+    def fit(self, trial: Trial) -> Epochs:
         """Trains a trial."""
         watchdog = (
             None if self.silence_s is None else Watchdog(self.storage, trial.key, self.silence_s)
@@ -81,4 +81,4 @@ class InlineEngine:
         return epochs if watchdog is None else watchdog.over(epochs)
 
     def close(self) -> None:
-        """Nothing: data and teacher stay open until the process ends."""
+        """Does nothing: data and teacher stay open until the process ends."""

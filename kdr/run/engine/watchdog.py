@@ -1,14 +1,13 @@
-"""Ends a process whose trial hangs. Whoever runs the trial sees a process that died; the trial goes
-on from its checkpoint.
+"""Ends a process whose trial hangs, so that Tune retries the trial from its checkpoint.
 
-The timer is the interpreter's own (`faulthandler`): it needs no lock of the interpreter, so that it
-goes off whatever the process waits for, and writes what every thread was doing before it ends the
-process.
+The timer is the interpreter's own (`faulthandler.dump_traceback_later`). It waits in a C thread
+without the GIL, so it fires even where the process hangs in a C extension, and it writes the stack
+of every thread before it ends the process.
 """
 
 import faulthandler
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -17,8 +16,8 @@ from kdr.storage.layout import Storage
 from kdr.training.fit import Track
 from kdr.training.metrics import EpochMetrics
 
-_BEAT_S = 1.0
-"""The timer is set again at most so often: each time costs a thread."""
+_RESET_EVERY_S = 1.0
+"""The timer is reset at most this often: each reset starts a thread."""
 
 
 @dataclass
@@ -26,7 +25,7 @@ class Watchdog:
     """Watches one trial in this process; one at a time.
 
     Args:
-        storage: where the trial's folder lies.
+        storage: the storage with the trial's folder.
         key: the trial's key.
         limit_s: longest time between two batches.
         rank: of this process among those that train the trial.
@@ -36,12 +35,14 @@ class Watchdog:
     key: str
     limit_s: float
     rank: int = 0
-    _file: TextIO | None = None
+    _file: TextIO | None = field(default=None, init=False)
     _set_at: float = field(default=0.0, init=False)
 
-    def over(self, epochs: Iterator[EpochMetrics]) -> Iterator[EpochMetrics]:
-        """Passes the epochs of a trial on; the timer runs while the trial does, not while whoever
-        asks for epochs thinks.
+    def over(
+        self, epochs: Generator[EpochMetrics, None, None]
+    ) -> Generator[EpochMetrics, None, None]:
+        """Yields the epochs of a trial. The timer runs while the trial trains, and is off while the
+        caller handles an epoch.
         """
         path = self.storage.hang(self.key, self.rank)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,14 +58,15 @@ class Watchdog:
             finally:
                 faulthandler.cancel_dump_traceback_later()
                 path.unlink(missing_ok=True)
-                epochs.close()  # type: ignore[attr-defined]
+                epochs.close()
 
     def watched(self, track: Track) -> Track:
-        """Notes each batch, and shows progress as before."""
+        """Returns a `Track` that resets the timer at each batch and shows progress as before."""
 
         def noted(batches: Iterable[Batch], count: int, purpose: str) -> Iterable[Batch]:
             for batch in track(batches, count, purpose):
-                if time.monotonic() - self._set_at >= min(_BEAT_S, self.limit_s / 10):
+                # a limit below 10 s, as tests use it, needs more frequent resets
+                if time.monotonic() - self._set_at >= min(_RESET_EVERY_S, self.limit_s / 10):
                     self._set()
                 yield batch
 
@@ -77,12 +79,14 @@ class Watchdog:
 
 
 def hang_of(storage: Storage, key: str) -> str | None:
-    """What a trial's processes were doing when they were ended since it hung; None if it did not.
-    It is told once.
+    """Returns the stacks of a trial's processes when the watchdog ended them; None if none hung.
+
+    Removes the files, so that the next death of the trial is not taken for a hang.
     """
     found = []
     for path in sorted(storage.hang(key, 0).parent.glob(storage.hang(key, "*").name)):
         found.append(f"{path.stem}:\n{path.read_text(errors='replace').strip()}")
         path.unlink(missing_ok=True)
+    # a process that was killed otherwise leaves its file, too, but an empty one
     texts = [text for text in found if "Timeout" in text]
     return "\n\n".join(texts) or None

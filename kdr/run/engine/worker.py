@@ -1,15 +1,29 @@
-"""What runs on every worker of a gang: one trial after another, in step with the other ranks."""
+"""The loop of every worker of a gang: it trains one trial after another, in step with the other
+ranks.
+"""
 
 import contextlib
 import socket
 import traceback
 from dataclasses import dataclass
-from typing import Any
+
+import torch
+from ray.train.torch import get_device
+from ray.util import get_current_placement_group
 
 from kdr.config.trial import Trial
 from kdr.errors import KdrError, TrialFailure
+from kdr.run.cluster.provenance import provenance
 from kdr.run.engine.channel import Failed, GangChannel, Lost, Up
+from kdr.run.engine.engine import Epochs
+from kdr.run.engine.watchdog import Watchdog
 from kdr.storage.layout import Storage
+from kdr.training.fit import fit, untracked
+from kdr.training.ranks import Ranks
+from kdr.training.shared_parts import SharedParts
+
+_SEEN_BY_ALL = ("non_finite_loss", "not_calibrated")
+"""Failures that all ranks find at the same step, because they gather losses and gradients."""
 
 
 @dataclass(frozen=True)
@@ -26,63 +40,41 @@ class WorkerSettings:
     """Seconds without a batch after which a worker ends itself, and the gang with it."""
 
 
-def serve(given: dict[str, Any]) -> None:
-    """The training function of Ray Train: trains whatever trials come, until the process is ended.
+def serve(given: dict[str, WorkerSettings]) -> None:
+    """Trains one trial after another until the process is ended: Ray Train's training function.
 
-    Data set and teacher stay open between trials. Rank 0 reports each epoch; all ranks then wait to
-    be told whether to go on.
+    Data set and teacher stay open between trials. Rank 0 reports each epoch; all ranks then wait
+    for the owner's answer.
+
+    Args:
+        given: the settings, under "settings"; Ray Train passes a dictionary.
     """
-    import torch
-    from ray.train.torch import get_device
-    from ray.util import get_current_placement_group
-
-    from kdr.run.cluster.provenance import provenance
-    from kdr.training.ranks import Ranks
-    from kdr.training.shared_parts import SharedParts
-
-    settings: WorkerSettings = given["settings"]
+    settings = given["settings"]
     torch.set_num_threads(settings.threads)
-    ranks, shared, device = Ranks.joined(), SharedParts(settings.storage), get_device()
-    channel = settings.channel
+    ranks, shared = Ranks.joined(), SharedParts(settings.storage)
     if ranks.is_first:
         group = get_current_placement_group()
         assert group is not None
-        channel.report(
-            Up(group.id.hex(), {"host": socket.gethostname(), "device": provenance()["device"]})
-        )
+        where = {"host": socket.gethostname(), "device": provenance()["device"]}
+        settings.channel.report(Up(group.id.hex(), where))
     while True:
-        _train(channel.receive(ranks.rank), settings, ranks, shared, device)
+        trial = settings.channel.next_trial(ranks.rank)
+        _train(trial, settings, ranks, shared)
 
 
-def _train(trial: Trial, settings: WorkerSettings, ranks: Any, shared: Any, device: Any) -> None:
-    from kdr.run.engine.watchdog import Watchdog
-    from kdr.training.fit import fit, untracked
-
-    channel, storage = settings.channel, settings.storage
-    watchdog = Watchdog(storage, trial.key, settings.silence_s, ranks.rank)
-    track, loaders = watchdog.watched(untracked), settings.loader_workers
-    epochs = watchdog.over(
-        fit(
-            trial,
-            storage=storage,
-            shared=shared,
-            device=device,
-            loader_workers=loaders,
-            track=track,
-            ranks=ranks,
-        )
-    )
+def _train(trial: Trial, settings: WorkerSettings, ranks: Ranks, shared: SharedParts) -> None:
+    """Trains one trial; returns when it ended on every rank, raises when this worker must end."""
+    channel = settings.channel
     try:
-        with contextlib.closing(epochs):  # type: ignore[type-var]
+        with contextlib.closing(_watched_epochs(trial, settings, ranks, shared)) as epochs:
             for metrics in epochs:
                 if ranks.is_first:
                     channel.report(metrics)
-                if channel.receive(ranks.rank).now:
+                if channel.is_stopped(ranks.rank):
                     break
     except TrialFailure as failure:
-        # the ranks look at their losses and gradients together; anything else has happened to this
-        # one alone
-        by_all = failure.kind in ("non_finite_loss", "not_calibrated")
+        by_all = failure.kind in _SEEN_BY_ALL
+        # one report is enough if all ranks are here; otherwise no other rank will report
         if not by_all or ranks.is_first:
             channel.report(Failed(failure, by_all))
         if not by_all:
@@ -91,8 +83,24 @@ def _train(trial: Trial, settings: WorkerSettings, ranks: Any, shared: Any, devi
         channel.report(Failed(error, by_all=False))
         raise
     except Exception:
-        # most often because another rank has died in the middle of a collective
-        channel.report(
-            Lost(f"rank {ranks.rank}: {traceback.format_exc().strip().splitlines()[-1]}")
-        )
+        # most often because another rank died in the middle of a collective
+        last_line = traceback.format_exc().strip().splitlines()[-1]
+        channel.report(Lost(f"rank {ranks.rank}: {last_line}"))
         raise
+
+
+def _watched_epochs(
+    trial: Trial, settings: WorkerSettings, ranks: Ranks, shared: SharedParts
+) -> Epochs:
+    watchdog = Watchdog(settings.storage, trial.key, settings.silence_s, ranks.rank)
+    return watchdog.over(
+        fit(
+            trial,
+            storage=settings.storage,
+            shared=shared,
+            device=get_device(),
+            loader_workers=settings.loader_workers,
+            track=watchdog.watched(untracked),
+            ranks=ranks,
+        )
+    )

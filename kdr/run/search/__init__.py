@@ -1,3 +1,1 @@
-"""A search as Ray Tune sees it: proposals from Optuna, early stopping, the order of trials and
-their history.
-"""
+"""A search on Ray Tune: proposals from Optuna, early stopping, the order of trials, their past."""

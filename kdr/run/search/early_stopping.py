@@ -1,21 +1,28 @@
-"""Which trials are stopped early: Ray's own rules, told of trials by their key and only of epochs
-that were evaluated.
+"""Early stopping: Ray's own rules, with trials named by key and epochs as the time axis.
 
-By their key, so that a study that goes on keeps its rungs, and a trial that goes on is the one that
-they have seen. The time axis is `epoch`: Tune's `training_iteration` begins again when a trial is
-retried. Ray's rules compute with whatever is in a result, so that an epoch without a metric would
-end the sweep with a TypeError.
+- By key, so that a resumed study keeps its rungs, and a resumed trial is the one they know.
+- By epoch, because Tune's `training_iteration` restarts at 1 when a trial is retried.
+- Evaluated epochs only: Ray's rules (2.60) compare whatever a result holds, and a missing metric
+  would end the sweep with a TypeError.
 """
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol, cast
 
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialScheduler
 
 from kdr.config.search import EarlyStopping
+from kdr.run.launched_trial import LaunchedTrial
 from kdr.run.search.trial_order import InOrder
+from kdr.run.trial_report import TrialReport
+from kdr.run.tune_protocols import TuneController, TuneTrial
+
+Past = Iterable[tuple[str, Mapping[int, float]]]
+"""(key, {epoch: value}) of trials that ran in earlier sessions of a study."""
+Result = Mapping[str, object]
+"""A result of Tune (`kdr.run.trial_report`)."""
 
 
 @dataclass(frozen=True)
@@ -26,121 +33,156 @@ class KeyedTrial:
     """The trial's key."""
 
 
+class StoppingRule(Protocol):
+    """One of Ray's schedulers, as far as its decisions depend on a trial's id and results alone."""
+
+    def on_trial_add(self, controller: TuneController | None, trial: KeyedTrial, /) -> None:
+        """A trial waits to start."""
+
+    def on_trial_error(self, controller: TuneController | None, trial: KeyedTrial, /) -> None:
+        """A trial failed."""
+
+    def on_trial_result(
+        self, controller: TuneController | None, trial: KeyedTrial, result: Result, /
+    ) -> str:
+        """Returns whether a trial continues."""
+        ...
+
+    def on_trial_complete(
+        self, controller: TuneController | None, trial: KeyedTrial, result: Result, /
+    ) -> None:
+        """A trial ended."""
+
+    def on_trial_remove(self, controller: TuneController | None, trial: KeyedTrial, /) -> None:
+        """A trial was removed before it started."""
+
+    def debug_string(self) -> str:
+        """Returns the rule's state for people."""
+        ...
+
+
 class StudyScheduler(InOrder):
-    """Runs trials in their order and stops them by a rule.
+    """Starts trials in order, and stops them by a rule.
 
     Args:
         rule: one of Ray's schedulers that stop trials.
-        metric: what is maximised.
-        past: (key, {epoch: value}) of earlier trials of the study.
+        metric: the metric to maximise.
+        past: values of earlier sessions.
     """
 
-    def __init__(
-        self, rule: Any, *, metric: str, past: Iterable[tuple[str, Mapping[int, float]]]
-    ) -> None:
+    def __init__(self, rule: StoppingRule, *, metric: str, past: Past) -> None:
         super().__init__()
+        # not `_metric`: Tune would take it for the scheduler's own, and refuse results without it
         self._rule, self._searched = rule, metric
         self._last_epoch: dict[str, int] = {}
+        """Key -> last epoch that the rule has seen."""
         for key, values in past:
             self._replay(KeyedTrial(key), values)
 
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+    def on_trial_add(self, tune_controller: TuneController | None, trial: TuneTrial) -> None:
         """A trial waits to start, for the first time or again."""
         super().on_trial_add(tune_controller, trial)
         self._rule.on_trial_add(tune_controller, _keyed(trial))
 
-    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+    def on_trial_error(self, tune_controller: TuneController | None, trial: TuneTrial) -> None:
         """A trial failed."""
         self._rule.on_trial_error(tune_controller, _keyed(trial))
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Whether a trial goes on after an epoch."""
-        if not self._is_news(_keyed(trial), result):
+    def on_trial_result(
+        self,
+        tune_controller: TuneController | None,
+        trial: TuneTrial,
+        result: Result,
+    ) -> str:
+        """Returns Ray's word for whether a trial continues after an epoch."""
+        if not self._is_news(_keyed(trial), TrialReport.of_result(result)):
             return str(TrialScheduler.CONTINUE)
         return str(self._rule.on_trial_result(tune_controller, _keyed(trial), result))
 
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """A trial ended, by itself or stopped; Tune tells its last result here, even if it was told
-        before.
+    def on_trial_complete(
+        self,
+        tune_controller: TuneController | None,
+        trial: TuneTrial,
+        result: Result,
+    ) -> None:
+        """A trial ended, by itself or stopped. If it was stopped, the rule has seen its last result
+        already, as `on_trial_result`.
         """
-        if self._is_news(_keyed(trial), result):
+        if self._is_news(_keyed(trial), TrialReport.of_result(result)):
             self._rule.on_trial_complete(tune_controller, _keyed(trial), result)
 
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """A trial was taken away before it started."""
+    def on_trial_remove(self, tune_controller: TuneController | None, trial: TuneTrial) -> None:
+        """A trial was removed before it started."""
         self._rule.on_trial_remove(tune_controller, _keyed(trial))
 
     def debug_string(self) -> str:
-        """The rule's state in words."""
+        """Returns the rule's state for people."""
         return str(self._rule.debug_string())
 
     def _replay(self, trial: KeyedTrial, values: Mapping[int, float]) -> None:
-        # As completions, which the rules record without deciding anything: what was decided then
-        # stays decided.
+        # As completions: the rules record those without a decision, and what an earlier session
+        # decided about these epochs stays decided.
         for epoch, value in sorted(values.items()):
-            result = {"epoch": epoch, self._searched: value}
-            if self._is_news(trial, result):
+            if self._is_new(trial, epoch, value):
                 self._rule.on_trial_add(None, trial)
-                self._rule.on_trial_complete(None, trial, result)
+                self._rule.on_trial_complete(None, trial, {"epoch": epoch, self._searched: value})
 
-    def _is_news(self, trial: KeyedTrial, result: Mapping[str, Any]) -> bool:
-        """Whether a result is of an evaluated epoch that the rule has not seen; a retried trial
+    def _is_news(self, trial: KeyedTrial, report: TrialReport | None) -> bool:
+        """Whether a report is of an evaluated epoch that the rule has not seen; a retried trial
         repeats some.
         """
-        value, epoch = result.get(self._searched), result.get("epoch", 0)
-        if (
-            not isinstance(value, int | float)
-            or not math.isfinite(value)
-            or epoch <= self._last_epoch.get(trial.trial_id, 0)
-        ):
+        return report is not None and self._is_new(
+            trial, report.epoch, report.value(self._searched)
+        )
+
+    def _is_new(self, trial: KeyedTrial, epoch: int, value: float | None) -> bool:
+        if value is None or epoch <= self._last_epoch.get(trial.trial_id, 0):
             return False
         self._last_epoch[trial.trial_id] = epoch
         return True
 
 
 def make_scheduler(
-    stop_early: EarlyStopping,
-    *,
-    metric: str,
-    max_epochs: int,
-    past: Iterable[tuple[str, Mapping[int, float]]] = (),
+    stop_early: EarlyStopping, *, metric: str, max_epochs: int, past: Past = ()
 ) -> TrialScheduler:
-    """The scheduler of a study.
+    """Returns the scheduler of a study.
 
     Args:
         stop_early: the study's setting.
-        metric: what is maximised, a key of the results.
+        metric: the metric to maximise, a name in the results.
         max_epochs: epochs of a trial.
-        past: (key, {epoch: value}) of earlier trials of the study, which count as if they had run
-            in this session.
+        past: values of earlier sessions, which count as if they had run in this one.
     """
-    return StudyScheduler(
-        _rule(stop_early, metric=metric, max_epochs=max_epochs), metric=metric, past=past
-    )
+    rule = _rule(stop_early, metric=metric, max_epochs=max_epochs)
+    return StudyScheduler(rule, metric=metric, past=past)
 
 
-def _rule(stop_early: EarlyStopping, *, metric: str, max_epochs: int) -> TrialScheduler:
-    settings: dict[str, Any] = {"time_attr": "epoch", "metric": metric, "mode": "max"}
+def _rule(stop_early: EarlyStopping, *, metric: str, max_epochs: int) -> StoppingRule:
     if stop_early.asha is not None:
-        grace_epochs = min(stop_early.asha.grace_epochs, max_epochs)
-        return ASHAScheduler(
-            **settings,
+        asha = ASHAScheduler(
+            time_attr="epoch",
+            metric=metric,
+            mode="max",
             max_t=max_epochs,
-            grace_period=grace_epochs,
+            grace_period=min(stop_early.asha.grace_epochs, max_epochs),
             reduction_factor=stop_early.asha.reduction,
-            # a trial ends by itself: one that Tune stops counts as stopped early
+            # a trial ends by itself at `max_t`: if Tune stopped it, it would count as stopped early
             stop_last_trials=False,
         )
+        return cast("StoppingRule", asha)
     if stop_early.median is not None:
-        # else it pauses a trial while others wait, and loses its actor
-        settings["min_time_slice"] = math.inf
-        return MedianStoppingRule(
-            **settings,
+        median = MedianStoppingRule(
+            time_attr="epoch",
+            metric=metric,
+            mode="max",
             grace_period=stop_early.median.grace_epochs,
             min_samples_required=stop_early.median.min_trials,
+            # else it pauses a trial while others wait (Ray 2.60), and the trial loses its actor
+            min_time_slice=math.inf,  # type: ignore[arg-type]
         )
-    return InOrder()
+        return cast("StoppingRule", median)
+    return cast("StoppingRule", InOrder())
 
 
-def _keyed(trial: Any) -> KeyedTrial:
-    return KeyedTrial(trial.config["trial"]["key"])
+def _keyed(trial: TuneTrial) -> KeyedTrial:
+    return KeyedTrial(LaunchedTrial.of_config(trial.config).key)

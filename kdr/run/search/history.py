@@ -1,53 +1,52 @@
-"""What the log knows of a search: which trials have ended and how, which were interrupted, how much
-of the budget is used.
-"""
+"""The past of a search, read from the log: ended and interrupted trials, and what they used."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from kdr.config.study import Study
 from kdr.config.trial import TrialConfig
-from kdr.plan.known import KnownTrial
+from kdr.plan.known import End, KnownTrial
+from kdr.plan.points import Point
 from kdr.results.reader import Log, TrialState
 from kdr.results.usage import gpu_hours_used, seconds_used
 from kdr.run.observer import TrialUpdate
+from kdr.run.search.budget import Used
 
-_ENDED = ("completed", "stopped_early", "failed", "cancelled")
+_ENDS: dict[str, End] = {
+    "completed": "completed",
+    "stopped_early": "stopped_early",
+    "failed": "failed",
+    # somebody's decision to cancel says nothing about the settings: like a failure, no result
+    "cancelled": "failed",
+}
+"""State of an ended trial -> how a search takes it."""
 
 
 @dataclass(frozen=True)
 class History:
-    """The past of one study's search, out of the log.
+    """The past of one study's search; without arguments, of a search that never ran.
 
-    A completed trial of any study is known. Trials that were stopped early, failed or were
-    cancelled count where this study ran them: another study's rule says nothing here. An excluded
-    trial is one that has not ended.
+    Trials that another study completed are known here, too: equal keys have equal numbers. Those
+    that it stopped early, or that failed there, are not: its rules are not this study's. An
+    excluded trial counts as not ended.
     """
 
-    known: dict[str, KnownTrial]
+    known: Mapping[str, KnownTrial] = field(default_factory=dict)
     """Ended trials by key."""
-    interrupted: tuple[dict[str, Any], ...]
-    """Searched settings of this study's trials that were begun and not ended, excluded, or planned
-    and never begun, by this study or another one that was at them; they run first."""
-    num_used: int
-    """Trials charged to the budget, the interrupted ones included; a trial that another study ran
-    costs nothing."""
-    seconds_used: float
-    """Wall-clock seconds in which earlier runs of this study trained."""
-    gpu_hours_used: float
-    """GPUs that trials of earlier runs held, times the hours in which they did."""
-    reached: dict[str, dict[int, float]]
-    """Key -> {epoch: metric} of this study's trials, for early stopping to go on from; of those
-    that go on themselves, without the last epoch, which they report again."""
-    own: frozenset[str]
+    interrupted: tuple[Point, ...] = ()
+    """Points of this study's trials that started or were planned and have not ended. They run
+    first."""
+    used: Used = field(default_factory=Used)
+    """What earlier sessions used of the budget."""
+    reached: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    """Key -> {epoch: metric} of this study's trials: what early stopping has decided already."""
+    own: frozenset[str] = frozenset()
     """Keys of the trials that this study ran itself."""
-    states: dict[str, TrialState]
-    """State of every trial of this study."""
-    numbers: dict[str, int]
-    """Number of each of this study's trials, from 1, in the order in which they were first
-    planned."""
+    states: Mapping[str, TrialState] = field(default_factory=dict)
+    """State of every trial that this study uses, whichever study ran it."""
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    """Key -> number of each of this study's trials, from 1, in the order they were planned."""
 
     @classmethod
     def of(cls, log: Log, study: Study, *, forget: bool = False) -> "History":
@@ -55,57 +54,49 @@ class History:
 
         Args:
             log: the whole log, all studies.
-            study: the study that is to run.
-            forget: take nothing as known, so that everything runs again.
+            study: the study that is about to run.
+            forget: return an empty past, so that everything runs again.
         """
         assert study.search is not None
-        mine = {
+        if forget:
+            return cls()
+        metric = study.search.metric
+        # A trial belongs to the study that ran it last. `states` holds more than `own`: a study
+        # notes each trial that it asks for before anyone runs it.
+        states = {
             key: state
             for key, state in log.states_of(study.study).items()
             if state.role == "student"
         }
-        parameters = {
+        own = {key: state for key, state in states.items() if state.study == study.study}
+        points: dict[str, Point] = {
             row["key"]: json.loads(row["parameters"] or "{}") for row in log.arms_of(study.study)
         }
-        if forget:
-            return cls({}, (), 0, 0.0, 0.0, {}, frozenset(), {}, {})
-        own = {key: state for key, state in mine.items() if state.study == study.study}
         known = {
-            state.key: _known(state, log, study.search.metric, parameters.get(state.key))
+            state.key: _known(state, log, metric, points.get(state.key))
             for state in log.states().values()
             if state.role == "student"
-            and (state.state == "completed" or (state.key in own and state.state in _ENDED))
+            and (state.state == "completed" or (state.key in own and state.state in _ENDS))
         }
-        begun = (
-            key for key, state in own.items() if state.state not in _ENDED and key in parameters
-        )
-        noted = {
-            row["key"]: row
-            for row in log.arms_of(study.study)
-            if row["levels"] is None and row["parameters"]
-        }
-        elsewhere = {
-            key for key, state in mine.items() if key not in own and state.state != "completed"
-        }
-        planned = [key for key in noted if key not in log.states() or key in elsewhere]
-        students = (key for key in log.keys_of(study.study) if key in mine or key in planned)
+        started = [key for key, state in own.items() if state.state not in _ENDS and key in points]
+        planned = _planned(log, study, states, own)
+        students = [key for key in log.keys_of(study.study) if key in states or key in planned]
         return cls(
             known=known,
-            interrupted=tuple(parameters[key] for key in (*begun, *planned)),
-            num_used=len(own) + len(planned),
-            seconds_used=seconds_used(log, study.study),
-            gpu_hours_used=gpu_hours_used(log, study.study),
-            reached={
-                key: _decided(key, log, study.search.metric, goes_on=key not in known)
-                for key in mine
-            },
+            interrupted=tuple(points[key] for key in (*started, *planned)),
+            used=Used(
+                trials=len(own) + len(planned),
+                hours=seconds_used(log, study.study) / 3600,
+                gpu_hours=gpu_hours_used(log, study.study),
+            ),
+            reached={key: _decided(log, key, metric, resumes=key not in known) for key in states},
             own=frozenset(own),
-            states=mine,
+            states=states,
             numbers={key: number for number, key in enumerate(students, start=1)},
         )
 
     def progress(self, metric: str) -> Iterator[TrialUpdate]:
-        """This study's ended trials, as whoever watches a run sees them."""
+        """Yields this study's ended trials in the form of an observer's updates."""
         for key, state in self.states.items():
             if key in self.known:
                 yield TrialUpdate(
@@ -120,27 +111,44 @@ class History:
                 )
 
 
-def _known(
-    state: TrialState, log: Log, metric: str, parameters: dict[str, Any] | None
-) -> KnownTrial:
-    assert state.state in _ENDED
+def _planned(
+    log: Log, study: Study, states: Mapping[str, TrialState], own: Mapping[str, TrialState]
+) -> list[str]:
+    """Returns the keys of trials that this study noted and never ran, and that nobody completed.
+
+    Either the driver was killed between note and start, or another study was training the trial,
+    and its attempt came to nothing that counts here.
+    """
+    noted = dict.fromkeys(
+        row["key"]
+        for row in log.arms_of(study.study)
+        if row["levels"] is None and row["parameters"]  # rows of a search, not of an ablation
+    )
+    left_by_another_study = {
+        key for key, state in states.items() if key not in own and state.state != "completed"
+    }
+    return [key for key in noted if key not in log.states() or key in left_by_another_study]
+
+
+def _known(state: TrialState, log: Log, metric: str, point: Point | None) -> KnownTrial:
     return KnownTrial(
         key=state.key,
-        # that someone cancelled a trial says nothing about its settings
-        end="failed" if state.state == "cancelled" else state.state,  # type: ignore[arg-type]
+        end=_ENDS[state.state],
         value=state.metrics.get(metric) if state.state == "completed" else None,
         intermediate=_by_epoch(log, state.key, metric),
-        parameters=parameters,
+        parameters=point,
     )
 
 
-def _decided(key: str, log: Log, metric: str, *, goes_on: bool) -> dict[int, float]:
-    """The epochs of a trial at which it has been decided whether it goes on: of one that goes on,
-    all but the last.
+def _decided(log: Log, key: str, metric: str, *, resumes: bool) -> dict[int, float]:
+    """Returns the epochs of a trial after which early stopping let it continue.
+
+    Of a trial that resumes, the last epoch is left out: the driver may have been killed before it
+    could stop the trial there. The trial reports that epoch again.
     """
     values = _by_epoch(log, key, metric)
-    if goes_on and values:
-        del values[max(values)]  # the driver may have been killed before it could stop the trial
+    if resumes and values:
+        del values[max(values)]
     return values
 
 

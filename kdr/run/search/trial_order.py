@@ -1,53 +1,50 @@
-"""In which order trials start."""
-
-from typing import Any
+"""The order in which trials start."""
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 
+from kdr.run.tune_protocols import TuneController, TuneTrial
+
 
 class InOrder(FIFOScheduler):
-    """Starts trials in the order in which they came.
+    """Starts trials in the order in which they were added.
 
-    So does Ray's own scheduler, which looks for the next one among all trials at each step of each,
-    those that are over, too: in a study of thousands a trial would cost more the more there were
-    before it.
+    Two differences to Ray's FIFOScheduler (2.60), each of which can go when Ray has it:
 
-    A trial for which a process is being started is passed over while another waits: the one that is
-    chosen takes the process that another trial leaves. If that were the one whose process starts,
-    Tune would end that process and start one for the other, and so on while trials are over sooner
-    than a process is there (seconds, one core): all would run in the first process.
+    - That one searches all trials for the next, the ended ones included, at each step of Tune's
+      loop: the more trials a study has behind it, the more each further one costs. This one
+      searches the live ones.
+    - That one may choose a trial whose process is still starting. Under `reuse_actors` Tune gives
+      a chosen trial the process that another trial left, ends the process that was starting, and
+      starts one again for the next trial. While trials are shorter than a start (seconds), no
+      second process ever gets ready, and everything runs in the first. So a trial that was chosen
+      before comes after those that were not.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._places: dict[str, int] = {}
+        """Tune's id of a trial -> its place in the order."""
         self._chosen: set[str] = set()
+        """Trials for which a process starts, unless they took a free one."""
 
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:  # noqa: ARG002
-        """A trial waits to start, for the first time or again: then it keeps its place."""
+    def on_trial_add(self, tune_controller: TuneController | None, trial: TuneTrial) -> None:  # noqa: ARG002
+        """A trial waits to start. A retried trial keeps its place."""
         self._places.setdefault(trial.trial_id, len(self._places))
         self._chosen.discard(trial.trial_id)
 
-    def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """The first trial that waits, of those that are paused only where no other does; None where
-        none does.
-        """
-
-        def place(trial: Trial) -> tuple[bool, bool, int]:
-            return (
-                trial.status == Trial.PAUSED,
-                trial.trial_id in self._chosen,
-                self._places[trial.trial_id],
-            )
-
+    def choose_trial_to_run(self, tune_controller: TuneController) -> TuneTrial | None:  # type: ignore[override]
+        """Returns the first trial that waits; paused ones come after all others."""
         waiting = [
             trial
             for trial in tune_controller.get_live_trials()
             if trial.status in (Trial.PENDING, Trial.PAUSED)
         ]
-        chosen = min(waiting, key=place, default=None)
+        chosen = min(waiting, key=self._rank, default=None)
         if chosen is not None:
-            # from now on a process is being started for it, unless it takes a free one
             self._chosen.add(chosen.trial_id)
         return chosen
+
+    def _rank(self, trial: TuneTrial) -> tuple[bool, bool, int]:
+        was_chosen = trial.trial_id in self._chosen
+        return trial.status == Trial.PAUSED, was_chosen, self._places[trial.trial_id]

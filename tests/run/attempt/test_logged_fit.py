@@ -1,4 +1,4 @@
-"""A logged trial that someone cancels or excludes."""
+"""A logged trial that is cancelled or excluded, or whose checkpoint is damaged."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from kdr.errors import TrialFailure
 from kdr.results.exclusion import exclude
 from kdr.results.reader import read_log
 from kdr.results.writer import LogWriter
-from kdr.run.attempt.cancellation import ask_to_end
+from kdr.run.attempt.cancellation import request_cancel
 from kdr.run.attempt.logged_fit import LoggedTrial, has_weights
 from kdr.run.engine.engine import InlineEngine
 from kdr.run.search.history import History
@@ -49,19 +49,19 @@ def trial(study: Study, storage: Storage) -> Trial:
 def run(
     study: Study, trial: Trial, storage: Storage, *, cancel_after: int | None = None
 ) -> list[int]:
-    """Trains a trial and gives the epochs that were done, not those that a checkpoint repeated."""
+    """Trains a trial and returns the numbers of the epochs that it yielded."""
     epochs = []
     with LogWriter(storage, "one") as log:
         note_arm(log, study, trial, parameters={"training.lr": trial.config.training.lr})
         for metrics in LoggedTrial(trial, log, storage).epochs(InlineEngine(storage)):
             epochs.append(metrics.epoch)
             if metrics.epoch == cancel_after:
-                ask_to_end(storage, trial.key, "it is slow")
+                request_cancel(storage, trial.key, "it is slow")
     return epochs
 
 
 @pytest.mark.slow
-def test_a_cancelled_trial_ends_after_its_epoch_and_has_ended(
+def test_a_cancelled_trial_ends_after_its_epoch_and_counts_as_ended(
     study: Study, trial: Trial, storage: Storage
 ) -> None:
     with pytest.raises(TrialFailure, match="cancelled: it is slow"):
@@ -71,20 +71,18 @@ def test_a_cancelled_trial_ends_after_its_epoch_and_has_ended(
     assert (state.state, state.epoch, state.last.reason) == ("cancelled", 2, "it is slow")
     assert log.epochs_of(trial.key)["epoch"].to_pylist() == [1, 2]
     history = History.of(log, study)
-    assert (history.known[trial.key].end, history.interrupted, history.num_used) == (
+    assert (history.known[trial.key].end, history.interrupted, history.used.trials) == (
         "failed",
         (),
         1,
     )
-    # whoever wants it all the same goes on from its checkpoint: the request was for that attempt
+    # a later run resumes it from its checkpoint: the request was for that attempt
     assert run(study, trial, storage) == [1, 2, 3]
     assert read_log(storage).states()[trial.key].state == "completed"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "cancel_after", [1, None], ids=["of a trial with a checkpoint", "of a completed trial"]
-)
+@pytest.mark.parametrize("cancel_after", [1, None], ids=["with a checkpoint", "completed"])
 def test_an_excluded_trial_is_trained_from_its_first_epoch(
     study: Study, trial: Trial, storage: Storage, cancel_after: int | None
 ) -> None:
@@ -93,7 +91,7 @@ def test_an_excluded_trial_is_trained_from_its_first_epoch(
             run(study, trial, storage, cancel_after=cancel_after)
     else:
         run(study, trial, storage)
-        # a process that was killed after the weights were saved leaves both
+        # a process killed after saving the weights leaves both
         (storage.trial(trial.key) / "checkpoint.pt").write_bytes(b"of the excluded attempt")
     exclude(storage, read_log(storage).states()[trial.key], "a broken disk")
     assert not has_weights(trial, storage)
@@ -113,7 +111,7 @@ def test_an_excluded_trial_is_trained_from_its_first_epoch(
 
 
 @pytest.mark.slow
-def test_a_torn_checkpoint_is_moved_aside_and_the_trial_computes_the_same_again(
+def test_a_damaged_checkpoint_is_quarantined_and_the_trial_computes_the_same_again(
     study: Study, trial: Trial, storage: Storage, tmp_path: Path
 ) -> None:
     undisturbed = Storage.at(tmp_path / "undisturbed")
@@ -123,7 +121,7 @@ def test_a_torn_checkpoint_is_moved_aside_and_the_trial_computes_the_same_again(
     checkpoint = storage.trial(trial.key) / "checkpoint.pt"
     content = bytearray(checkpoint.read_bytes())
     content[len(content) // 2] ^= 1
-    checkpoint.write_bytes(content)
+    checkpoint.write_bytes(bytes(content))
     assert run(study, trial, storage) == [1, 2, 3]
     events = read_log(storage).trials.to_pylist()
     assert [row["event"] for row in events] == ["started", "cancelled", "started", "completed"]

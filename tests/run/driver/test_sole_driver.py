@@ -17,11 +17,13 @@ from kdr.errors import BusyError
 from kdr.run.driver import sole_driver as module
 from kdr.run.driver.sole_driver import Claim, sole_driver
 from kdr.run.observer import ignore
+from kdr.storage.files import StoredPath
 from kdr.storage.layout import Storage
 
 HOLD = """
 import sys, time
 from kdr.run.driver.sole_driver import sole_driver
+from kdr.storage.files import StoredPath
 from kdr.storage.layout import Storage
 with sole_driver(Storage.at(sys.argv[1]), "s", on_waiting=print):
     open(sys.argv[2], "w").close()
@@ -33,6 +35,7 @@ import sys, time
 from pathlib import Path
 from kdr.errors import BusyError
 from kdr.run.driver.sole_driver import sole_driver
+from kdr.storage.files import StoredPath
 from kdr.storage.layout import Storage
 folder, number = Path(sys.argv[2]), sys.argv[3]
 (folder / f"ready-{number}").touch()
@@ -58,7 +61,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DEAD_AFTER_S", 0.5)
 
 
-def of_another_machine(storage: Storage, **columns: Any) -> Path:
+def of_another_machine(storage: Storage, **columns: Any) -> StoredPath:
     """Writes the claim of a driver on another machine, whose process cannot be checked."""
     known = {
         "machine": "another start",
@@ -70,7 +73,7 @@ def of_another_machine(storage: Storage, **columns: Any) -> Path:
     claim = Claim("node-2", os.getpid(), **known)
     path = storage.local / "drivers" / "s" / f"{claim.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dataclasses.asdict(claim)))
+    path.write_bytes(json.dumps(dataclasses.asdict(claim)).encode())
     return path
 
 
@@ -191,7 +194,7 @@ def test_a_lost_study_ends_as_sigterm_ends_it() -> None:
 def test_files_that_are_not_claims_are_ignored(storage: Storage) -> None:
     folder = storage.local / "drivers" / "s"
     folder.mkdir(parents=True)
-    (folder / "notes.json").write_text("[1")
-    (folder / "old.json").write_text('{"of": "another version"}')
+    (folder / "notes.json").write_bytes(b"[1")
+    (folder / "old.json").write_bytes(b'{"of": "another version"}')
     with sole_driver(storage, "s", on_waiting=pytest.fail):
         pass

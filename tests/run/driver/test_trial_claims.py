@@ -70,7 +70,7 @@ def driver_of(storage: Storage, study: str, **changes: object) -> str:
     claim = Claim(**{**values, "held": True, **changes})  # type: ignore[arg-type]
     path = storage.local / "drivers" / study / f"{claim.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dataclasses.asdict(claim)))
+    path.write_bytes(json.dumps(dataclasses.asdict(claim)).encode())
     return claim.name
 
 

@@ -18,7 +18,7 @@ from kdr.results.reader import read_log
 from kdr.results.writer import LogWriter
 from kdr.run.attempt.logged_fit import LoggedTrial, teacher_of
 from kdr.run.engine import gang as gang_module
-from kdr.run.engine.engine import InlineEngine, ProcessLostError
+from kdr.run.engine.engine import Epochs, InlineEngine, ProcessLostError
 from kdr.run.engine.gang import Gang, GangSettings
 from kdr.run.engine.worker import serve
 from kdr.run.trial_identity import trial_maker
@@ -49,6 +49,7 @@ CONTENT: dict[str, Any] = {
     },
     "resources": {"workers": 2},
 }
+Make = Callable[[dict[str, Any]], Trial]
 SIZE = GangSettings(
     num_workers=2,
     cpus_per_worker=1,
@@ -70,7 +71,7 @@ def study() -> Study:
 
 
 @pytest.fixture(scope="module")
-def make(study: Study, storage: Storage) -> Callable[[dict[str, Any]], Trial]:
+def make(study: Study, storage: Storage) -> Make:
     open_splits(study.base.data, storage)
     maker = trial_maker(study, storage)
     return lambda changes: maker(study.trial_with(changes))
@@ -81,24 +82,26 @@ class Owner:
 
     def __init__(self, size: GangSettings, storage: Storage) -> None:
         self._gang = Gang(size, storage, "together")
-        self._epochs: Iterator[EpochMetrics] = iter(())
+        self._epochs: Epochs | None = None
 
     def begin(self, trial: Trial) -> EpochMetrics:
         self._epochs = self._gang.fit(trial)
-        return next(self._epochs)
+        return self.another()
 
     def another(self) -> EpochMetrics:
+        assert self._epochs is not None
         return next(self._epochs)
 
     def rest(self) -> list[EpochMetrics]:
-        return list(self._epochs)
+        return list(self._epochs or ())
 
     def stop(self) -> None:
-        self._epochs.close()  # type: ignore[attr-defined]
+        assert self._epochs is not None
+        self._epochs.close()
 
     def starve(self) -> None:
-        """From now on its workers are starved."""
-        gang_module.serve = starving
+        """Starves its workers from now on."""
+        gang_module.serve = starving  # type: ignore[attr-defined]
         self._gang.close()
 
     def logged(self, trial: Trial, storage: Storage) -> list[EpochMetrics]:
@@ -113,8 +116,8 @@ class Owner:
 
 
 def starving(given: dict[str, Any]) -> None:
-    """What a worker runs, but that rank 1 asks for more memory than there is in its fourth step, if
-    it has many images."""
+    """Runs a worker whose rank 1 runs out of memory in its fourth step, if it has many images at a
+    time."""
     losses = TrainingState.losses
 
     def starved(self: TrainingState, one: Pass, step: int, **more: Any) -> Any:
@@ -127,7 +130,7 @@ def starving(given: dict[str, Any]) -> None:
 
 
 class OwnedGang:
-    """A gang as the test calls it; its owner is another process."""
+    """A gang whose owner is another process."""
 
     def __init__(self, storage: Storage, **changes: int) -> None:
         self._owner = ray.remote(num_cpus=0)(Owner).remote(
@@ -142,10 +145,8 @@ class OwnedGang:
 
 
 @pytest.fixture(scope="module")
-def gang(
-    ray_here: None, storage: Storage, make: Callable[[dict[str, Any]], Trial]
-) -> Iterator[OwnedGang]:
-    """A gang whose trials' teacher has been trained."""
+def gang(ray_here: None, storage: Storage, make: Make) -> Iterator[OwnedGang]:
+    """Starts a gang, and trains the teacher of its trials."""
     gang = OwnedGang(storage)
     teacher = teacher_of(make({}))
     assert teacher is not None
@@ -171,7 +172,9 @@ def forget(storage: Storage, trial: Trial) -> None:
         (storage.trial(trial.key) / name).unlink(missing_ok=True)
 
 
-def test_a_trial_has_the_same_bits_as_first_and_as_fifth_of_a_gang(gang, storage, make) -> None:
+def test_a_trial_has_the_same_bits_as_first_and_as_fifth_of_a_gang(
+    gang: OwnedGang, storage: Storage, make: Make
+) -> None:
     trials = [make({"distill.kdr.weight": weight}) for weight in (1.0, 5.0, 0.5, 2.0)]
     first = gang.fit(trials[0])
     for other in trials[1:]:
@@ -184,7 +187,9 @@ def test_a_trial_has_the_same_bits_as_first_and_as_fifth_of_a_gang(gang, storage
     assert gang.where()["host"]
 
 
-def test_a_trial_that_is_stopped_leaves_the_gang_ready_for_the_next(gang, storage, make) -> None:
+def test_a_trial_that_is_stopped_leaves_the_gang_ready_for_the_next(
+    gang: OwnedGang, storage: Storage, make: Make
+) -> None:
     stopped = make({"training.epochs": 5})
     assert gang.begin(stopped).epoch == 1
     gang.stop()
@@ -194,8 +199,8 @@ def test_a_trial_that_is_stopped_leaves_the_gang_ready_for_the_next(gang, storag
     assert [epoch.epoch for epoch in gang.fit(stopped)] == [1, 2, 3, 4, 5]
 
 
-def test_of_a_trial_that_has_ended_no_checkpoint_is_left_however_slow_its_workers_are(
-    gang, storage, make
+def test_no_checkpoint_of_an_ended_trial_is_left_however_slow_its_workers_are(
+    gang: OwnedGang, storage: Storage, make: Make
 ) -> None:
     trial = make({"seed": 8})
     checkpoint = storage.trial(trial.key) / "checkpoint.pt"
@@ -216,7 +221,9 @@ def test_of_a_trial_that_has_ended_no_checkpoint_is_left_however_slow_its_worker
     assert workers() == before
 
 
-def test_losses_that_are_not_finite_end_the_trial_and_not_the_gang(gang, make) -> None:
+def test_losses_that_are_not_finite_end_the_trial_but_not_the_gang(
+    gang: OwnedGang, make: Make
+) -> None:
     before = workers()
     with pytest.raises(TrialFailure, match="non_finite_loss"):
         gang.fit(
@@ -227,7 +234,9 @@ def test_losses_that_are_not_finite_end_the_trial_and_not_the_gang(gang, make) -
 
 
 @pytest.mark.faults
-def test_a_trial_whose_worker_is_killed_goes_on_in_new_workers(gang, storage, make) -> None:
+def test_a_trial_whose_worker_is_killed_resumes_in_new_workers(
+    gang: OwnedGang, storage: Storage, make: Make
+) -> None:
     trial = make({"training.epochs": 3, "seed": 5})
     whole = gang.fit(trial)
     forget(storage, trial)
@@ -243,7 +252,9 @@ def test_a_trial_whose_worker_is_killed_goes_on_in_new_workers(gang, storage, ma
     assert not set(workers()) & set(before)
 
 
-def test_data_that_only_one_rank_reads_ends_trial_and_gang(gang, storage, make) -> None:
+def test_broken_data_of_one_rank_ends_trial_and_gang(
+    gang: OwnedGang, storage: Storage, make: Make
+) -> None:
     trial = make({"seed": 6})
     index = InlineEngine(storage).shared.splits(trial.config.data).train
     path = Path(index.paths[0])
@@ -258,8 +269,8 @@ def test_data_that_only_one_rank_reads_ends_trial_and_gang(gang, storage, make) 
     assert [epoch.epoch for epoch in gang.fit(trial)] == [1, 2]
 
 
-def test_memory_that_one_rank_lacks_halves_the_passes_of_all_and_the_trial_goes_on_in_new_workers(
-    gang, storage, make
+def test_if_one_rank_runs_out_of_memory_all_use_half_and_the_trial_resumes_in_new_workers(
+    gang: OwnedGang, storage: Storage, make: Make
 ) -> None:
     before = workers()
     gang.starve()

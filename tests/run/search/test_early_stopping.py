@@ -1,9 +1,6 @@
-"""Early stopping remembers: a scheduler that is told of past trials goes on as one that saw
-them."""
+"""Early stopping across sessions: a scheduler with a past decides as if it had seen it itself."""
 
 from collections.abc import Mapping
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,7 +8,9 @@ from hypothesis import strategies as st
 from ray.tune.schedulers import TrialScheduler
 
 from kdr.config.search import Asha, EarlyStopping, Median
+from kdr.run.launched_trial import LaunchedTrial
 from kdr.run.search.early_stopping import StudyScheduler, make_scheduler
+from tests.run.tune_stand_ins import FakeTuneTrial, report_of
 
 MAX_EPOCHS = 8
 ASHA = EarlyStopping(asha=Asha(grace_epochs=1, reduction=2))
@@ -28,9 +27,14 @@ def scheduler_of(stop_early: EarlyStopping, past: Curves | None = None) -> Study
     return scheduler
 
 
-def tune_trial(key: str, trial_id: str = "any") -> Any:
+def tune_trial(key: str, trial_id: str = "any") -> FakeTuneTrial:
     """What a scheduler sees of one of Tune's trials."""
-    return SimpleNamespace(trial_id=trial_id, config={"trial": {"key": key}})
+    launched = LaunchedTrial(key, config="{}", data_id="data", teacher_id=None)
+    return FakeTuneTrial(trial_id, launched.as_config())
+
+
+def result_of(epoch: int, value: float | None) -> Mapping[str, object]:
+    return {**report_of(epoch, value).as_result(), "training_iteration": 1}
 
 
 def run_trial(
@@ -44,7 +48,7 @@ def run_trial(
     trial = tune_trial(key)
     scheduler.on_trial_add(None, trial)
     for epoch, value in curve.items():
-        result = {"epoch": epoch, "AP": value, "training_iteration": 1}
+        result = result_of(epoch, value)
         ends = epoch == max_epochs
         if ends or scheduler.on_trial_result(None, trial, result) == TrialScheduler.STOP:
             scheduler.on_trial_complete(None, trial, result)
@@ -83,11 +87,10 @@ def test_a_resumed_scheduler_decides_as_one_that_saw_the_same_results(
 
 
 @given(st.sampled_from([ASHA, MEDIAN]), curves, st.integers(1, MAX_EPOCHS - 1))
-def test_a_trial_that_goes_on_after_a_kill_is_the_one_that_the_rule_has_seen(
+def test_a_trial_that_resumes_after_a_kill_is_the_same_trial_to_the_rule(
     stop_early: EarlyStopping, others: list[dict[int, float]], cut_at: int
 ) -> None:
-    """Without the key, a rung would count it twice, and hold its later epochs against its own
-    earlier ones."""
+    """Without the key, a rung would count it twice, and compare it with itself."""
     past = {f"past {number}": curve for number, curve in enumerate(others)}
     curve = curve_to(0.9)
     first = {epoch: value for epoch, value in curve.items() if epoch <= cut_at}
@@ -132,7 +135,7 @@ def test_no_rule_stops_nothing() -> None:
 
 @pytest.mark.parametrize("stop_early", [ASHA, MEDIAN], ids=["asha", "median"])
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
-def test_epochs_that_were_not_evaluated_are_passed_over(
+def test_epochs_without_evaluation_are_skipped(
     stop_early: EarlyStopping, value: float | None
 ) -> None:
     scheduler = scheduler_of(stop_early)
@@ -142,37 +145,32 @@ def test_epochs_that_were_not_evaluated_are_passed_over(
     assert run_trial(scheduler, "bad", {1: value, 2: 0.01}) == 2
     failed = tune_trial("failed")
     scheduler.on_trial_add(None, failed)
-    scheduler.on_trial_complete(None, failed, {"epoch": 5, "AP": value})
+    scheduler.on_trial_complete(None, failed, result_of(5, value))
     assert run_trial(scheduler, "bad too", {1: value, 2: 0.01, 3: 0.9}) == 2
 
 
-def test_a_result_without_metric_or_epoch_goes_on() -> None:
+def test_a_trial_continues_after_a_result_without_a_report_or_metric() -> None:
     scheduler, trial = scheduler_of(ASHA), tune_trial("a")
     scheduler.on_trial_add(None, trial)
     assert scheduler.on_trial_result(None, trial, {"done": False}) == TrialScheduler.CONTINUE
-    assert scheduler.on_trial_result(None, trial, {"AP": 0.1}) == TrialScheduler.CONTINUE
+    assert scheduler.on_trial_result(None, trial, result_of(1, None)) == TrialScheduler.CONTINUE
 
 
-def test_a_retried_trial_that_repeats_epochs_is_not_judged_twice() -> None:
+def test_repeated_epochs_of_a_retried_trial_are_not_judged_twice() -> None:
     scheduler = scheduler_of(ASHA)
     first, trial = tune_trial("a", "1"), tune_trial("b", "2")
     for started in (first, trial):
         scheduler.on_trial_add(None, started)
         assert (
-            scheduler.on_trial_result(None, started, {"epoch": 1, "AP": 0.5})
-            == TrialScheduler.CONTINUE
+            scheduler.on_trial_result(None, started, result_of(1, 0.5)) == TrialScheduler.CONTINUE
         )
     scheduler.on_trial_error(None, trial)
     scheduler.on_trial_add(None, trial)
-    assert (
-        scheduler.on_trial_result(None, trial, {"epoch": 1, "AP": 0.1}) == TrialScheduler.CONTINUE
-    )
-    assert (
-        scheduler.on_trial_result(None, trial, {"epoch": 2, "AP": 0.6}) == TrialScheduler.CONTINUE
-    )
+    assert scheduler.on_trial_result(None, trial, result_of(1, 0.1)) == TrialScheduler.CONTINUE
+    assert scheduler.on_trial_result(None, trial, result_of(2, 0.6)) == TrialScheduler.CONTINUE
 
 
-def test_a_trial_taken_away_before_it_starts_leaves_nothing() -> None:
+def test_a_trial_removed_before_it_starts_leaves_nothing() -> None:
     scheduler, trial = scheduler_of(ASHA), tune_trial("a")
     scheduler.on_trial_add(None, trial)
     scheduler.on_trial_remove(None, trial)
@@ -200,5 +198,5 @@ def test_a_trial_longer_than_expected_is_not_stopped_for_its_length() -> None:
     )
 
 
-def test_tune_is_told_no_metric_so_that_it_refuses_no_result() -> None:
+def test_the_scheduler_declares_no_metric_so_that_tune_refuses_no_result() -> None:
     assert scheduler_of(ASHA).metric is None

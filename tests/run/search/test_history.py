@@ -1,10 +1,11 @@
-"""What a search is told of its past when the run before was killed."""
+"""The past of a search whose last run was killed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from kdr.config.study import Study, study_from
 from kdr.results.reader import read_log
-from kdr.results.schema import ArmRow
+from kdr.results.schema import ArmRow, Event
 from kdr.results.writer import LogWriter
 from kdr.run.search.history import History
 from tests.conftest import ExampleLog
@@ -14,28 +15,29 @@ def study_of(log: ExampleLog) -> Study:
     return study_from(log.content, folder=Path("/"))
 
 
-def test_a_trial_that_was_planned_and_never_begun_runs_first_and_is_charged_once(
+def test_a_trial_that_was_planned_and_never_started_runs_first_and_is_charged_once(
     example_log: ExampleLog,
 ) -> None:
     example_log.trial("ended", parameters={"distill.kdr.weight": 1.0})
     with LogWriter(example_log.storage, example_log.study) as log:
-        row = {
-            "study": example_log.study,
-            "key": "planned",
-            "parameters": '{"distill.kdr.weight": 5.0}',
-        }
-        log.arms([ArmRow(**row, arm="trial-0002"), ArmRow(**row, arm="trial-0003")])
+        row = ArmRow(
+            study=example_log.study,
+            key="planned",
+            arm="trial-0002",
+            parameters='{"distill.kdr.weight": 5.0}',
+        )
+        log.arms([row, replace(row, arm="trial-0003")])
     history = History.of(read_log(example_log.storage), study_of(example_log))
     assert history.interrupted == ({"distill.kdr.weight": 5.0},)
-    assert history.num_used == 2
+    assert history.used.trials == 2
     assert history.numbers == {"ended": 1, "planned": 2}
 
 
-def test_a_trial_that_another_study_was_at_runs_first_unless_that_has_completed_it(
+def test_a_trial_that_another_study_trained_runs_first_unless_it_was_completed(
     example_log: ExampleLog,
 ) -> None:
     other = ExampleLog(example_log.storage, study="other")
-    ends = {
+    ends: dict[str, Event] = {
         "theirs-1": "completed",
         "theirs-2": "failed",
         "theirs-3": "stopped_early",
@@ -60,7 +62,7 @@ def test_a_trial_that_another_study_was_at_runs_first_unless_that_has_completed_
     assert history.interrupted == tuple(
         {"distill.kdr.weight": weight} for weight in (2.0, 3.0, 4.0)
     )
-    assert history.num_used == 3
+    assert history.used.trials == 3
     assert [(key, known.end, known.parameters) for key, known in history.known.items()] == [
         ("theirs-1", "completed", {"distill.kdr.weight": 1.0})
     ]
@@ -69,7 +71,7 @@ def test_a_trial_that_another_study_was_at_runs_first_unless_that_has_completed_
     ]
 
 
-def test_of_a_trial_that_goes_on_the_last_epoch_is_still_to_be_judged(
+def test_early_stopping_still_decides_about_the_last_epoch_of_a_trial_that_resumes(
     example_log: ExampleLog,
 ) -> None:
     example_log.trial("ended")

@@ -1,4 +1,4 @@
-"""What the sampler draws, what it is told of trials that end, and what its journal survives."""
+"""What the sampler draws, which results it gets, and what its journal survives."""
 
 from pathlib import Path
 from statistics import fmean
@@ -10,8 +10,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from kdr.config.trial import TrialConfig
 from kdr.plan.points import Point
+from kdr.run.search.budget import Used
 from tests.run.search_sessions import (
     CELLS_16,
     EPOCHS,
@@ -25,6 +25,7 @@ from tests.run.search_sessions import (
     searcher_of,
     study_with,
 )
+from tests.run.tune_stand_ins import report_of
 
 pytestmark = pytest.mark.usefixtures("journals_in_memory")
 
@@ -63,11 +64,11 @@ def test_every_trial_is_a_point_of_the_space(tmp_path: Path) -> None:
     session = Session(searcher_of(study_with(WHOLE, trials=30), tmp_path), peaked)
     session.run()
     for started in session.started:
-        point = started["parameters"]
+        point = started.point
         assert ("distill.kdr.attention" in point) == bool(point["distill.kdr.review_links"])
         assert len(point["distill.kdr.pyramid_scales"]) >= 1
-        config = TrialConfig.model_validate_json(started["config"])
-        assert identified(config).key == started["key"]
+        config = started.trial.config
+        assert identified(config).key == started.key
         assert config.distill.kdr is not None
         assert list(config.distill.kdr.review_links) == point["distill.kdr.review_links"]
 
@@ -125,16 +126,12 @@ def test_an_error_and_a_result_that_is_no_number_are_told_as_failed(
 def test_epochs_without_a_metric_and_epochs_told_twice_are_passed_over(tmp_path: Path) -> None:
     searcher = searcher_of(study_with(WEIGHT, trials=1), tmp_path)
     searcher.suggest("a")
-    for result in (
-        {"epoch": 1, "AP": None},
-        {"epoch": 2, "AP": 0.2},
-        {"epoch": 2, "AP": 0.3},
-        {"epoch": 3},
-    ):
-        searcher.on_trial_result("a", result)
-    searcher.on_trial_result("never started", {"epoch": 1, "AP": 0.5})
-    searcher.on_trial_complete("never started", {"epoch": 1, "AP": 0.5})
-    searcher.on_trial_complete("a", {"epoch": 4, "AP": 0.4})
+    for epoch, value in ((1, None), (2, 0.2), (2, 0.3), (3, None)):
+        searcher.on_trial_result("a", report_of(epoch, value).as_result())
+    searcher.on_trial_result("a", {"done": False})  # columns of Tune's own alone
+    searcher.on_trial_result("never started", report_of(1, 0.5).as_result())
+    searcher.on_trial_complete("never started", report_of(1, 0.5).as_result())
+    searcher.on_trial_complete("a", report_of(4, 0.4, is_last=True).as_result())
     [trial] = optuna_trials(tmp_path)
     assert trial.intermediate_values == {2: 0.2, 4: 0.4}
 
@@ -143,7 +140,7 @@ def test_a_resumed_sweep_does_not_repeat_its_first_draws(tmp_path: Path) -> None
     study = study_with(WEIGHT, trials=8, sampler={"random": {"seed": 3}})
     first = Session(searcher_of(study, tmp_path))
     first.run(4)
-    second = Session(searcher_of(study, tmp_path, known=history_of(first), num_used=4))
+    second = Session(searcher_of(study, tmp_path, known=history_of(first), used=Used(trials=4)))
     second.run()
     assert len({point["distill.kdr.weight"] for point in first.points + second.points}) == 8
 
@@ -165,7 +162,11 @@ def test_a_sweep_that_was_cut_off_goes_on_with_the_points_that_it_would_have_dra
     known, interrupted = history_of(first), first.points[-1:]
     second = Session(
         searcher_of(
-            study, tmp_path / "two", known=known, interrupted=interrupted, num_used=num_ended + 1
+            study,
+            tmp_path / "two",
+            known=known,
+            interrupted=interrupted,
+            used=Used(trials=num_ended + 1),
         ),
         first.objective,
     )
@@ -174,7 +175,7 @@ def test_a_sweep_that_was_cut_off_goes_on_with_the_points_that_it_would_have_dra
 
 
 def test_the_log_alone_is_enough_to_go_on(tmp_path: Path) -> None:
-    # none of its draws needs mending
+    # none of its draws needs a repair
     study = study_with(WHOLE, trials=12, sampler={"tpe": {"seed": 2}})
     first = Session(searcher_of(study, tmp_path / "one"), peaked)
     first.run(10)
@@ -182,7 +183,7 @@ def test_the_log_alone_is_enough_to_go_on(tmp_path: Path) -> None:
     assert trial_id is not None
     first.finish(trial_id, epoch=2)
     second = Session(
-        searcher_of(study, tmp_path / "two", known=history_of(first), num_used=11), peaked
+        searcher_of(study, tmp_path / "two", known=history_of(first), used=Used(trials=11)), peaked
     )
 
     def told(folder: Path) -> list[tuple[Any, ...]]:
@@ -202,7 +203,7 @@ def test_what_the_journal_holds_already_is_not_added_again(tmp_path: Path) -> No
     first = Session(searcher_of(study, tmp_path))
     first.run()
     for _ in range(2):
-        searcher_of(study, tmp_path, known=history_of(first), num_used=3)
+        searcher_of(study, tmp_path, known=history_of(first), used=Used(trials=3))
     assert len(optuna_trials(tmp_path)) == 3
 
 
@@ -211,7 +212,7 @@ def test_a_journal_of_another_space_is_begun_anew(tmp_path: Path) -> None:
     changed = study_with(
         CELLS_16 | {"distill.kdr.attention": {"choice": ["both", "none"]}}, trials=5
     )
-    session = Session(searcher_of(changed, tmp_path, num_used=3))
+    session = Session(searcher_of(changed, tmp_path, used=Used(trials=3)))
     session.run()
     assert len(session.started) == 2
     assert {trial.params["distill.kdr.attention"] for trial in optuna_trials(tmp_path)} <= {
@@ -227,7 +228,7 @@ def test_a_journal_that_a_kill_tore_is_read_and_written_on(torn: bytes, tmp_path
     first.run(2)
     with (tmp_path / "sweep.journal").open("ab") as journal:
         journal.write(torn)
-    Session(searcher_of(study, tmp_path, known=first.searcher._known, num_used=2)).run()
+    Session(searcher_of(study, tmp_path, known=first.searcher._known, used=Used(trials=2))).run()
     assert len(optuna_trials(tmp_path, TrialState.COMPLETE)) == 4
 
 
@@ -236,18 +237,18 @@ def test_a_journal_that_knows_what_the_log_has_forgotten_is_begun_anew(tmp_path:
     first = Session(searcher_of(study, tmp_path))
     first.run()
     known = {
-        key: known for key, known in first.searcher._known.items() if key != first.started[0]["key"]
+        key: known for key, known in first.searcher._known.items() if key != first.started[0].key
     }
     again = Session(
         searcher_of(
-            study, tmp_path, known=known, num_used=3, interrupted=[first.started[0]["parameters"]]
+            study, tmp_path, known=known, used=Used(trials=3), interrupted=[first.started[0].point]
         )
     )
     storage = JournalStorage(JournalFileBackend(str(tmp_path / "sweep.journal")))
     told = [
-        trial.user_attrs.get("key")
+        str(trial.user_attrs.get("key"))
         for trial in optuna.load_study(study_name="sweep", storage=storage).trials
     ]
     assert sorted(told) == sorted(known)
     again.run()
-    assert [trial["key"] for trial in again.started] == [first.started[0]["key"]]
+    assert [trial.key for trial in again.started] == [first.started[0].key]

@@ -1,5 +1,4 @@
-"""A search from proposal to result: budgets, known trials, grids, enqueued points, and what goes on
-after an interruption."""
+"""A search from proposal to result: budgets, known trials, grids, enqueued points, and resuming."""
 
 import math
 import pickle
@@ -13,7 +12,9 @@ from optuna.trial import TrialState
 from ray import cloudpickle, tune
 
 from kdr.plan.known import KnownTrial
-from kdr.plan.points import Point, grid, space_of
+from kdr.plan.points import grid, space_of
+from kdr.run.launched_trial import LaunchedTrial
+from kdr.run.search.budget import Used
 from kdr.run.search.early_stopping import make_scheduler
 from tests.run.search_sessions import (
     CELLS_16,
@@ -21,6 +22,7 @@ from tests.run.search_sessions import (
     LINKS,
     WEIGHT,
     WHOLE,
+    FakeLauncher,
     Session,
     history_of,
     identified,
@@ -28,15 +30,16 @@ from tests.run.search_sessions import (
     searcher_of,
     study_with,
 )
+from tests.run.tune_stand_ins import report_of
 
 pytestmark = pytest.mark.usefixtures("journals_in_memory")
 
 
 def test_the_budget_counts_trials_of_all_sessions(tmp_path: Path) -> None:
-    session = Session(searcher_of(study_with(WEIGHT, trials=5), tmp_path, num_used=3))
+    session = Session(searcher_of(study_with(WEIGHT, trials=5), tmp_path, used=Used(trials=3)))
     session.run()
     assert len(session.started) == 2
-    assert session.searcher.num_used == 5
+    assert session.searcher.budget.num_trials == 5
     assert session.start() is None
 
 
@@ -53,8 +56,15 @@ def test_no_trial_starts_after_the_gpu_hours_are_up_counted_over_all_sessions(
     tmp_path: Path,
 ) -> None:
     seconds = [0.0]
-    settings = {"gpu_hours_used": 4.0, "num_gpus": 2.0, "clock": lambda: seconds[0]}
-    session = Session(searcher_of(study_with(WEIGHT, gpu_hours=10), tmp_path, **settings))
+    session = Session(
+        searcher_of(
+            study_with(WEIGHT, gpu_hours=10),
+            tmp_path,
+            used=Used(gpu_hours=4.0),
+            gpus_per_trial=2.0,
+            clock=lambda: seconds[0],
+        )
+    )
     first, second = session.start(), session.start()
     assert first
     assert second
@@ -71,8 +81,15 @@ def test_no_trial_starts_after_the_gpu_hours_are_up_counted_over_all_sessions(
 def test_no_trial_starts_after_the_hours_are_up_counted_over_all_sessions(tmp_path: Path) -> None:
     seconds = [0.0]
     point = {"distill.kdr.weight": 2.0}
-    settings = {"hours_used": 1.5, "clock": lambda: seconds[0], "interrupted": [point]}
-    session = Session(searcher_of(study_with(WEIGHT, hours=2), tmp_path, **settings))
+    session = Session(
+        searcher_of(
+            study_with(WEIGHT, hours=2),
+            tmp_path,
+            used=Used(hours=1.5),
+            interrupted=[point],
+            clock=lambda: seconds[0],
+        )
+    )
     seconds[0] = 1799.0
     assert session.start() is not None
     seconds[0] = 1800.0
@@ -86,13 +103,13 @@ def test_a_space_of_16_cells_is_used_up_without_running_a_cell_twice(
 ) -> None:
     session = Session(searcher_of(study_with(CELLS_16, trials=100, sampler=sampler), tmp_path))
     session.run(concurrent=concurrent)
-    keys = [started["key"] for started in session.started]
+    keys = [started.key for started in session.started]
     assert len(set(keys)) == len(keys) == 16
-    assert session.searcher.num_used == 16
+    assert session.searcher.budget.num_trials == 16
     assert not optuna_trials(tmp_path, TrialState.RUNNING, TrialState.WAITING)
 
 
-def test_a_repeated_proposal_is_told_the_known_value_and_costs_nothing(tmp_path: Path) -> None:
+def test_a_repeated_proposal_gets_the_known_value_and_costs_nothing(tmp_path: Path) -> None:
     session = Session(
         searcher_of(study_with(CELLS_16, trials=10), tmp_path),
         lambda point: len(str(point)) / 1000,
@@ -167,7 +184,7 @@ def test_enqueued_points_come_first_and_fill_up_from_the_trial(tmp_path: Path) -
 def test_a_trial_knows_how_many_results_its_proposal_rests_on(tmp_path: Path) -> None:
     session = Session(searcher_of(study_with(WEIGHT, trials=4), tmp_path))
     session.run(concurrent=2)
-    assert [started["trials_known"] for started in session.started] == [0, 0, 1, 2]
+    assert [started.trials_known for started in session.started] == [0, 0, 1, 2]
 
 
 def test_resuming_runs_what_is_missing_and_enqueues_nothing_twice(tmp_path: Path) -> None:
@@ -182,28 +199,30 @@ def test_resuming_runs_what_is_missing_and_enqueues_nothing_twice(tmp_path: Path
 
     second = Session(
         searcher_of(
-            study, tmp_path, known=history_of(first), interrupted=[interrupted], num_used=4
+            study, tmp_path, known=history_of(first), interrupted=[interrupted], used=Used(trials=4)
         ),
         first.objective,
     )
     second.run()
     assert second.points[0] == interrupted
-    assert len(second.points) == 3  # one goes on, two are new
+    assert len(second.points) == 3  # one resumes, two are new
     assert 7.0 not in [point["distill.kdr.weight"] for point in second.points]
-    assert second.searcher.num_used == 6
+    assert second.searcher.budget.num_trials == 6
     assert len(optuna_trials(tmp_path, TrialState.COMPLETE)) == 6
     assert [trial.params for trial in optuna_trials(tmp_path, TrialState.FAIL)] == [interrupted]
     assert not optuna_trials(tmp_path, TrialState.RUNNING, TrialState.WAITING)
 
 
-def test_an_interrupted_trial_goes_on_even_if_the_budget_is_used_up(tmp_path: Path) -> None:
+def test_an_interrupted_trial_resumes_even_if_the_budget_is_used_up(tmp_path: Path) -> None:
     interrupted = {"distill.kdr.weight": 3.0}
     session = Session(
-        searcher_of(study_with(WEIGHT, trials=4), tmp_path, interrupted=[interrupted], num_used=4)
+        searcher_of(
+            study_with(WEIGHT, trials=4), tmp_path, interrupted=[interrupted], used=Used(trials=4)
+        )
     )
     session.run()
     assert session.points == [interrupted]
-    assert session.searcher.num_used == 4
+    assert session.searcher.budget.num_trials == 4
 
 
 def test_an_interrupted_trial_outside_a_changed_space_is_left_alone(tmp_path: Path) -> None:
@@ -212,7 +231,7 @@ def test_an_interrupted_trial_outside_a_changed_space_is_left_alone(tmp_path: Pa
             study_with(WEIGHT, trials=1),
             tmp_path,
             interrupted=[{"distill.kdr.weight": 99.0}],
-            num_used=1,
+            used=Used(trials=1),
         )
     )
     assert session.start() is None
@@ -237,27 +256,20 @@ def test_trials_of_other_studies_count_by_their_key_and_are_not_shown_to_the_sam
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "grid"])
-def test_the_owner_hears_once_of_each_trial_that_another_study_ran(
-    sampler: str, tmp_path: Path
-) -> None:
+def test_each_trial_that_another_study_ran_is_noted_once(sampler: str, tmp_path: Path) -> None:
     study = study_with(CELLS_16, trials=100, sampler=sampler)  # until the space is used up
     cells = list(grid(space_of(study)))[:8]
     trials = [identified(study.trial_with(cell)) for cell in cells]
     theirs = {trial.key: KnownTrial(trial.key, "completed", 0.3) for trial in trials[:7]}
     ours = KnownTrial(trials[7].key, "completed", 0.1, parameters=cells[7])
-    heard: list[tuple[str, Point]] = []
+    launcher = FakeLauncher()
     known = theirs | {ours.key: ours}
-    searcher = searcher_of(
-        study,
-        tmp_path,
-        known=known,
-        num_used=1,
-        on_known=lambda trial, point: heard.append((trial.key, dict(point))),
+    session = Session(
+        searcher_of(study, tmp_path, known=known, used=Used(trials=1), launcher=launcher)
     )
-    session = Session(searcher)
     session.run()
-    assert sorted(key for key, _ in heard) == sorted(theirs)
-    assert dict(heard) == {
+    assert sorted(key for key, _ in launcher.noted) == sorted(theirs)
+    assert dict(launcher.noted) == {
         trial.key: cell for trial, cell in zip(trials[:7], cells[:7], strict=True)
     }
     assert len(session.started) == 8
@@ -271,14 +283,12 @@ def test_an_enqueued_point_that_another_study_ran_costs_nothing_and_teaches_the_
 ) -> None:
     study = study_with(WEIGHT, trials=1, enqueue=[{"distill.kdr.weight": 7}])
     key = identified(study.trial_with({"distill.kdr.weight": 7.0})).key
-    heard: list[str] = []
+    launcher = FakeLauncher()
     known = {key: KnownTrial(key, "completed", 0.3)}
-    session = Session(
-        searcher_of(study, tmp_path, known=known, on_known=lambda trial, _: heard.append(trial.key))
-    )
+    session = Session(searcher_of(study, tmp_path, known=known, launcher=launcher))
     session.run()
-    assert heard == [key]
-    assert len(session.started) == session.searcher.num_used == 1
+    assert [key for key, _ in launcher.noted] == [key]
+    assert len(session.started) == session.searcher.budget.num_trials == 1
     [told, _] = optuna_trials(tmp_path)
     assert (told.params, told.value, told.user_attrs["key"]) == (
         {"distill.kdr.weight": 7.0},
@@ -287,7 +297,7 @@ def test_an_enqueued_point_that_another_study_ran_costs_nothing_and_teaches_the_
     )
 
 
-def test_a_proposal_that_is_no_trial_is_passed_over(tmp_path: Path) -> None:
+def test_a_proposal_that_is_not_a_valid_trial_is_skipped(tmp_path: Path) -> None:
     # what check_space refuses before launch
     study = study_with({"training.epochs": {"int": [0, 1]}}, trials=2)
     session = Session(searcher_of(study, tmp_path))
@@ -303,8 +313,9 @@ def test_tune_can_pickle_the_searcher_and_saves_nothing_of_it(tmp_path: Path) ->
     searcher = searcher_of(
         study_with(WEIGHT, trials=1), tmp_path, clock=lambda: float(lock.locked())
     )
-    assert len(cloudpickle.dumps(searcher)) < 1000
-    assert pickle.loads(cloudpickle.dumps(searcher)).__dict__ == {"study": "sweep"}
+    pickled = cloudpickle.dumps(searcher)  # type: ignore[no-untyped-call]
+    assert len(pickled) < 1000
+    assert pickle.loads(pickled).__dict__ == {"study": "sweep"}
     searcher.save_to_dir(str(tmp_path))
     assert not list(tmp_path.glob("searcher-state*"))
 
@@ -314,27 +325,28 @@ class Quadratic(tune.Trainable):
 
     def setup(self, config: Mapping[str, Any]) -> None:
         self.epoch = 0
-        self.final = -((math.log10(config["trial"]["parameters"]["distill.kdr.weight"] / 5)) ** 2)
+        weight = LaunchedTrial.of_config(config).point["distill.kdr.weight"]
+        self.final = -(math.log10(weight / 5) ** 2)
 
     def reset_config(self, new_config: Mapping[str, Any]) -> bool:
         self.setup(new_config)
         return True
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> dict[str, object]:
         self.epoch += 1
         value = (
             math.nan
             if self.epoch == EPOCHS and self.final < -1
             else self.final * EPOCHS / self.epoch
         )
-        return {"epoch": self.epoch, "AP": value, "done": self.epoch == EPOCHS}
+        return report_of(self.epoch, value, is_last=self.epoch == EPOCHS).as_result()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing to save."""
 
 
 @pytest.mark.ray
-def test_ray_tune_runs_a_whole_search_and_optuna_hears_every_end(
+def test_ray_tune_runs_a_whole_search_and_optuna_gets_every_end(
     ray_here: None, tmp_path: Path
 ) -> None:
     study = study_with(WEIGHT, trials=12, stop_early={"asha": {"grace_epochs": 1, "reduction": 2}})
@@ -360,7 +372,11 @@ def test_ray_tune_runs_a_whole_search_and_optuna_hears_every_end(
         TrialState.FAIL,
     }
     assert [trial for trial in told if trial.state == TrialState.PRUNED]
-    last_epochs = {result.config["trial"]["key"]: result.metrics["epoch"] for result in results}
+    last_epochs = {}
+    for result in (results[number] for number in range(len(results))):
+        assert result.config is not None
+        assert result.metrics is not None
+        last_epochs[LaunchedTrial.of_config(result.config).key] = result.metrics["epoch"]
     for trial in told:
         stopped = last_epochs[trial.user_attrs["key"]] < EPOCHS
         assert (trial.state == TrialState.PRUNED) == stopped
@@ -374,41 +390,42 @@ def test_a_trial_that_another_study_trains_is_left_out_and_asked_for_again_once_
 ) -> None:
     study = study_with(WEIGHT, trials=3, enqueue=[{"distill.kdr.weight": 7}])
     key = identified(study.trial_with({"distill.kdr.weight": 7})).key
-    session = Session(searcher_of(study, tmp_path, may_run=lambda asked: asked != key))
+    session = Session(searcher_of(study, tmp_path, launcher=FakeLauncher([key])))
     session.run()
     assert len(session.started) == 2
-    assert key not in {started["key"] for started in session.started}
-    assert session.searcher.elsewhere == {key}
+    assert key not in {started.key for started in session.started}
+    assert session.searcher.claimed_by_others == {key}
     known = history_of(session) | {key: KnownTrial(key, "completed", 0.9, {EPOCHS: 0.9})}
-    again = Session(searcher_of(study, tmp_path, known=known, num_used=2))
+    again = Session(searcher_of(study, tmp_path, known=known, used=Used(trials=2)))
     again.run()
-    assert again.searcher.elsewhere == set()
+    assert again.searcher.claimed_by_others == set()
     told = {
         trial.user_attrs["key"]: trial.value
         for trial in optuna_trials(tmp_path, TrialState.COMPLETE)
     }
     assert told[key] == 0.9
     assert len(again.started) == 1
-    assert len({started["key"] for started in (*session.started, *again.started)} | {key}) == 4
+    assert len({started.key for started in (*session.started, *again.started)} | {key}) == 4
 
 
-def test_a_grid_whose_cells_all_run_elsewhere_ends_and_names_them(tmp_path: Path) -> None:
+def test_a_grid_whose_cells_are_all_trained_by_others_ends_and_names_them(tmp_path: Path) -> None:
     study = study_with(CELLS_16, sampler="grid")
-    session = Session(searcher_of(study, tmp_path, may_run=lambda _: False))
+    keys = [identified(study.trial_with(cell)).key for cell in grid(space_of(study))]
+    session = Session(searcher_of(study, tmp_path, launcher=FakeLauncher(keys)))
     session.run()
     assert session.started == []
-    assert len(session.searcher.elsewhere) == 16
+    assert len(session.searcher.claimed_by_others) == 16
 
 
-def test_after_the_budget_of_hours_nothing_is_waited_for(tmp_path: Path) -> None:
+def test_after_the_budget_of_hours_no_other_driver_is_waited_for(tmp_path: Path) -> None:
     seconds = [0.0]
     study = study_with(WEIGHT, hours=1, enqueue=[{"distill.kdr.weight": 7}])
     key = identified(study.trial_with({"distill.kdr.weight": 7})).key
     session = Session(
-        searcher_of(study, tmp_path, may_run=lambda asked: asked != key, clock=lambda: seconds[0])
+        searcher_of(study, tmp_path, launcher=FakeLauncher([key]), clock=lambda: seconds[0])
     )
     assert session.start()
-    assert session.searcher.elsewhere == {key}
+    assert session.searcher.claimed_by_others == {key}
     seconds[0] = 3600.0
     assert session.start() is None
-    assert session.searcher.elsewhere == set()
+    assert session.searcher.claimed_by_others == set()

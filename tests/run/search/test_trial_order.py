@@ -1,19 +1,37 @@
-"""Which trial starts next, beside Ray's own scheduler."""
+"""Which trial starts next, compared with Ray's own scheduler."""
 
 import os
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from random import Random
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ray import tune
+from ray.tune.execution.tune_controller import TuneController
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from kdr.run.search.trial_order import InOrder
+from tests.run.tune_stand_ins import FakeTuneTrial
+
+
+@dataclass
+class FakeController:
+    """Tune's loop, as far as a scheduler sees it."""
+
+    trials: Sequence[FakeTuneTrial]
+    live: Sequence[FakeTuneTrial]
+
+    def get_trials(self) -> Sequence[FakeTuneTrial]:
+        return self.trials
+
+    def get_live_trials(self) -> Sequence[FakeTuneTrial]:
+        return self.live
 
 
 @given(
@@ -22,34 +40,34 @@ from kdr.run.search.trial_order import InOrder
     ),
     shuffler=st.randoms(),
 )
-def test_the_next_trial_is_the_one_that_rays_own_scheduler_would_start(statuses, shuffler):
-    trials = [
-        SimpleNamespace(trial_id=str(number), status=status)
-        for number, status in enumerate(statuses)
-    ]
+def test_the_next_trial_is_the_choice_of_rays_own_scheduler(
+    statuses: list[str], shuffler: Random
+) -> None:
+    trials = [FakeTuneTrial(str(number), status=status) for number, status in enumerate(statuses)]
     live = [trial for trial in trials if trial.status != "TERMINATED"]
     shuffler.shuffle(live)  # Tune keeps them in a set
-    controller = SimpleNamespace(get_trials=lambda: trials, get_live_trials=lambda: live)
-    scheduler = InOrder()
-    for trial in [*trials, *live]:  # those that failed come again
-        scheduler.on_trial_add(controller, trial)
-    assert scheduler.choose_trial_to_run(controller) is FIFOScheduler().choose_trial_to_run(
-        controller
-    )
+    controller, scheduler = FakeController(trials, live), InOrder()
+    for trial in [*trials, *live]:  # retried trials are added again
+        scheduler.on_trial_add(None, trial)
+    theirs = FIFOScheduler()  # type: ignore[no-untyped-call]
+    expected: object = theirs.choose_trial_to_run(cast("TuneController", controller))
+    assert scheduler.choose_trial_to_run(controller) is expected
 
 
-def test_a_trial_is_passed_over_while_its_process_starts_and_not_when_it_failed_and_waits_again():
-    first, second = [SimpleNamespace(trial_id=name, status="PENDING") for name in "ab"]
-    controller, scheduler = SimpleNamespace(get_live_trials=lambda: [first, second]), InOrder()
-    for trial in (first, second):
-        scheduler.on_trial_add(controller, trial)
-    assert [scheduler.choose_trial_to_run(controller).trial_id for _ in range(3)] == [
-        "a",
-        "b",
-        "a",
-    ]
-    scheduler.on_trial_add(controller, second)
-    assert [scheduler.choose_trial_to_run(controller).trial_id for _ in range(2)] == ["b", "a"]
+def test_a_trial_comes_last_while_its_process_starts_but_not_when_it_is_retried() -> None:
+    trials = [FakeTuneTrial(name, status="PENDING") for name in "ab"]
+    controller, scheduler = FakeController(trials, trials), InOrder()
+
+    def chosen() -> str:
+        trial = scheduler.choose_trial_to_run(controller)
+        assert trial is not None
+        return trial.trial_id
+
+    for trial in trials:
+        scheduler.on_trial_add(None, trial)
+    assert [chosen() for _ in range(3)] == ["a", "b", "a"]
+    scheduler.on_trial_add(None, trials[1])
+    assert [chosen() for _ in range(2)] == ["b", "a"]
 
 
 class Numbers(Searcher):
@@ -63,22 +81,21 @@ class Numbers(Searcher):
         number = next(self.numbers, None)
         return self.FINISHED if number is None else {"number": number}
 
-    def on_trial_complete(self, *_: Any, **__: Any) -> None: ...
+    def on_trial_complete(self, *_: object, **__: object) -> None: ...
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize("searched", [False, True])
-def test_a_process_that_starts_is_not_ended_for_another_whatever_little_time_trials_take(
-    searched, tmp_path, ray_here
-):
+def test_a_starting_process_is_not_ended_for_another_trial_however_short_trials_are(
+    searched: bool, tmp_path: Path, ray_here: None
+) -> None:
     started = tmp_path / "started"
     started.mkdir()
 
     class Moment(tune.Trainable):
-        """A trial that is over at once, in a process that takes a while to start but for the first
-        one."""
+        """A trial that ends at once. Every process but the first takes a while to start."""
 
-        def setup(self, config: dict[str, Any], *, folder: Path) -> None:
+        def setup(self, config: dict[str, Any], *, folder: Path) -> None:  # type: ignore[override]
             (folder / str(os.getpid())).touch()
             time.sleep(3 if len(list(folder.iterdir())) > 1 else 0)
 
@@ -91,12 +108,15 @@ def test_a_process_that_starts_is_not_ended_for_another_whatever_little_time_tri
 
         def save_checkpoint(self, checkpoint_dir: str) -> None: ...
 
-    asked = {"search_alg": Numbers(60), "num_samples": -1} if searched else {}
     tuner = tune.Tuner(
         tune.with_parameters(Moment, folder=started),
         param_space={} if searched else {"number": tune.grid_search(list(range(60)))},
         tune_config=tune.TuneConfig(
-            scheduler=InOrder(), max_concurrent_trials=2, reuse_actors=True, **asked
+            search_alg=Numbers(60) if searched else None,
+            num_samples=-1 if searched else 1,
+            scheduler=InOrder(),
+            max_concurrent_trials=2,
+            reuse_actors=True,
         ),
         run_config=tune.RunConfig(storage_path=str(tmp_path / "ray"), verbose=0),
     )
