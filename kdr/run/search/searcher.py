@@ -122,7 +122,7 @@ class StudySearcher(Searcher):
             return self.FINISHED
         self._running[trial_id] = running
         self.budget.trial_started(trial_id)
-        # so that after a kill the journal tells which trial this proposal was
+        # so that after a kill the journal has the trial of this proposal
         self._sampler.name(running.proposal, running.trial.key)
         point = dict(running.proposal.point)
         launched = self._launcher.launch(
