@@ -78,7 +78,7 @@ def _wandb(study: str, folder: Path) -> RunLogger:
 
     class Sender(wandb._WandbLoggingActor):
         # Ray 2.60 kills this process as soon as `run` returns, and with it wandb's own process,
-        # which may not have written everything yet. Can go when Ray waits for wandb's teardown.
+        # which may not have written everything yet (ray #33129). Can go when Ray waits for it.
         def run(self) -> None:
             super().run()  # type: ignore[no-untyped-call]
             self._wandb.teardown()

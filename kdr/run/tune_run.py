@@ -152,7 +152,8 @@ def _actor_resources(needed: ResolvedResources) -> dict[str, float]:
     """Returns what Ray reserves for a trial's actor.
 
     An actor with a gang takes nothing: Ray Train 2.60 always makes a placement group of its own for
-    the workers, and an actor that held a CPU could wait for ever for workers that need that CPU.
+    the workers, and an actor that held a CPU could wait for ever for workers that need it (ray
+    #54305).
     Tune refuses an empty request, hence the share of a resource that every head has. Can go when
     Train's workers can be placed inside the group of their trial.
     """

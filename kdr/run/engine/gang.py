@@ -7,9 +7,10 @@ trains it, and waits for the owner's answer after each epoch.
 
 Ray 2.60: Train's controller dies with this process, and its workers with the controller. Their
 placement group may stay, though, and hold their CPUs and GPUs: Ray's own cleaner needs the state
-API of the dashboard, which a local Ray and a plain `ray start` without `ray[default]` lack. So the
-gang removes the group itself. That also ends workers, controller and `TorchTrainer.fit()` within a
-second. It can go when Ray removes groups of dead controllers without a dashboard.
+API of the dashboard, which a local Ray and a plain `ray start` without `ray[default]` lack (ray
+#54305, #58515). So the gang removes the group itself, which also ends workers, controller and
+`TorchTrainer.fit()` within a second. Can go when Ray removes groups of dead controllers without a
+dashboard.
 """
 
 import contextlib

@@ -181,8 +181,8 @@ def _agrees(stored: FrozenTrial, known: KnownTrial | None) -> bool:
 def _drop_torn_lines(journal: Path) -> None:
     """Cuts a journal at the line that a killed process left torn.
 
-    Optuna 5 appends to a torn line, and from then on cannot read the file. Can go when its
-    `JournalFileBackend` drops torn lines itself.
+    Optuna 5.0 appends to a torn line, and from then on refuses the file (optuna #5138). Can go when
+    its `JournalFileBackend` drops torn lines itself.
     """
     if not journal.exists():
         return
