@@ -48,7 +48,7 @@ def imports() -> str:
         path = ROOT / "kdr" / folder
         name = f"{folder}/" if path.is_dir() else f"{folder}.py"
         holds = _first_sentence(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"))
-        home = [package for package, homes in tables["AT_HOME"].items() if folder in homes]
+        home = [package for package, homes in tables["PACKAGES"].items() if folder in homes]
         imported = [other for other in tables["MAY_IMPORT"] if other in allowed]
         rows.append(f"| `{name}` | {holds} | {', '.join(imported)} | {', '.join(home)} |")
     return "\n".join(rows)

@@ -1,5 +1,5 @@
-"""Who may import whom, and where each package is at home: two tables, read from the import
-statements."""
+"""Which folder may import which, and which may import each package, checked from the import
+statements. docs/architecture.md is generated from the tables here."""
 
 import ast
 import graphlib
@@ -15,7 +15,7 @@ import kdr
 
 ROOT = Path(kdr.__file__).parent
 FOR_ALL = {"errors", "randomness", "storage", "kdr"}
-"""What every room may import; `kdr` is the package itself, with its version."""
+"""What every folder may import; `kdr` is the package itself, with its version."""
 MAY_IMPORT: dict[str, set[str]] = {
     "kdr": {"api"},
     "api": {"config", "plan", "results", "report", "training", "run", "cli"},
@@ -44,9 +44,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "run",
     },
 }
-"""Room -> the rooms that it may import, beside those for all. `data`, `detectors` and `distill`
+"""Folder -> the folders that it may import, beside those for all. `data`, `detectors` and `distill`
 never import each other."""
-DRAWER_MAY_IMPORT: dict[str, set[str]] = {
+SUBFOLDER_MAY_IMPORT: dict[str, set[str]] = {
     "run.driver": {"observer"},
     "run.cluster": {"observer"},
     "run.engine": {"cluster"},
@@ -56,9 +56,9 @@ DRAWER_MAY_IMPORT: dict[str, set[str]] = {
     "report.followup": {"*"},
     "report.page": {"*", "tables", "followup"},
 }
-"""Drawer -> what it may import of its own room: other drawers, modules outside of drawers by name,
-`*` for all of these."""
-AT_HOME: dict[str, set[str]] = {
+"""Subfolder -> what it may import of its folder: other subfolders; modules of the folder itself, by
+name; `*` for all of these modules."""
+PACKAGES: dict[str, set[str]] = {
     "pydantic": {"config"},
     "yaml": {"config"},
     "pyarrow": {"results", "report", "storage", "api"},  # the log is handed over as Arrow tables
@@ -77,21 +77,21 @@ AT_HOME: dict[str, set[str]] = {
     "packaging": {"cli"},
     "rich": {"cli", "api"},
 }
-"""Package -> the rooms that may import it. A command may import any, inside its function: the last
-test here holds that."""
-GUESTS: dict[tuple[str, str], str] = {
+"""Package -> the folders that may import it. A command may import any, inside its function; the
+last test checks that."""
+EXCEPTIONS: dict[tuple[str, str], str] = {
     (
         "kdr.run.trial_identity",
         "kdr.detectors.identity",
-    ): "what weights are is part of a trial's key; read without torch",
+    ): "the identity of weights is part of a trial's key; read without torch",
     (
         "kdr.run.cluster.node_answers",
         "kdr.detectors.identity",
-    ): "every node tells the identity of the weights that it has",
+    ): "each node reports the identity of its weights",
     (
         "kdr.run.cluster.node_answers",
         "torch",
-    ): "every node tells how many GPUs torch can use there",
+    ): "each node reports how many GPUs torch can use",
     ("kdr.run.engine.engine", "torch"): "names the device that fit() trains on",
     ("kdr.run.engine.worker", "torch"): "sets the threads of a worker",
     ("kdr.run.cluster.provenance", "torch"): "the GPU's name is a column of the log",
@@ -100,8 +100,8 @@ GUESTS: dict[tuple[str, str], str] = {
     ("kdr.training.pictures", "torchvision"): "draws boxes onto images",
     ("kdr.training.pictures", "PIL"): "writes them",
 }
-"""Imports that the tables do not have: (module, what it imports) -> why. Each is one line of code,
-not a licence for its room."""
+"""Exceptions to the tables: (module, what it imports) -> why. Each is one line of code, not a
+license for its folder."""
 FORBIDDEN_NAMES = {
     "train",
     "tune",
@@ -124,7 +124,7 @@ def module_name(path: Path) -> str:
 FILES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
 
 
-def room_of(module: str) -> str:
+def folder_of(module: str) -> str:
     return module.split(".")[1] if "." in module else "kdr"
 
 
@@ -135,7 +135,7 @@ def syntax_of(module: str) -> ast.Module:
 
 @cache
 def imports_of(module: str) -> frozenset[str]:
-    """Dotted names that a module imports, inside functions, too; names of our own modules in
+    """Returns the dotted names that a module imports, also inside functions; our own modules in
     full."""
     return frozenset(_imported(syntax_of(module)))
 
@@ -145,7 +145,7 @@ def _imported(tree: ast.Module) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert not node.level, "relative imports hide which room is meant"
+            assert not node.level, "relative imports hide which folder is meant"
             assert node.module
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
@@ -165,73 +165,83 @@ modules = pytest.mark.parametrize("module", FILES)
 
 
 @modules
-def test_a_room_imports_only_the_rooms_that_it_may(module: str) -> None:
-    assert {name for name in _outside_the_rooms(module) if (module, name) not in GUESTS} == set()
-
-
-@modules
-def test_a_package_is_imported_only_where_it_is_at_home(module: str) -> None:
-    assert foreign(module) <= AT_HOME.keys()
+def test_a_folder_imports_only_what_it_may(module: str) -> None:
     assert {
-        package for package in _away_from_home(module) if (module, package) not in GUESTS
+        name for name in _outside_the_folders(module) if (module, name) not in EXCEPTIONS
     } == set()
 
 
-@pytest.mark.parametrize(("module", "imported"), GUESTS)
-def test_every_guest_is_still_there(module: str, imported: str) -> None:
-    assert imported in _outside_the_rooms(module) | _away_from_home(module)
+@modules
+def test_a_package_is_imported_only_where_it_may_be(module: str) -> None:
+    assert foreign(module) <= PACKAGES.keys()
+    assert {
+        package for package in _packages_out_of_place(module) if (module, package) not in EXCEPTIONS
+    } == set()
 
 
-def _outside_the_rooms(module: str) -> set[str]:
-    room = room_of(module)
+@pytest.mark.parametrize(("module", "imported"), EXCEPTIONS)
+def test_every_exception_is_still_needed(module: str, imported: str) -> None:
+    assert imported in _outside_the_folders(module) | _packages_out_of_place(module)
+
+
+def _outside_the_folders(module: str) -> set[str]:
+    folder = folder_of(module)
     return {
-        name for name in own(module) if room_of(name) not in MAY_IMPORT[room] | FOR_ALL | {room}
+        name
+        for name in own(module)
+        if folder_of(name) not in MAY_IMPORT[folder] | FOR_ALL | {folder}
     }
 
 
-def _away_from_home(module: str) -> set[str]:
-    room = room_of(module)
+def _packages_out_of_place(module: str) -> set[str]:
+    folder = folder_of(module)
     return {
-        package for package in foreign(module) if room not in AT_HOME[package] and room != "cli"
+        package
+        for package in foreign(module)
+        if folder not in PACKAGES[package] and folder != "cli"
     }
 
 
 @modules
-def test_a_drawer_imports_of_its_room_only_what_it_may(module: str) -> None:
-    drawer = drawer_of(module)
-    if drawer is not None:
-        assert _outside_the_drawer(module, drawer) <= _allowed_in(drawer)
+def test_a_subfolder_imports_of_its_folder_only_what_it_may(module: str) -> None:
+    subfolder = subfolder_of(module)
+    if subfolder is not None:
+        assert _outside_the_subfolder(module, subfolder) <= _allowed_in(subfolder)
 
 
-def drawer_of(module: str) -> str | None:
-    """`run.search` of `kdr.run.search.sampler`; None of a module outside of drawers."""
+def subfolder_of(module: str) -> str | None:
+    """Returns `run.search` for `kdr.run.search.sampler`, None outside of subfolders."""
     parts = module.split(".")[1:]
-    is_drawer = len(parts) == 2 and FILES[module].name == "__init__.py"
-    return ".".join(parts[:2]) if len(parts) > 2 or is_drawer else None
+    is_subfolder = len(parts) == 2 and FILES[module].name == "__init__.py"
+    return ".".join(parts[:2]) if len(parts) > 2 or is_subfolder else None
 
 
-def _outside_the_drawer(module: str, drawer: str) -> set[str]:
-    """What a module imports of its own room: `drawer` for a module in a drawer, the module's name
-    for another one."""
-    room = room_of(module)
-    ours = {name for name in own(module) if room_of(name) == room and drawer_of(name) != drawer}
+def _outside_the_subfolder(module: str, subfolder: str) -> set[str]:
+    """Returns what a module imports of its own folder: names of subfolders, or of modules outside
+    of them."""
+    folder = folder_of(module)
+    ours = {
+        name
+        for name in own(module)
+        if folder_of(name) == folder and subfolder_of(name) != subfolder
+    }
     return {name.split(".")[2] for name in ours}
 
 
-def _allowed_in(drawer: str) -> set[str]:
-    allowed = DRAWER_MAY_IMPORT[drawer]
-    room = drawer.split(".")[0]
-    inside = [module for module in FILES if room_of(module) == room and module.count(".") == 2]
-    loose = {module.split(".")[2] for module in inside if drawer_of(module) is None}
+def _allowed_in(subfolder: str) -> set[str]:
+    allowed = SUBFOLDER_MAY_IMPORT[subfolder]
+    folder = subfolder.split(".")[0]
+    inside = [module for module in FILES if folder_of(module) == folder and module.count(".") == 2]
+    loose = {module.split(".")[2] for module in inside if subfolder_of(module) is None}
     return (allowed - {"*"}) | (loose if "*" in allowed else set())
 
 
-def test_every_drawer_is_in_the_table() -> None:
-    assert {drawer_of(module) for module in FILES} - {None} == set(DRAWER_MAY_IMPORT)
+def test_every_subfolder_is_in_the_table() -> None:
+    assert {subfolder_of(module) for module in FILES} - {None} == set(SUBFOLDER_MAY_IMPORT)
 
 
 @modules
-def test_every_import_of_ours_names_a_module_that_exists(module: str) -> None:
+def test_every_import_of_ours_exists(module: str) -> None:
     assert own(module) <= FILES.keys()
 
 
@@ -243,7 +253,7 @@ def test_every_module_says_what_it_is(module: str) -> None:
 
 
 @modules
-def test_no_module_has_a_name_that_says_nothing(module: str) -> None:
+def test_no_module_has_a_vague_name(module: str) -> None:
     assert FORBIDDEN_NAMES.isdisjoint(module.split("."))
 
 
@@ -256,7 +266,7 @@ def test_a_package_file_holds_a_docstring_only(module: str) -> None:
     assert syntax_of(module).body[1:] == []
 
 
-def test_no_module_imports_itself_over_others() -> None:
+def test_there_is_no_import_cycle_of_modules() -> None:
     order = graphlib.TopologicalSorter({module: own(module) - {"kdr", module} for module in FILES})
     try:
         order.prepare()
@@ -264,12 +274,12 @@ def test_no_module_imports_itself_over_others() -> None:
         pytest.fail(" -> ".join(error.args[1]))
 
 
-def test_no_two_rooms_import_each_other() -> None:
+def test_there_is_no_import_cycle_of_folders() -> None:
     graph: dict[str, set[str]] = {}
     for module in FILES:
-        graph.setdefault(room_of(module), set()).update(map(room_of, own(module)))
+        graph.setdefault(folder_of(module), set()).update(map(folder_of, own(module)))
     order = graphlib.TopologicalSorter(
-        {room: rooms - {room, "kdr"} for room, rooms in graph.items()}
+        {folder: folders - {folder, "kdr"} for folder, folders in graph.items()}
     )
     try:
         order.prepare()
@@ -277,12 +287,12 @@ def test_no_two_rooms_import_each_other() -> None:
         pytest.fail(" -> ".join(error.args[1]))
 
 
-def test_every_room_is_in_the_table() -> None:
-    assert {room_of(module) for module in FILES} == set(MAY_IMPORT)
+def test_every_folder_is_in_the_table() -> None:
+    assert {folder_of(module) for module in FILES} == set(MAY_IMPORT)
 
 
 @pytest.mark.parametrize(
-    ("rooms", "unwanted"),
+    ("folders", "unwanted"),
     [
         (("config", "plan", "results", "report"), ("torch", "ray")),
         (("data.fingerprint",), ("torch", "ray")),
@@ -293,14 +303,14 @@ def test_every_room_is_in_the_table() -> None:
     ],
     ids=lambda names: "+".join(names),
 )
-def test_rooms_are_read_without_packages_that_they_do_not_need(
-    rooms: tuple[str, ...], unwanted: tuple[str, ...], python_process: Callable[..., Any]
+def test_folders_are_imported_without_packages_that_they_do_not_need(
+    folders: tuple[str, ...], unwanted: tuple[str, ...], python_process: Callable[..., Any]
 ) -> None:
-    inside = tuple(f"kdr.{room}" for room in rooms)
+    inside = tuple(f"kdr.{folder}" for folder in folders)
     wanted = [
         module
         for module in FILES
-        if module in inside or module.startswith(tuple(f"{room}." for room in inside))
+        if module in inside or module.startswith(tuple(f"{folder}." for folder in inside))
     ]
     assert wanted
     code = (
