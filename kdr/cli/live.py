@@ -129,7 +129,7 @@ class LiveView:
         )
         more = [Text(f"and {hidden} more", style="dim")] if hidden else []
         foot = Text(
-            f"log: {self._log}    Ctrl-C ends cleanly; the same command continues", style="dim"
+            f"log: {self._log}    Ctrl-C ends cleanly; the same command resumes", style="dim"
         )
         return Group(head, table, *more, foot)
 

@@ -280,8 +280,6 @@ def test_an_unreachable_cluster_is_a_failure(tmp_path: Path) -> None:
     checks = all_checks(Storage.at(tmp_path), address="127.0.0.1:1", study=None)
     [found] = run_checks({"Ray": checks["Ray"]})
     assert found.state == "failed"
-    assert (
-        "--address: needs a running Ray cluster of which this machine is a node, got 127.0.0.1:1"
-        in found.text
-    )
+    assert found.text.startswith("--address: must be a running Ray cluster ")
+    assert "got 127.0.0.1:1 " in found.text
     assert time.monotonic() - begin < 60

@@ -185,7 +185,7 @@ def test_ctrl_c_keeps_finished_work_and_the_same_command_resumes(
     cut_off = next_trial(run)
     os.killpg(run.driver.pid, signal.SIGINT)  # a terminal sends it to every process of the group
     assert run.ended() == 130, run.text()
-    assert "Interrupted: what was finished is kept. The same command continues." in run.text()
+    assert "Interrupted. Finished work is in the log; the same command resumes." in run.text()
     assert "Traceback" not in run.text()
     check_no_process_is_left(run, within_s=10)
     check_interrupted(run, cut_off)
@@ -205,7 +205,7 @@ def test_a_second_ctrl_c_ends_at_once(
     with contextlib.suppress(ProcessLookupError):
         os.killpg(run.driver.pid, signal.SIGINT)
     assert run.ended(timeout_s=20) == 130, run.text()
-    assert "he same command continues." in run.text()
+    assert "he same command resumes." in run.text()
     assert "Traceback" not in run.text()
     check_no_process_is_left(run, within_s=10, but_for=AGENTS)
     check_log(run.storage, "cut-off")
@@ -219,7 +219,7 @@ def test_sigterm_lets_the_epoch_finish_and_starts_nothing(
     cut_off = next_trial(run)
     os.killpg(run.driver.pid, signal.SIGTERM)  # as `timeout` does
     assert run.ended(timeout_s=40) == 143, run.text()
-    assert "Terminated: what was finished is kept. The same command continues." in run.text()
+    assert "Terminated. Finished work is in the log; the same command resumes." in run.text()
     assert "Traceback" not in run.text()
     check_no_process_is_left(run, within_s=10)
     log = check_interrupted(run, cut_off)
@@ -237,7 +237,7 @@ def test_sigterm_to_ray_as_well_ends_at_once_and_loses_nothing_finished(
             os.kill(process, signal.SIGTERM)
     assert run.ended(timeout_s=30) == 143, run.text()
     assert (
-        "Terminated, and Ray with it. What was finished is in the log; the same command continues."
+        "Terminated, and Ray with it. Finished work is in the log; the same command resumes."
         in run.text()
     )
     assert "Traceback" not in run.text()
@@ -349,7 +349,7 @@ def test_train_ends_after_its_epoch_at_sigterm(
         process.terminate()
         rest = process.stdout.read()
         assert process.wait(60) == 143, rest
-    assert "Terminated. What was finished is in the log; the same command continues." in rest
+    assert "Terminated. Finished work is in the log; the same command resumes." in rest
     log = read_log(own)
     [state] = students(log)
     assert (state.state, state.last.reason) == ("interrupted", "the command was interrupted")

@@ -160,7 +160,7 @@ def test_a_waiting_study_ends_cleanly_when_it_is_interrupted(
             )
             run.driver.send_signal(number)
             assert run.ended() == code
-            assert "what was finished is kept. The same command continues." in run.text()
+            assert "Finished work is in the log; the same command resumes." in run.text()
         finally:
             run.close()
     assert read_log(storage).trials.num_rows == 0

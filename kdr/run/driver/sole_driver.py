@@ -249,7 +249,7 @@ class Claims:
     def _refusal(self, holder: Claim) -> str:
         return (
             f"study {self._study} is already running ({holder}, since {holder.since}). See "
-            f"`kdr status {self._study}`; once that process has ended, the same command continues"
+            f"`kdr status {self._study}`; once that process has ended, the same command resumes"
         )
 
 
