@@ -10,7 +10,7 @@ from typing import Any
 from kdr.errors import DataError
 
 _MAX_PROBLEMS = 20
-"""More than this fills the terminal, and they usually have one cause."""
+"""Maximum number of problems to list: more would fill the terminal, and usually have one cause."""
 
 _KEYS: dict[str, dict[str, type]] = {
     "images": {"id": int, "file_name": str, "width": int, "height": int},
@@ -59,14 +59,14 @@ def annotation_problems(
 
     Args:
         content: from `read_annotation_file`.
-        file: its path, which starts every line.
+        file: path of the file, which starts every line.
     """
     ids: dict[str, set[int]] = {}
     for kind, keys in _KEYS.items():
         ids[kind] = set()
         what = {"images": "image", "annotations": "annotation", "categories": "category"}[kind]
         for entry in content[kind]:
-            # not isinstance, which takes true and false for ints
+            # not isinstance, which accepts true and false as ints
             wrong = [key for key, of in keys.items() if type(entry.get(key)) is not of]
             if wrong:
                 needed = ", ".join(f"'{key}' ({keys[key].__name__})" for key in wrong)
@@ -99,7 +99,8 @@ def annotation_problems(
 
 
 def raise_problems(problems: Sequence[str]) -> None:
-    """Raises one DataError with the first 20 problems and the number of the rest, if there are any.
+    """Raises one DataError with the first 20 problems and the number of others; does nothing
+    without problems.
 
     Raises:
         DataError: if there is at least one problem.

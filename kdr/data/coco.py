@@ -33,7 +33,7 @@ _COUNTED = {
     "rgba": "files with transparency",
     "exif": "files rotated by their EXIF orientation",
 }
-"""Special case -> its words in `CocoIndex.summary`."""
+"""Special case -> its wording in `CocoIndex.summary`."""
 
 _FILE_KINDS = {
     "1": "greyscale",
@@ -86,7 +86,9 @@ class CocoIndex:
         return len(self.image_ids)
 
     def subset(self, positions: Iterable[int]) -> "CocoIndex":
-        """Returns the images at `positions`, in that order. `counts` remain those of the file."""
+        """Returns the images at `positions`, in that order. `counts` still describe the whole
+        file.
+        """
         chosen = [int(position) for position in positions]
         return replace(
             self,

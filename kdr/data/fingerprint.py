@@ -25,13 +25,13 @@ def data_fingerprint(data: "ShapesData | CocoData", storage: Storage) -> str:
     """Returns the fingerprint of a data set: 20 hexadecimal digits.
 
     Generated shapes: a hash of the generator's settings and version, without reading a file. COCO:
-    a hash of the annotation files' content and of the names and sizes of the images they list.
-    The fingerprint does not depend on where the files are stored, nor on resizing, augmentation and
+    a hash of the annotation files' content and of the names and sizes of the images they list. The
+    fingerprint does not depend on where the files are stored, nor on resizing, augmentation or
     splits.
 
     A COCO fingerprint is cached in the storage if the storage is writable. The cache is valid until
     the annotation file (time and size) or a folder of images (time) changes. An image overwritten
-    in place changes neither and is not noticed before that.
+    in place changes neither, so the change goes unnoticed until then.
 
     Raises:
         DataError: if an annotation file is missing or broken, or an image file is missing.
@@ -65,7 +65,7 @@ def _half_fingerprint(images: Path, annotations: Path, storage: Storage) -> str:
         content = hashlib.file_digest(file, "sha256").hexdigest()
     sizes, folders = _file_sizes(images, annotations)
     fingerprint = _digest([content, sorted(sizes.items())])
-    # a storage that is read-only or full costs time, not the plan
+    # a read-only or full storage costs time, but must not fail the plan
     with contextlib.suppress(OSError), cache.written_aside() as aside:
         aside.write_text(json.dumps({"fingerprint": fingerprint, "folders": folders}))
     return fingerprint

@@ -18,7 +18,7 @@ def match_labels(
 
     Args:
         teacher: the teacher's category names by index, with torchvision's `__background__` and
-            `N/A` if they are there.
+            `N/A` if present.
         student: the data set's category names by index.
         mapping: the teacher's name -> the data set's name where they differ (`teacher.labels`).
 

@@ -58,7 +58,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Returns the batch on a device; from pinned memory the copy is asynchronous."""
-        # one copy for all boxes, because dozens of small ones would each synchronise
+        # one copy for all boxes, because dozens of small copies would each synchronise
         counts = [len(boxes) for boxes in self.boxes]
         return replace(
             self,
@@ -78,7 +78,7 @@ class TrainingBatches:
         batch_size: images in a global batch, over all ranks. An incomplete last batch is dropped
             unless it is the only one.
         num_workers: loader processes; 0 loads in this process.
-        rank: of this process.
+        rank: rank of this process.
         num_ranks: processes that train together; each gets `batch_size / num_ranks` images of
             each batch.
 
@@ -120,7 +120,7 @@ class TrainingBatches:
         """Yields the batches of one epoch. Epochs can be requested in any order.
 
         Args:
-            number: of the epoch, as the trial counts.
+            number: number of the epoch, as the trial counts epochs.
 
         Raises:
             TrialFailure: of kind `bad_data`, with file and id, if an image cannot be decoded.
@@ -143,7 +143,7 @@ class EvaluationBatches:
         data: resizing.
         batch_size: images in a batch.
         num_workers: loader processes; 0 loads in this process.
-        rank: of this process.
+        rank: rank of this process.
         num_ranks: processes that evaluate together. Each gets whole batches, and each image is in
             exactly one batch of one rank.
     """
@@ -186,7 +186,7 @@ def first_batches(
 ) -> Iterator[Batch]:
     """Yields up to `count` batches of the first images, without augmentation.
 
-    They are the same for every trial.
+    These batches are the same for every trial.
     """
     first = index.subset(range(min(count * batch_size, len(index))))
     yield from EvaluationBatches(first, data, batch_size=batch_size)
@@ -195,7 +195,7 @@ def first_batches(
 def first_batch_hash(batch: Batch) -> str:
     """Returns a hash of pixels, boxes and labels, 16 hexadecimal digits.
 
-    Trials that are paired have the same hash for the first batch of each epoch.
+    Paired trials have the same hash for the first batch of each epoch.
     """
     content = hashlib.blake2b(digest_size=8)
     for tensor in (batch.images, *batch.boxes, *batch.labels):
@@ -208,8 +208,8 @@ def first_batch_hash(batch: Batch) -> str:
 class _Loaded:
     """A transformed sample.
 
-    Boxes and labels are numpy arrays, because torch sends each tensor of a worker through shared
-    memory of its own, which costs a file descriptor.
+    Boxes and labels are numpy arrays, because torch sends each tensor of a worker through its own
+    shared memory, which costs a file descriptor.
     """
 
     image: Tensor
@@ -227,7 +227,7 @@ class _Samples(Dataset[_Loaded | TrialFailure]):
     ) -> None:
         self._index, self._transform = index, transform
         decoded_bytes = 3 * int(index.sizes.prod(axis=1).sum())
-        # each worker sees every image sooner or later, so each needs room for all of them
+        # each worker eventually sees every image, so each needs room for all of them
         self._use_cache = decoded_bytes <= _CACHE_BYTES // max(1, num_workers)
         self._cache: dict[int, Tensor] = {}
 
@@ -276,7 +276,7 @@ def _pair(size: np.ndarray[Any, Any]) -> tuple[int, int]:
 
 
 class _Batches:
-    """Batches that can be iterated repeatedly; its workers run until `close` or a failure."""
+    """Batches that can be iterated repeatedly; their workers run until `close` or a failure."""
 
     def __init__(
         self, samples: _Samples, order: Any, data: ShapesData | CocoData, num_workers: int
@@ -297,7 +297,7 @@ class _Batches:
         if failure is not None:
             # The traceback would keep the loader alive in a reference cycle. torch (2.14) then
             # waits up to 5 s for each worker when it collects the loader, and a DataLoader cannot
-            # be closed by hand (pytorch/pytorch#64766), so the last reference goes here.
+            # be closed by hand (pytorch/pytorch#64766), so the last reference is dropped here.
             self.close()
             raise failure
 

@@ -11,7 +11,7 @@ from kdr.randomness import address
 class TrainingOrder:
     """Batch sampler that yields this rank's (epoch, position) pairs of each global batch.
 
-    The caller sets `epoch` before it iterates.
+    The caller sets `epoch` before iterating.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ def training_order(
     There are `num_images // batch_size` batches, or one if there are fewer images.
 
     Args:
-        num_images: in the training set.
+        num_images: number of training images.
         batch_size: images in a global batch.
         seed: the trial's seed.
         epoch: number of the epoch.
-        portrait: which images are taller than wide; None does not group. With it, a batch holds
-            images of one orientation. Only the last batch may mix the remainders, so that grouping
-            changes neither the number of steps nor the number of images seen.
+        portrait: which images are taller than wide; None disables grouping. With grouping, a batch
+            holds images of one orientation. Only the last batch may mix the remainders, so that
+            grouping changes neither the number of steps nor the number of images seen.
     """
     generator = torch.Generator().manual_seed(address(seed, "order", epoch))
     shuffled = torch.randperm(num_images, generator=generator).tolist()

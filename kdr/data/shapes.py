@@ -1,9 +1,9 @@
 """Generates images of shapes in COCO format from a seed, in seconds and without torch.
 
 The task is not trivial for a small detector. Each image has one to six objects, rotated, stretched,
-textured and partly hidden by each other, on a noisy background with lines and blobs that belong to
-no class. Draws are addressed by (seed, split, number of the image), so a longer data set starts
-with the images of a shorter one.
+textured and partly hidden by one another, on a noisy background with lines and blobs that belong to
+no class. Draws are addressed by (seed, split, number of the image), so a larger data set starts
+with the images of a smaller one.
 """
 
 import json
@@ -26,7 +26,7 @@ _OVERSAMPLING = 3
 _MIN_VISIBLE_SHARE = 0.3
 """Every object keeps at least this share of its area visible, so that it can be found."""
 _MAX_PLACEMENTS = 10
-"""After this many places without enough room an object is left out."""
+"""An object is left out after this many places without enough room."""
 _Floats = NDArray[np.float32]
 _Outline = NDArray[np.float64]
 
@@ -58,7 +58,7 @@ def write_shapes(config: ShapesData, folder: Path) -> None:
             try:
                 written.rename(folder)
             except OSError:
-                # renaming fails if the other process was first; its folder is as good as this one
+                # renaming fails if another process was first; its folder has the same images
                 if not folder.is_dir():
                     raise
     except OSError as error:
@@ -106,7 +106,7 @@ def _draw_image(
     """Draws one image (side, side, 3) and returns it with its objects, back to front."""
     side = config.image_size_px
     canvas = _background(rng, side)
-    owner = np.full((side, side), -1, dtype=np.int8)  # number of the topmost object of each pixel
+    owner = np.full((side, side), -1, dtype=np.int8)  # index of the topmost object at each pixel
     labels: list[int] = []
     areas: list[float] = []
     for _ in range(int(rng.integers(1, 7))):
@@ -257,7 +257,7 @@ def _paint(rng: np.random.Generator, canvas: _Floats, coverage: _Floats) -> None
     under = np.einsum("hwc,hw->c", canvas, coverage) / coverage.sum()
     colours = rng.uniform(0, 255, (4, 3)).astype(np.float32)
     contrast = np.linalg.norm(colours - under, axis=1)
-    # the first of four colours that is far enough from the background, else the farthest
+    # the first of four colours that is far enough from the background, else the farthest of them
     colour = colours[np.argmax(contrast > 60) if contrast.max() > 60 else np.argmax(contrast)]
     opacity = coverage[..., None] * rng.uniform(0.75, 1)
     fill = np.clip(colour + _texture(rng, *coverage.shape)[..., None] * rng.uniform(0, 45), 0, 255)

@@ -39,8 +39,8 @@ def open_splits(
         check: `headers` reads the header of each image file, `full` decodes it.
 
     Raises:
-        DataError: as `read_coco` and `check_images` raise it; if training and validation set differ
-            in their categories; if the search split leaves no training images.
+        DataError: from `read_coco` and `check_images`; if training and validation set differ in
+            their categories; if the search split leaves no training images.
         StorageError: if shapes cannot be written.
     """
     train, val = (
@@ -85,7 +85,7 @@ def search_split(index: CocoIndex, amount: float) -> tuple[CocoIndex, CocoIndex]
             f"data.search_split: must leave training images, got {amount:g} of the {len(index)} "
             f"images of {index.annotations}. Hold out fewer"
         )
-    # Every image has an address of its own, so that a larger split contains the smaller one.
+    # Every image has its own address, so a larger split contains a smaller one.
     drawn = sorted(
         range(len(index)),
         key=lambda position: address(0, "search_split", index.image_ids[position]),

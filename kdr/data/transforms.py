@@ -1,8 +1,9 @@
 """Resizes and augments images with their boxes; draws are addressed by image and epoch.
 
 torchvision's detectors resize on their own (torchvision 0.29: a random size in training, the last
-one in evaluation), so a teacher in evaluation would see another size than its student. Images are
-therefore resized here, once for both, and the detectors' own resizing is not used.
+one in evaluation), so a teacher in evaluation mode would see images of a different size from its
+student's. Images are therefore resized here, once for both, and the detectors' own resizing is not
+used.
 """
 
 import torch
@@ -19,7 +20,7 @@ Sample = tuple[Tensor, Tensor, Tensor]
 
 
 class EvalTransform:
-    """Resizes an image, to the last of several short sides.
+    """Resizes an image, using the last of several short sides.
 
     Args:
         resize: the target size; None keeps the image's own.
@@ -29,7 +30,9 @@ class EvalTransform:
         self._resize = resize
 
     def __call__(self, image: Tensor, boxes: Tensor, labels: Tensor, **_address: int) -> Sample:
-        """Returns the resized sample, without boxes that have no area left, and their labels."""
+        """Returns the resized sample. Boxes that have no area left are dropped, with their
+        labels.
+        """
         resized, canvas = _resized(image, _canvas(boxes, image), self._resize, draw=1.0)
         return _without_empty_boxes(resized, canvas, labels)
 
@@ -58,7 +61,7 @@ class TrainTransform:
         Boxes that have no area left are dropped, with their labels.
         """
         generator = torch.Generator().manual_seed(address(self._seed, "augment", epoch, image_id))
-        # always five draws, also for settings that are off: this is what keeps arms paired
+        # always five draws, even for settings that are off: this keeps arms paired
         scale, flip, *colours = torch.rand(5, generator=generator).tolist()
         image, canvas = _resized(image, _canvas(boxes, image), self._resize, draw=scale)
         if flip < self._augment.flip:
@@ -74,8 +77,8 @@ def resized_size(height: int, width: int, resize: Resize, *, draw: float = 1.0) 
     """Returns height and width after resizing, in pixels; the aspect ratio is kept up to rounding.
 
     Args:
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
         resize: the setting.
         draw: in [0, 1], which of several short sides to use; 1 is the last.
     """

@@ -1,4 +1,4 @@
-"""An ablation's table: arms with mean and spread, differences to the reference, verdicts."""
+"""An ablation's table: arms with mean and spread, differences from the reference, verdicts."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,16 +54,16 @@ class AblationRow:
     """Keys of the completed trials, in seed order."""
     is_reference: bool = False
     is_declared: bool = False
-    """Whether the study declared its comparison beforehand, so that its p is not adjusted."""
+    """Whether the study declared this comparison beforehand, so that its p is not adjusted."""
     unequal: str | None = None
-    """How its budget differs from the reference's; None if it does not."""
+    """How the budget differs from the reference's; None if both are equal."""
     comparisons: Mapping[str, Comparison] = field(default_factory=dict)
     """By measure; empty for the reference, and in a factorial."""
     verdict: Verdict | None = None
     """On the tested measure; None if it is not tested."""
 
     def effect_on(self, measure: str) -> Effect | None:
-        """Returns the difference to the arm it is compared with; None if there is none."""
+        """Returns the difference from the arm it is compared with; None if there is none."""
         comparison = self.comparisons.get(measure)
         return comparison.effect if comparison is not None else None
 
@@ -126,7 +126,7 @@ def ablation_table(
         log: the trial log.
         study: name of the study.
         metrics: measures to show; the study's metric by default.
-        allow_unequal: mark arms of unequal budgets instead of refusing them.
+        allow_unequal: mark arms with unequal budgets instead of refusing them.
 
     Raises:
         ConfigError: if the study is not an ablation, a measure does not exist, or budgets differ.
@@ -198,11 +198,11 @@ def judged_rows(
     verdicts = dict(
         zip(family, verdicts_on([effects[name] for name in family], margin=margin), strict=True)
     )
-    # the declared comparison is a family of its own, which is what declaring it buys
+    # the declared comparison is a family of its own: that is the benefit of declaring it
     for row in rows:
         if row.is_declared and row.name in effects:
             [verdicts[row.name]] = verdicts_on([effects[row.name]], margin=margin, adjust=False)
-    # an effect without spread has no p and takes no part in the adjustment
+    # an effect without spread has no p, so it does not count in the adjustment
     num_adjusted = sum(effects[name].p is not None for name in family)
     return [replace(row, verdict=verdicts.get(row.name)) for row in rows], num_adjusted
 
@@ -215,7 +215,7 @@ def check_budgets(rows: Sequence[AblationRow], reference: str) -> None:
     """
     problems = [
         f"{row.name}: must have the epochs, images and workers of {reference}, got {row.unequal}. "
-        "Compare arms of equal budgets, or mark the others with --allow-unequal"
+        "Compare arms with equal budgets, or mark the others with --allow-unequal"
         for row in rows
         if row.unequal is not None
     ]
@@ -227,7 +227,7 @@ def cautions(arms: Sequence[ArmTrials]) -> Iterator[str]:
     """Yields notes on missing trials, and on results from several commits or data versions."""
     for arm in arms:
         yield from unfinished(arm)
-    # only completed trials: a failed one may come from older code without any harm
+    # only completed trials: a failed trial from older code does no harm
     last = [
         trial.state.last
         for arm in arms
@@ -246,7 +246,7 @@ def cautions(arms: Sequence[ArmTrials]) -> Iterator[str]:
 
 
 def row_notes(rows: Sequence[AblationRow], measure: Measure) -> Iterator[str]:
-    """Yields what a reader must know about each arm's comparison."""
+    """Yields the caveats on each arm's comparison."""
     for row in rows:
         if row.unequal is not None:
             yield f"{row.name}: unequal budget, {row.unequal}."
@@ -273,11 +273,10 @@ def _tested(measures: Sequence[Measure], declared: str) -> Measure | None:
 def _effects(
     found: LoggedArms, ablation: Ablation, tested: Measure, margin: float | None
 ) -> tuple[list[EffectRow], list[str]]:
-    """Estimates main effects and interactions, with notes on what they leave out.
+    """Estimates main effects and interactions, with notes on the seeds and effects left out.
 
     Every cell needs the same seeds, so a seed counts only if all arms have completed it.
     """
-    # least squares needs every cell with the same seeds
     values = {arm.name: arm.values(tested.name) for arm in found.arms}
     seeds = [seed for seed in ablation.all_seeds if all(seed in own for own in values.values())]
     left_out = [seed for seed in ablation.all_seeds if seed not in seeds]
@@ -317,7 +316,7 @@ def _effects(
 
 
 def _declarations(ablation: Ablation, tested: Measure | None) -> Iterator[str]:
-    """Yields notes on what the study did not declare beforehand."""
+    """Yields notes on a test or margin that the study did not declare beforehand."""
     if tested is not None and tested.name != ablation.metric:
         yield (
             f"The study declared {ablation.metric}; neither a test of {tested.name} nor a margin "

@@ -18,7 +18,9 @@ from kdr.results.reader import Log, TrialState
 
 @dataclass(frozen=True)
 class Budget:
-    """What a trial may spend. Arms with unequal budgets differ by more than their settings."""
+    """The training budget of a trial. Arms with unequal budgets differ in more than their
+    settings.
+    """
 
     epochs: int
     images_seen: int | None
@@ -27,8 +29,7 @@ class Budget:
     """Data-parallel processes of one trial."""
 
     def differs_from(self, other: "Budget") -> bool:
-        """Whether one may spend more; unknown numbers of images count as equal."""
-        # an unknown number must not mark an arm as unequal
+        """Returns whether two budgets differ; unknown numbers of images count as equal."""
         images = (
             None in (self.images_seen, other.images_seen) or self.images_seen == other.images_seen
         )
@@ -55,12 +56,12 @@ class ArmTrial:
 
     @property
     def is_done(self) -> bool:
-        """Whether it is completed; only then its values count."""
+        """Whether the trial is completed; its values count only then."""
         return self.state is not None and self.state.state == "completed"
 
     @property
     def why_not(self) -> str:
-        """Why it has no result, such as `failed (out_of_memory)`."""
+        """Why the trial has no result, such as `failed (out_of_memory)`."""
         if self.state is None:
             return "not started"
         name = spaced(self.state.state)

@@ -1,4 +1,4 @@
-"""One arm compared with another: which seeds count, paired or not, and the notes on it."""
+"""Compares one arm with another: which seeds count, whether they are paired, and notes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class Comparison:
     effect: Effect | None
     """None if no seed is completed in both arms, or both are the same trials."""
     same_trials: bool = False
-    """Whether both arms are the same trials, which leaves nothing to compare."""
+    """Whether both arms consist of the same trials, which leaves nothing to compare."""
     notes: tuple[str, ...] = ()
-    """What a reader must know; each note starts with the arm's name."""
+    """Caveats for the reader; each starts with the arm's name."""
 
 
 def compared(arm: ArmTrials, reference: ArmTrials, measure: str) -> Comparison:
@@ -32,7 +32,7 @@ def compared(arm: ArmTrials, reference: ArmTrials, measure: str) -> Comparison:
     """
     values, expected = arm.values(measure), reference.values(measure)
     seeds = [seed for seed in values if seed in expected]
-    # first of all: the same trials have equal batches, and would pass as a pair without spread
+    # checked first: the same trials have equal batches, so they would pass as pairs without spread
     if seeds and all(arm.trials[seed].key == reference.trials[seed].key for seed in seeds):
         return Comparison(
             None, same_trials=True, notes=(f"{arm.name}: the same trials as {reference.name}.",)
@@ -56,7 +56,9 @@ def compared(arm: ArmTrials, reference: ArmTrials, measure: str) -> Comparison:
 
 
 def unequal_budget(arm: ArmTrials, reference: ArmTrials) -> str | None:
-    """Returns how two budgets differ, for the first seed where they do; None if they do not."""
+    """Returns the difference between two budgets, for the first seed that has one; None if no seed
+    has.
+    """
     for one, other in _pairs(arm, reference):
         if one.budget.differs_from(other.budget):
             return f"{one.budget} instead of {other.budget}"
@@ -64,7 +66,8 @@ def unequal_budget(arm: ArmTrials, reference: ArmTrials) -> str | None:
 
 
 def not_paired(arm: ArmTrials, reference: ArmTrials) -> str | None:
-    """Returns why trials of one seed are not pairs; None if they are, or if nothing is known.
+    """Returns the reason why trials of one seed are not pairs; None if they are, or if nothing is
+    known.
 
     The evidence is the hash of each epoch's first batch: paired trials see the same images.
     """
@@ -75,7 +78,7 @@ def not_paired(arm: ArmTrials, reference: ArmTrials) -> str | None:
     changed = sorted(
         path for path in {*settings, *others} if settings.get(path) != others.get(path)
     )
-    # a changed image size makes other batches on purpose; anything else must not
+    # a changed image size is meant to change the batches; other settings must not
     reasons = [path for path in changed if path.startswith(_CHANGES_BATCHES)]
     if reasons:
         verb = "differs" if len(reasons) == 1 else "differ"
@@ -96,7 +99,7 @@ def unfinished(arm: ArmTrials) -> Iterator[str]:
     for seed, trial in arm.trials.items():
         if not trial.is_done:
             kinds.setdefault(trial.why_not, []).append(seed)
-    # one note per reason, since an arm of twelve seeds may fail twelve times for the same one
+    # grouped, because an arm with twelve seeds may fail twelve times for the same reason
     for kind, seeds in kinds.items():
         yield f"{arm.name}: {len(seeds)} of {len(arm.trials)} {kind}, {seeds_text(seeds)}."
 
@@ -117,7 +120,7 @@ def _left_out(
 
 
 def _pairs(arm: ArmTrials, reference: ArmTrials) -> Iterator[tuple[ArmTrial, ArmTrial]]:
-    """Yields pairs of trials of one seed that both arms have completed."""
+    """Yields the trials of both arms, for each seed that both have completed."""
     for seed, trial in arm.trials.items():
         other = reference.trials.get(seed)
         if trial.is_done and other is not None and other.is_done:
@@ -125,5 +128,7 @@ def _pairs(arm: ArmTrials, reference: ArmTrials) -> Iterator[tuple[ArmTrial, Arm
 
 
 def _batches_differ(one: ArmTrial, other: ArmTrial) -> bool:
-    """Whether the first batches of any epoch differ; epochs missing in either count as equal."""
+    """Returns whether the first batches of any epoch differ; epochs missing in either count as
+    equal.
+    """
     return any(first != second for first, second in zip(one.batches, other.batches, strict=False))

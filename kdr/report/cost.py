@@ -40,7 +40,8 @@ def logged_cost(log: Log, configs: Sequence[TrialConfig], *, workers: int = 1) -
     """Estimates the cost of trials from completed trials of the same shape.
 
     Trials have the same shape if they share student, data, teacher, methods, epochs, batch size,
-    precision and workers; other settings may differ. Of several devices, the last one counts.
+    precision and workers; other settings may differ. If they ran on several devices, the latest one
+    counts.
 
     Args:
         log: the trial log.
@@ -58,7 +59,7 @@ def logged_cost(log: Log, configs: Sequence[TrialConfig], *, workers: int = 1) -
             return None
         one = statistics.fmean(state.seconds or 0.0 for state in found)
         seconds += one
-        # sorted by time: the latest trial says how many GPUs one holds
+        # sorted by time: the latest trial decides how many GPUs a trial holds
         gpu_hours += one / 3600 * (found[-1].last.num_gpus or 0.0)
         basis += found
     keys = {state.key for state in basis}
@@ -77,7 +78,7 @@ def _by_shape(log: Log) -> dict[str, list[TrialState]]:
                 _shape(json.loads(state.config), workers.get(state.key, 1)), []
             ).append(state)
     return {
-        # another device would have other seconds, so only the latest one counts
+        # times from another device would mislead, so only the latest device counts
         shape: [one for one in found if one.last.device == found[-1].last.device]
         for shape, found in shapes.items()
     }
@@ -105,7 +106,7 @@ def _texts(values: Iterable[str | None]) -> set[str]:
 def _shape(settings: Mapping[str, Any], workers: int) -> str:
     data, training = settings["data"], settings["training"]
     methods = sorted(name for name, method in settings["distill"].items() if method is not None)
-    # a teacher that is not used costs nothing, whatever the file names
+    # an unused teacher costs nothing, whatever the file says
     needs_teacher = bool(methods or settings["student"].get("inherit"))
     return canonical_json(
         {

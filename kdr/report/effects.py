@@ -29,7 +29,7 @@ _MOST_FLIPS = 40  # seeds; each half has at most 2^20 sums, which fit into memor
 class Effect:
     """A difference between arms, in the unit of the metric.
 
-    Everything that needs a spread is None for a single seed, or if all seeds agree exactly.
+    Fields that need a spread are None for a single seed, or if all seeds agree exactly.
     """
 
     n: int
@@ -41,7 +41,7 @@ class Effect:
     df: float | None = None
     """Degrees of freedom of the standard error."""
     df_per_seed: float = 1
-    """Degrees of freedom that each further seed adds."""
+    """Degrees of freedom that each additional seed adds."""
     sign_flip_p: float | None = None
     """Exact two-sided p over all 2^n signs of the paired differences."""
     paired: bool = True
@@ -88,8 +88,8 @@ class Verdict:
     p_adjusted: float | None = None
     tost_p_adjusted: float | None = None
     more_seeds: int | None = None
-    """Further seeds that would decide it if difference and spread stayed the same; MOST_SEEDS
-    means that many or more."""
+    """Additional seeds that would decide the effect if difference and spread stayed the same;
+    MOST_SEEDS means that many or more."""
 
 
 def paired_effect(arm: ArrayLike, reference: ArrayLike) -> Effect:
@@ -100,7 +100,7 @@ def paired_effect(arm: ArrayLike, reference: ArrayLike) -> Effect:
         reference: (n,) values of the other arm, same seeds in the same order.
     """
     arm, reference = np.asarray(arm, float), np.asarray(reference, float)
-    assert arm.shape == reference.shape, "paired values need one per arm and seed"
+    assert arm.shape == reference.shape, "paired arms need one value per seed each"
     differences = arm - reference
     n, mean = len(arm), float(differences.mean())
     if n < 2 or _is_rounding(float(np.ptp(differences)), arm, reference):
@@ -112,7 +112,7 @@ def paired_effect(arm: ArrayLike, reference: ArrayLike) -> Effect:
 def unpaired_effect(arm: ArrayLike, reference: ArrayLike) -> Effect:
     """Returns the difference of two means with Welch's standard error.
 
-    For trials of one seed number that did not see the same images.
+    For trials with equal seeds that did not see the same images.
 
     Args:
         arm: (n,) values of one arm.
@@ -198,7 +198,7 @@ def sign_flip_p(differences: ArrayLike) -> float | None:
     n = len(differences)
     if n > _MOST_FLIPS:
         return None
-    # sums that are equal but for rounding must count as equal
+    # sums that are equal up to rounding must count as equal
     reached = abs(differences.sum()) - 1e-9 * np.abs(differences).sum()
     first, second = _all_sums(differences[: n // 2]), np.sort(_all_sums(differences[n // 2 :]))
     above = len(second) - np.searchsorted(second, reached - first, side="left")
@@ -214,7 +214,7 @@ def _all_sums(values: Any) -> Any:
 
 
 def _is_rounding(spread: float, *values: Any) -> bool:
-    """Whether a spread is 0, or within the rounding error of its values."""
+    """Returns whether a spread is 0, or within the rounding error of its values."""
     return not spread > 1e-12 * max(float(np.abs(part).max()) for part in values)
 
 
@@ -230,7 +230,7 @@ def _verdict(
 ) -> Verdict:
     if p is None:
         return Verdict("undecided")
-    # before equivalence: an effect that is certain and small still helps or hurts
+    # checked before equivalence: an effect that is certain and small still helps or hurts
     if p < ALPHA:
         return Verdict("helps" if effect.difference > 0 else "hurts", p, tost)
     if tost is not None and tost < ALPHA:
@@ -239,7 +239,7 @@ def _verdict(
 
 
 def _more_seeds(effect: Effect, margin: float | None, family: int) -> int:
-    """Returns the fewest further seeds at which a test decides.
+    """Returns the smallest number of additional seeds at which a test decides.
 
     Assumes Holm's hardest step, in which the p is multiplied by the size of the family.
     """
@@ -251,5 +251,5 @@ def _more_seeds(effect: Effect, margin: float | None, family: int) -> int:
             p = min(p, equivalence_p(effect.difference, se, df, margin))
         return bool(family * p < ALPHA)
 
-    # every further seed lowers the p of a test that can ever decide, so bisection finds the first
+    # if a test can decide at all, each additional seed lowers its p, so bisection finds the first
     return 1 + bisect.bisect_left(range(1, MOST_SEEDS), True, key=decides)

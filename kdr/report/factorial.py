@@ -21,7 +21,7 @@ class Contrast:
     steps: tuple[Step, ...]
     """One step for a main effect, two for an interaction."""
     effect: Effect | None
-    """None if it cannot be estimated without the missing cells."""
+    """None if the missing cells are needed to estimate it."""
 
     @property
     def name(self) -> str:
@@ -54,7 +54,7 @@ def factorial_effects(
     rank = int(np.linalg.matrix_rank(model))
     inverse = np.linalg.pinv(model)
     # every seed is a block with its own mean; the model's constant is among these n means, so the
-    # model takes only rank - 1 further degrees of freedom
+    # model takes only rank - 1 more degrees of freedom
     deviations = y - y.mean(axis=0)
     residuals = deviations - model @ (inverse @ deviations.mean(axis=1, keepdims=True))
     df = y.size - n - (rank - 1)

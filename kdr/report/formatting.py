@@ -11,7 +11,7 @@ from typing import Any
 MODIFIED = " (modified)"
 """Mark of a commit whose working tree had uncommitted changes."""
 _CELL_DIGITS, _LABEL_DIGITS = 4, 3
-_LARGEST_WHOLE = 1e15  # above, a float no longer holds every whole number
+_LARGEST_WHOLE = 1e15  # above this, a float cannot represent every whole number
 
 
 def cell_text(value: Any, *, in_full: bool = False) -> str:
@@ -57,7 +57,7 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
 
 
 def plain_value(value: Any) -> Any:
-    """Returns a value made of JSON's own types; times become ISO 8601 texts."""
+    """Returns a value as JSON's own types; times become ISO 8601 strings."""
     if isinstance(value, Mapping):
         return {str(name): plain_value(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -70,7 +70,7 @@ def plain_value(value: Any) -> Any:
 
 
 def number_text(value: float, digits: int) -> str:
-    """Returns a number to so many significant digits; whole numbers keep all of theirs."""
+    """Returns a number to `digits` significant digits; whole numbers keep all of theirs."""
     is_whole = float(value).is_integer() and abs(value) < _LARGEST_WHOLE
     return f"{value:.0f}" if is_whole else f"{value:.{digits}g}"
 
@@ -101,7 +101,7 @@ def seeds_text(seeds: Sequence[int]) -> str:
 
 
 def spaced(name: str) -> str:
-    """Returns a name of the log or of a setting in plain words: `stopped early`."""
+    """Returns a name from the log or the settings in plain words: `stopped early`."""
     return name.replace("_", " ")
 
 

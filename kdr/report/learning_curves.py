@@ -61,7 +61,7 @@ class LearningCurves:
     metric: str
     groups: tuple[CurveGroup, ...]
     left_out: str | None = None
-    """One sentence on what is not drawn; None if all is."""
+    """One sentence on the curves that are not drawn; None if all are."""
 
     @property
     def curves(self) -> tuple[Curve, ...]:
@@ -125,7 +125,7 @@ def trial_curves(
     groups: dict[str, list[Curve]] = {}
     for trial in chosen:
         if trial.key in found:
-            # groups are legend entries: few states, and the best trial apart
+            # groups become legend entries, so there are few: the states, and the best trial
             name = BEST if trial.rank == 1 else spaced(trial.state.state)
             groups.setdefault(name, []).append(
                 Curve(trial.name, trial.key, trial.state.state, *found[trial.key])
@@ -172,13 +172,12 @@ def _runs(keys: pa.ChunkedArray) -> Iterable[tuple[str, int, int]]:
     if not len(keys):
         return []
     names = np.asarray(keys.to_pylist())
-    # rows are sorted by key, so each key is one run of rows
     starts = [0, *(np.flatnonzero(names[1:] != names[:-1]) + 1).tolist()]
     return zip(names[starts].tolist(), starts, [*starts[1:], len(names)], strict=True)
 
 
 def _band(curves: Sequence[Curve]) -> Band | None:
-    # a failed seed may have diverged; while all are running, there is nothing better
+    # a failed seed may have diverged, so it counts only while no seed is completed
     counted = [curve for curve in curves if curve.state == "completed"] or list(curves)
     if len(counted) < 2:
         return None

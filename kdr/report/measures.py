@@ -23,7 +23,7 @@ class Measure:
     """One number per trial, with its unit and scale."""
 
     name: str
-    """As `--metric` takes it: `AP75`, `AP/<class>`, `s/epoch`, `memory`, `parameters`,
+    """As passed to `--metric`: `AP75`, `AP/<class>`, `s/epoch`, `memory`, `parameters`,
     `extras/<name>`."""
     unit: str = ""
     """Unit in the head of a column."""
@@ -78,7 +78,7 @@ def measured(
     found = {measure.name: _values(measure.name, states, epochs) for measure in measures}
     for name, values in found.items():
         if (
-            # a column may well be empty, but a class or an extra that no trial logs is a typo
+            # a column may be empty, but a class or an extra that no trial logs is a typo
             "/" in name
             and not values
             and any(state.state == "completed" for state in states.values())

@@ -59,7 +59,7 @@ class StudyProgress:
     metric: str
     trials: tuple[TrialProgress, ...]
     total: int | None
-    """Planned trials; None if a budget in hours or GPU-hours decides."""
+    """Planned trials; None if a budget in hours or GPU-hours sets the limit."""
     seconds_left: float | None
     """ETA from the seconds per epoch so far; None if it cannot be estimated yet."""
     gpu_hours_used: float = 0.0
@@ -145,7 +145,7 @@ def trial_names(log: Log, study: str) -> dict[str, str]:
 
 def _states(log: Log, study: str) -> dict[str, TrialState]:
     """Returns the states of a study's trials; for an ablation, of its current arms and teachers."""
-    # arms that were removed from the file since then no longer count
+    # arms that have since been removed from the file no longer count
     current = {row["key"] for row in log.ablation_arms_of(study)}
     states = log.states_of(study)
     return {

@@ -122,7 +122,7 @@ def value_of(state: TrialState, metric: str) -> float | None:
 
 def ranking_rows(trials: Sequence[RankedTrial], metric: str) -> tuple[list[str], list[list[Any]]]:
     """Returns column names and rows of a ranking, with one column per searched setting."""
-    # in the order of first appearance: conditional settings come where they were first drawn
+    # in order of first appearance: a conditional setting comes where it was first drawn
     paths = list(dict.fromkeys(path for trial in trials for path in trial.parameters))
     columns = ["rank", "trial", "state", metric, "epochs", "seconds", *paths, "key"]
     rows = []

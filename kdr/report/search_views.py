@@ -116,7 +116,7 @@ def search_view(
 
 
 def thinned(trials: Sequence[RankedTrial], most: int) -> list[RankedTrial]:
-    """Returns at most so many trials: half from the front, the others evenly spaced."""
+    """Returns at most `most` trials: half from the front, the others evenly spaced."""
     if len(trials) <= most:
         return list(trials)
     first, others = list(trials[: most // 2]), trials[most // 2 :]
@@ -183,7 +183,7 @@ def _by_epoch(log: Log, keys: Sequence[str], metric: str) -> tuple[list[str], li
 def _spearman(early: Any, final: Any) -> float | None:
     """Returns Spearman's correlation, which is Pearson's of the ranks.
 
-    Not by scipy.stats: importing it takes as long as everything else together.
+    Computed without scipy.stats, whose import takes as long as everything else together.
     """
     if np.ptp(early) == 0 or np.ptp(final) == 0:
         return None
@@ -206,7 +206,7 @@ def _axis(path: str, parameter: Mapping[str, Any], trials: Sequence[RankedTrial]
         )
     if parameter.get("choice") is not None:
         listed = [value_text(value) for value in parameter["choice"]]
-        # values that were removed from the file since then are appended
+        # values that have since been removed from the file are appended
         names = list(
             dict.fromkeys([*listed, *(value_text(value) for value in drawn if value is not None)])
         )[:MOST_CATEGORIES]

@@ -49,7 +49,7 @@ class SettingsTable:
     rows: tuple[SettingsRow, ...]
     """Highest mean first."""
     notes: tuple[str, ...]
-    """Trials that are not in the table, and what the differences do not show."""
+    """Trials that are not in the table, and cautions on reading the differences."""
 
     def cells(self) -> tuple[list[str], list[list[Any]]]:
         """Returns column names and rows."""

@@ -1,8 +1,8 @@
 """Student's t distribution, central and noncentral, without scipy.
 
 `scipy.special` has the same functions and is the oracle of the tests. Importing it takes as long as
-all the rest of a `kdr table` (scipy 1.18 imports all of numpy with it, f2py included), and a table
-needs one number per row. Should `import scipy.special` get cheap, this module can go.
+the rest of `kdr table` (scipy 1.18 also imports all of numpy, including f2py), and a table needs
+one number per row. This module can be deleted once `import scipy.special` is cheap.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 _MOST_TERMS = 10_000
-"""More terms than the continued fraction needs: their number grows with the root of df."""
+"""More terms than the continued fraction needs: the number of terms grows with the root of df."""
 _NUM_PANELS, _NODES_PER_PANEL = 12, 32
 _normal_cdf = np.vectorize(NormalDist().cdf, otypes=[float])
 
@@ -79,7 +79,7 @@ def _quadrature() -> tuple[Any, Any]:
 
 
 def _incomplete_beta(a: float, b: float, x: float, rest: float) -> float:
-    """Returns I_x(a, b). `rest` is 1 - x, given because a difference would lose its digits."""
+    """Returns I_x(a, b). `rest` is 1 - x, passed in because computing it here would lose digits."""
     if x == 0 or rest == 0:
         return float(x > 0)
     if x > (a + 1) / (a + b + 2):  # where the continued fraction converges slowly

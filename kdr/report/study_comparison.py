@@ -34,7 +34,7 @@ def study_comparison(
         logs: the trial logs of the two studies.
         studies: their names.
         metrics: measures to show; the first study's metric by default.
-        allow_unequal: mark arms of unequal budgets instead of refusing them.
+        allow_unequal: mark arms with unequal budgets instead of refusing them.
 
     Raises:
         ConfigError: if a study has no arms, a measure does not exist, or budgets differ.
@@ -48,7 +48,7 @@ def study_comparison(
     rows: list[AblationRow] = []
     arms = []
     for one, other in _common(first, second):
-        # each pair is a comparison of its own, with the second study's arm as its reference
+        # each pair is a separate comparison, with the second study's arm as its reference
         mine, theirs = (
             replace(arm, name=f"{study}: {arm.name}")
             for arm, study in zip((one, other), studies, strict=True)

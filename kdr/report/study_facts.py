@@ -31,7 +31,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class StudyCost:
-    """What a study has used."""
+    """The resources that a study has used."""
 
     counts: Mapping[str, int]
     """State in words -> number of students, most frequent first."""
@@ -112,7 +112,7 @@ def failures(
 def budget(
     log: Log, study: str, states: Sequence[TrialState], content: Mapping[str, Any]
 ) -> StudyCost:
-    """Returns what a study has used, from its rows in the log."""
+    """Returns the resources that a study has used, from its rows in the log."""
     order = Counter(spaced(state.state) for state in states if state.role == "student")
     # the epochs that this study trained; a shared trial counts only where it ran
     of_study = log.epochs.filter(pc.equal(log.epochs["study"], study))

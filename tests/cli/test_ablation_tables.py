@@ -30,7 +30,7 @@ def ask(invoke: Invoke, ablation_log: AblationLog) -> Ask:
 
 def test_an_ablation_is_shown_by_arms(ask: Ask) -> None:
     lines = ask("ablate").stdout.splitlines()
-    assert lines[0] == "ablate: AP (%) by arm, with the difference to baseline"
+    assert lines[0] == "ablate: AP (%) by arm, with the difference from baseline"
     assert lines[1].split() == [
         "arm",
         "n",
@@ -129,7 +129,7 @@ def test_two_studies_are_compared(ask: Ask, ablation_log: AblationLog) -> None:
     lines = ask("ablate", "--compare", "older").stdout.splitlines()
     assert (
         lines[0]
-        == "ablate against older: AP (%) by arm, with the difference to the same arm of older"
+        == "ablate against older: AP (%) by arm, with the difference from the same arm of older"
     )
     assert [line.split()[:2] for line in lines[2:4]] == [
         ["older:", "baseline"],
@@ -153,7 +153,10 @@ def test_a_pivot_and_a_table_by_settings_are_written_for_a_paper(ask: Ask) -> No
             ("--by", "seed", "--cell", "better", "AP"),
             "table: needs at most one of --by, --pivot, .* got --by and --cell",
         ),
-        (("--by", "seed", "--allow-unequal"), "--allow-unequal: is for the arms of an ablation"),
+        (
+            ("--by", "seed", "--allow-unequal"),
+            "--allow-unequal: must be used with arms of an ablation",
+        ),
         (
             ("--output", "table.docx"),
             r"--output: must end in .md, .tex, .csv, .json, .html, got table.docx",

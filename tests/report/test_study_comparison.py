@@ -54,7 +54,7 @@ def test_arms_of_the_same_name_are_subtracted_seed_by_seed(
     grid = reading_grid(found)
     assert (
         grid.title
-        == "ablate against old: AP (%) by arm, with the difference to the same arm of old"
+        == "ablate against old: AP (%) by arm, with the difference from the same arm of old"
     )
 
 

@@ -1,1 +1,1 @@
-"""Study files made from a study: its best trial, or an ablation of a trial's choices."""
+"""Study files derived from a study: its best trial, or an ablation of a trial's choices."""

@@ -27,7 +27,7 @@ _PARTS = {"review_links": "review", "masks": "decouple", "pyramid_scales": "pyra
 
 @dataclass(frozen=True)
 class ChosenTrial:
-    """A trial whose settings were chosen, with what is known about the choice."""
+    """A trial whose settings were chosen, with the facts about the choice."""
 
     name: str
     """Name of the study that chose it or contains it."""
@@ -37,7 +37,7 @@ class ChosenTrial:
     candidates: tuple[str, ...]
     """Paths of settings that may have been chosen."""
     before: Mapping[str, Any]
-    """Settings before the choice; a setting outside the methods is put back to these."""
+    """Settings before the choice; settings outside the methods are reset to these."""
     metric: str
     resources: Mapping[str, Any]
     seeds: frozenset[int]
@@ -145,11 +145,11 @@ def ablation_yaml(chosen: ChosenTrial, *, num_seeds: int, first_seed: int | None
         "factors": factors,
         "seeds": {"count": num_seeds, "first": first},
         "metric": chosen.metric,
-        # with several methods there is no single arm that the study is about
+        # with several methods there is no single arm of primary interest
         **({"contrast": f"{next(iter(methods))}=off"} if len(methods) == 1 else {}),
     }
     trial = chosen.config.model_dump(mode="json")
-    # the default of both: all training images, and a seed from the ablation
+    # removed, so that the defaults apply: all training images, and the ablation's seeds
     trial["data"].pop("search_split")
     trial.pop("seed")
     trial["distill"] = {
@@ -181,7 +181,7 @@ def _first_free(used: frozenset[int], count: int) -> int:
 
 
 def _choices(chosen: ChosenTrial) -> dict[str, dict[str, dict[str, Any]]]:
-    """Returns one factor per choice: its part switched off, or its setting put back."""
+    """Returns one factor per choice: its part switched off, or its setting reset."""
     factors: dict[str, dict[str, dict[str, Any]]] = {}
     settings = chosen.config.model_dump(mode="json")
     own = canonical_json(_effective(chosen.config))
@@ -216,7 +216,7 @@ def _put_back(
                     else ("default", _default(settings, method, setting))
                 ),
             )
-        # epochs are a budget, not a choice: arms with other epochs could not be compared
+        # epochs are a budget, not a choice: arms with different epochs could not be compared
         elif group in ("student", "teacher", "training") and path != "training.epochs":
             yield path, ("before", value_at(chosen.before, path))
 

@@ -18,7 +18,7 @@ def best_study_yaml(log: Log, study: str, trial: RankedTrial, metric: str) -> st
         ConfigError: if this version cannot read the trial's settings.
     """
     settings = json.loads(trial.state.config)
-    # the split served the choice; its default, 0, trains on all images
+    # the split was for the choice; its default, 0, trains on all images
     split = settings["data"].pop("search_split", 0)
     content: dict[str, Any] = {"study": f"{study}-best", "trial": settings} | resources_of(
         log, study
@@ -42,11 +42,11 @@ def _head(study: str, trial: RankedTrial, metric: str, split: float) -> list[str
         ),
         f"Trial {trial.name}, key {trial.key}, commit {state.last.commit or 'unknown'}.",
     ]
-    # the value in the head is not reproduced: training and evaluation use other images
+    # the value in the head cannot be reproduced: training and evaluation now use other images
     if split:
         lines.append(
             f"That {metric} was measured on held-out training images (search_split: {split:g}), "
-            "the same ones on which the trial was chosen."
+            "the same images on which the trial was chosen."
         )
         lines.append(
             "This study trains on all training images and reports on the validation set, which the "

@@ -42,7 +42,7 @@ _Dumper.add_representer(
     list,
     lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True),
 )
-# PyYAML follows YAML 1.1, where 1e4 is a text and needs no quotes; the strict reader reads it as a
+# PyYAML follows YAML 1.1, where 1e4 is text and needs no quotes; the strict reader reads it as a
 # number, so such texts must be quoted
 _Dumper.add_implicit_resolver(
     "tag:yaml.org,2002:float",

@@ -47,7 +47,7 @@ def forest_figure(forest: Forest) -> Figure:
     return figure(
         [trace for trace in traces if trace["x"]],
         height=(_ROW_PX + 14 * is_tall) * len(forest.rows) + 100,
-        x=f"difference to {forest.reference}, {forest.title}",
+        x=f"difference from {forest.reference}, {forest.title}",
         # reversed, so that the first row is on top; the ends leave room for the labels
         yaxis={"visible": False, "range": [len(forest.rows) - 0.45, -0.85], "fixedrange": True},
         margin={"l": 12, "r": 12, "t": 30, "b": 44},
@@ -171,7 +171,7 @@ def _seed_lines(group: CurveGroup, color: str, scale: float) -> Figure:
         [(curve.epochs, _scaled(curve.values, scale)) for curve in group.curves],
         hover=texts,
         color=color,
-        # without a band the seeds' lines are all there is, so they are stronger
+        # without a band only the seeds' lines are drawn, so they are stronger
         width=1 if group.band else 1.8,
         opacity=0.45 if group.band else 0.9,
         name=group.name,

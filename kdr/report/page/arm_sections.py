@@ -46,7 +46,7 @@ def forest_section(table: AblationTable) -> Section:
             f"than {found.reference}."
         )
     )
-    # the caption speaks of every row, so the note must say what is missing
+    # the caption says "each row", so a note must mention the missing rows
     left = (
         f"{found.num_left_out} rows with the smallest differences are not drawn; the table lists "
         "all."
@@ -56,7 +56,7 @@ def forest_section(table: AblationTable) -> Section:
         (
             "Effects of the factors"
             if table.effects
-            else f"Difference of each arm to {found.reference}"
+            else f"Difference of each arm from {found.reference}"
         ),
         f"{caption}{margin}",
         forest_figure(found),
@@ -70,7 +70,7 @@ def forest_section(table: AblationTable) -> Section:
 def arm_curves_section(log: Log, table: AblationTable, arms: LoggedArms, metric: str) -> Section:
     """Returns the section with the learning curves of the arms."""
     others = [row for row in table.rows if row.name != table.reference]
-    # one colour per arm, and the reference has its own
+    # one colour per arm, including the reference
     drawn = [table.reference, *most_different(table, others, SERIES - 1)]
     curves = arm_curves(log, arms.arms, metric, drawn=drawn)
     if not curves.num_points:
@@ -107,8 +107,8 @@ def link_map_section(table: AblationTable, arms: LoggedArms) -> Section | None:
         "Review links by arm, and the difference they make",
         f"Columns are links, coarse to fine. Dots are links that an arm shares with "
         f"{table.reference}; squares are links that it switches on (filled) or off (open), in the "
-        f"colour of its result. Right: the difference in {measure.title} to {table.reference}, or "
-        "the mean if the arm is not compared."
+        f"colour of its result. Right: the difference in {measure.title} from {table.reference}, "
+        "or the mean if the arm is not compared."
         + (
             " *: the arm also changes other settings."
             if any(arm.changes_more for arm in found.arms)
@@ -133,7 +133,7 @@ def _forest_grid(found: Forest) -> Grid:
         for row in found.rows[:MOST_DATA_ROWS]
     )
     columns = ("comparison", "difference", "low", "high", "result", "by seed")
-    return Grid(f"Differences to {found.reference}, {found.title}", columns, rows)
+    return Grid(f"Differences from {found.reference}, {found.title}", columns, rows)
 
 
 def _curves_grid(curves: LearningCurves) -> Grid:
@@ -143,7 +143,7 @@ def _curves_grid(curves: LearningCurves) -> Grid:
     measure, rows = measure_of(curves.metric), []
     for group in curves.groups:
         if group.band is not None:
-            # the last epoch that all seeds share: later means would be of fewer seeds
+            # a mean after the last epoch that all seeds share would be over fewer seeds
             band = group.band
             rows.append(
                 (

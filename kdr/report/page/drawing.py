@@ -112,7 +112,7 @@ def plain(text: object) -> str:
 
 
 def shortened(name: str, most: int) -> str:
-    """Cuts a name to at most so many characters, with an ellipsis; the figure's table has it in
+    """Cuts a name to at most `most` characters, with an ellipsis; the figure's table has it in
     full.
     """
     return name if len(name) <= most else f"{name[: most - 1]}…"
@@ -176,7 +176,7 @@ def dots(
     outline: float = 0,
     **trace: Any,
 ) -> Figure:
-    """Builds a trace of points with an outline of so many pixels; hover texts are escaped."""
+    """Builds a trace of points with an outline `outline` pixels wide; hover texts are escaped."""
     marker = {
         "color": color,
         "size": 8,
@@ -250,7 +250,7 @@ def epoch_axis(epochs: Sequence[int]) -> Figure:
 
 
 def rounded(value: float | None, digits: int = 5) -> float | None:
-    """Rounds to so many significant digits, which makes the file smaller and looks the same."""
+    """Rounds to `digits` significant digits, which makes the file smaller and looks the same."""
     return None if value is None else float(f"{value:.{digits}g}")
 
 

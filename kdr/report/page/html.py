@@ -43,7 +43,7 @@ class Page:
     written: datetime
     """When the page was written, UTC."""
     command: str
-    """Command that writes this page."""
+    """The command that writes this page."""
     reload_s: float | None = None
     """Seconds after which the page reloads itself; None if it is final."""
     version: str = kdr.__version__

@@ -119,9 +119,9 @@ def link_map(table: AblationTable, arms: LoggedArms) -> LinkMap | None:
 
 
 def _differs_elsewhere(settings: Mapping[str, Any], reference: Mapping[str, Any]) -> bool:
-    """Whether settings other than the links differ.
+    """Returns whether settings other than the links differ.
 
-    A setting that only one of the arms uses is null in the other, which does not count.
+    A setting that only one of the arms uses is null in the other and does not count.
     """
     # attention, for example, is null if there is no link to attend over
     values = ((settings.get(path), reference.get(path)) for path in settings if path != PATH)

@@ -30,7 +30,7 @@ _BEST_SHADE = f"$shade{SHADES - 1}"
 
 
 def trial_curves_figure(curves: LearningCurves) -> Figure:
-    """Draws a line per trial, coloured by how it ended; the best stands out."""
+    """Draws a line per trial, coloured by its state; the best stands out."""
     measure, traces = measure_of(curves.metric), []
     # Plotly draws later traces on top: the best must come last
     for group in sorted(curves.groups, key=lambda group: group.name == BEST):
@@ -93,7 +93,7 @@ def parallel_figure(view: SearchView, names: Sequence[str]) -> Figure:
         for color, chosen in _shaded(view, most=MOST_LINES).items()
         if chosen
     ]
-    # room for unset values is only kept if there are any
+    # room for unset values is kept only if there are any
     has_lane = any(value is None for axis in axes for value in axis.values)
     left = _LANE if has_lane else 0.0
     return figure(
@@ -278,7 +278,7 @@ def _value_text(axis: SettingAxis, index: int) -> str:
 
 
 def _spread(value: float, index: int) -> float:
-    """Shifts a discrete value a little, so that equal values do not overlap."""
+    """Returns a discrete value shifted a little, so that equal values do not overlap."""
     # multiples of the golden ratio spread evenly, and the same trial always lands in one place
     return round(value + (index * 0.618034 % 1 - 0.5) * 0.3, 3)
 

@@ -172,7 +172,7 @@ def early_and_cost_section(
     log: Log, study: str, trials: Sequence[RankedTrial], metric: str, content: Mapping[str, Any]
 ) -> Section | None:
     """Returns the section on early epochs and on cost; None if neither has data."""
-    # ASHA's first rung is where early epochs decide, so it is the epoch to look at
+    # ASHA first stops trials at its first rung, so this is the epoch to plot
     rungs = ((content.get("search") or {}).get("stop_early") or {}).get("asha") or {}
     found = fidelity(log, trials, metric, early_epoch=rungs.get("grace_epochs"))
     nothing = (

@@ -47,7 +47,7 @@ def study_page(
     command: str = "",
     reload_s: float | None = None,
 ) -> Page:
-    """Builds the page of a study from what its log holds so far.
+    """Builds the page of a study from its log so far.
 
     Args:
         log: the trial log.
@@ -66,7 +66,7 @@ def study_page(
     content, progress = log.study_content(study), study_progress(log, study, now=now, metric=metric)
     table, arms = None, None
     if ablation_of(log, study) is not None:
-        # a page marks unequal arms: it has no option by which its reader could allow them
+        # a page has no option to allow unequal arms, so it marks them
         table = ablation_table(log, study, (metric,), allow_unequal=True)
         arms = logged_arms(log, study, (measure_of(metric),))
     trials, states = _trials(log, study, metric, progress), _states(log, progress)
@@ -113,7 +113,7 @@ def study_page(
 
 
 def _trials(log: Log, study: str, metric: str, progress: StudyProgress) -> tuple[RankedTrial, ...]:
-    """Returns the current students of the study, best first, with the names of `kdr status`."""
+    """Returns the current students of the study, best first, named as in `kdr status`."""
     names, current = trial_names(log, study), {trial.key for trial in progress.trials}
     return tuple(
         replace(trial, name=names.get(trial.key, trial.name))

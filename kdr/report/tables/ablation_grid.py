@@ -102,7 +102,7 @@ def data_grid(table: AblationTable) -> Grid:
 
 def _title(table: AblationTable) -> str:
     shown = (table.tested or table.measures[0]).title
-    return f"{table.study}: {shown} by arm, with the difference to {table.reference}"
+    return f"{table.study}: {shown} by arm, with the difference from {table.reference}"
 
 
 def _first_cells(row: AblationRow | EffectRow) -> list[Cell]:
@@ -197,7 +197,7 @@ def _conventions(table: AblationTable) -> Iterator[str]:
     tested = table.tested
     if tested is None:
         return
-    # a factorial's effects are no differences between two arms
+    # a factorial's effects are not differences between two arms
     if table.effects:
         difference = (
             "Effects: least squares with seeds as blocks; an interaction is half the change that "

@@ -15,7 +15,7 @@ def cell_sources(
 ) -> Grid:
     """Returns the trials behind an arm's measure, one row per seed.
 
-    Trials that are not completed are listed, but do not count in the number.
+    Trials that are not completed are listed, but do not count towards the cell.
 
     Args:
         log: the trial log.
@@ -32,7 +32,7 @@ def cell_sources(
     rows = []
     for trial in trials:
         state = trial.state
-        # also of a failed trial, although it does not count: a reader may ask what it reached
+        # also for a failed trial: it does not count, but a reader may ask how far it got
         value = trial.values.get(measure.name)
         rows.append(
             (

@@ -1,7 +1,7 @@
 """Tables written as Markdown, LaTeX, HTML, CSV and JSON, and read back cell by cell.
 
-Every written table holds its source, in a comment or a member, from which `verify` recomputes it.
-Reading ignores style, so bold type, spacing and captions may be edited.
+Every written table holds its source, in a comment or a JSON member, from which `verify` recomputes
+it. Reading ignores style, so bold type, spacing and captions may be edited.
 """
 
 import csv
@@ -85,7 +85,8 @@ def read_written(text: str) -> WrittenTable:
         cells = readers[source["format"]](text)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"TABLE: cannot read its table: {error}. Write it again with `kdr table --output`"
+            f"TABLE: the file's table cannot be read: {error}. Write it again with `kdr table "
+            "--output`"
         ) from error
     return WrittenTable(
         # whitespace is style, like bold type
@@ -153,7 +154,7 @@ def _markdown(grid: Grid) -> str:
 
 
 def _markdown_text(text: str, bold: bool = False) -> str:
-    # a bar would end the cell, the others would start markup
+    # a bar would end the cell; the other characters would start markup
     escaped = re.sub(r"([\\|*_`<>\[\]])", r"\\\1", text)
     return f"**{escaped}**" if bold and text else escaped
 
@@ -190,7 +191,7 @@ def _html(grid: Grid) -> str:
 
 
 def _html_cells(text: str) -> list[list[str]]:
-    # not a parser: only the first table counts, in whatever page it was pasted
+    # not a full parser: only the first table counts, whatever page it was pasted into
     table = text[text.index("<table") : text.index("</table>")]
     rows = re.findall(r"<tr\b[^>]*>(.*?)</tr>", table, re.DOTALL)
     cells = [re.findall(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]

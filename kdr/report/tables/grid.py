@@ -11,7 +11,7 @@ Cell = str | int | float | bool | None
 class Grid:
     """Rows of cells under named columns.
 
-    Numbers are written in full; whatever should be rounded is already text.
+    Numbers are written in full; rounded values are passed as text.
     """
 
     title: str
@@ -30,7 +30,7 @@ def decimals(sds: Iterable[float | None], default: int = 1) -> int:
     starts with 1.
 
     The standard deviation of a column is the root mean square over its rows. So 39.812 with 0.27
-    becomes 39.8, and with 0.14 39.81. Without any there are `default` decimals.
+    becomes 39.8, and with 0.14 39.81. Without one, there are `default` decimals.
     """
     known = [sd for sd in sds if sd is not None and sd > 0]
     if not known:
@@ -41,7 +41,7 @@ def decimals(sds: Iterable[float | None], default: int = 1) -> int:
 
 
 def number(value: float | None, digits: int, *, signed: bool = False) -> str:
-    """Returns a number with so many decimals, never `-0.0`; empty for None."""
+    """Returns a number with `digits` decimals, never `-0.0`; empty for None."""
     if value is None:
         return ""
     rounded = round(value, digits) + 0.0  # adding 0.0 turns -0.0 into 0.0

@@ -29,17 +29,17 @@ class TableRequest:
     study: str
     kind: Kind
     metrics: tuple[str, ...] = ()
-    """Measures to show; the study's metric if empty. A pivot, a ranking and a table by settings
-    show only the first."""
+    """Measures to show; the study's metric if empty. Pivots, rankings and tables by settings show
+    only the first."""
     paths: tuple[str, ...] = ()
-    """Settings to group by; the two of a pivot."""
+    """Settings to group by; for a pivot, its two settings."""
     other: str | None = None
     """The study to compare with."""
     allow_unequal: bool = False
     """Whether arms with unequal budgets are marked instead of refused."""
 
     def source(self) -> dict[str, Any]:
-        """Returns the request as plain values, without unset ones."""
+        """Returns the request as plain values, without unset fields."""
         return {name: value for name, value in asdict(self).items() if value}
 
 
@@ -53,16 +53,16 @@ def request_for(
     other: str | None = None,
     allow_unequal: bool = False,
 ) -> TableRequest:
-    """Returns the request for a table of a study; without more, its arms or its ranking.
+    """Returns the request for a table of a study; by default, its arms or its ranking.
 
     Args:
-        log: of the study.
-        study: its name.
+        log: the study's log.
+        study: name of the study.
         metrics: measures to show; the study's own if empty.
         by: settings to group by.
         pivot: two settings, down and across.
         other: the study to compare with.
-        allow_unequal: whether arms of unequal budgets are marked instead of refused.
+        allow_unequal: whether arms with unequal budgets are marked instead of refused.
 
     Raises:
         ConfigError: if `allow_unequal` is given for a table without arms.
@@ -72,7 +72,7 @@ def request_for(
         kind = "ablation"
     if allow_unequal and kind not in ("ablation", "comparison"):
         raise ConfigError(
-            "--allow-unequal: is for the arms of an ablation and --compare, got a table without. "
+            "--allow-unequal: must be used with arms of an ablation or --compare, got neither. "
             "Leave it out"
         )
     shown = tuple(metrics) or (searched_metric(log, study),)
@@ -94,10 +94,10 @@ def request_from(source: Mapping[str, Any]) -> TableRequest:
     try:
         request = TableRequest(**values)
     except TypeError as error:
-        raise ConfigError(f"TABLE: this version cannot read its source: {error}") from error
+        raise ConfigError(f"TABLE: this version cannot read the file's source: {error}") from error
     if request.kind not in get_args(Kind):
         raise ConfigError(
-            f"TABLE: the kind in its source must be one of {', '.join(get_args(Kind))}, got "
+            f"TABLE: the kind in the file's source must be one of {', '.join(get_args(Kind))}, got "
             f"{request.kind!r}"
         )
     return request
@@ -124,7 +124,7 @@ def requested_grid(request: TableRequest, read: Callable[[str], Log], *, in_full
             logs, studies = (log, read(request.other)), (request.study, request.other)
             table = study_comparison(logs, studies, request.metrics, allow_unequal=unequal)
         return data_grid(table) if in_full else reading_grid(table)
-    # the other kinds are of a study's trials, and show a single metric
+    # the other kinds tabulate a study's trials, and show a single metric
     metric = request.metrics[0] if request.metrics else searched_metric(log, request.study)
     if request.kind == "ranking":
         trials = ranking(log, request.study, metric)
@@ -175,6 +175,6 @@ def _rounded(rows: list[list[Any]], in_full: bool) -> tuple[tuple[Cell, ...], ..
 
 
 def _order(value: Any) -> tuple[int, float, str]:
-    """Sort key: numbers in order, before texts."""
+    """Returns a sort key: numbers in order, before texts."""
     is_number = isinstance(value, int | float)
     return (not is_number, float(value) if is_number else 0.0, str(value))

@@ -77,7 +77,7 @@ def _by_name(cells: Sequence[Sequence[str]]) -> dict[tuple[str, int, str], str]:
 
 
 def _is_equal(one: str | None, other: str | None) -> bool:
-    """Whether two cells agree; full numbers may differ by another machine's rounding."""
+    """Returns whether two cells agree; full numbers may differ by another machine's rounding."""
     if one is None or other is None or one == other:
         return one == other
     try:

@@ -12,7 +12,7 @@ from kdr.report.tables.formats import FILE_FORMATS, FileFormat, read_written, wr
 from kdr.report.tables.grid import Grid
 
 GRID = Grid(
-    title="a_study: AP (%) by arm & the difference to baseline",
+    title="a_study: AP (%) by arm & the difference from baseline",
     columns=("arm", "n", "AP (%)", "difference", "p"),
     rows=(
         ("baseline", "5/5", "39.8 ± 0.3", "", ""),
@@ -124,7 +124,9 @@ def test_a_file_without_its_table_is_refused(format: FileFormat) -> None:
     text = (
         json.dumps({"kdr-table": json.loads(mark)}) if format == "json" else f"% kdr-table: {mark}"
     )
-    with pytest.raises(ConfigError, match=r"TABLE: cannot read its table: .* Write it again"):
+    with pytest.raises(
+        ConfigError, match=r"TABLE: the file's table cannot be read: .* Write it again"
+    ):
         read_written(text)
 
 

@@ -96,11 +96,12 @@ def test_a_request_of_another_version_is_refused(arms: AblationLog) -> None:
     text = text_of(arms, "md").replace('"kind": "ablation"', '"kind": "ablation", "colour": 1')
     with pytest.raises(
         ConfigError,
-        match=r"TABLE: this version cannot read its source: .*colour",
+        match=r"TABLE: this version cannot read the file's source: .*colour",
     ):
         verified(text, reader(arms))
     with pytest.raises(
-        ConfigError, match=r"TABLE: the kind in its source must be one of ablation, .* got 'poll'"
+        ConfigError,
+        match=r"TABLE: the kind in the file's source must be one of ablation, .* got 'poll'",
     ):
         verified(text_of(arms, "md").replace('"kind": "ablation"', '"kind": "poll"'), reader(arms))
 
