@@ -30,10 +30,10 @@ def fpn_backbone(
 ) -> BackboneWithFPN:
     """Builds a backbone with an FPN.
 
-    The levels have strides 8 to 128, the last two extra; with `pool`, strides 4 to 64, the last one
-    extra. Modules and the order of their random draws are those of torchvision's builders (of
-    RetinaNet and FCOS with `returned_layers=[2, 3, 4]`), which support a width of 256 only. A
-    mobilenet feeds the FPN from the last block of each stride.
+    The levels have strides 8 to 128, the last two being extra levels; with `pool`, strides 4 to 64,
+    the last being extra. Modules and the order of their random draws are those of torchvision's
+    builders (of RetinaNet and FCOS with `returned_layers=[2, 3, 4]`), which support only a width of
+    256. A mobilenet feeds the FPN from the last block of each stride.
 
     Args:
         name: torchvision's name, such as `resnet18` or `mobilenet_v3_small`.
@@ -45,7 +45,7 @@ def fpn_backbone(
             cell of P5.
         p7_relu: whether P6 passes through a ReLU on its way to P7.
         bottleneck_stride: which convolution of a resnet's bottleneck has the stride; in the
-            original resnets the first, 1x1.
+            original resnets it is the first 1x1.
 
     Returns:
         A module whose outputs are named "0", "1", "2", "p6", "p7", finest first; with `pool` "0",
@@ -61,8 +61,8 @@ def fpn_backbone(
         extra = (LastLevelP6P7 if p7_relu else _PlainP6P7)(
             channels if p6_from == "P5" else in_channels[-1], channels
         )
-        # torchvision (0.29) guesses use_P5 from equal channels, which is wrong if C5 has as many as
-        # the FPN. Remove this line once LastLevelP6P7 takes it as an argument.
+        # torchvision (0.29) guesses use_P5 from equal channels, which is wrong if C5 has as many
+        # channels as the FPN. Remove this line once LastLevelP6P7 takes it as an argument.
         extra.use_P5 = p6_from == "P5"
     return BackboneWithFPN(body, return_layers, in_channels, channels, extra_blocks=extra)
 
@@ -110,7 +110,7 @@ def _resnet_body(name: str, norm: str, trainable_stages: int, num_levels: int) -
 
 def _mobilenet_body(name: str, norm: str, trainable_stages: int, num_levels: int) -> Body:
     # MobileNetV3's batch norm has eps 1e-3, and FrozenBatchNorm2d defaults to 1e-5 (torchvision
-    # 0.29): without this, frozen layers would not compute what the trained ones did
+    # 0.29): without this, frozen layers would compute other values than the trained layers did
     frozen = partial(FrozenBatchNorm2d, eps=_MOBILENET_BN_EPS)
     features = getattr(mobilenetv3, name)(
         weights=None, norm_layer=frozen if norm == "frozen" else None

@@ -20,7 +20,7 @@ KINDS: dict[str, Kind] = {"retinanet": RETINANET, "fcos": FCOS, "faster_rcnn": F
 def build_detector(
     config: DetectorConfig, categories: Sequence[str], *, seed: int, new_classes: bool = False
 ) -> Detector:
-    """Builds a detector with initial weights; `kdr.detectors.weights` loads and downloads.
+    """Builds a detector with initial weights; `kdr.detectors.weights` loads trained ones.
 
     The weights are those of torchvision's model after `torch.manual_seed(address(seed,
     "detector"))`. The state of the global generators does not change.

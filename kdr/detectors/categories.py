@@ -16,10 +16,10 @@ def categories_of(
     Args:
         source: a value of the setting `weights`.
         layout: the library that saved the weights.
-        file: their content, if it was read already.
+        file: content of the weights file, if already read.
 
     Raises:
-        WeightsError: if an mmdetection file must be read and cannot be.
+        WeightsError: if an mmdetection file is needed and cannot be read.
     """
     if layout is None:
         return weights_categories(source)

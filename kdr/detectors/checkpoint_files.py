@@ -24,7 +24,7 @@ def save_student(path: StoredPath, detector: Detector, *, extra: dict[str, Any])
     Args:
         path: the weights file.
         detector: the detector, on any device.
-        extra: further content of the sidecar, in types that JSON has.
+        extra: further content of the sidecar, as JSON's own types.
 
     Raises:
         StorageError: if the files cannot be written.
@@ -41,8 +41,8 @@ def save_student(path: StoredPath, detector: Detector, *, extra: dict[str, Any])
         # every entry of the archive
         with aside.open("wb") as file:
             torch.save(state, file)
-        # Before the weights are renamed into place. After a crash in between, weights without a
-        # sidecar would count as saved, but could not be opened.
+        # Written before the weights are renamed into place: after a crash in between, weights
+        # without a sidecar would count as saved, but could not be opened.
         write_sidecar(
             path, Sidecar(detector.config, detector.categories, content_id(str(aside)), extra)
         )

@@ -11,7 +11,7 @@ def head_outputs(model: Any, features: list[Tensor], images: ImageList) -> dict[
     """Returns the head's outputs by name, (N, anchors of all levels, values), in the pixels' dtype.
 
     Under autocast the head computes in 16 bits. The next steps, sums over 1e5 anchors and box
-    coordinates, need more.
+    coordinates, need more precision.
     """
     return {name: output.to(images.tensors.dtype) for name, output in model.head(features).items()}
 
@@ -49,9 +49,9 @@ def logits_by_level(logits: Tensor, features: list[Tensor]) -> list[Tensor]:
 def anchors(model: Any, features: list[Tensor], images: ImageList) -> list[Tensor]:
     """Returns the anchors of each image, (anchors of all levels, 4) xyxy in pixels of the batch."""
     # torchvision's AnchorGenerator (0.29) computes in the dtype of the features. Under autocast
-    # that is bfloat16, which has no odd pixel position above 256. The generator reads only dtype,
-    # device and shape, so it gets stand-ins in the pixels' dtype; expanding a scalar costs no
-    # memory.
+    # that is bfloat16, which cannot represent odd pixel positions above 256. The generator reads
+    # only dtype, device and shape, so it gets stand-ins in the pixels' dtype; expanding a scalar
+    # costs no memory.
     stand_in = images.tensors.new_empty(())
     found: list[Tensor] = model.anchor_generator(
         images, [stand_in.expand(level.shape) for level in features]

@@ -21,7 +21,7 @@ _PROBE_SIZE_PX = 128
 
 @dataclass(frozen=True)
 class Kind:
-    """How to build and run one kind of detector."""
+    """Functions that build and run one kind of detector."""
 
     build: Callable[..., nn.Module]
     """(config, num_classes, **torchvision's options) -> torchvision's model with random weights."""
@@ -101,7 +101,7 @@ class Detector(nn.Module):
                 f"images: height and width must be multiples of {PAD_MULTIPLE}, got {H} x {W}. Pad "
                 "on the right and at the bottom"
             )
-        # the same operations in the same order as torchvision, for the same bits
+        # the same operations in the same order as torchvision, for bit-identical results
         pixels = images.float().div_(255).sub_(self.mean).div_(self.std)
         for index, (height, width) in enumerate(image_sizes):
             pixels[index, :, height:].zero_()
@@ -111,7 +111,8 @@ class Detector(nn.Module):
     def features(self, pixels: Tensor) -> list[Tensor]:
         """Returns the FPN outputs, (N, C, H, W) each, finest first.
 
-        A teacher of features runs nothing else: the head is about 45 % of a RetinaNet-R101.
+        A teacher whose features alone are distilled runs nothing else: the head is about 45 % of a
+            RetinaNet-R101.
 
         Args:
             pixels: (N, 3, H, W), from `pixels`.
@@ -163,7 +164,8 @@ class Detector(nn.Module):
     def class_logits(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Returns class logits (N, A, K, H, W) of each level, float32, with A boxes per cell.
 
-        A teacher of scores runs this and `features`, but not the box branch of its head.
+        A teacher whose class scores are distilled runs this and `features`, but not the box branch
+        of its head.
 
         Args:
             features: from `features`. The kind must classify cells

@@ -1,6 +1,6 @@
 """Translates detectron2's layer names to torchvision's.
 
-They are defined in `detectron2/modeling`: `backbone/resnet.py`, `backbone/fpn.py` and
+The names are defined in `detectron2/modeling`: `backbone/resnet.py`, `backbone/fpn.py` and
 `meta_arch/retinanet.py`. The head of its RetinaNet computes the same as torchvision's, except for
 the order of the nine boxes of a cell: ratios within sizes, where torchvision has sizes within
 ratios. The heads of its FCOS and Faster R-CNN differ from torchvision's and are not loaded.

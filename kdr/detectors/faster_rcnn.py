@@ -1,6 +1,6 @@
 """torchvision's Faster R-CNN (Ren et al. 2015) with a feature pyramid (Lin et al. 2017).
 
-Its losses sample anchors and proposals at random, as the method demands, from torch's global
+Its losses sample anchors and proposals at random, as the method requires, from torch's global
 generator.
 """
 

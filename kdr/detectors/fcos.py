@@ -57,7 +57,7 @@ class _IouHead(fcos.FCOSHead):  # type: ignore[misc]
         anchors: list[Tensor],
         matched_idxs: list[Tensor],
     ) -> dict[str, Tensor]:
-        """Returns torchvision's loss terms with another box loss, a mean over foreground cells."""
+        """Returns torchvision's loss terms with this box loss, a mean over foreground cells."""
         # torchvision (0.29) has no hook for the box loss. Its own one is computed and dropped,
         # which costs little: only foreground cells take part.
         losses: dict[str, Tensor] = super().compute_loss(
@@ -88,7 +88,7 @@ def _iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
 
 
 class _PixelRegression(nn.Module):
-    """torchvision's regression head with another last step: exp(level's scale x output) pixels.
+    """torchvision's regression head with a different last step: exp(level's scale x output) pixels.
 
     Takes over the modules of `head` under their names, so that their weights have the same keys.
     """

@@ -83,8 +83,8 @@ def weights_file(source: str) -> Path:
     if path.exists():
         raise WeightsError(f"{source}: is not a weights file but a folder. Give the file in it")
     if _ENUM_LIKE.fullmatch(source):
-        # DEFAULT stands for other weights in other versions of torchvision, so it cannot be part of
-        # a trial's key
+        # DEFAULT means different weights in different versions of torchvision, so it cannot be part
+        # of a trial's key
         close = difflib.get_close_matches(
             source.replace(".DEFAULT", "."), DETECTOR_ENUMS + BACKBONE_ENUMS, n=2, cutoff=0.5
         )

@@ -20,7 +20,7 @@ _FIRST_CONVOLUTION = "backbone.body.conv1.weight"
 
 @dataclass(frozen=True)
 class Layout:
-    """How one library names layers."""
+    """The layer names of one library."""
 
     mark: re.Pattern[str]
     """Pattern of a key that only its files have."""
@@ -51,7 +51,7 @@ def with_torchvision_names(
 
     Args:
         file: the content of the file.
-        source: its name, for errors.
+        source: name of the file, for errors.
         config: the detector's settings.
         target: the detector's own state_dict.
 
@@ -94,7 +94,8 @@ def _check_layout(state: Mapping[str, Tensor], source: str, config: DetectorConf
 
 
 def _check_recorded(file: StateFile, source: str, config: DetectorConfig) -> None:
-    """Checks the settings against those that the file records; keys and shapes would not differ.
+    """Checks the settings against those recorded in the file; keys and shapes would not show a
+    difference.
 
     Raises:
         WeightsError: if any of them differs.
@@ -111,7 +112,7 @@ def _check_recorded(file: StateFile, source: str, config: DetectorConfig) -> Non
         if name in ours and not _equal(value, ours[name])
     ]
     if wrong:
-        raise WeightsError(f"{source}: was trained with other settings. Set {', '.join(wrong)}")
+        raise WeightsError(f"{source}: was trained with different settings. Set {', '.join(wrong)}")
 
 
 def _in_effect(config: DetectorConfig) -> dict[str, Any]:

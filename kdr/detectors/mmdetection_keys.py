@@ -1,6 +1,6 @@
 """Translates mmdetection's layer names to torchvision's.
 
-They are defined in `mmdet/models`: `backbones/resnet.py`, `necks/fpn.py` and
+The names are defined in `mmdet/models`: `backbones/resnet.py`, `necks/fpn.py` and
 `dense_heads/retina_head.py`. Its resnets have torchvision's names. The head of its RetinaNet
 computes the same as torchvision's: nine boxes per cell, sizes within ratios, scores by sigmoid. The
 heads of its FCOS and Faster R-CNN differ from torchvision's and are not loaded.

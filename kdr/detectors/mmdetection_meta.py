@@ -40,8 +40,8 @@ def recorded_settings(meta: Mapping[str, Any]) -> dict[str, Any]:
         meta: with the configuration as Python text under `cfg` (3.x) or `config` (2.x).
     """
     text = meta.get("cfg", meta.get("config"))
-    # The text is parsed, not run: a checkpoint must not execute code. Where a key is in the tree
-    # does not matter, because mmdetection 2 and 3 nest the same keys differently.
+    # The text is parsed, not run: a checkpoint must not execute code. The position of a key in the
+    # tree does not matter, because mmdetection 2 and 3 nest the same keys differently.
     try:
         recorded = _unambiguous_values(ast.parse(text)) if isinstance(text, str) else {}
     except (SyntaxError, ValueError, RecursionError):

@@ -70,8 +70,8 @@ def anchor_generator(scale: float, *, whole_pixels: bool = True) -> AnchorGenera
 class _ExactAnchors(AnchorGenerator):  # type: ignore[misc]
     """torchvision's anchors, in its order, without rounding.
 
-    torchvision (0.29) rounds inside `generate_anchors`, without an option. A teacher that another
-    library trained has learned boxes relative to unrounded anchors.
+    torchvision (0.29) rounds inside `generate_anchors`, without an option. A teacher trained by
+    another library has learned boxes relative to unrounded anchors.
     """
 
     def generate_anchors(

@@ -15,7 +15,7 @@ from kdr.storage.files import StoredPath, store
 
 _FORMAT = "kdr student 1"
 _SUFFIX = ".json"
-"""The sidecar is beside the weights, under the same name with this suffix."""
+"""The sidecar is next to the weights, under the same name with this suffix."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Sidecar:
     detector: DetectorConfig
     categories: tuple[str, ...]
     weights_id: str
-    """Identity of the weights that it describes, to detect a pair that does not belong together."""
+    """Identity of the weights that the sidecar describes, to detect a mismatched pair."""
     extra: dict[str, Any]
     """Further content, chosen by the writer."""
 
@@ -95,7 +95,7 @@ def weights_categories(source: str) -> tuple[str, ...] | None:
 
     A torchvision enum has the 91 names of its `meta`, of which the first is the background. For
     RetinaNet and FCOS that is an output like the others; Faster R-CNN does not count it as a class.
-    A student of kdr has the names of its sidecar.
+    A student of kdr has the names in its sidecar.
     """
     if source in DETECTOR_ENUMS:
         names = tuple(get_weight(source).meta["categories"])

@@ -61,8 +61,8 @@ def read_state_file(source: str) -> StateFile:
         or not all(isinstance(value, Tensor) for value in content.values())
     ):
         raise WeightsError(
-            f"{source}: must contain a state_dict (names -> tensors), at the top or under 'model' "
-            f"or 'state_dict', got {type(content).__name__}. Save model.state_dict()"
+            f"{source}: must contain a state_dict (names -> tensors), at the top level or under "
+            f"'model' or 'state_dict', got {type(content).__name__}. Save model.state_dict()"
         )
     prefix = "module." if all(str(key).startswith("module.") for key in content) else ""
     return StateFile(
@@ -100,7 +100,7 @@ def _read(path: Path, source: str) -> object:
 def _reason(error: Exception) -> str:
     """Returns the line of an error that names its cause.
 
-    torch's (2.14) refusals have many lines, and advise to load the file with weights_only=False,
+    torch's (2.14) refusals have many lines, and advise loading the file with weights_only=False,
     which would run its code.
     """
     text = str(error) or type(error).__name__

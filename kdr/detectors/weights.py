@@ -26,7 +26,7 @@ _COUNTER = "num_batches_tracked"
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What was loaded into a detector, in shares of its keys without batch norm's step counters."""
+    """The result of loading weights into a detector, without batch norm's step counters."""
 
     source: str
     backbone: float
@@ -47,7 +47,7 @@ class LoadReport:
     def line(self) -> str:
         """Returns the report as one line of text."""
         shares = ", ".join(f"{getattr(self, part):.0%} of the {part}" for part in _PARTS)
-        lists = {"with other shape or classes": self.mismatched, "missing": self.missing}
+        lists = {"with different shape or classes": self.mismatched, "missing": self.missing}
         rest = [f"; {len(keys)} {what}: {_first_few(keys)}" for what, keys in lists.items() if keys]
         rest += (
             [f"; {len(self.unexpected)} not used: {_by_part(self.unexpected)}"]
@@ -79,9 +79,9 @@ def load_configured_weights(detector: Detector) -> tuple[LoadReport, ...]:
 def load_weights(detector: Detector, source: str, *, min_share: float) -> LoadReport:
     """Loads weights of a whole detector.
 
-    Keys of another shape keep their values, and so does the class layer if the classes differ. Of a
-    file in another library's layout, the class layer is also skipped if the file has no class
-    names, and the whole head if it computes something else than torchvision's.
+    Keys with a different shape keep their values, and so does the class layer if the classes
+    differ. From a file in another library's layout, the class layer is also skipped if the file has
+    no class names, and the whole head if its computation differs from torchvision's.
 
     Args:
         detector: changed only if no error is raised.
@@ -89,9 +89,9 @@ def load_weights(detector: Detector, source: str, *, min_share: float) -> LoadRe
         min_share: minimum share of keys to load, of backbone and neck each.
 
     Raises:
-        WeightsError: if the source cannot be read or has another layout than the settings say; if
-            less than `min_share` fits; if the class names are equal but the head does not fit; or
-            if keys of backbone or neck in another library's file do not fit this detector.
+        WeightsError: if the source cannot be read or has a layout other than that in the settings;
+            if less than `min_share` fits; if the class names are equal but the head does not fit;
+            or if keys of backbone or neck in another library's file do not fit this detector.
     """
     config, file = detector.config, read_state_file(source)
     target = detector.model.state_dict()
@@ -161,9 +161,9 @@ def inherit(student: Detector, teacher: Detector) -> LoadReport:
     """Copies the teacher's neck and head into the student where shapes match.
 
     PKD and others initialise students this way. The class layer is copied only if the class names
-    are equal and in equal order, the neck only between equal levels, because the same key belongs
-    to P2 in Faster R-CNN and to P3 in RetinaNet. Keys that the teacher's own weights did not fill
-    are not copied.
+    are equal and in equal order, the neck only between equal levels, because the same key is P2 in
+    Faster R-CNN and P3 in RetinaNet. Keys that the teacher's own weights did not fill are not
+    copied.
     """
     is_backbone, equal_levels = _PARTS["backbone"], student.strides == teacher.strides
 
@@ -216,7 +216,7 @@ def _compared(
     Args:
         detector: the detector to load into.
         state: the state_dict, with torchvision's names.
-        source: its name, for the report.
+        source: name of the source, for the report.
         among: which keys of the detector count as missing.
         foreign: pattern of keys that never fit, for a layer of other classes.
 
@@ -264,7 +264,8 @@ def _refuse_below(
 
 
 def _refuse_rest(report: LoadReport) -> None:
-    """Refuses keys of backbone or neck that were not loaded, since the network would be another.
+    """Refuses keys of backbone or neck that were not loaded, since the network would be a different
+    one.
 
     Such keys come from deformable convolutions, norms in the FPN, or P6 from another level.
     """

@@ -468,7 +468,7 @@ FCOS = {"detector": "fcos", "weights_layout": "mmdetection"}
 def test_settings_that_contradict_the_files_record_are_refused(
     settings: dict[str, Any], meta: dict[str, str], error: str
 ) -> None:
-    message = f"w.pth: was trained with other settings. Set {error}"
+    message = f"w.pth: was trained with different settings. Set {error}"
     with pytest.raises(WeightsError, match=f"^{re.escape(message)}$"):
         named(settings, "mmdetection", meta=meta)
 

@@ -89,7 +89,7 @@ def test_a_class_layer_of_other_classes_is_reported_and_keeps_its_initial_weight
     assert report.head == 1 - 2 / sum(key.startswith("head") for key in initial)
     assert all(torch.equal(detector.model.state_dict()[name], initial[name]) for name in names)
     assert (
-        "; 2 with other shape or classes: head.classification_head.cls_logits.weight, "
+        "; 2 with different shape or classes: head.classification_head.cls_logits.weight, "
         in report.line()
     )
 

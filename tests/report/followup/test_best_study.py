@@ -52,8 +52,8 @@ def test_the_head_names_the_trial_and_its_split(example_log: ExampleLog, tmp_pat
         "# The best trial of the study example by AP: AP 0.2500 at epoch 4, seed 0.",
         "# Trial a, key a, commit abc.",
         (
-            "# That AP was measured on held-out training images (search_split: 64), the same ones "
-            "on which the trial was chosen."
+            "# That AP was measured on held-out training images (search_split: 64), the same "
+            "images on which the trial was chosen."
         ),
         (
             "# This study trains on all training images and reports on the validation set, which "
