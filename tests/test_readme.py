@@ -73,11 +73,11 @@ def test_every_page_is_in_the_navigation_of_the_site() -> None:
     assert sorted(listed) == pages, "new pages go into nav in mkdocs.yml"
 
 
-def test_every_file_named_as_a_workaround_exists() -> None:
-    page = (ROOT / "docs" / "decisions" / "workarounds.md").read_text(encoding="utf-8")
-    named = re.findall(r"`(kdr/[\w/]+\.py)`", page)
-    assert len(named) > 20
-    assert [name for name in named if not (ROOT / name).is_file()] == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_of_the_repository_that_a_page_names_exist(page: Path) -> None:
+    folders = "kdr|tests|docs|benchmarks|search_spaces|examples|deploy"
+    named = re.findall(rf"`((?:{folders})/[\w./-]*)`", page.read_text(encoding="utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 def links(page: Path) -> Iterator[str]:
