@@ -4,12 +4,17 @@ from typing import cast
 
 import pytest
 
+from kdr.config.trial import Trial, TrialConfig
 from kdr.run import sweep
 from kdr.run.cluster.trial_resources import ResolvedResources
 from kdr.run.study_driver import RunEnd, StudyDriver
 
 DRIVER = cast("StudyDriver", None)
 """Not used: sessions and waits are replaced."""
+
+
+def unused(config: TrialConfig) -> Trial:
+    raise AssertionError(config)
 
 
 def search_with(
@@ -26,7 +31,7 @@ def search_with(
 
     monkeypatch.setattr(sweep, "_run_session", session)
     monkeypatch.setattr(sweep, "wait_for_others", lambda *_: waits.pop(0))
-    end = sweep.run_search(DRIVER, pytest.fail, ResolvedResources(), 1, rerun=True)
+    end = sweep.run_search(DRIVER, unused, ResolvedResources(), 1, rerun=True)
     return end, reruns
 
 
