@@ -51,6 +51,7 @@ class Storage:
                 with these credentials.
         """
         if "://" not in str(root):
+            # KDR_STORAGE and --storage=~/runs reach us with the `~`, which the shell leaves alone
             return cls(LocalPath(root).expanduser().absolute())
         return cls(ObjectPath.at(str(root), patience_s=patience_s))
 
@@ -122,6 +123,7 @@ class Storage:
 
     def forget_weights(self, key: str) -> None:
         """Removes a trial's weights, and everything it would resume from."""
+        # the sidecar last: weights without one would count as kept, but could not be opened
         self._remove(key, "student.pt", "student.json")
         self.forget_progress(key)
 

@@ -88,6 +88,7 @@ def answer(node: str, questions: Questions, *, mark: str, num_gpus: int = 0) -> 
         problems=problems,
         not_written=_leave_mark(questions.marks / mark),
         num_gpus_promised=num_gpus,
+        # only with GPUs, since importing torch takes seconds
         num_gpus_usable=_num_gpus_usable() if num_gpus else 0,
         gpus=_gpu_memory() if num_gpus else (),
     )
@@ -149,6 +150,7 @@ def _contents(questions: Questions) -> tuple[dict[str, str], tuple[str, ...]]:
         for number, data in enumerate(questions.data, 1)
     }
     asked |= {source: partial(content_id, source) for source in questions.weights}
+    # by content, not by path: a path may exist on every node and hold other files on each
     contents: dict[str, str] = {}
     problems: list[str] = []
     for name, identity in asked.items():

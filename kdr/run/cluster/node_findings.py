@@ -54,6 +54,7 @@ def _silence(silent: Sequence[Silent]) -> Iterator[Finding]:
 
 
 def _versions(answers: Sequence[Answers], expected: Mapping[str, str]) -> Finding:
+    # the driver's versions are expected, because it computes the trials' keys
     wrong = [
         f"{name} must be {version} on every node, got "
         f"{_by_value({one.node: one.versions.get(name, 'none') for one in others})}"
@@ -143,6 +144,7 @@ def _gpus(answers: Sequence[Answers]) -> Iterator[Finding]:
             )
             yield Finding("GPUs", "failed", text, fix)
         for gpu in one.gpus:
+            # a desktop or an idle CUDA context takes some hundred MiB, another training far more
             if gpu.free_gib < gpu.total_gib / 2:
                 text = (
                     f"{one.node}: {gpu.name} has {gpu.free_gib:.1f} of {gpu.total_gib:.1f} GiB free"

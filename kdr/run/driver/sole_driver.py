@@ -3,7 +3,7 @@
 A claim is a file of its own, and a process that sees another live claim does not start. The storage
 only has to list files that exist. No lock and no exclusive create is needed, because neither works
 on every NFS server and object store. On NFS a listing may be seconds old, but writing the own claim
-into the folder makes the client list it again.
+into the folder makes the client list it again. See docs/decisions/claims-without-a-lock.md.
 """
 
 import contextlib
