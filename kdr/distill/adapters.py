@@ -1,7 +1,7 @@
 """Adapters from a student's channels to a teacher's.
 
-Each convolution draws its initial weights from its own generator, so adding or removing one
-changes no other.
+Each convolution draws its initial weights from its own generator, so adding or removing one does
+not change the others.
 """
 
 import math
@@ -120,7 +120,9 @@ def blank_conv(num_in: int, num_out: int, side: int, *, bias: bool) -> nn.Conv2d
 
 
 def _num_groups(channels: int) -> int:
-    """Returns the most groups, up to 32, that divide the channels into parts of 8 or more."""
+    """Returns the largest number of groups, up to 32, that divides the channels into parts of 8 or
+    more.
+    """
     return max(
         groups for groups in range(1, max(1, min(32, channels // 8)) + 1) if channels % groups == 0
     )

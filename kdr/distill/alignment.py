@@ -20,7 +20,7 @@ class AlignedLevels(nn.Module):
         levels: the levels that learn.
         seed: the trial's seed.
         kind: kind of the adapters.
-        init: their initial weights, see `Adapter`.
+        init: initial weights of the adapters, see `Adapter`.
         where_channels_differ: adapt only levels whose channels differ from the teacher's, as FGD,
             MGD and CWD do.
 

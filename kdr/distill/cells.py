@@ -1,4 +1,4 @@
-"""The cells of feature maps: which of them see an image, and resizing one map to another's."""
+"""Marks the cells of feature maps that see an image, and resizes one map to another's cells."""
 
 import logging
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class ValidCells:
     Args:
         image_sizes: (height, width) of each image in pixels, before padding.
         batch_size: (height, width) of the padded batch in pixels.
-        device: of the feature maps.
+        device: device of the feature maps.
         count_padding: count padded cells too: V = 1 everywhere.
     """
 
@@ -40,7 +40,7 @@ class ValidCells:
         self._image_sizes = [batch_size] * len(image_sizes) if count_padding else image_sizes
         self._batch_size, self._device = batch_size, device
         self._is_padded = is_padded(self._image_sizes, batch_size)
-        # by size: student and teacher levels mostly share one, and so one mask
+        # by size: student and teacher levels mostly have the same size, and so share a mask
         self._of_grids: dict[tuple[int, int], Tensor] = {}
 
     def like(self, features: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class ToTeachersGrid:
         grid = grid_of(teacher)
         if grid_of(features) == grid:
             return features
-        # logged, because it blurs the student's features and no setting asked for it
+        # logged, because resizing blurs the student's features and no setting asks for it
         if level not in self._logged:
             self._logged.add(level)
             _log.info(

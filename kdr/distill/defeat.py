@@ -30,7 +30,7 @@ def decoupled_distances(student: Tensor, teacher: Tensor, regions: Tensor) -> Te
     """
     errors = squared_errors(student, teacher)
     regions = regions.to(errors.dtype)
-    # `errors` is a mean over channels, so C cancels; the clamp matters for an empty region alone
+    # `errors` is a mean over channels, so C cancels; the clamp matters only for an empty region
     return (regions * errors).sum((1, 2, 3)) / (2 * regions.sum((1, 2, 3))).clamp(min=1)
 
 

@@ -156,7 +156,7 @@ def _pooled_distances(
     num_images, _, height, width = difference.shape
     # (H W, Q)
     pooling = torch.cat([_pooling_matrix(height, width, k, like=difference) for k, _ in scales], 1)
-    # (N, H W, J, Q): Q is 21 for the scales 4, 2 and 1, so this is small beside the features
+    # (N, H W, J, Q): Q is 21 for the scales 4, 2 and 1, so this is small compared with the features
     weighted = weights.permute(1, 2, 3, 0).flatten(1, 2)[..., None] * pooling[:, None, :]
     mass = weighted.sum(1)  # (N, J, Q)
     sums = difference.flatten(2) @ weighted.flatten(2)  # (N, C, J Q)
@@ -185,5 +185,7 @@ def _pooling_matrix(height: int, width: int, k: int, *, like: Tensor) -> Tensor:
 
 
 def _reciprocal(mass: Tensor) -> Tensor:
-    """Returns 1 / mass, and 0 for a mass of 0: a bin or an image without weight counts nothing."""
+    """Returns 1 / mass, and 0 for a mass of 0: a bin or an image without weight contributes
+    nothing.
+    """
     return torch.where(mass > 0, 1 / mass, 0)

@@ -79,7 +79,7 @@ def focal_distances(
         (J,), in units of squared feature, summed over cells and channels.
     """
     teacher = teacher.detach()
-    # of the teacher alone, as the author says it is meant (yzd-v/FGD#12)
+    # the teacher's attention alone, as the author says is intended (yzd-v/FGD#12)
     of_channels = channel_attention(teacher, temperature=temperature)
     errors = squared_errors(student, teacher, channel_weights=of_channels) * student.shape[1]
     errors = errors * spatial_attention(teacher, temperature=temperature)
@@ -118,7 +118,7 @@ def relation_distance(
             its module is trained.
     """
     dtype = torch.promote_types(student.dtype, torch.float32)
-    # both contexts on the student's side: `squared_errors` detaches what is on the teacher's
+    # both contexts on the student's side, because `squared_errors` detaches the teacher's side
     shifted = student.to(dtype) + (of_student.to(dtype) - of_teacher.to(dtype))
     return squared_errors(shifted, teacher).sum() * student.shape[1] / len(student)
 

@@ -16,8 +16,8 @@ class Fitnet(Method):
     """L = sum_l mean( (a_l(S_l) - T_l)^2 ), the mean over images, channels and cells.
 
     Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, with adapters a_l on every level
-    of the neck, as later papers use it as a baseline (docs/method.md, A.8). Padding counts, as in
-    theirs.
+    of the neck, as in the baselines of later papers (docs/method.md, A.8). Padding counts, as in
+    those papers.
 
     Args:
         aligned: the levels, adapted.
@@ -38,7 +38,7 @@ class Fitnet(Method):
         return [Term("fitnet.feature", torch.stack(errors).sum())]
 
     def units(self, grids: Sequence[tuple[int, int]], boxes_per_image: float) -> dict[str, float]:  # noqa: ARG002
-        """Returns 1 for every level: the method is the unit itself."""
+        """Returns 1 for every level: the method itself is the unit."""
         return {f"fitnet.feature.{name}": 1.0 for name in self.aligned.levels.names}
 
 

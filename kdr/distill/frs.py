@@ -1,4 +1,4 @@
-"""FRS: features and class scores, weighted by how certain the teacher is of a class there."""
+"""FRS: features and class scores, weighted by the teacher's confidence in each cell."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -82,7 +82,7 @@ class Frs(Method):
         mean_q(x) = sum q x / sum q over the cells of the batch
 
     with 3x3 adapters a_l, class logits s_l and t_l, and the sum of squares taken over channels. No
-    ground truth is used. Padded cells count by what the teacher sees in them.
+    ground truth is used. Padded cells count with the teacher's confidence in them.
 
     Source: Du et al., "Distilling Object Detectors with Feature Richness", NeurIPS 2021
     (docs/method.md, A.7).
@@ -144,7 +144,7 @@ class Frs(Method):
         """Returns the student's logits (N, A, K, H, W), resized to the teacher's cells."""
         if logits.shape[-2:] == target.shape[-2:]:
             return logits
-        # interpolation knows one axis of channels: boxes and classes share it for the moment
+        # interpolation takes a single axis of channels, so boxes and classes share it here
         resized = self._to_teachers_grid(logits.flatten(1, 2), target, level)
         return resized.view(*logits.shape[:3], *resized.shape[-2:])
 

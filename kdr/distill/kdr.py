@@ -36,7 +36,7 @@ class Kdr(Method):
     average pooling to k x k, pi_k a bin's share of the mass A_k(w), v_n = 1/N for images with any
     mass, M_fg and M_bg the region weights (`kdr.distill.masks`), V the cells that see the image and
     b the share of the foreground. docs/method.md, F, has every symbol; docs/method.md, F.8, lists
-    what the paper's abstract leaves open.
+    the details that the paper's abstract leaves open.
 
     Source: Zhang Yao, Pan Zhisong, "Object detection distillation based on knowledge review and
     feature decoupling", Application Research of Computers 2023(5): 1542-1547.

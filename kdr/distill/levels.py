@@ -55,11 +55,11 @@ class MatchedLevels:
         )
 
     def of_student(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """Returns the matched ones of the student's tensors, given one per level."""
+        """Returns the student's tensors at the matched levels, given one per level."""
         return [levels[level] for level, _ in self.pairs]
 
     def of_teacher(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """Returns the matched ones of the teacher's tensors, given one per level, detached."""
+        """Returns the teacher's tensors at the matched levels, given one per level, detached."""
         return [levels[level].detach() for _, level in self.pairs]
 
     def teacher_std(self, setup: Setup, setting: str) -> tuple[float, ...]:

@@ -53,7 +53,7 @@ def valid_cells(
 
 
 def is_padded(image_sizes: Sequence[tuple[int, int]], batch_size: tuple[int, int]) -> bool:
-    """Whether any image is smaller than its batch, so that a cell may see nothing but padding."""
+    """Returns whether any image is smaller than its batch, so that a cell may see only padding."""
     return any(tuple(size) != tuple(batch_size) for size in image_sizes)
 
 
@@ -84,7 +84,7 @@ def foreground_mask(
         valid: (N, H, W) bool, cells that count.
         batch_size: (height, width) of the padded batch in pixels.
         values: `area` or `binary`.
-        dtype: of the result.
+        dtype: dtype of the result.
 
     Returns:
         (N, H, W) non-negative weights, 0 outside of boxes and where `valid` is False.
@@ -113,8 +113,8 @@ def foreground_mask(
 def boxes_of_level(boxes_xyxy: Tensor, level: int, num_levels: int) -> Tensor:
     """Keeps the boxes that belong to one of L levels by their size, 0 the finest.
 
-    The level of a box is floor(log2(sqrt(area) / 56 px)), clamped to 0 .. L - 1: how DeFeat assigns
-    each box to a single level (docs/method.md, F.3).
+    The level of a box is floor(log2(sqrt(area) / 56 px)), clamped to 0 .. L - 1, which is how
+    DeFeat assigns each box to a single level (docs/method.md, F.3).
 
     Args:
         boxes_xyxy: (N, M, 4) in pixels, see `padded_boxes`.

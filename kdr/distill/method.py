@@ -33,7 +33,9 @@ class Term(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureLevels:
-    """A detector's feature maps as a method must know them when it is built, finest level first."""
+    """Facts about a detector's feature maps that a method needs when it is built, finest level
+    first.
+    """
 
     strides: tuple[float, ...]
     """Pixels per cell of each level, measured on the detector itself."""
@@ -52,7 +54,7 @@ class Setup:
     seed: int
     """The trial's seed; each module draws its initial weights from (seed, method, module name)."""
     total_steps: int
-    """Optimiser steps of the whole training."""
+    """Optimiser steps of the whole training run."""
     teacher_std: tuple[float, ...] | None = None
     """Standard deviation of each teacher level; None if no method needs `teacher_std`."""
 
@@ -100,15 +102,15 @@ class Method(nn.Module, ABC):
         """
 
     def logged_numbers(self) -> dict[str, Tensor]:
-        """Returns further scalars for the log, once per epoch; none for most methods."""
+        """Returns additional scalars for the log, once per epoch; none for most methods."""
         return {}
 
     def units(self, grids: Sequence[tuple[int, int]], boxes_per_image: float) -> dict[str, float]:  # noqa: ARG002
-        """Returns what weight 1 of the method means in the one unit for all methods.
+        """Returns weight 1 of the method in the common unit of all methods.
 
         The unit is the coefficient of the mean squared feature error over the cells of a term's
         region and all channels, attention aside (docs/method.md, A.0). Terms that are not squared
-        errors of features have none.
+        errors of features have no unit.
 
         Args:
             grids: (H, W) of each teacher level, in cells.

@@ -1,7 +1,7 @@
 """The methods of a trial, each multiplied by its weight.
 
 To add a method: add its settings to `kdr/config/distill.py`, its file with a `Method` and a builder
-beside `kdr.py`, and one line to `_BUILDERS`. The contract tests then run on it
+next to `kdr.py`, and one line to `_BUILDERS`. The contract tests then run on it
 (`tests/distill/test_contract.py`).
 """
 
@@ -90,7 +90,9 @@ class Methods(nn.ModuleDict):
         }
 
     def units(self, grids: Sequence[tuple[int, int]], boxes_per_image: float) -> dict[str, float]:
-        """Returns what the weights mean, ramps aside, by `unit.term.level`. See `Method.units`."""
+        """Returns the weights in the common unit, ramps aside, by `unit.term.level`. See
+        `Method.units`.
+        """
         return {
             f"unit.{term}": self.weights[name].value * unit
             for name, method in self.items()
@@ -98,7 +100,7 @@ class Methods(nn.ModuleDict):
         }
 
     def logged_numbers(self) -> dict[str, float]:
-        """Returns further numbers for the log by `method.number`, measured weights included."""
+        """Returns additional numbers for the log by `method.number`, including measured weights."""
         measured = {
             f"{name}.weight": value for name, value in MeasuredWeights(self).state_dict().items()
         }
@@ -114,9 +116,9 @@ class Methods(nn.ModuleDict):
 
 
 class MeasuredWeights:
-    """The weights measured by `calibrate`, in the form of a part of a checkpoint.
+    """The weights measured by `calibrate`, as a part of a checkpoint.
 
-    A resumed trial must not measure again: its student is trained by then.
+    A resumed trial must not measure again, because its student is already partly trained.
 
     Args:
         methods: the methods that hold the weights.
@@ -141,12 +143,12 @@ class MeasuredWeights:
 
 
 def build_methods(distill: DistillConfig, setup: Setup) -> Methods:
-    """Builds every method that is on.
+    """Builds every active method.
 
     Raises:
         ConfigError: if the settings do not fit the two detectors.
     """
-    # in the order of DistillConfig's fields: the sum of their losses depends on it in its last bits
+    # in the order of DistillConfig's fields: the order affects the last bits of the summed loss
     on = distill.methods()
     return Methods(
         {name: _BUILDERS[name](settings, setup) for name, settings in on.items()},

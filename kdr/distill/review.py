@@ -35,10 +35,10 @@ class ReviewChain(nn.Module):
 
         R_L = X_L,   R_l = fuse(X_l, Up(R_{l+1})) where linked, else X_l
 
-    X_l = V a_l(S_l) with adapters a_l into M channels (the most that the teacher has at a level).
-    The reviewed features are G_l = V o_l(R_l) with projections o_l into the teacher's channels. V
-    is 1 where a cell sees the image. See `Link` for the fusion. R is passed down before the
-    projection, as in ReviewKD (Chen et al., CVPR 2021).
+    X_l = V a_l(S_l) with adapters a_l into M channels (the largest number that the teacher has at a
+    level). The reviewed features are G_l = V o_l(R_l) with projections o_l into the teacher's
+    channels. V is 1 where a cell sees the image. See `Link` for the fusion. R is passed down before
+    the projection, as in ReviewKD (Chen et al., CVPR 2021).
 
     Each module draws its initial weights from its own generator, addressed by the seed and the
     module's name: adding or removing a link shifts no other draw.
@@ -159,8 +159,8 @@ class Link(nn.Module):
     q = W2 ReLU(W1 GAP([x; u])) (N, 2, M), reduction 16, GAP over the cells that count:
 
     - `softmax` gates: (g^x, g^u) = softmax over the two branches of p + q (`both`), p (`spatial`),
-      q (`channel`) or 0 (`none`). They are convex, so kinds of attention differ in attention and
-      not in scale.
+      q (`channel`) or 0 (`none`). These gates are convex, so the kinds of attention differ in
+      attention, not in scale.
     - `sigmoid` gates: sigmoid of p, of q, their product, or 1/2. ReviewKD uses p alone.
     - `gated` fusion: g^x x + g^u u. `residual` fusion: x + zeta g^u u with a scalar zeta that
       starts at 0.

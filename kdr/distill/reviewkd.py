@@ -1,4 +1,4 @@
-"""ReviewKD: fuses the student's levels from coarse to fine, compares them at several scales."""
+"""ReviewKD: fuses the student's levels from coarse to fine and compares them at several scales."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -12,8 +12,8 @@ class LevelStd:
     """Standard deviation of each feature level, over all channels and valid cells of many batches.
 
     In double precision, on the device: nothing waits for a GPU before `result`. Batches are merged
-    by their means and sums of squared deviations (Chan, Golub and LeVeque, 1979), which keeps its
-    digits where features have a large mean; a sum of squares would lose them.
+    by their means and sums of squared deviations (Chan, Golub and LeVeque, 1979), which keeps
+    precision where features have a large mean; a sum of squares would lose it.
     """
 
     def __init__(self) -> None:

@@ -16,15 +16,15 @@ from kdr.training.distilled_student import gradient_norms, root_sum_of_squares
 from kdr.training.training_state import TrainingState
 
 CALIBRATION_BATCHES = 8
-"""The first batches of the trial, over which gradients are compared."""
+"""Number of batches, the trial's first, over which gradients are compared."""
 
 
 def calibrate(state: TrainingState, seed: int) -> None:
     """Measures the weights of methods with `calibrate`, on the untrained student.
 
     The weight of a method is rho |g_detection| / |g_method|, with g the gradients at the student's
-    FPN outputs over the first batches of all ranks, the method's at weight 1 without its ramp.
-    Nothing but the weights changes.
+    FPN outputs over the first batches of all ranks, the method's at weight 1 without its ramp. Only
+    the weights change.
 
     Args:
         state: a trial before its first step.
@@ -60,7 +60,7 @@ def _gradient_norms(state: TrainingState, seed: int) -> dict[str, float]:
     Over all calibration batches and ranks together.
     """
     methods = state.model.methods
-    # in fp16 small gradients are 0 without the scaler of a training step
+    # in fp16, small gradients underflow to 0 without the scaler of a training step
     if state.precision == torch.float16:
         state = replace(state, precision=torch.float32)
     # the unwrapped model: DDP expects a backward pass after each forward pass

@@ -71,7 +71,7 @@ def load_checkpoint(path: StoredPath, parts: dict[str, Stateful]) -> Progress:
         # weights_only: a storage may be shared, and a pickle can run code
         with path.fetched() as local:
             state = patiently(lambda: torch.load(local, map_location="cpu", weights_only=True))
-    except (  # what torch.load raises for truncated, empty and foreign files
+    except (  # torch.load raises these for truncated, empty and foreign files
         RuntimeError,
         EOFError,
         OSError,
@@ -90,7 +90,7 @@ def load_checkpoint(path: StoredPath, parts: dict[str, Stateful]) -> Progress:
             f"{path}: must be a checkpoint of version {CHECKPOINT_VERSION}, got {found}. Remove it "
             "to start the trial over"
         )
-    # by the parts that this trial has: its settings decide them, and they are part of its key
+    # by this trial's own parts: its settings decide which it has, and are part of its key
     for name, part in parts.items():
         part.load_state_dict(state["parts"][name])
     return Progress(

@@ -40,7 +40,8 @@ class StepLosses(NamedTuple):
 class DistilledStudent(nn.Module):
     """The student and its methods as one module, for data-parallel training to wrap.
 
-    DDP averages gradients of the wrapped module alone, so the methods' parameters must be inside.
+    DDP averages only the gradients of the wrapped module, so the methods' parameters must be
+    inside.
 
     Args:
         student: the detector to train.
@@ -100,8 +101,8 @@ def gradient_norms(
 ) -> dict[str, float]:
     """Returns the norms of gradients at the FPN outputs, all levels together.
 
-    Of the detection loss, of each method, and of their total. The graph is kept. It reads numbers
-    from the device and so waits for it: call it once per epoch, not in every step.
+    The norms are those of the detection loss, of each method, and of their total. The graph is
+    kept. Reading the norms waits for the device: call this once per epoch, not in every step.
 
     Args:
         losses: losses of this rank's share of the batch.

@@ -132,7 +132,7 @@ def _rows_of_batch(
     found: Sequence[dict[str, Tensor]], batch: Batch, category_ids: np.ndarray[Any, Any]
 ) -> Iterator[np.ndarray[Any, Any]]:
     for index, image in enumerate(found):
-        # back to pixels of the original image, in which the ground truth is
+        # back to pixels of the original image, as in the ground truth
         (height, width), (original_height, original_width) = (
             batch.image_sizes[index],
             batch.original_sizes[index],

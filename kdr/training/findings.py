@@ -12,14 +12,15 @@ from kdr.storage.files import StoredPath
 from kdr.storage.layout import Storage
 
 PREFLIGHT_VERSION = 1
-"""Raised by hand when a pre-flight measures something else; older files are then measured again."""
+"""Raised by hand when a pre-flight measures something different; stored measurements are then
+repeated."""
 GRADIENT_BAND = (0.1, 1e5)
 """Range of (method's gradient / detector's gradient) at the FPN in the first step, without warning.
 
-A fresh head has weights near 0, so little of the detector's own gradient passes it at first; it
-grows later. Below 0.1, even that little is ten times the method's. KDR's defaults gave 20 to 6,000
-on generated images; 1e5 is as far above that as the largest searched weight, 50, is above the
-default."""
+A fresh head has weights near 0, so little of the detector's own gradient passes through it at
+first; this grows later. Below 0.1, even that little is ten times the method's. KDR's defaults gave
+20 to 6,000 on generated images; 1e5 is as far above that as the largest searched weight, 50, is
+above the default."""
 SAMPLING_ERROR = 1.0
 """The AP over n images is expected within this / sqrt(n) of the AP over all images.
 
@@ -37,7 +38,7 @@ class Finding:
     text: str
     """One line, or several if a file has several problems."""
     fix: str = ""
-    """What to do about it, unless the text says so."""
+    """The suggested action, unless the text has it."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Preflight:
     """Norms at the student's FPN outputs: of the detection loss, of each method, and of the
     total."""
     loaded: tuple[str, ...]
-    """What was loaded into student and teacher, one line per source."""
+    """The weights loaded into student and teacher, one line per source."""
     levels: tuple[str, ...] = ()
     """Student levels with the teacher levels they learn from, with sizes and channels."""
     unreached: tuple[str, ...] = ()
@@ -62,9 +63,9 @@ class Preflight:
     teacher_ap: float | None = None
     """AP of the teacher; None without a teacher, or if its head is not fully loaded."""
     num_measured: int = 0
-    """Validation images on which the AP was measured."""
+    """Number of validation images on which the AP was measured."""
     num_val: int = 0
-    """All validation images."""
+    """Number of all validation images."""
     num_fit: int | None = None
     """Images that fit into memory at once, if the pre-flight had to halve their number; else
     None."""
@@ -94,7 +95,7 @@ def findings_of(measured: Preflight, config: TrialConfig) -> Iterator[Finding]:
     if measured.num_fit is not None:
         fix = (
             "Each trial will find its own number, since training.micro_batch is auto; set "
-            "training.micro_batch to save the attempts"
+            "training.micro_batch to avoid these attempts"
         )
         yield Finding("memory", "warning", f"fits with {measured.num_fit} images at a time", fix)
     yield from _of_losses(measured)
@@ -130,7 +131,7 @@ def _of_teacher(measured: Preflight, config: TrialConfig) -> Iterator[Finding]:
     stated = config.teacher.stated_ap
     if stated is None:
         nothing = not measured.teacher_ap > 0
-        fix = "It detects nothing: check its weights and its training" if nothing else ""
+        fix = "The teacher detects nothing: check its weights and its training" if nothing else ""
         yield Finding(
             "teacher's AP",
             "warning" if nothing else "ok",
@@ -139,7 +140,7 @@ def _of_teacher(measured: Preflight, config: TrialConfig) -> Iterator[Finding]:
         )
         return
     margin = config.teacher.stated_ap_margin
-    # an AP of fewer images varies more
+    # an AP over fewer images varies more
     if measured.num_measured < measured.num_val:
         margin += SAMPLING_ERROR / math.sqrt(measured.num_measured)
     if abs(measured.teacher_ap - stated) <= margin:

@@ -86,7 +86,7 @@ def fit(
         try:
             progress = load_checkpoint(folder / "checkpoint.pt", state.parts())
             _check_same_start(folder, progress, ranks)
-            # later the weights come from the checkpoint: a trained student would measure others
+            # a resumed trial takes them from its checkpoint: a trained student would yield others
             if progress.step == 0:
                 calibrate(state, trial.config.seed)
             yield from progress.history
@@ -112,8 +112,8 @@ def _run_epoch(
     if state.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(state.device)
     ranks = state.ranks
-    # Seeded per epoch, not per trial: a resumed trial draws the numbers of an uninterrupted one.
-    # Rank 0 has the address of a single process.
+    # Seeded per epoch, not per trial, so that a resumed trial draws the same numbers as an
+    # uninterrupted one. Rank 0 uses the same address as a single process.
     torch.manual_seed(address(config.seed, "epoch", epoch, *([ranks.rank] if ranks.rank else [])))
     state.parallel.train()
     sums = LossSums(ranks)
@@ -193,7 +193,7 @@ def _add_gradients(
     state: TrainingState, one: Pass, step: int, sums: LossSums, *, with_norms: bool
 ) -> dict[str, float]:
     """Runs one forward and backward pass; only gradients and sums of losses outlive it."""
-    # ranks average once, in the last pass: gradients of earlier ones have added up by then
+    # ranks average once, in the last pass: gradients of earlier passes have added up by then
     with contextlib.nullcontext() if one.is_last else state.ranks.unsynchronised(state.parallel):
         losses = state.losses(one, step)
         total = losses.total()
@@ -238,7 +238,7 @@ def _check_same_start(folder: StoredPath, progress: Progress, ranks: Ranks) -> N
 
 
 def _peak_memory_bytes(state: TrainingState) -> int | None:
-    """Returns the peak memory of the rank that used most; None on a CPU."""
+    """Returns the peak memory of the rank that used the most; None on a CPU."""
     if state.device.type != "cuda":
         return None
     return max(state.ranks.gathered(torch.cuda.max_memory_allocated(state.device)))

@@ -65,7 +65,7 @@ class LossSums:
 
         Every rank raises if any has such a term: a rank that continued would wait for the others.
         """
-        # one look at the sums suffices: they stay NaN or infinite
+        # checking the sums suffices, because they stay NaN or infinite
         bad = [name for name, value in self._plain.items() if not math.isfinite(float(value))]
         if bad := list(
             dict.fromkeys(name for names in self._ranks.gathered(bad) for name in names)

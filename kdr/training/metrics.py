@@ -63,5 +63,5 @@ class EpochMetrics:
     is_last: bool = False
     """Whether this is the trial's last epoch."""
     extras: dict[str, float] = field(default_factory=dict)
-    """Further numbers, such as the scale of each review link, the shares of loaded keys and the
-    student's parameters."""
+    """Other numbers, such as the scale of each review link, the shares of loaded keys, and the
+    number of the student's parameters."""

@@ -18,8 +18,8 @@ def make_optimizer(
     """Builds the optimiser, with separate groups for the student and the methods.
 
     Norms, biases and scalars of the methods have no weight decay (`kdr.distill.method`). All of the
-    student's parameters have, as in torchvision's own training, unless the settings give its biases
-    another rate or decay.
+    student's parameters have it, as in torchvision's own training, unless the settings give its
+    biases a different rate or decay.
     """
     # by dimensions: norms and biases have one, KDR's zetas none
     decayed = [parameter for parameter in methods.parameters() if parameter.ndim > 1]
@@ -112,7 +112,8 @@ def step_epochs(config: TrainingConfig) -> tuple[int, ...]:
     """
     if config.step_epochs is not None:
         return config.step_epochs
-    # a set, without the last epoch: short trainings round both to one, or to a drop after the end
+    # a set, without the last epoch: in a short training run both may round to the same epoch, or to
+    # the last, after which a drop has no effect
     return tuple(
         sorted(
             {max(1, round(config.epochs * share)) for share in (2 / 3, 11 / 12)} - {config.epochs}

@@ -74,7 +74,8 @@ def halve_micro_batch(trial: Trial, storage: Storage, failure: OutOfMemory) -> i
         return None
     path = storage.micro_batch(trial.key)
     if failure.num_images == 1:
-        path.unlink(missing_ok=True)  # no number fits here; another device starts from the full one
+        # no number fits on this device; another device starts from the full one
+        path.unlink(missing_ok=True)
         return None
     smaller = -(-failure.num_images // 2)
     with path.written_aside() as aside:

@@ -1,4 +1,4 @@
-"""Draws detections beside the ground truth, and the cells that count as foreground."""
+"""Draws detections next to the ground truth, and the cells that count as foreground."""
 
 from collections.abc import Mapping
 
@@ -76,7 +76,7 @@ def write_masks(
 ) -> list[StoredPath]:
     """Writes one PNG per image: its boxes, then each level's foreground over the padded image.
 
-    Foreground is red, by its weight relative to the image's largest; padding is dark.
+    Foreground is red, stronger for weights closer to the image's largest; padding is dark.
 
     Args:
         folder: created if missing; files are named by image id.
@@ -118,7 +118,7 @@ def write_masks(
 def _tinted(images: Tensor, mask: Tensor, valid: Tensor) -> Tensor:
     """Returns images (N, 3, H, W) with the cells of a mask in red and invalid cells dark."""
     largest = mask.amax((1, 2), keepdim=True)
-    # from 0.3 on: cells of large boxes weigh little under `area`, but must be visible
+    # at least 0.3: cells of large boxes weigh little under `area`, but must be visible
     redness = torch.where(mask > 0, 0.3 + 0.4 * mask / largest.clamp(min=1e-12), 0)
     redness, light = (
         F.interpolate(cells.float()[:, None], images.shape[-2:], mode="nearest")

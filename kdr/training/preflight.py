@@ -36,9 +36,9 @@ from kdr.training.training_state import Pass, TrainingState, prepare
 NUM_IMAGES = 4
 """Images in the single batch."""
 MAX_VAL_IMAGES = 500
-"""Most validation images on which the teacher is evaluated."""
+"""Maximum number of validation images on which the teacher is evaluated."""
 MAX_SECONDS = 15.0
-"""Seconds after which the teacher's evaluation starts no further batch."""
+"""Seconds after which the teacher's evaluation starts no more batches."""
 
 
 def measure(
@@ -57,8 +57,8 @@ def measure(
     Raises:
         KdrError: for unusable data or weights.
         OutOfMemory: if the images do not fit.
-        TrialFailure: of kind `bad_data`, if an image cannot be decoded; `not_calibrated`, as
-            training would.
+        TrialFailure: of kind `bad_data`, if an image cannot be decoded; `not_calibrated`, as in
+            training.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training = trial.config.training
@@ -114,7 +114,7 @@ def _measured(
 def _first_step(
     trial: Trial, state: TrainingState, shared: SharedParts, pictures: StoredPath
 ) -> Preflight:
-    """Returns everything that the first batch shows."""
+    """Returns all measurements on the first batch."""
     teacher = None if state.teacher is None else state.teacher.detector
     before = (
         {}
@@ -240,13 +240,14 @@ def _draw(
 def _teacher_ap(
     trial: Trial, teacher: Detector, storage: Storage, precision: torch.dtype
 ) -> tuple[float, int, int]:
-    """Returns the teacher's AP, the number of images it was measured on, and of all images.
+    """Returns the teacher's AP, the number of images it was measured on, and the number of all
+    images.
 
     Measured once per teacher and data set.
     """
     data = trial.config.data
     assert trial.config.teacher is not None
-    # what changes the AP of the same teacher on the same data
+    # the settings that change the AP of the same teacher on the same data
     decisive = repr((data.resize, trial.config.teacher.labels, precision))
     path = (
         storage.teacher(trial.teacher_id or "")

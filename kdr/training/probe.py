@@ -39,12 +39,12 @@ class ProbedTrial:
 def probe(
     trial: Trial, teacher: Trial | None, *, storage: Storage, loader_workers: int = 0
 ) -> list[ProbedTrial]:
-    """Times a few steps of a trial, and first of its teacher if that is not trained yet.
+    """Times a few steps of a trial, and before that of its teacher if it is not yet trained.
 
     Args:
         trial: the trial.
-        teacher: the trial that trains its teacher, unless that is complete; the trial is then timed
-            with a teacher of a few steps.
+        teacher: the trial that trains its teacher, or None if that trial is complete. If given, the
+            trial is timed with a teacher of a few steps.
         storage: holds data and trained teachers; only generated data is written there.
         loader_workers: processes that load images.
 
@@ -58,7 +58,7 @@ def probe(
     # in a temporary storage, so that no log, checkpoint or claim of the real one is touched
     with tempfile.TemporaryDirectory() as folder:
         aside = Storage.at(folder)
-        # generated images are kept: the trial needs the same ones
+        # generated images are kept: the trial needs the same images
         storage.data.mkdir(parents=True, exist_ok=True)
         storage.data.expose_at(aside.data)
         if teacher is None and trial.teacher_id is not None:

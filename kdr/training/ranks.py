@@ -53,7 +53,7 @@ class Ranks:
         return values
 
     def from_first(self, compute: Callable[[], Value]) -> Value:
-        """Returns on every rank what rank 0 computes."""
+        """Returns rank 0's result of `compute`, on every rank."""
         if self.count == 1:
             return compute()
         # a list of one: torch fills it in place
@@ -63,7 +63,9 @@ class Ranks:
         return value
 
     def parallel(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """Returns the model in a wrapper that averages gradients over ranks in each backward."""
+        """Returns the model in a wrapper that averages gradients over ranks in each backward
+        pass.
+        """
         if self.count == 1:
             return model
         return nn.parallel.DistributedDataParallel(

@@ -63,7 +63,7 @@ class SharedParts:
         """
         assert trial.teacher_id is not None
         if trial.teacher_id not in self._teachers:
-            # one teacher at a time: it occupies memory of the GPU
+            # one teacher at a time: each occupies GPU memory
             self._teachers = {trial.teacher_id: self._open_teacher(trial)}
         teacher = self._teachers[trial.teacher_id]
         if teacher.unloaded_head and "teacher_logits" in trial.config.distill.needs():
@@ -76,7 +76,7 @@ class SharedParts:
         return teacher.to(device)
 
     def teacher_lines(self, trial: Trial) -> list[str]:
-        """Returns what was loaded into the teacher of a trial, one line per source.
+        """Returns the weights loaded into the teacher of a trial, one line per source.
 
         The teacher must have been opened by `teacher`.
         """
@@ -115,9 +115,10 @@ class SharedParts:
             with path.fetched("student.json") as local:
                 teacher = open_student(local)
             # a student is restored in full or refused
-            lines = [f"all keys of its training's student.pt, trial {trial.trained_teacher_key}"]
+            lines = [f"all keys of the student.pt of trial {trial.trained_teacher_key}"]
         else:
-            # any seed: all weights are loaded, and methods refuse a head that is not
+            # any seed will do: all weights are loaded, and methods refuse a head that is not fully
+            # loaded
             teacher = build_detector(config, categories, seed=0)
             lines = [report.line() for report in load_configured_weights(teacher)]
             for line in lines:

@@ -50,7 +50,9 @@ class Student:
 
     @property
     def model(self) -> nn.Module:
-        """Torchvision's own model. It resizes and labels as torchvision does, not as the trial."""
+        """Torchvision's own model. It resizes and labels as torchvision does, not as the trial
+        does.
+        """
         return self.detector.model
 
     def to(self, device: torch.device | str) -> "Student":
@@ -67,7 +69,7 @@ class Student:
             min_score: lowest score to return.
 
         Raises:
-            ShapeMismatchError: if an image has another type or shape.
+            ShapeMismatchError: if an image has a different type or shape.
         """
         if not images:
             return []
@@ -111,7 +113,7 @@ def load_student(path: str | Path) -> Student:
     """Returns a trained student, on the CPU.
 
     Args:
-        path: `student.pt` as a trial saves it, beside its `student.json`; or the folder of both.
+        path: `student.pt` as a trial saves it, next to its `student.json`; or the folder of both.
 
     Raises:
         WeightsError: if the files are missing or damaged, or do not belong together.

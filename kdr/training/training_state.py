@@ -67,7 +67,8 @@ class TrainingState:
     """Shares of the student's keys filled from weights, by `loaded.part` and `inherited.part`; {}
     without weights."""
     micro_batch: int | None = None
-    """Most images in a pass; None if not set: a rank's share of a batch is then one pass."""
+    """Maximum number of images in a pass; None if not set: a rank's share of a batch is then one
+    pass."""
 
     def close(self) -> None:
         """Ends the processes that load images."""
@@ -116,7 +117,7 @@ class TrainingState:
         return found
 
     def numbers(self) -> dict[str, float]:
-        """Returns further numbers for the log.
+        """Returns additional numbers for the log.
 
         Those of the methods by `method.name`, such as the scale of each of KDR's review links; the
         shares of the student's keys that were loaded; the student's `parameters`; and the
@@ -152,7 +153,7 @@ def prepare(
     ranks: Ranks = ALONE,
     micro_batch: int | None = None,
 ) -> TrainingState:
-    """Builds everything that a trial needs, as before its first step.
+    """Builds everything that a trial needs, in the state before its first step.
 
     Restore a checkpoint into its `parts()`.
     """
@@ -163,7 +164,7 @@ def prepare(
     training = TrainingBatches(
         splits.train, config.data, seed=config.seed, batch_size=batch_size, **loading
     )
-    # evaluation keeps no graph: what fits in training fits here
+    # evaluation keeps no graph, so the images of a training pass fit
     at_a_time = micro_batch or batch_size // ranks.count
     evaluation = EvaluationBatches(splits.evaluation, config.data, batch_size=at_a_time, **loading)
     teacher = shared.teacher(trial, device) if config.needs_teacher else None
@@ -235,7 +236,7 @@ def _frozen(
         classes = torch.tensor(
             match_labels(teacher.categories, categories, config.teacher.labels), device=device
         )
-    # weights of other libraries expect pixels in other scales
+    # weights of other libraries expect pixels on other scales
     shares_pixels = all(
         torch.equal(mine.cpu(), its.cpu())
         for mine, its in ((student.mean, teacher.mean), (student.std, teacher.std))

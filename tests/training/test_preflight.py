@@ -83,9 +83,7 @@ def test_a_sound_trial_does_not_fail(make: Make, look: Any) -> None:
     assert measured.levels[0] == "P3 (8 x 8, 32 channels) from P3 (stride 8, 32 channels)"
     assert len(measured.levels) == 5
     assert measured.unreached == measured.not_frozen == ()
-    assert measured.loaded == (
-        f"teacher: all keys of its training's student.pt, trial {trial.teacher_id}",
-    )
+    assert measured.loaded == (f"teacher: all keys of the student.pt of trial {trial.teacher_id}",)
 
 
 def test_losses_and_gradients_are_those_of_the_trials_first_step(
