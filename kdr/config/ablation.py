@@ -40,7 +40,7 @@ class Ablation(Settings):
     design: Design = "leave_one_out"
     """Which arms to train. `leave_one_out` and `one_at_a_time` are the same: the baseline, and one
     arm for each level of each factor. `add_one_in`: the arm `nothing`, with all factors changed;
-    one arm for each factor put back, such as `+review`; and the baseline. `factorial`: every
+    one arm for each factor restored, such as `+review`; and the baseline. `factorial`: every
     combination of levels, where `baseline` is a level of every factor. `arms`: the baseline and the
     arms listed in `arms`. Arms are compared with the baseline, or in `add_one_in` with
     `nothing`."""

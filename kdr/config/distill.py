@@ -59,7 +59,7 @@ class KdrConfig(MethodConfig):
     """Links such as `P5->P4`, which pass a reviewed level to the next finer one; []: no review.
     Links to or from a level whose stride the teacher does not have are dropped, with a warning."""
     attention: Literal["none", "spatial", "channel", "both"] = "both"
-    """What a link's gates depend on: the cell (`spatial`), the channel (`channel`), both, or
+    """Inputs of a link's gates: the cell (`spatial`), the channel (`channel`), both (`both`), or
     nothing (`none`: constant gates of 1/2)."""
     fusion: Literal["residual", "gated"] = "residual"
     """How a link combines its levels: `residual` adds the gated coarse level with a learned scale

@@ -13,7 +13,7 @@ Metric = Literal["AP", "AP50", "AP75", "APs", "APm", "APl"]
 class Parameter(Settings):
     """A searched setting. Exactly one of `float`, `int`, `choice` and `subset` is set."""
 
-    # `float` and `int` are Python's types, hence the aliases
+    # `float` and `int` are Python's types, so these fields need aliases
     float_: Annotated[tuple[float, float] | None, Field(alias="float")] = None
     """Range [low, high] of real numbers."""
     int_: Annotated[tuple[int, int] | None, Field(alias="int")] = None

@@ -104,7 +104,7 @@ class CocoIndex:
     def summary(self) -> str:
         """Returns one line: numbers of images, boxes, categories, and of each special case."""
         handled = [
-            f"{self.counts[name]:,} {words}"
+            f"{words} ({self.counts[name]:,})"
             for name, words in _COUNTED.items()
             if self.counts.get(name)
         ]

@@ -12,7 +12,7 @@ _NO_CLASS = ("__background__", "N/A")
 def match_labels(
     teacher: Sequence[str], student: Sequence[str], mapping: Mapping[str, str] | None = None
 ) -> tuple[int, ...]:
-    """Returns, for each class of the student, the index of the same class in the teacher's list.
+    """Returns the index in the teacher's list of each class of the student.
 
     Classes that only the teacher has are dropped.
 

@@ -31,7 +31,7 @@ def save_student(path: StoredPath, detector: Detector, *, extra: dict[str, Any])
     """
     state = detector.model.state_dict()
     for name, value in state.items():
-        # Not .contiguous(): it leaves a 1x1 convolution from channels_last as it is, because its
+        # Not .contiguous(): it leaves a 1x1 convolution from channels_last unchanged, because its
         # strides count as contiguous in both formats (pytorch/pytorch#24090), and the strides are
         # part of the file.
         state[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)

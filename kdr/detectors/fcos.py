@@ -33,7 +33,8 @@ def _build(config: DetectorConfig, num_classes: int, **options: Any) -> fcos.FCO
         bottleneck_stride=config.bottleneck_stride or "3x3",
     )
     if config.center_sampling is False:
-        # torchvision (0.29) has no switch: a cell matches if it is within the radius of the center
+        # torchvision (0.29) has no switch: a cell matches if it is within the radius of the box's
+        # centre
         options = {"center_sampling_radius": math.inf, **options}
     head = (_IouHead if config.box_loss == "iou" else fcos.FCOSHead)(
         config.fpn_channels, 1, num_classes

@@ -16,7 +16,7 @@ from kdr.config.versions import RESULTS_VERSION
 
 _DATA_PATHS = {"train_images", "train_annotations", "val_images", "val_annotations"}
 _FROZEN = {"training", "labels", "trainable_stages", *NO_NUMBERS}
-"""Settings without effect on what a teacher with weights computes. `labels` is in the trial's key
+"""Settings that do not change the output of a teacher with weights. `labels` is in the trial's key
 instead: it changes what the student learns, not the teacher."""
 
 

@@ -89,7 +89,7 @@ def not_paired(arm: ArmTrials, reference: ArmTrials) -> str | None:
     return (
         f"{arm.name}: the pairing is broken. For {seeds_text(seeds)} its first batch differs from "
         f"that of {reference.name}, and no setting explains it; compared as independent trials "
-        "(Welch). Use `table --cell` to look for different data, code or versions."
+        "(Welch). Use `kdr table --cell` to look for different data, code or versions."
     )
 
 

@@ -16,9 +16,10 @@ class FrozenTeacher:
 
     detector: Detector
     shares_pixels: bool
-    """Whether it normalises like the student, so that pixels are normalised once."""
+    """Whether teacher and student normalise in the same way, so that pixels are normalised once."""
     classes: Tensor | None = None
-    """Index among its classes of each class of the data; None if no method needs class logits."""
+    """Index of each class of the data among the teacher's classes; None if no method needs class
+    logits."""
 
     @torch.no_grad()
     def outputs(self, batch: Batch, student_pixels: Tensor) -> Outputs:

@@ -36,10 +36,10 @@ def test_every_special_case_is_counted_in_one_line(awkward: CocoFolder) -> None:
     line = check_images(read_coco(awkward.images, awkward.annotations), full=True).summary()
     assert (
         line
-        == "instances.json: 9 images, 10 boxes, 3 categories; in the whole file: 1 crowd boxes "
-        "kept for evaluation only, 2 boxes clipped to their image, 2 boxes without area dropped, "
-        "1 images without boxes, 2 greyscale files, 1 CMYK files, 1 palette files, 1 files "
-        "with transparency, 1 files rotated by their EXIF orientation"
+        == "instances.json: 9 images, 10 boxes, 3 categories; in the whole file: crowd boxes kept "
+        "for evaluation only (1), boxes clipped to their image (2), boxes without area dropped "
+        "(2), images without boxes (1), greyscale files (2), CMYK files (1), palette files (1), "
+        "files with transparency (1), files rotated by their EXIF orientation (1)"
     )
 
 

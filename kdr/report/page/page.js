@@ -30,11 +30,11 @@
     }
     document.body.dataset.drawn = dark.matches ? "dark" : "light";
   };
-  // one drawing at a time: a change of scheme waits for the one before
+  // one drawing at a time: a change of scheme waits for the previous drawing
   let drawing = draw();
   dark.addEventListener("change", () => { drawing = drawing.then(draw); });
 
-  // tables: each head becomes a button; numbers sort before texts, empty cells always come last
+  // tables: each head becomes a button; numbers sort before text, empty cells always come last
   const key = (cell) => {
     const text = cell.textContent.trim();
     const number = Number.parseFloat(text.replace(/^[<[]/, ""));

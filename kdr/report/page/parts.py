@@ -35,7 +35,7 @@ class FigureBlock:
     query: str | None = None
     """Command that prints all its data."""
     notes: tuple[str, ...] = ()
-    """Remarks on what is not drawn."""
+    """Remarks on data that is not drawn."""
     is_half: bool = False
     """Whether it takes half the width of a wide screen."""
 
