@@ -62,7 +62,7 @@ def test_a_coco_data_set_opens_with_orientation_and_counts(
 ) -> None:
     splits = open_splits(_coco(awkward), Storage.at(tmp_path / "storage"), check="full")
     assert splits.train.orient.sum() == 1
-    assert "1 CMYK files" in splits.evaluation.summary()
+    assert "CMYK files (1)" in splits.evaluation.summary()
 
 
 def test_a_search_split_that_leaves_nothing_is_refused(awkward: CocoFolder, tmp_path: Path) -> None:
