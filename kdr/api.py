@@ -18,9 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kdr.config.study import Study, read_study
-from kdr.errors import ConfigError, KdrError
-from kdr.run.observer import Observer, TrialUpdate
+from kdr.config.study import Study as Study
+from kdr.config.study import read_study as read_study
+from kdr.errors import ConfigError
+from kdr.errors import KdrError as KdrError
+from kdr.run.observer import Observer as Observer
+from kdr.run.observer import TrialUpdate as TrialUpdate
 from kdr.storage.layout import Storage
 
 if TYPE_CHECKING:
@@ -32,21 +35,6 @@ if TYPE_CHECKING:
     from kdr.results.reader import Log
     from kdr.run.study_run import Outcome
     from kdr.training.student import Student
-
-__all__ = [
-    "KdrError",
-    "Observer",
-    "ResultTable",
-    "Study",
-    "TrialLog",
-    "TrialUpdate",
-    "load_student",
-    "make_table",
-    "open_log",
-    "plan_study",
-    "read_study",
-    "run_study",
-]
 
 TableFormat = Literal["md", "latex", "csv", "json", "html"]
 

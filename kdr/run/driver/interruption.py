@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
-from types import TracebackType
 from typing import Any
 
 from kdr.run.observer import ignore
@@ -76,12 +75,7 @@ class GracePeriod:
             }
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._before:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
@@ -162,13 +156,8 @@ class Interruption:
         self._grace.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._grace.__exit__(kind, error, trace)
+    def __exit__(self, kind: object, error: BaseException | None, _trace: object) -> None:
+        self._grace.__exit__(None, None, None)
         if _can_handle_signals():
             self.happened = self.is_ending or signal.getsignal(signal.SIGINT) is self._before
             signal.signal(signal.SIGINT, self._before)

@@ -11,7 +11,6 @@ import json
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
-from types import TracebackType
 
 from kdr.run.driver.sole_driver import Claim, Claims, trials_of
 from kdr.storage.files import StoredPath, listed, store
@@ -53,12 +52,7 @@ class TrialClaims:
     def __enter__(self) -> "TrialClaims":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         # if the storage is gone, the file stays: it counts only as long as its driver is alive
         with contextlib.suppress(OSError):
             trials_of(self._storage.drivers(self._study), self._driver).unlink(missing_ok=True)
