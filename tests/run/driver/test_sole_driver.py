@@ -61,6 +61,12 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DEAD_AFTER_S", 0.5)
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch, fast: None) -> None:
+    """For tests that do not wait for a death: a busy machine can be silent for half a second."""
+    monkeypatch.setattr(module, "DEAD_AFTER_S", 30.0)
+
+
 def of_another_machine(storage: Storage, **columns: Any) -> StoredPath:
     """Writes the claim of a driver on another machine, whose process cannot be checked."""
     known = {
@@ -153,7 +159,7 @@ def test_a_silent_driver_on_another_machine_is_waited_for_and_then_replaced(
     ]
 
 
-@pytest.mark.usefixtures("fast")
+@pytest.mark.usefixtures("fast", "patient")
 def test_a_heartbeat_from_another_machine_is_enough_to_be_refused(storage: Storage) -> None:
     path = of_another_machine(storage)
     beat = threading.Timer(0.2, lambda: of_another_machine(storage, name=path.stem, beat=1))
@@ -166,7 +172,7 @@ def test_a_heartbeat_from_another_machine_is_enough_to_be_refused(storage: Stora
     assert [left.name for left in storage.drivers("s").iterdir()] == [path.name]
 
 
-@pytest.mark.usefixtures("fast")
+@pytest.mark.usefixtures("fast", "patient")
 @pytest.mark.parametrize("how", ["its claim is gone", "another driver holds the study"])
 def test_a_driver_that_others_believed_dead_ends(storage: Storage, how: str) -> None:
     """Such as on a laptop whose lid was closed for an hour."""
