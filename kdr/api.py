@@ -7,8 +7,8 @@
     log = kdr.open_log()
     print(log.trials(study.study).select(["key", "state", "AP"]))
 
-Import these names from `kdr`. They and their signatures are stable: a change is announced in the
-changelog, one release ahead.
+Import these names from `kdr`. The names and their signatures are stable: changes are announced in
+the changelog, one release ahead.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def plan_study(study: Study, *, storage: str | Path = "runs") -> StudyPlan:
 
     Args:
         study: from `read_study`.
-        storage: a folder or an `s3://` or `gs://` URL, as of `run_study`.
+        storage: a folder or an `s3://` or `gs://` URL, as for `run_study`.
 
     Raises:
         ConfigError: if the search space or the design cannot run.
@@ -78,15 +78,15 @@ def run_study(
     Args:
         study: from `read_study`.
         storage: where log, checkpoints and weights go: a folder or an `s3://` or `gs://` URL.
-        observer: is notified of every phase and trial; None prints a live table on a terminal, and
+        observer: notified of every phase and trial; None prints a live table on a terminal, and
             lines elsewhere.
         address: a Ray cluster to join, as HOST:PORT or `auto`; None uses the Ray that this process
             has started, or starts one.
-        rerun: run trials again whose results are known.
+        rerun: run trials again even if their results are known.
         preflight: check the study's base trial, and the nodes of a cluster, before the first trial.
 
     Raises:
-        KdrError: if the study, the data, the storage or the machine is not fit to run it.
+        KdrError: for anything wrong with the study, the data, the storage or the machine.
     """
     from kdr.run.study_run import run_study as run
 
@@ -114,7 +114,7 @@ def open_log(storage: str | Path = "runs") -> TrialLog:
     """Returns the trial log of a storage.
 
     Args:
-        storage: a folder or an `s3://` or `gs://` URL, as of `run_study`.
+        storage: a folder or an `s3://` or `gs://` URL, as for `run_study`.
 
     Raises:
         ConfigError: if no study was run there.
@@ -129,7 +129,7 @@ def open_log(storage: str | Path = "runs") -> TrialLog:
 
 
 class TrialLog:
-    """The trials of all studies of one storage. Each call reads the log as it is then.
+    """The trials of all studies in one storage. Each call reads the log again.
 
     Args:
         storage: where the log is stored; see `open_log`.
@@ -162,11 +162,11 @@ class TrialLog:
         return rows.filter(pc.is_in(rows["key"], value_set=keys))
 
     def arms(self, study: str | None = None) -> pa.Table:
-        """Returns which trials each study uses, with the arm and the levels of each."""
+        """Returns the trials that each study uses, with their arms and levels."""
         return _of_study(self.query("SELECT * FROM arms ORDER BY study, arm, key"), study)
 
     def query(self, sql: str) -> pa.Table:
-        """Returns the answer of a SQL statement over `trials`, `epochs`, `arms` and `events`.
+        """Returns the result of a SQL statement over `trials`, `epochs`, `arms` and `events`.
 
         Raises:
             QueryError: if DuckDB refuses the statement.
@@ -197,7 +197,7 @@ def make_table(
 ) -> ResultTable:
     """Returns the table of a study, as `kdr table` prints it.
 
-    An ablation gives its arms with intervals and verdicts, a search its ranking.
+    For an ablation, these are its arms with intervals and verdicts; for a search, its ranking.
 
     Args:
         log: from `open_log`.

@@ -13,22 +13,26 @@ def command(
         str,
         typer.Argument(
             metavar="TRIAL",
-            help="Study file of one trial, or at least 6 letters of the key of a search's trial.",
+            help="Study file of one trial, or the key of a search's trial (6 characters or more).",
             show_default=False,
         ),
     ],
     storage: StorageOption = DEFAULT_STORAGE,
     export: Annotated[
         Path | None,
-        typer.Option("--export", help="File to write; printed if left out.", show_default=False),
+        typer.Option(
+            "--export", help="File to write; by default the study is printed.", show_default=False
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=2, help="Seeds per arm.")] = 8,
     first_seed: Annotated[
         int | None,
-        typer.Option("--first-seed", help="First seed; by default the first free one from 100."),
+        typer.Option(
+            "--first-seed", help="First seed; by default the first unused seed from 100 on."
+        ),
     ] = None,
 ) -> None:
-    """Write an ablation of a trial: which of its choices matter?
+    """Write an ablation study of a trial: which of its choices matter?
 
     The design is leave-one-out. Each arm undoes one choice of the search: it switches off a part of
     the method, or resets a setting to its default. One more arm switches off the whole method; it

@@ -1,13 +1,15 @@
 """The command line: registers commands, prints errors that users can fix, sets exit codes.
 
-Exit codes: 0 done, 1 some trials failed, 2 wrong input, 130 interrupted by Ctrl-C, 143 by SIGTERM
-or SIGHUP.
+Exit codes: 0 success, 1 some trials failed, 2 invalid input, 130 interrupted by Ctrl-C, 143
+terminated by SIGTERM or SIGHUP.
 """
 
 import atexit
+import inspect
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -48,7 +50,7 @@ _NO_PAIR = "operator torchvision::nms does not exist"
 _RESUMES = "Finished work is in the log; the same command resumes."
 
 
-class _Interrupted(Exception):  # noqa: N818 - nothing is wrong
+class _Interrupted(Exception):  # noqa: N818 - not an error
     """Ctrl-C."""
 
 
@@ -70,9 +72,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     help=(
-        "Searches and ablations for distilling object detectors, on Ray, with every trial in a "
-        "Parquet log.\n\n"
-        "A first look: [bold]kdr init quickstart[/], then [bold]kdr run quickstart.yaml[/]"
+        "Searches and ablations for distilling object detectors. Trials run on Ray and are logged "
+        "to Parquet.\n\n"
+        "To get started: [bold]kdr init quickstart[/], then [bold]kdr run quickstart.yaml[/]"
     ),
 )
 PANELS = {
@@ -88,13 +90,28 @@ PANELS = {
         "query": query,
     },
 }
-"""Commands by their part of `kdr --help`, in the order of use."""
+"""Commands by panel of `kdr --help`, in the order of use."""
 COMMANDS = {name: module for commands in PANELS.values() for name, module in commands.items()}
 NEED_NO_ARGUMENT = ("init", "doctor", "schema")
+
+
+def _help(command: Callable[..., None]) -> str:
+    """Returns the help of a command: its docstring, with each paragraph on one line.
+
+    Typer wraps paragraphs to the terminal, but keeps the line breaks of the docstring, too.
+    """
+    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
+    return "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
+
+
 for panel, commands in PANELS.items():
     for name, module in commands.items():
-        is_help = name not in NEED_NO_ARGUMENT
-        app.command(name, no_args_is_help=is_help, rich_help_panel=panel)(module.command)
+        app.command(
+            name,
+            help=_help(module.command),
+            no_args_is_help=name not in NEED_NO_ARGUMENT,
+            rich_help_panel=panel,
+        )(module.command)
 
 log_app = typer.Typer(
     no_args_is_help=True,
@@ -108,7 +125,9 @@ LOG_COMMANDS = {
 }
 for name, module in LOG_COMMANDS.items():
     # without an argument, `check` and `compact` take the whole log
-    log_app.command(name, no_args_is_help=name in ("exclude", "cancel"))(module.command)
+    log_app.command(
+        name, help=_help(module.command), no_args_is_help=name in ("exclude", "cancel")
+    )(module.command)
 app.add_typer(log_app, name="log", rich_help_panel="Log")
 
 
@@ -137,7 +156,7 @@ def main() -> None:
         with GracePeriod(0, end_by_exception):
             app(standalone_mode=True)
     except SystemExit as ending:
-        # typer has printed the error of a wrong option, and exits while handling it
+        # typer has printed the error about an invalid option, and exits while handling it
         if message := getattr(ending.__context__, "format_message", None):
             _note("UsageError", message(), code=int(ending.code or 0))
         raise

@@ -26,10 +26,10 @@ def command(
 ) -> None:
     """Show the best completed trial, or export it as a study.
 
-    The best has the highest metric at its last epoch.
+    The best trial has the highest metric at its last epoch.
 
-    The exported study spells out every setting. It has neither the search nor its held-out images,
-    so it trains on all training images and reports on the validation set.
+    The exported study spells out every setting. It drops the search and its held-out images: it
+    trains on all training images and is evaluated on the validation set.
 
     Example: kdr best quickstart --export best.yaml
     """

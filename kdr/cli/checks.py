@@ -67,7 +67,7 @@ def installed_packages() -> Iterator[Finding]:
             "packages",
             "failed",
             "; ".join(wrong),
-            "Install again: pip install -c constraints.txt -e .",
+            "Reinstall: pip install -c constraints.txt -e .",
         )
     else:
         yield Finding("packages", "ok", ", ".join(versions))
@@ -110,22 +110,22 @@ def devices() -> Iterator[Finding]:
         free, total = (size / 2**30 for size in torch.cuda.mem_get_info(number))
         kinds = "with bf16" if torch.cuda.is_bf16_supported() else "without bf16"
         text = f"{torch.cuda.get_device_name(number)}, {free:.1f} of {total:.1f} GiB free, {kinds}"
-        # a desktop session takes less; another training takes more
+        # a desktop session uses less; another training run uses more
         busy = free < total / 2
         yield Finding(
             f"GPU {number}",
             "warning" if busy else "ok",
             text,
-            "Another process uses it. See nvidia-smi" if busy else "",
+            "Another process is using it. See nvidia-smi" if busy else "",
         )
 
 
 def storage_folder(storage: Storage) -> Iterator[Finding]:
-    """Checks whether the storage can be written and has room, and its log can be read."""
+    """Checks whether the storage is writable and has room, and whether its log is readable."""
     from kdr.results.check import check_log
 
     storage.check_writable()
-    # of an object store, the local cache: generated data and Ray's files need the room
+    # for an object store, the room in the local cache, where generated data and Ray's files go
     free = shutil.disk_usage(_existing(storage.local)).free / 2**30
     where = "" if storage.local == storage.root else f" on this machine, for {storage.local}"
     text = f"{storage.root}: writable, {free:.1f} GiB free{where}"
@@ -154,7 +154,7 @@ def _existing(folder: Path) -> Path:
 
 
 def ray_tokens() -> Iterator[Finding]:
-    """Checks whether Ray requires a token, and reports its source; never the token."""
+    """Checks whether Ray requires a token; reports the token's source, never the token itself."""
     mode = os.environ.get("RAY_AUTH_MODE", "disabled")
     sources = {
         "the variable RAY_AUTH_TOKEN": "RAY_AUTH_TOKEN" in os.environ,
@@ -162,7 +162,7 @@ def ray_tokens() -> Iterator[Finding]:
         f"the file {TOKEN_FILE}": TOKEN_FILE.expanduser().exists(),
     }
     source = next((name for name, found in sources.items() if found), None)
-    text = f"mode {mode} (RAY_AUTH_MODE), token from {source or 'nowhere'}"
+    text = f"mode {mode} (RAY_AUTH_MODE), {f'token from {source}' if source else 'no token'}"
     if mode == "token" and source is None:
         yield Finding(
             "Ray's token",
@@ -180,6 +180,7 @@ def ray_cluster(
     """Checks whether Ray starts or can be joined, whether a cluster's nodes are ready for a study,
     and how many of its trials fit.
     """
+    from kdr.report.formatting import counted
     from kdr.run.cluster.ray_session import nodes_of_ray, ray_session
     from kdr.run.cluster.trial_resources import num_concurrent, resolve
 
@@ -192,7 +193,9 @@ def ray_cluster(
         )
         place = f"the cluster at {address}" if address else "this machine"
         yield Finding(
-            "Ray", "ok", f"ray {ray.__version__} on {place}, {len(nodes)} nodes: {of_nodes}"
+            "Ray",
+            "ok",
+            f"ray {ray.__version__} on {place}, {counted(len(nodes), 'node')}: {of_nodes}",
         )
         if address is not None:
             from kdr.run.cluster.readiness import cluster_findings
@@ -207,7 +210,7 @@ def ray_cluster(
             yield Finding(
                 "resources",
                 "ok",
-                f"{num_concurrent(needed, nodes)} trials at a time, of {size} each",
+                f"{counted(num_concurrent(needed, nodes), 'trial')} at a time, of {size} each",
             )
 
 
@@ -286,7 +289,8 @@ def study_detectors(study: "Study", storage: Storage) -> Iterator[Finding]:
 def study_preflight(study: "Study", storage: Storage) -> Iterator[Finding]:
     """Checks the first step of a study's base trial, and its teacher's AP, as `run` does.
 
-    A measurement of this trial is kept and judged again, because stated_ap may have changed.
+    An earlier measurement of this trial is reused, but judged again, because stated_ap may have
+    changed.
     """
     from kdr.run.attempt.logged_fit import has_weights, teacher_of
     from kdr.run.trial_identity import trial_maker

@@ -24,20 +24,20 @@ class DetachedRun:
     study: str
     pid: int
     output: str
-    """File that it prints to, on this machine."""
+    """File with the output of the run, on this machine."""
     log: str
     """The trial log."""
     watch: str
-    """The command that follows it."""
+    """The command that watches the run."""
     stop: str
-    """The command that ends it as SIGTERM does: running epochs may finish."""
+    """The command that ends the run by SIGTERM: running epochs may finish."""
 
     def text(self) -> str:
         """Returns the lines for people."""
         return (
-            f"Study {self.study} runs in the background, process {self.pid}\n"
-            f"It prints to {self.output}\n\n"
-            f"{self.watch}    # follow it\n"
+            f"Study {self.study} is running in the background (pid {self.pid})\n"
+            f"Output: {self.output}\n\n"
+            f"{self.watch}    # watch it\n"
             f"{self.stop}    # end it; the same command resumes it"
         )
 
@@ -56,12 +56,12 @@ def start_detached(
     Args:
         study: the study, read and checked.
         storage: where its log and results go.
-        arguments: of `kdr`, which run the study in the foreground.
+        arguments: arguments of `kdr` that run the study in the foreground.
         storage_option: the storage as the user wrote it.
 
     Raises:
-        KdrError: for anything that would end the run at once, as far as that shows without torch
-            and Ray.
+        KdrError: if the run would fail at once, for any reason that can be found without torch and
+            Ray.
     """
     _check(study, storage)
     output = storage.output(study.study)
@@ -70,7 +70,7 @@ def start_detached(
         with output.open("ab") as file:
             file.write(f"$ {shlex.join(['kdr', *arguments])}\n".encode())
             file.flush()
-            # in a session of its own: neither Ctrl-C in this terminal nor its closing reaches it
+            # a session of its own: neither Ctrl-C in this terminal nor closing it reaches the run
             process = subprocess.Popen(
                 [*_launcher(), *arguments],
                 stdin=subprocess.DEVNULL,
@@ -95,7 +95,7 @@ def start_detached(
 
 
 def _check(study: "Study", storage: "Storage") -> None:
-    """Raises what would end the run at once."""
+    """Raises an error if the run would fail at once."""
     from kdr.cli.plan_facts import missing_paths
     from kdr.plan.expand import expand_study
     from kdr.run.driver.sole_driver import driver_of
@@ -117,6 +117,6 @@ def _check(study: "Study", storage: "Storage") -> None:
 
 
 def _launcher() -> list[str]:
-    """Returns how to start kdr in a new process. A clone that is not installed has a launcher."""
+    """Returns the start of a command line that runs kdr: a clone may not be installed."""
     launcher = Path(kdr.__file__).parents[1] / "orchestrate.py"
     return [sys.executable, *([str(launcher)] if launcher.is_file() else ["-m", "kdr"])]

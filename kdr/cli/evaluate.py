@@ -116,7 +116,7 @@ def command(
 
 
 def _weights(checkpoint: str, storage: "Storage") -> "StoredPath":
-    """Returns the file of weights that a path or a trial's key names."""
+    """Returns the weights file given by a path or by a trial's key."""
     from kdr.errors import WeightsError
     from kdr.storage.local_path import LocalPath
 
@@ -161,7 +161,7 @@ def _data(
     state = read_log(storage).states().get(str(key))
     if state is None:
         raise ConfigError(
-            f"--data: is needed, because trial {key} of {weights} is not in the log of "
+            f"--data: required, because trial {key} of {weights} is not in the log of "
             f"{storage.root}. Name a study file with the data"
         )
     return TrialConfig.model_validate_json(state.config).data

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 STARTERS = {
     "quickstart": "a search on generated shapes: 2 to 7 minutes on 2 CPU cores, no data",
     "ablation": "which parts of KDR matter, on generated shapes: about 10 minutes, no data",
-    "coco": "with and without KDR on your data in COCO format: GPUs, and four paths to fill in",
+    "coco": "with and without KDR on your data in COCO format: needs GPUs; four paths to fill in",
 }
-"""Name of a starter -> what it does and takes; the order is the one to try them in."""
+"""Name of a starter -> what it does and takes, in the order in which to try them."""
 
 
 def command(
@@ -24,7 +24,7 @@ def command(
         str | None,
         typer.Argument(
             metavar="NAME",
-            help=f"{', '.join(STARTERS)}; lists them if left out.",
+            help=f"{', '.join(STARTERS)}; without it, the starters are listed.",
             show_default=False,
         ),
     ] = None,
@@ -47,17 +47,17 @@ def command(
     _write(starter(name), path, force=force)
     print(f"Written to {path}: {STARTERS[name]}")
     if name == "coco":
-        print("Fill in the four paths of data")
+        print("Fill in the four paths under `data`")
     file = shlex.quote(str(path))
     print(f"\nkdr plan {file}    # checks the file and shows what would run")
-    print(f"kdr run {file}     # runs it and prints what it found")
+    print(f"kdr run {file}     # runs it and prints the results")
 
 
 def starter(name: str) -> "Traversable":
-    """Returns the starter of that name, a file of this package.
+    """Returns a starter by its name, as a file of this package.
 
     Raises:
-        ConfigError: if there is none of that name.
+        ConfigError: if there is no starter of that name.
     """
     if name not in STARTERS:
         raise ConfigError(f"NAME: must be one of {', '.join(STARTERS)}, got {name!r}")
@@ -74,7 +74,7 @@ def _list() -> None:
 
 
 def _write(source: "Traversable", path: Path, *, force: bool) -> None:
-    # its comments name commands with the file
+    # the starter's comments show commands with its file name
     text = source.read_text(encoding="utf-8").replace(source.name, shlex.quote(str(path)))
     try:
         # "x" also fails if another process creates the file meanwhile

@@ -1,11 +1,11 @@
-"""The last line of a command with `--json` that failed: the error as a JSON object."""
+"""Errors of commands with `--json`: a JSON object on the last line of standard output."""
 
 import sys
 from collections.abc import Sequence
 
 
 def wants_json(arguments: Sequence[str]) -> bool:
-    """Whether a command line asks for JSON. Read from its words, since errors in options are
+    """Returns whether a command line asks for JSON; reads its words, because errors in options are
     raised before any option has a value.
     """
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
@@ -19,7 +19,7 @@ def print_error(kind: str, message: str, *, exit_code: int) -> None:
         kind: name of the error's class; `UsageError` for a wrong option, `Interrupted`,
             `Terminated`, or `InternalError` for a bug.
         message: the text that people read on standard error.
-        exit_code: of the command.
+        exit_code: exit code of the command.
     """
     from kdr.report.formatting import json_text
 

@@ -37,7 +37,7 @@ class JsonView:
         self._running: set[str] = set()
 
     def launch(self, study: "Study", storage: "Storage", *, num_trials: int | None) -> None:
-        """The run starts."""
+        """Reports the start of the run."""
         import kdr
 
         self._print(
@@ -52,21 +52,21 @@ class JsonView:
         )
 
     def phase(self, text: str) -> None:
-        """A new part of the run starts."""
+        """Reports a new phase of the run."""
         self._print("phase", text=text)
 
     def finding(self, finding: Finding) -> None:
-        """The pre-flight reports a finding."""
+        """Reports a finding of the pre-flight."""
         self._print(
             "finding", name=finding.name, state=finding.state, text=finding.text, fix=finding.fix
         )
 
     def plan(self, num_trials: int | None, num_done: int, num_concurrent: int) -> None:
-        """The number of trials is known: in all, done before this run, and at a time."""
+        """Reports the number of trials: in all, done before this run, and at a time."""
         self._print("plan", num_trials=num_trials, num_done=num_done, num_concurrent=num_concurrent)
 
     def update(self, progress: TrialUpdate) -> None:
-        """A trial made progress."""
+        """Reports the progress of a trial."""
         change = self._change(progress)
         self._last[progress.key] = progress
         if change is None:
@@ -86,7 +86,7 @@ class JsonView:
         )
 
     def done(self, outcome: "Outcome", *, counts: Mapping[str, int], exit_code: int) -> None:
-        """The run is over; `counts` has the number of the study's trials in each state."""
+        """Reports the end of the run; `counts` has the number of trials in each state."""
         self._print(
             "done",
             outcome=_outcome(outcome),
@@ -98,12 +98,12 @@ class JsonView:
         )
 
     def _change(self, progress: TrialUpdate) -> str | None:
-        """Returns what is new about a trial; None if nothing is."""
+        """Returns the kind of a trial's change; None if nothing changed."""
         before = self._last.get(progress.key)
         if progress.state != "running":
             if before is not None and before.state == progress.state:
                 return None
-            # a trial that never ran here ended in an earlier run, or in another study's
+            # a trial that never ran here ended in an earlier run or in another study
             is_ours = progress.key in self._running
             self._running.discard(progress.key)
             return "ended" if is_ours else "known"
@@ -127,7 +127,7 @@ class JsonView:
 
 
 def key_facts(study: "Study") -> dict[str, Any]:
-    """Returns what a study is about, as plain values."""
+    """Returns the main facts of a study as plain values."""
     base = study.base
     student, teacher = base.student, base.teacher
     kind = "search" if study.search else "ablation" if study.ablation else "trial"
@@ -152,11 +152,10 @@ def _outcome(outcome: "Outcome") -> str:
 
 @contextlib.contextmanager
 def json_output() -> Iterator[TextIO]:
-    """Yields standard output for JSON alone: what anything else prints there goes to standard
-    error.
+    """Yields standard output for JSON alone; all other output goes to standard error.
 
-    That holds for Python code, and by the file descriptor for libraries in C and for child
-    processes. The latter is left out where `sys.stdout` is not a file, as in tests.
+    Python code is redirected by `sys.stdout`; C libraries and child processes by the file
+    descriptor, unless `sys.stdout` is not a file, as in tests.
     """
     out = sys.stdout
     with contextlib.ExitStack() as stack:

@@ -15,7 +15,7 @@ from kdr.run.observer import TrialUpdate
 from kdr.training.findings import Finding
 
 MAX_ROWS = 20
-"""Rows of the table at most; few terminals are higher."""
+"""Most rows that the table shows; few terminals are taller."""
 _STYLES = {
     "running": "cyan",
     "completed": "green",
@@ -58,16 +58,16 @@ class LiveView:
             self._live.stop()
 
     def phase(self, text: str) -> None:
-        """A new part of the run starts."""
+        """Shows a new phase of the run."""
         self._phase, self._trials_begin = text, time.monotonic()
         self._line(f"{text} ...")
 
     def finding(self, finding: Finding) -> None:
-        """The pre-flight reports a finding."""
+        """Prints a finding of the pre-flight."""
         print_finding(self._console, finding)
 
     def plan(self, num_trials: int | None, num_done: int, concurrent: int) -> None:
-        """The number of trials is known: in all, done before this run, and at a time."""
+        """Shows the number of trials: in all, done before this run, and at a time."""
         self._num_trials, self._num_before, self._concurrent = num_trials, num_done, concurrent
         total = (
             "as many trials as the budget allows" if num_trials is None else f"{num_trials} trials"
@@ -75,7 +75,7 @@ class LiveView:
         self._line(f"{total}, {num_done} of them known, {concurrent} at a time")
 
     def update(self, progress: TrialUpdate) -> None:
-        """A trial made progress."""
+        """Shows the progress of a trial."""
         before = self._trials.get(progress.key)
         self._trials[progress.key] = progress
         if progress.state == "running":
@@ -158,13 +158,13 @@ class LiveView:
 
 
 def _news(progress: TrialUpdate) -> tuple[object, ...]:
-    """Returns the values that must differ for a new line."""
+    """Returns the values of an update; a new line is printed if one of them changes."""
     return (progress.epoch, progress.state, progress.reason)
 
 
 def _visible(trials: Sequence[TrialUpdate]) -> list[TrialUpdate]:
-    """Returns the trials that the table has room for, in their order: running ones first, then the
-    latest.
+    """Returns the trials that fit into the table, in their order; running trials take precedence,
+    then the latest.
     """
     latest_first = sorted(
         range(len(trials)), key=lambda index: (trials[index].state != "running", -index)

@@ -9,12 +9,14 @@ from kdr.cli.options import DEFAULT_STORAGE, StorageOption, TrialKey
 
 def command(
     key: TrialKey,
-    reason: Annotated[str, typer.Option("--reason", help="Why; it is logged.")] = "no reason given",
+    reason: Annotated[
+        str, typer.Option("--reason", help="The reason, for the log.")
+    ] = "no reason given",
     storage: StorageOption = DEFAULT_STORAGE,
 ) -> None:
-    """End a running trial after its current epoch; its study continues with the next one.
+    """End a running trial after its current epoch; its study continues with the next trial.
 
-    Works from any terminal that sees the storage. A cancelled trial runs again only with
+    Works from any machine that can write to the storage. A cancelled trial runs again only with
     `kdr run --rerun`, or after `kdr log exclude`.
 
     Example: kdr log cancel KEY --reason "the loss does not fall"
@@ -44,6 +46,6 @@ def command(
         f"({state.epoch} finished)"
     )
     print(
-        f"Its last row is {age} old. If no process runs it any more, nothing happens: see `kdr "
-        f"status {state.study}`"
+        f"Its last row in the log is {age} old. If no process is running it any more, nothing "
+        f"happens: see `kdr status {state.study}`"
     )

@@ -1,4 +1,4 @@
-"""`log check`: finds problems of the trial log, and quarantines damaged files."""
+"""`log check`: finds problems in the trial log, and quarantines damaged files."""
 
 from typing import Annotated
 
@@ -20,7 +20,7 @@ def command(
 ) -> None:
     """Check every file of the trial log.
 
-    Reports damaged and left-over files, files of a newer version, and contradictions. Deletes
+    Reports damaged and leftover files, files of a newer version, and contradictions. Deletes
     nothing. Exit code 0: no problem; 1: problems.
 
     Example: kdr log check --quarantine

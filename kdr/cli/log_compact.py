@@ -39,4 +39,4 @@ def command(
     for each in known if name is None else (name,):
         before = num_fragments(place, each)
         compact(place, each)
-        print(f"{each}: {before} files became {num_fragments(place, each)}")
+        print(f"{each}: {before} files merged into {num_fragments(place, each)}")

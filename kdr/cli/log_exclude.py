@@ -10,12 +10,12 @@ from kdr.cli.options import DEFAULT_STORAGE, StorageOption, TrialKey
 def command(
     key: TrialKey,
     reason: Annotated[
-        str | None, typer.Option("--reason", help="Why; it is logged.", show_default=False)
+        str | None, typer.Option("--reason", help="The reason, for the log.", show_default=False)
     ] = None,
     undo: Annotated[bool, typer.Option("--undo", help="Count an excluded trial again.")] = False,
     storage: StorageOption = DEFAULT_STORAGE,
 ) -> None:
-    """Exclude a trial's result: it counts nowhere, and its study trains it from scratch.
+    """Exclude a trial's result: it no longer counts, and its study trains it from scratch.
 
     Appends an event to the log and removes no row. The next `kdr run` of the study notices; a run
     in progress does not.

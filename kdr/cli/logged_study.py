@@ -26,7 +26,7 @@ MetricOption = Annotated[
 ]
 
 NOT_IN_TABLES = ("losses", "weighted_losses", "gradient_norms")
-"""Columns of the epochs that no table shows. They are most of a log, so reading it without them is
+"""Columns of `epochs` that no table shows. They make up most of a log: reading it without them is
 much faster."""
 
 
@@ -34,7 +34,7 @@ def study_name(argument: str) -> str:
     """Returns the name of a study, given its file or its name.
 
     Raises:
-        ConfigError: if the file cannot be read, or has no name of a study.
+        ConfigError: if the file cannot be read, or does not name its study.
     """
     # a missing file with this ending is a wrong path, not the name of a study
     if not argument.endswith((".yaml", ".yml")) and not Path(argument).is_file():
@@ -55,7 +55,7 @@ def read_logged_study(
     Args:
         argument: a study file, or the name of a study.
         storage: the storage of the log.
-        leave_out: columns of the epochs to skip.
+        leave_out: columns of `epochs` to skip.
 
     Raises:
         ConfigError: if the log has no such study.

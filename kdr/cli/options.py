@@ -18,7 +18,7 @@ StorageOption = Annotated[
         metavar="PLACE",
         envvar="KDR_STORAGE",
         help=(
-            "Storage of the log, checkpoints and weights: a folder, s3://bucket/prefix or "
+            "Where the log, checkpoints and weights are stored: a folder, s3://bucket/prefix or "
             "gs://bucket/prefix."
         ),
     ),
@@ -49,7 +49,7 @@ SendCodeOption = Annotated[
     bool,
     typer.Option(
         "--send-code",
-        help="Nodes of the cluster run this kdr instead of the installed one.",
+        help="Send this copy of kdr to the cluster's nodes, in place of the one installed there.",
     ),
 ]
 
@@ -67,7 +67,9 @@ PreflightOption = Annotated[
 TrialKey = Annotated[
     str,
     typer.Argument(
-        metavar="KEY", help="Key of a trial, or at least its first 6 letters.", show_default=False
+        metavar="KEY",
+        help="Key of a trial, or at least its first 6 characters.",
+        show_default=False,
     ),
 ]
 

@@ -29,7 +29,7 @@ def print_table(
     """Prints rows to standard output.
 
     Args:
-        columns: names of the columns; of a setting's path, a drawn table shows the last part if
+        columns: names of the columns; a drawn table shortens a setting's path to its last part if
             that is unambiguous.
         rows: one value per column.
         format: `json` prints a list of objects; {"rows", "notes"} if `notes` is not None.
@@ -45,7 +45,8 @@ def print_table(
         warn(notes or ())
     else:
         console = console or Console()
-        # without a terminal, a line keeps its full length: a program or a file reads it
+        # without a terminal, lines keep their full length: a program reads them, or they go to a
+        # file
         for line in filter(None, [title]):
             console.print(Text(line, style="bold"), soft_wrap=not console.is_terminal)
         if console.is_terminal:

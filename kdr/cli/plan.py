@@ -1,4 +1,4 @@
-"""`plan`: shows what a study would run, without torch, Ray and mostly without the data."""
+"""`plan`: shows what a study would run, without torch and Ray, and mostly without the data."""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -24,8 +24,8 @@ def command(
         typer.Option(
             "--check-data",
             help=(
-                "Also check the data: headers of all images, as `kdr run` does, or every pixel. "
-                "Generates missing shapes."
+                "Also check the data: the header of every image, as `kdr run` does, or every "
+                "pixel. Generates missing shapes data."
             ),
         ),
     ] = "none",
@@ -91,7 +91,7 @@ def command(
 
 
 def _read_log(storage: "Storage") -> "Log | None":
-    """Returns the log; None if there is none yet, which keeps a first plan free of pyarrow."""
+    """Returns the log, or None if there is none yet: a first plan does not import pyarrow."""
     if not storage.log.exists():
         return None
     from kdr.results.pandas_free import start_without_pandas
@@ -116,7 +116,7 @@ def _plan(study: "Study", storage: "Storage", log: "Log | None") -> tuple["Study
         return expand_study(study, make_trial=trial_maker(study, storage), known=known), ""
     except (DataError, WeightsError) as error:
         # keys need fingerprints of data and weights; everything else can be planned without them,
-        # such as on a laptop for a cluster
+        # for example on a laptop for a cluster
         return expand_study(study, make_trial=None, known=known), str(error).splitlines()[0]
 
 
@@ -138,7 +138,7 @@ def _probed(plan: "StudyPlan", storage: "Storage") -> str:
 
     trial = trial_maker(plan.study, storage)(plan.base)
     teacher = teacher_of(trial)
-    # a trained teacher costs nothing more
+    # a teacher that is already trained costs nothing
     if teacher is not None and has_weights(teacher, storage):
         teacher = None
     *of_teacher, one = probe(
@@ -159,7 +159,7 @@ def _probed(plan: "StudyPlan", storage: "Storage") -> str:
 
 
 def _chosen_with(plan: "StudyPlan", log: "Log | None") -> list[str]:
-    """Returns warnings if the settings of an ablation were chosen with its seeds."""
+    """Returns warnings if the settings of an ablation were chosen on its own seeds."""
     if plan.study.ablation is None or log is None:
         return []
     from kdr.report.followup.choice import choice_warnings

@@ -147,8 +147,8 @@ def _logged_cost(plan: "StudyPlan", log: "Log | None") -> str:
 
 
 def _decides(plan: "StudyPlan", log: "Log | None") -> str:
-    """Returns the smallest effect that the seeds decide: in the metric if the log knows the spread
-    of differences, else in units of that spread.
+    """Returns the smallest effect that the seeds can decide: in the metric if the log knows the
+    spread of differences, else in units of that spread.
     """
     from kdr.report.power import POWER, smallest_effect
 
@@ -184,7 +184,7 @@ def _spread(plan: "StudyPlan", log: "Log") -> float | None:
 
     values: dict[str, dict[int, float]] = {}
     states = log.states()
-    # completed trials only: the last value of a stopped one is not of the last epoch
+    # completed trials only: a stopped trial has no value for the last epoch
     for row in log.ablation_arms_of(plan.study.study):
         state = states.get(row["key"])
         value = (

@@ -24,7 +24,9 @@ def command(
     storage: StorageOption = DEFAULT_STORAGE,
     format_: Annotated[
         QueryFormat | None,
-        typer.Option("--format", help="Format; by default a table, or as --output ends."),
+        typer.Option(
+            "--format", help="Format; by default that of --output's ending, else a table."
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write.", show_default=False)
@@ -57,7 +59,7 @@ def command(
     answer = query(Storage.at(storage), sql, on_log=lambda log: warn(damage(log)))
     if output is not None:
         _write(answer, output, chosen)
-    elif chosen != "parquet":  # which always has a file
+    elif chosen != "parquet":  # parquet always has a file
         print_table(*_cells(answer), format=chosen)
 
 

@@ -30,13 +30,13 @@ def command(
         bool,
         typer.Option(
             "--watch",
-            help=("Rewrite the page until the study is over, or Ctrl-C; the page reloads itself."),
+            help=("Rewrite the page until the study is over; an open page reloads. Ctrl-C stops."),
         ),
     ] = False,
 ) -> None:
     """Write the report page of a study, one HTML file.
 
-    The page needs no network. It has the study's question, table, figures, budget, failures and
+    The page needs no network. It shows the study's question, table, figures, budget, failures and
     provenance. Given the study file instead of the name, it opens with the comment at the head of
     the file.
 

@@ -32,7 +32,7 @@ def command(
     rerun: Annotated[bool, typer.Option("--rerun", help="Run completed trials again.")] = False,
     preflight: PreflightOption = True,
     json_: Annotated[
-        bool, typer.Option("--json", help="Print JSON, one object per line and event.")
+        bool, typer.Option("--json", help="Print events as JSON, one object per line.")
     ] = False,
     detach: Annotated[
         bool,
@@ -45,11 +45,11 @@ def command(
     ends the run cleanly. SIGTERM and a closed terminal do the same, but give running epochs up to
     resources.grace_s seconds; a second SIGTERM, or Ctrl-C, ends the run at once.
 
-    The pre-flight checks the base trial once: a teacher below its stated AP, losses that are not
-    finite, or a step that changes the teacher end the run. On a cluster it checks every node first,
-    as `kdr doctor --address` does.
+    The pre-flight checks the base trial once. It ends the run if the teacher is below its stated
+    AP, a loss is not finite, or a step changes the teacher. On a cluster it first checks every
+    node, as `kdr doctor --address` does.
 
-    With --detach the run is in the background: it outlives the terminal and prints to a file.
+    With --detach the study runs in the background, survives the terminal, and prints to a file.
 
     For example:
 
@@ -113,7 +113,7 @@ def _run_as_json(study: "Study", storage: "Storage", run: "Callable[..., Outcome
 
 def _counts(study: "Study", storage: "Storage") -> dict[str, int]:
     """Returns the number of the study's trials in each state, from the log: trials that an earlier
-    run completed count, too.
+    run completed also count.
     """
     from kdr.report.progress import study_progress
     from kdr.results.reader import read_log
@@ -127,6 +127,7 @@ def _run_for_people(study: "Study", storage: "Storage", run: "Callable[..., Outc
 
     from kdr.cli.live import LiveView
     from kdr.cli.table import print_ranking
+    from kdr.report.formatting import counted
 
     console = Console()
     with LiveView(console, metric=study.metric, log=str(storage.log)) as view:
@@ -134,7 +135,7 @@ def _run_for_people(study: "Study", storage: "Storage", run: "Callable[..., Outc
     console.print()
     print_ranking(console, storage, study, study.metric)
     console.out(
-        f"\n{outcome.num_run} trials run in {outcome.seconds:.0f} s. The log: {storage.log}",
+        f"\n{counted(outcome.num_run, 'trial')} run in {outcome.seconds:.0f} s. Log: {storage.log}",
         highlight=False,
     )
     if outcome.interrupted:

@@ -4,7 +4,7 @@
 def command() -> None:
     """Print the JSON schema of study files, for editors.
 
-    A study refers to it in its first line: # yaml-language-server: $schema=study.schema.json
+    A study file refers to it in its first line: # yaml-language-server: $schema=study.schema.json
 
     Example: kdr schema > study.schema.json
     """

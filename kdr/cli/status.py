@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 WATCH_EVERY_S = 2.0
 STARTS_WITHIN_S = 60.0
-"""Seconds from `run --detach`, or from its last line of output, to the driver's claim."""
+"""Longest time from the start of `run --detach`, or its last output, to the driver's claim."""
 
 
 def command(
@@ -22,14 +22,16 @@ def command(
     storage: StorageOption = DEFAULT_STORAGE,
     json_: JsonOption = False,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Refresh until the study is over, or Ctrl-C.")
+        bool,
+        typer.Option("--watch", help="Refresh until the study is over; Ctrl-C stops watching."),
     ] = False,
     metric: MetricOption = None,
 ) -> None:
     """Show the trials of a study: state, epochs, last metric, ETA.
 
-    Works from any terminal that sees the storage, during the study and after it. `last row` is the
-    age of a trial's newest row in the log: a running trial with an old one may hang.
+    Works from any machine that can read the storage, during the study and after it. `last row` is
+    the age of a trial's newest row in the log: a running trial whose last row is old may be
+    hanging.
 
     For example:
 
@@ -62,7 +64,7 @@ def _read(study: str, storage: str, metric: str | None) -> "StudyProgress":
 
 
 def _is_starting(study: str, storage: str) -> bool:
-    """Whether a driver runs a study, or `run --detach` started one a moment ago."""
+    """Returns whether a driver runs a study, or `run --detach` started one a moment ago."""
     from kdr.cli.logged_study import study_name
     from kdr.run.driver.sole_driver import driver_of
     from kdr.storage.layout import Storage
@@ -89,7 +91,7 @@ def _watch(study: str, storage: str, metric: str | None, json_: bool) -> None:
     ) as live:
         while True:
             progress = _read(study, storage, metric)
-            # ages change all the time; they are no reason to print
+            # ages change all the time; a new age alone is not printed
             reached = [(trial.key, trial.state, trial.epoch) for trial in progress.trials]
             if live is not None:
                 live.update(Text(_text(progress)), refresh=True)

@@ -46,13 +46,17 @@ def command(
     pivot: Annotated[
         tuple[str, str] | None,
         typer.Option(
-            "--pivot", metavar="PATH PATH", help="Means by two settings, down and across."
+            "--pivot",
+            metavar="PATH PATH",
+            help="Means by two settings: one per row, one per column.",
         ),
     ] = None,
     compare: Annotated[
         str | None,
         typer.Option(
-            "--compare", metavar="STUDY", help="Subtract another study's arms of the same names."
+            "--compare",
+            metavar="STUDY",
+            help="Subtract the arms of the same names in another study.",
         ),
     ] = None,
     cell: Annotated[
@@ -67,12 +71,14 @@ def command(
         bool,
         typer.Option(
             "--allow-unequal",
-            help="Mark arms with other epochs, images or workers instead of refusing them.",
+            help="Mark arms with different epochs, images or workers instead of refusing them.",
         ),
     ] = False,
     format_: Annotated[
         TableFormat | None,
-        typer.Option("--format", help="Format; by default a table, or as --output ends."),
+        typer.Option(
+            "--format", help="Format; by default that of --output's ending, else a table."
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write.", show_default=False)
@@ -103,7 +109,7 @@ def command(
     from kdr.report.tables.formats import FORMAT_OF_ENDING
 
     ways = {"--by": by, "--pivot": pivot, "--compare": compare, "--cell": cell}
-    # each selects another table
+    # each selects a different table
     if len(given := [name for name, value in ways.items() if value]) > 1:
         raise ConfigError(
             f"table: needs at most one of {', '.join(ways)}, got {' and '.join(given)}"

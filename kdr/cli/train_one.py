@@ -30,7 +30,7 @@ def command(
 ) -> None:
     """Train one trial in the foreground, without Ray.
 
-    Trains its teacher first, if the study trains one. The trial is logged like those of `kdr run`,
+    Trains the teacher first if the study trains one. The trial is logged like those of `kdr run`,
     resumes from its last checkpoint, and keeps its weights. After SIGTERM it may finish its epoch,
     for up to resources.grace_s seconds; Ctrl-C or a second SIGTERM ends it at once.
 
@@ -80,7 +80,7 @@ def command(
         )
         past = read_log(place)
         state = past.states().get(trial.key)
-        # a trial that another study trained belongs to this one, too
+        # a trial that another study trained belongs to this study, too
         if trial.key not in past.keys_of(chosen.study):
             note_arm(log, chosen, trial)
         if state is not None and state.state == "completed" and not rerun:
@@ -118,7 +118,7 @@ def command(
                 logged.event("interrupted", reason="the command was interrupted")
             raise
     console.out(
-        f"Weights: {place.trial(trial.key) / 'student.pt'}. The log: {place.log}", highlight=False
+        f"Weights: {place.trial(trial.key) / 'student.pt'}. Log: {place.log}", highlight=False
     )
 
 
@@ -136,7 +136,7 @@ def _claim(keys: set[str], claims: "TrialClaims") -> None:
 
 
 def progress_bars(console: "Console") -> "Track":
-    """Returns a wrapper of batches that shows a progress bar on a terminal."""
+    """Returns a function that wraps batches in a progress bar if the console is a terminal."""
 
     def with_bar(batches: "Iterable[Batch]", count: int, purpose: str) -> "Iterable[Batch]":
         if not console.is_terminal:

@@ -23,8 +23,8 @@ def command(
     """Recompute every cell of a written table from the log.
 
     The file names its study and options. Rules, spacing, bold type, caption and notes may differ;
-    edited numbers, missing rows and results that changed since are reported. Exit code 1 if a cell
-    differs.
+    edited numbers, missing rows and results that have since changed are reported. Exit code 1 if a
+    cell differs.
 
     Example: kdr verify paper/ablation.tex
     """
@@ -37,7 +37,7 @@ def command(
         text = table.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise StorageError(f"TABLE: cannot read {table} ({error})") from error
-    # a comparison needs the log of both studies, so studies are read as the table asks for them
+    # a comparison needs the logs of both studies: each is read when the table asks for it
     found = verified(
         text, lambda study: read_logged_study(study, storage, leave_out=NOT_IN_TABLES)[0]
     )

@@ -8,15 +8,15 @@ from kdr.storage.layout import Storage
 
 
 class KeptWeights:
-    """Removes the weights of a study's trials as better ones come in.
+    """Removes the weights of a study's trials as better trials end.
 
     The checkpoint of a trial that was stopped early counts as its weights: with it the trial can
     continue to its full length, without it the trial starts over.
 
     Args:
         storage: the storage with the trials' folders.
-        keep: how many of the best trials, "all", or "none".
-        ended: (key, metric at the last epoch) of this study's trials that ended before.
+        keep: number of best trials to keep, "all" or "none".
+        ended: (key, metric at the last epoch) of this study's trials that have already ended.
     """
 
     def __init__(
@@ -33,8 +33,8 @@ class KeptWeights:
             self.add(key, value)
 
     def add(self, key: str, value: float | None) -> None:
-        """Takes a trial that ended, and removes the weights that are no longer among the best. Of
-        equal trials the earlier one stays.
+        """Adds a trial that ended, and removes weights that are no longer among the best. Among
+        equal trials, the earlier one stays.
 
         Raises:
             StorageError: if they cannot be removed.

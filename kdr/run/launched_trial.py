@@ -1,6 +1,6 @@
 """A trial on its way from the driver to its actor, as plain values in Tune's `config`.
 
-This module alone knows the names in there.
+Only this module knows the names of these values.
 """
 
 import json
@@ -14,7 +14,7 @@ from kdr.config.trial import Trial, TrialConfig
 from kdr.plan.points import Point
 
 _TRIAL = "trial"
-"""Tune adds keys of its own to a config, so ours are under one name."""
+"""Tune adds keys of its own to a config, so ours are nested under one name."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,14 @@ class LaunchedTrial:
     data_id: str
     teacher_id: str | None
     parameters: str | None = None
-    """Settings that the study chose for it, as JSON {path: value}; None for a study's one trial."""
+    """Settings that the study chose for the trial, as JSON {path: value}; None in a study of one
+    trial."""
     trials_known: int | None = None
     """How many completed trials the sampler knew when it proposed this one; None without a
     search."""
     attempts_before: int = 0
-    """Attempts at it in earlier runs of the study. An end that a later attempt logged belongs to
-    this run."""
+    """Attempts at the trial in earlier runs of the study. An end that a later attempt logged
+    belongs to this run."""
 
     @classmethod
     def of(
@@ -60,27 +61,27 @@ class LaunchedTrial:
 
     @classmethod
     def of_config(cls, config: Mapping[str, object]) -> Self:
-        """Returns the trial that Tune's config of it carries."""
+        """Returns the trial in its Tune config."""
         return cls(**cast("dict[str, Any]", config[_TRIAL]))
 
     def as_config(self) -> dict[str, object]:
-        """Returns Tune's config of the trial, as a searcher answers it."""
+        """Returns the trial's Tune config, as a searcher returns it."""
         return {_TRIAL: asdict(self)}
 
     @property
     def trial(self) -> Trial:
         """The trial itself; its settings are parsed at every access."""
-        # here and not in `of_config`: a scheduler needs the key alone, at every result
+        # here, not in `of_config`: a scheduler needs only the key, at every result
         settings = TrialConfig.model_validate_json(self.config)
         return Trial(self.key, settings, data_id=self.data_id, teacher_id=self.teacher_id)
 
     @property
     def point(self) -> Point:
-        """Settings that the study chose for it, by path; empty for a study's one trial."""
+        """Settings that the study chose for the trial, by path; empty in a study of one trial."""
         point: Point = json.loads(self.parameters) if self.parameters else {}
         return point
 
 
 def as_tune_grid(trials: Iterable[LaunchedTrial]) -> dict[str, Any]:
-    """Returns Tune's search space of a list of trials, which it runs in this order."""
+    """Returns a search space for Tune that runs a list of trials in order."""
     return {_TRIAL: tune.grid_search([asdict(trial) for trial in trials])}

@@ -48,11 +48,12 @@ def check_loggers(names: Iterable[LoggerName]) -> None:
 def open_loggers(names: Iterable[LoggerName], study: str, storage: Storage) -> dict[str, RunLogger]:
     """Opens Ray's callbacks, ready for trials; returns them by name.
 
-    Their files are stored under `storage.loggers`. The libraries' own variables decide where else
-    they write: `MLFLOW_TRACKING_URI`, `WANDB_MODE`, `WANDB_PROJECT`.
+    Their files are stored under `storage.loggers`. The libraries' own environment variables decide
+    where else they write: `MLFLOW_TRACKING_URI`, `WANDB_MODE`, `WANDB_PROJECT`.
 
     Raises:
-        PackageError: if one cannot be set up: its server does not answer, or a key is missing.
+        PackageError: if a logger cannot be set up, for example because its server does not answer
+            or a key is missing.
     """
     opened: dict[str, RunLogger] = {}
     for name in dict.fromkeys(names):
@@ -88,7 +89,7 @@ def _wandb(study: str, folder: Path) -> RunLogger:
         group=study,
         upload_timeout=_UPLOAD_TIMEOUT_S,
         dir=str(folder),
-        # as an argument, since on a cluster the process that sends inherits no variables from here
+        # as an argument: on a cluster, the sending process does not inherit this one's environment
         mode=os.environ.get("WANDB_MODE"),
     )
     callback._logger_actor_cls = Sender

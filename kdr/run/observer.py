@@ -12,7 +12,7 @@ class TrialUpdate:
     """The state of one trial, after a change or an epoch."""
 
     name: str
-    """For people: `teacher`, the trial's number in a search, or an arm with its seed."""
+    """Display name: `teacher`, the trial's number in a search, or an arm with its seed."""
     key: str
     state: str
     """running, completed, stopped_early, failed, cancelled or interrupted."""
@@ -23,26 +23,26 @@ class TrialUpdate:
     value: float | None = None
     """The study's metric at the last evaluated epoch."""
     parameters: dict[str, Any] = field(default_factory=dict)
-    """Settings that the study chose for it, by path."""
+    """Settings that the study chose for the trial, by path."""
     reason: str = ""
-    """Why it failed, was cancelled, or is retried."""
+    """Why the trial failed, was cancelled, or is being retried."""
 
 
 def ignore(*_: object) -> None:
-    """Does nothing: the default of callbacks."""
+    """Does nothing; the default for callbacks."""
 
 
 class Observer(Protocol):
     """Watches the run of a study."""
 
     def phase(self, text: str) -> None:
-        """The run enters a new phase."""
+        """Called when the run enters a new phase."""
 
     def finding(self, finding: "Finding") -> None:
-        """The pre-flight found something."""
+        """Called for each finding of the pre-flight."""
 
     def plan(self, num_trials: int | None, num_done: int, num_concurrent: int) -> None:
-        """The run starts its trials.
+        """Called when the run starts its trials.
 
         Args:
             num_trials: trials of the study; None for a search without a budget of trials.
@@ -51,4 +51,4 @@ class Observer(Protocol):
         """
 
     def update(self, progress: TrialUpdate) -> None:
-        """A trial made progress or changed its state."""
+        """Called when a trial makes progress or changes its state."""

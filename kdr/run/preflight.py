@@ -1,6 +1,4 @@
-"""The pre-flight of a study: its base trial is measured where trials will train, before the budget
-is spent.
-"""
+"""The pre-flight of a study: measures its base trial where its trials will train."""
 
 from collections.abc import Iterable
 
@@ -30,14 +28,14 @@ def check_before_start(
     needed: ResolvedResources,
     local: bool,
 ) -> None:
-    """Measures a trial unless that was done before, and reports what it found.
+    """Measures a trial, unless a measurement is saved, and reports the findings.
 
     Args:
         study: the study.
         trial: its base trial.
         storage: the storage with data and teachers; the measurement is saved there.
         observer: receives every finding.
-        needed: what a trial takes; measuring takes what one worker does.
+        needed: resources of one trial; the measurement takes those of one worker.
         local: whether trials train on this machine.
 
     Raises:
@@ -83,7 +81,7 @@ def _measured_on_ray(
 ) -> Preflight | list[str]:
     import ray
 
-    # at most one GPU: what one worker of several GPUs would do is not measured
+    # at most one GPU: the measurement does not use several GPUs per worker
     task = ray.remote(num_cpus=needed.cpus_per_worker, num_gpus=min(1, needed.gpus_per_worker))(
         _preflight_or_problems
     )
@@ -94,7 +92,7 @@ def _measured_on_ray(
 def _preflight_or_problems(
     trial: Trial, storage: Storage, pictures: StoredPath
 ) -> Preflight | list[str]:
-    """Returns what was measured, or the problem as lines: Ray would wrap an error in its own."""
+    """Returns the measurement, or an error as lines: Ray would wrap the error in its own."""
     from kdr.training.preflight import measure
 
     try:

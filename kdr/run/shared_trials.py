@@ -1,4 +1,4 @@
-"""Trials that several running studies want: one trains each of them, the others wait for it."""
+"""Trials that several running studies need: one study trains each trial, the others wait."""
 
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -9,7 +9,7 @@ from kdr.run.driver.trial_claims import Holder
 from kdr.run.study_driver import RunEnd, StudyDriver
 
 _CHECK_EVERY_S = 2.0
-"""Seconds between two checks of what other drivers train."""
+"""Seconds between two checks of the trials that other drivers train."""
 
 
 def run_claimed_first(
@@ -19,17 +19,17 @@ def run_claimed_first(
     run: Callable[[Log, list[str]], RunEnd],
     missing: Callable[[Log], Collection[str]],
 ) -> tuple[RunEnd, set[str]]:
-    """Runs those trials that this driver can claim. Then waits for those that other drivers train,
-    and runs those of them that are still missing.
+    """Runs the trials that this driver can claim. Then waits for trials of other drivers, and runs
+    any that are still missing.
 
     Args:
-        driver: of the study.
-        wanted: keys of the trials, in their order.
+        driver: the study's driver.
+        wanted: keys of the trials, in order.
         run: runs the trials with these keys; receives the log as of now.
-        missing: returns the keys of the trials that still have to run, by a log.
+        missing: returns the keys of the trials that still have to run, given a log.
 
     Returns:
-        How it ended, and the keys of the trials that need not run here any more, because another
+        How the run ended, and the keys of trials that no longer have to run here, because another
         driver completed them.
     """
     end, waiting, ended_by_others = RunEnd(), list(wanted), set[str]()
@@ -52,8 +52,8 @@ def run_claimed_first(
 
 
 def wait_for_others(driver: StudyDriver, keys: Collection[str]) -> RunEnd:
-    """Waits until at least one of these trials is no longer trained by another driver. Holds
-    nothing of the cluster meanwhile.
+    """Waits until at least one of these trials is no longer trained by another driver. Holds no
+    resources of the cluster meanwhile.
     """
     shown = ""
     try:

@@ -1,10 +1,9 @@
-"""Runs in TensorBoard, Weights & Biases and MLflow: one per attempt at a trial, with epochs as
-steps.
+"""Runs in TensorBoard, Weights & Biases and MLflow: one per attempt, with epochs as steps.
 
 Tune's own trials have names that mean nothing to people, and steps that restart at 1 when a trial
-is retried. So Ray's loggers see these instead. A run opens with the first report of an attempt,
-because only the actor knows which attempt this is. An attempt that resumed from a checkpoint
-repeats the epochs before it, so every run is complete.
+is retried. So Ray's loggers receive these runs instead. A run opens with the first report of an
+attempt, because only the actor knows which attempt this is. An attempt that resumed from a
+checkpoint repeats the epochs before it, so every run is complete.
 """
 
 import re
@@ -29,13 +28,13 @@ class ShownTrial:
     """An attempt at a trial, with the attributes that Ray's loggers read from a trial of Tune.
 
     Args:
-        name: of the run.
-        settings: its hyperparameters by dotted path.
-        folder: for its files.
+        name: name of the run.
+        settings: hyperparameters by dotted path.
+        folder: folder for the run's files.
     """
 
     def __init__(self, name: str, settings: Mapping[str, object], folder: Path) -> None:
-        # wandb takes it for a run's id, which must be new each time, and short
+        # wandb uses it as a run's id, which must be new each time, and short
         self.trial_id = f"{name[-32:]}-{uuid.uuid4().hex[:8]}"
         self.config = self.evaluated_params = dict(settings)
         self.local_path = str(folder)
@@ -57,8 +56,8 @@ class ShownTrials(tune.Callback):
         loggers: Ray's loggers by name; those that raise are removed from it.
         storage: the storage with the loggers' files.
         study: name of the study.
-        observer: is notified of a logger that was dropped.
-        names: key -> name of the trial for people.
+        observer: is notified when a logger is dropped.
+        names: key -> display name of the trial.
     """
 
     def __init__(
@@ -73,10 +72,10 @@ class ShownTrials(tune.Callback):
         self._loggers, self._folder, self._observer = loggers, storage.loggers(study), observer
         self._names = names
         self._open: dict[str, tuple[int, ShownTrial]] = {}
-        """Tune's id of a trial -> its attempt and the run of that."""
+        """Tune's id of a trial -> its attempt and that attempt's run."""
 
     def __getstate__(self) -> dict[str, object]:
-        """Nothing: Tune pickles its callbacks to restore an experiment, which kdr never does."""
+        """Returns nothing: Tune pickles callbacks to restore experiments, which kdr never does."""
         return {}
 
     def on_trial_result(
@@ -87,7 +86,7 @@ class ShownTrials(tune.Callback):
         result: Mapping[str, object],
         **info: object,
     ) -> None:
-        """Epochs ended, the last of them evaluated; or the trial failed."""
+        """Logs the epochs of a report; the last one is evaluated, unless the trial failed."""
         report = TrialReport.of_result(result)
         if report is None:
             return
@@ -98,18 +97,20 @@ class ShownTrials(tune.Callback):
     def on_trial_complete(
         self, iteration: int, trials: Sequence[TuneTrial], trial: TuneTrial, **info: object
     ) -> None:
-        """A trial reached its last epoch, failed by itself, or was stopped by the scheduler."""
+        """Closes the run of a trial that completed, failed by itself, or was stopped by the
+        scheduler.
+        """
         report = TrialReport.of_result(trial.last_result)
         self._close(trial.trial_id, failed=report is not None and report.failure_kind is not None)
 
     def on_trial_error(
         self, iteration: int, trials: Sequence[TuneTrial], trial: TuneTrial, **info: object
     ) -> None:
-        """The process of a trial died, and it has no retries left."""
+        """Closes the run of a trial whose process died with no retries left."""
         self._close(trial.trial_id, failed=True)
 
     def on_experiment_end(self, trials: Sequence[TuneTrial], **info: object) -> None:
-        """Tune returns; what still runs was interrupted."""
+        """Closes the runs of interrupted trials; called when Tune is about to return."""
         for trial_id in list(self._open):
             self._close(trial_id, failed=True)
         self._for_each(lambda logger: logger.on_experiment_end(trials))
@@ -136,7 +137,7 @@ class ShownTrials(tune.Callback):
         return run
 
     def _label(self, key: str) -> str:
-        """Returns a trial's name as part of a file's name."""
+        """Returns a trial's display name, made safe for file names."""
         name = self._names.get(key, "")
         if name.isdigit():
             return f"trial-{int(name):04}"
@@ -151,7 +152,7 @@ class ShownTrials(tune.Callback):
         for name, logger in list(self._loggers.items()):
             try:
                 action(logger)
-            except Exception as error:  # whatever a server or a disk may raise
+            except Exception as error:  # anything that a server or a disk may raise
                 del self._loggers[name]
                 self._observer.phase(
                     f"Dropped the logger {name}, which failed with {type(error).__name__}: {error}"

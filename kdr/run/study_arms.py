@@ -1,4 +1,4 @@
-"""Notes in the log which trials a study uses, whichever study runs them."""
+"""Notes in the log which trials a study uses, no matter which study runs them."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -24,8 +24,8 @@ def note_arm(
     Args:
         log: the study's writer.
         study: the study.
-        trial: a trial of this study, or of another study that this one asks for, too.
-        number: of the trial in the study, from 1.
+        trial: a trial of this study, or another study's trial that this study also uses.
+        number: number of the trial in the study, from 1.
         parameters: settings that the study chose for it, by path.
     """
     log.arms([_row(study, trial, f"trial-{number:04}", parameters)])

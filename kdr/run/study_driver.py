@@ -1,4 +1,4 @@
-"""What the driver of a study needs to run trials, and how runs of trials end."""
+"""The context in which a study's driver runs trials, and how runs of trials end."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,15 +12,15 @@ from kdr.storage.layout import Storage
 
 @dataclass(frozen=True)
 class StudyDriver:
-    """What all runs of trials of one study share."""
+    """Everything that the runs of one study's trials share."""
 
     study: Study
     storage: Storage
     observer: Observer
     """Receives every change of a trial's state."""
     claims: TrialClaims
-    """Of this driver. A trial that another one claimed is waited for; then its result is known, or
-    it is run here."""
+    """The claims of this driver. It waits for trials that another driver claimed; afterwards their
+    results are known, or they run here."""
     loggers: dict[str, RunLogger] = field(default_factory=dict)
     """Ray's loggers by name. A logger is removed when it raises."""
 
@@ -34,9 +34,9 @@ class RunEnd:
     num_failed: int = 0
     """Trials that failed, teachers included."""
     interrupted: bool = False
-    """Whether Ctrl-C, SIGTERM or SIGHUP ended it."""
+    """Whether Ctrl-C, SIGTERM or SIGHUP ended the run."""
     terminated: bool = False
-    """Whether SIGTERM or SIGHUP ended it."""
+    """Whether SIGTERM or SIGHUP ended the run."""
     abort_reason: str = ""
     """Why the study was aborted: its first trials all failed for the same reason."""
 
@@ -57,6 +57,6 @@ class RunEnd:
 
 
 Names = Mapping[str, str]
-"""Key of a trial -> its name for people; a search adds names while its trials run."""
+"""Key of a trial -> its display name; a search adds names while its trials run."""
 Ended = tuple[str, float | None]
 """Key of a trial that ended, and the searched metric at its last epoch."""

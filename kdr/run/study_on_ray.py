@@ -24,12 +24,12 @@ from kdr.run.sweep import run_list, run_search, run_teachers
 def run_on_ray(
     driver: StudyDriver, work: StudyWork, *, address: str | None, preflight: bool
 ) -> RunEnd:
-    """Runs what of a study has to run, on the Ray that is running.
+    """Runs a study's missing teachers and trials on the running Ray.
 
     Args:
-        driver: of the study, without loggers.
-        work: what has to run.
-        address: the cluster that was joined; None for a Ray of this machine.
+        driver: the study's driver, without loggers.
+        work: the missing teachers and trials.
+        address: the cluster that was joined; None for a Ray on this machine only.
         preflight: check the nodes of the cluster, and the base trial once its teacher is trained.
 
     Raises:
@@ -58,7 +58,7 @@ def run_on_ray(
             )
         return end if end.is_final else end.then(_run_trials(driver, work, needed, num_at_a_time))
     finally:
-        # Tune's own state of the experiment: nobody reads it, the log is a study's memory
+        # Tune's own state of the experiment is never read: the log is a study's memory
         shutil.rmtree(storage.ray / study.study, ignore_errors=True)
 
 
@@ -67,8 +67,8 @@ def _check_gpu_hours(study: Study, needed: ResolvedResources) -> None:
     if study.search is None or study.search.gpu_hours is None or needed.num_gpus:
         return
     raise ResourcesError(
-        f"search.gpu_hours: needs trials that hold GPUs, got {study.search.gpu_hours:g} and none "
-        "for a trial here. Use search.trials or search.hours, or a machine with GPUs"
+        f"search.gpu_hours: needs trials that hold GPUs, got {study.search.gpu_hours:g} for trials "
+        "that hold none here. Use search.trials or search.hours, or a machine with GPUs"
     )
 
 
@@ -105,6 +105,6 @@ def _run_trials(
 
 
 def _with_all_cpus(needed: ResolvedResources) -> ResolvedResources:
-    """Returns what a teacher takes on this machine's CPUs: all of them, since it runs alone."""
+    """Returns the resources of a teacher on this machine: all CPUs, because it runs alone."""
     each = max(needed.cpus_per_worker, num_cpus_here() // needed.workers)
     return replace(needed, cpus_per_worker=each)

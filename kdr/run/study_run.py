@@ -1,4 +1,4 @@
-"""Runs a study: its teachers first, then its trials. Run again, it runs only what is missing."""
+"""Runs a study: its teachers first, then its trials. A second run trains only what is missing."""
 
 import time
 from dataclasses import dataclass
@@ -30,12 +30,12 @@ class Outcome:
     """Trials that this run trained, to their end or until they were stopped early."""
     num_failed: int
     interrupted: bool
-    """Whether Ctrl-C, SIGTERM or SIGHUP ended it."""
+    """Whether Ctrl-C, SIGTERM or SIGHUP ended the run."""
     seconds: float
     terminated: bool = False
-    """Whether SIGTERM or SIGHUP ended it."""
+    """Whether SIGTERM or SIGHUP ended the run."""
     abort_reason: str = ""
-    """Why it was aborted: its first trials all failed for the same reason."""
+    """Why the run was aborted: its first trials all failed for the same reason."""
 
 
 def run_study(
@@ -48,7 +48,7 @@ def run_study(
     rerun: bool = False,
     preflight: bool = False,
 ) -> Outcome:
-    """Runs what is missing of a study.
+    """Runs a study's missing teachers and trials.
 
     Args:
         study: what to run.
@@ -56,7 +56,7 @@ def run_study(
         observer: receives phases, findings and the progress of trials.
         address: a Ray cluster to join; None starts Ray on this machine.
         send_code: send this kdr to the nodes of the cluster, in place of what is installed there.
-        rerun: run trials again whose results are known.
+        rerun: run trials again even if their results are known.
         preflight: check the cluster's nodes (`kdr.run.cluster.readiness`), and the study's base
             trial once its teacher is trained (`kdr.run.preflight`).
 
@@ -109,7 +109,7 @@ def _run_missing(
         return RunEnd()
     driver.observer.phase("Starting Ray")
     with ray_session(address, send_code=send_code):
-        # only now: Ray and Tune read the variables that `ray_session` sets when they are imported
+        # only now: on import, Ray and Tune read the variables that `ray_session` sets
         from kdr.run.study_on_ray import run_on_ray
 
         try:
@@ -121,7 +121,7 @@ def _run_missing(
 
 
 def _remove_orphans(driver: StudyDriver) -> None:
-    """Removes what killed processes left half-written in the study's log."""
+    """Removes half-written files that killed processes left in the study's log."""
     for table in SCHEMAS:
         driver.storage.fragments(table, driver.study.study).remove_orphans()
 

@@ -1,4 +1,4 @@
-"""What of a study has to run: its missing trials, and the teachers that those need."""
+"""The work left in a study: its missing trials, and the teachers that they need."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,34 +16,34 @@ from kdr.storage.layout import Storage
 
 @dataclass(frozen=True)
 class StudyWork:
-    """What of a study has to run."""
+    """The work left in a study."""
 
     make_trial: Callable[[TrialConfig], Trial]
     """Gives a trial its identity."""
     listed: TrialList | None
     """The study's trials; None for a search."""
     untrained: tuple[Trial, ...]
-    """Trials that train the teachers that are needed and not there."""
+    """Trials that train the missing teachers."""
     storage: Storage
     rerun: bool
-    """Whether trials run again whose results are known."""
+    """Whether trials run again even if their results are known."""
 
     def still_untrained(self, past: Log) -> list[Trial]:
-        """Returns the teachers that still have to be trained, by a later log."""
+        """Returns the teachers that still have to be trained, according to a later log."""
         return _untrained(self.untrained, past, self.storage, rerun=self.rerun)
 
 
 def work_of(study: Study, storage: Storage, *, rerun: bool) -> StudyWork | None:
-    """Returns what of a study has to run; None if that is nothing.
+    """Returns the work left in a study; None if there is none.
 
     Writes which trials the study uses, and cleans up after drivers that were killed before they
-    could. A search is never done here: only its sampler finds out.
+    could. Never None for a search: only its sampler can find that nothing is left.
     """
     make_trial = trial_maker(study, storage)
     past = read_log(storage)
     listed = None if study.search is not None else TrialList(study, make_trial)
     if listed is None:
-        # the base trial stands for all: a point with another teacher trains that in its own attempt
+        # the base trial represents all: a point with another teacher trains that in its own attempt
         missing = [make_trial(study.base)]
     else:
         missing = _noted(listed, study, storage, past, rerun=rerun)
@@ -78,8 +78,8 @@ def _untrained(
 
 
 def _is_trained(teacher: Trial, past: Log, storage: Storage) -> bool:
-    """Whether a teacher's training is over. Weights alone do not say so: a process killed after
-    writing them, and before the log had the event, resumes.
+    """Returns whether a teacher's training is over. Weights alone do not prove it: a process killed
+    between writing them and logging the event resumes.
     """
     state = past.states().get(teacher.key)
     return has_weights(teacher, storage) and (

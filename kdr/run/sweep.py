@@ -38,10 +38,10 @@ def run_teachers(
     """Trains teachers, one after the other.
 
     Args:
-        driver: of the study.
-        teachers: to train.
-        needed: what each takes.
-        missing: returns those that still have to be trained, by a log.
+        driver: the study's driver.
+        teachers: the teachers to train.
+        needed: resources of each trial.
+        missing: returns the teachers that still have to be trained, given a log.
     """
     wanted = {teacher.key: teacher for teacher in teachers}
 
@@ -69,11 +69,11 @@ def run_list(
     """Runs the missing trials of a list, each to its full length.
 
     Args:
-        driver: of the study.
+        driver: the study's driver.
         listed: the trials.
-        needed: what each takes.
+        needed: resources of each trial.
         num_concurrent: how many run at a time.
-        rerun: run all of them, whatever the log has.
+        rerun: run all of them, regardless of the log.
     """
     past = read_log(driver.storage)
     wanted = listed.trials if rerun else {one.trial.key: one for one in listed.missing(past)}
@@ -112,22 +112,22 @@ def run_search(
 ) -> RunEnd:
     """Runs the study's search until its budget or its space is used up.
 
-    A session of the search also ends if only trials are left that other drivers train. Then the
-    next session starts, from a new read of the log, as soon as one of them is free.
+    A session of the search also ends when other drivers train all the trials that are left. As soon
+    as one of these is free, the next session reads the log again and starts.
 
     Args:
-        driver: of a study with a search.
+        driver: the driver of a study with a search.
         make_trial: gives a trial its identity.
-        needed: what each trial takes.
+        needed: resources of each trial.
         num_concurrent: how many run at a time.
-        rerun: start the search over, whatever the log has.
+        rerun: start the search over, regardless of the log.
     """
     end, claimed_by_others = _run_session(driver, make_trial, needed, num_concurrent, rerun=rerun)
     while claimed_by_others and not end.is_final:
         end = end.then(wait_for_others(driver, claimed_by_others))
         if end.is_final:
             break
-        # without `rerun`: what the first session ran is known from now on
+        # without `rerun`: the results of the first session are known from now on
         later, claimed_by_others = _run_session(driver, make_trial, needed, num_concurrent)
         end = end.then(later)
     return end
@@ -141,8 +141,8 @@ def _run_session(
     *,
     rerun: bool = False,
 ) -> tuple[RunEnd, set[str]]:
-    """Runs a search from what the log has now; returns also the keys of trials that were due and
-    that other drivers train.
+    """Runs a search from the current state of the log; also returns the keys of due trials that
+    other drivers train.
     """
     study, storage = driver.study, driver.storage
     assert study.search is not None
@@ -152,7 +152,7 @@ def _run_session(
     launcher = _SearchLauncher(
         driver,
         names={key: str(number) for key, number in history.numbers.items()},
-        # later than all arms so far: the last rows are those of the present study file
+        # after all arms so far: the last rows must be those of the current study file
         log=LogWriter(storage, study.study, after=past.newest_arm),
         interruption=interruption,
         rerun=rerun,
@@ -166,7 +166,7 @@ def _run_session(
         make_trial=make_trial,
     )
     ended = list(history.progress(study.metric))
-    # interrupted trials are charged already, but not done
+    # interrupted trials are already charged, but not done
     num_done = history.used.trials - len(history.interrupted)
     driver.observer.plan(study.search.trials, num_done, num_concurrent)
     for update in ended:
@@ -187,7 +187,7 @@ class _SearchLauncher:
 
     driver: StudyDriver
     names: dict[str, str]
-    """Key -> number of the trial as text; each new trial gets the next one."""
+    """Key -> number of the trial as text; each new trial gets the next number."""
     log: LogWriter
     interruption: Interruption
     rerun: bool
@@ -203,7 +203,7 @@ class _SearchLauncher:
         claims, storage = self.driver.claims, self.driver.storage
         if not claims.take([key]):
             return False
-        # nearly all trials were never tried by anyone: those need no new read of the log
+        # nearly all trials have never been attempted: for those, the log is not read again
         if self.rerun or not num_attempts(storage, key):
             return True
         state = read_log(storage).states().get(key)
@@ -218,7 +218,7 @@ class _SearchLauncher:
         note_arm(self.log, self.driver.study, trial, number=number, parameters=point)
 
     def launch(self, trial: Trial, point: Point, *, trials_known: int) -> LaunchedTrial:
-        """Notes a trial before it starts: a driver killed in between finds it as planned."""
+        """Notes a trial before it starts: if the driver is killed in between, it is planned."""
         self.note(trial, point)
         return _launched(self.driver.storage, trial, parameters=point, trials_known=trials_known)
 

@@ -1,7 +1,7 @@
-"""What Tune's driver sees of its trials, written to the log and passed to the observer.
+"""Tune's callbacks about its trials: writes them to the log and updates the observer.
 
-A trial's own process logs most of its events. The driver alone knows why a trial ended before its
-last epoch: stopped by the scheduler, interrupted with the study, or its process died.
+A trial's own process logs most of its events. Only the driver knows why a trial ended before its
+last epoch: the scheduler stopped it, the study was interrupted, or its process died.
 """
 
 import re
@@ -27,18 +27,18 @@ from kdr.run.tune_protocols import TuneTrial
 from kdr.storage.layout import Storage
 
 _OUT_OF_MEMORY = ("OutOfMemoryError", "low on memory")
-"""What Ray writes of a process that it killed because its node was out of memory."""
+"""Parts of Ray's message about a process that it killed because its node was out of memory."""
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
 class Stopper(Protocol):
-    """Ends the trials that run (`kdr.run.driver.interruption.Interruption`)."""
+    """Ends the running trials (`kdr.run.driver.interruption.Interruption`)."""
 
     def trial_reported(self, trial_id: str, running: Iterable[str]) -> None:
-        """A trial finished an epoch, or ended; `running` are the trials that run now."""
+        """Records that a trial finished an epoch or ended; `running` are the trials running now."""
 
     def end_now(self) -> None:
-        """Ends them at once, as Ctrl-C does."""
+        """Ends the running trials at once, as Ctrl-C does."""
 
 
 class TrialEvents(tune.Callback):
@@ -48,8 +48,8 @@ class TrialEvents(tune.Callback):
         study: the study that runs.
         storage: the storage with its log.
         observer: receives an update whenever a trial makes progress or changes its state.
-        role: of the trials that run.
-        names: key -> name of the trial for people; may grow while the trials run.
+        role: role of the trials.
+        names: key -> display name of the trial; may grow while the trials run.
         stopper: ends the trials if the storage fails (`storage_problem` then has the reason), and
             if the study is aborted (`abort_reason`).
         on_ended: receives key and searched metric of each trial that ended; None without a result.
@@ -78,15 +78,13 @@ class TrialEvents(tune.Callback):
         self._running: dict[str, TuneTrial] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        """Nothing: Tune pickles its callbacks to restore an experiment, which kdr never does; the
-        log is a study's memory.
-        """
+        """Returns nothing: Tune pickles callbacks to restore experiments, which kdr never does."""
         return {}
 
     def on_trial_start(
         self, iteration: int, trials: Sequence[TuneTrial], trial: TuneTrial, **info: object
     ) -> None:
-        """A trial was given its actor."""
+        """Records that a trial got its actor."""
         self._running[trial.trial_id] = trial
         self._update(trial, "running", _last_report(trial))
 
@@ -98,7 +96,9 @@ class TrialEvents(tune.Callback):
         result: Mapping[str, object],
         **info: object,
     ) -> None:
-        """An evaluated epoch ended. If the trial ends with it, `on_trial_complete` follows."""
+        """Reports an evaluated epoch, unless the trial ends with it: then `on_trial_complete`
+        follows.
+        """
         if not ends_trial(result):
             self._update(trial, "running", TrialReport.of_result(result))
             self._stopper.trial_reported(trial.trial_id, self._running)
@@ -106,7 +106,7 @@ class TrialEvents(tune.Callback):
     def on_trial_complete(
         self, iteration: int, trials: Sequence[TuneTrial], trial: TuneTrial, **info: object
     ) -> None:
-        """A trial reached its last epoch, failed by itself, or was stopped by the scheduler."""
+        """Records the end of a trial that completed, failed by itself, or was stopped early."""
         report = _last_report(trial)
         assert report is not None, "a trial completes with a report"
         if report.failure_kind == STORAGE:
@@ -130,7 +130,7 @@ class TrialEvents(tune.Callback):
     def on_trial_recover(
         self, iteration: int, trials: Sequence[TuneTrial], trial: TuneTrial, **info: object
     ) -> None:
-        """The process of a trial died, and Tune starts another one for it."""
+        """Reports that Tune restarts a trial whose process died; logs a hang."""
         reason = "its process died"
         stacks = hang_of(self._storage, _key_of(trial))
         if stacks is not None:
@@ -150,7 +150,7 @@ class TrialEvents(tune.Callback):
     def on_trial_error(
         self, iteration: int, trials: Sequence[TuneTrial], trial: TuneTrial, **info: object
     ) -> None:
-        """The process of a trial died, and it has no retries left."""
+        """Logs the failure of a trial whose process died with no retries left."""
         self.num_run += 1
         kind, reason, details = self._cause_of_death(trial)
         self._write(
@@ -166,7 +166,7 @@ class TrialEvents(tune.Callback):
         self._ended(trial, _last_report(trial))
 
     def close(self) -> None:
-        """Writes that what still runs was interrupted; called when Tune has returned."""
+        """Logs that the running trials were interrupted; called when Tune has returned."""
         # The log decides: a trial may have completed after Tune stopped listening, or not have
         # started yet. Its own process writes both.
         states = read_log(self._storage).states() if self._running else {}
@@ -179,8 +179,8 @@ class TrialEvents(tune.Callback):
                 self._update(trial, "interrupted", _last_report(trial))
 
     def _storage_failed(self, reason: str) -> None:
-        """Ends the study: nothing that runs could keep its results. What is logged is kept, and the
-        same command resumes the study.
+        """Ends the study, because no running trial could save its results. Everything logged is
+        kept, and the same command resumes the study.
         """
         self.storage_problem = self.storage_problem or reason
         self._stopper.end_now()
@@ -279,9 +279,9 @@ def _last_report(trial: TuneTrial) -> TrialReport | None:
 
 
 def _error_of(trial: TuneTrial) -> str:
-    """Returns what Ray wrote of a trial's deaths.
+    """Returns Ray's report on the deaths of a trial's processes.
 
-    Not `Trial.get_error`: it reads a copy that Ray 2.60 makes later, and is None at this time.
+    `Trial.get_error` would return None here: it reads a copy that Ray 2.60 makes later.
     """
     path = Path(trial.error_file or "")
     return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""

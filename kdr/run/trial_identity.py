@@ -1,6 +1,6 @@
 """Gives trials their identity: fingerprints of data and weights, each taken once.
 
-Without torch and Ray, so that `kdr plan` answers at once.
+Imports neither torch nor Ray, so that `kdr plan` starts fast.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from kdr.storage.layout import Storage
 
 
 def trial_maker(study: Study, storage: Storage) -> Callable[[TrialConfig], Trial]:
-    """Returns a function that gives a study's trials their identity. It remembers fingerprints,
-    which may have to read every file of a data set.
+    """Returns a function that gives a study's trials their identity. It caches fingerprints,
+    because taking one may read every file of a data set.
     """
     data_ids: dict[str, str] = {}
     weights_ids: dict[str, str] = {}

@@ -19,9 +19,9 @@ class ListedTrial:
 
     trial: Trial
     name: str
-    """For people: the arm and the seed. Arms that are the same trial are named together."""
+    """Display name: the arm and the seed. Arms that are the same trial are named together."""
     parameters: Point | None = None
-    """How it differs from the study's trial, by path; None for a study's one trial."""
+    """Settings that differ from the study's base trial, by path; None in a study of one trial."""
 
 
 class TrialList:
@@ -44,12 +44,13 @@ class TrialList:
             else [ListedTrial(make_trial(study.base), "1")]
         )
         self.trials = {one.trial.key: one for one in listed}
-        """By key."""
+        """The trials by key."""
 
     def missing(self, past: Log) -> list[ListedTrial]:
         """Returns the trials that have to run: neither completed, by any study, nor cancelled.
 
-        Failed ones run again, and those that another study stopped early run to their full length.
+        Failed trials run again, and trials that another study stopped early run to their full
+        length.
         """
         states = past.states()
         return [
@@ -59,7 +60,7 @@ class TrialList:
         ]
 
     def note(self, log: LogWriter, past: Log) -> None:
-        """Writes which trials the study uses, unless the log has it."""
+        """Writes which trials the study uses, unless the log already has them."""
         if self._study.ablation is not None:
             note_arms(log, past, self._study, self._arms)
             return
@@ -68,7 +69,7 @@ class TrialList:
             note_arm(log, self._study, one.trial)
 
     def ended(self, past: Log) -> list[tuple[str, float | None]]:
-        """Returns key and metric of the trials that need not run and that this study ran itself."""
+        """Returns key and metric of the trials that are over and that this study ran itself."""
         states = past.states()
         return [
             (one.key, one.value)
@@ -77,7 +78,7 @@ class TrialList:
         ]
 
     def progress(self, past: Log) -> Iterator[TrialUpdate]:
-        """Yields the trials that need not run, in the form of an observer's updates."""
+        """Yields the trials that are over, as updates for an observer."""
         states = past.states()
         missing = {one.trial.key for one in self.missing(past)}
         for key, one in self.trials.items():

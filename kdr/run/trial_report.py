@@ -1,6 +1,4 @@
-"""What a trial's actor reports to the driver, and how Tune carries it: the one owner of the names
-in Tune's results.
-"""
+"""A trial's report from its actor to the driver, and its form as a result of Tune."""
 
 import math
 from collections.abc import Mapping
@@ -18,12 +16,12 @@ _REPORT = "report"
 
 @dataclass(frozen=True)
 class Reached:
-    """How far one attempt has come: columns of its next event in the log."""
+    """Progress of one attempt: columns of its next event in the log."""
 
     epoch: int = 0
     """Last finished epoch; 0 before the first."""
     metrics: Mapping[str, float | None] = field(default_factory=dict)
-    """AP .. APl of the last evaluated epoch; empty before one."""
+    """AP to APl of the last evaluated epoch; empty before the first."""
     seconds: float | None = None
     """Training and evaluation of all finished epochs; None before the first."""
     best_epoch: int | None = None
@@ -31,7 +29,7 @@ class Reached:
     best_AP: float | None = None  # noqa: N815 - the metric is called AP
 
     def after(self, metrics: EpochMetrics) -> "Reached":
-        """Returns what is reached after one more epoch."""
+        """Returns the progress after one more epoch."""
         reached = replace(
             self,
             epoch=metrics.epoch,
@@ -59,21 +57,21 @@ class Reached:
 
 @dataclass(frozen=True)
 class TrialReport:
-    """What an actor reports of its trial: after each evaluated epoch, and once at the end."""
+    """An actor's report on its trial: sent after each evaluated epoch, and once at the end."""
 
     attempt: int
     """Counts from 1, over all runs of the trial's key."""
     reached: Reached = Reached()
     """Everything up to the last finished epoch."""
     epochs: tuple[Mapping[str, float], ...] = ()
-    """Numbers of every epoch finished since the report before, by name, as loggers show them. The
+    """Numbers of every epoch finished since the previous report, by name, as loggers show them. The
     last one is evaluated, unless the trial failed."""
     is_last: bool = False
     """Whether the trial ended: it reached its last epoch, or failed."""
     failure_kind: str | None = None
-    """Why it failed, as a class: `TrialFailure.kind`, `error` or `STORAGE`; None if it did not."""
+    """Kind of failure: `TrialFailure.kind`, `error` or `STORAGE`; None if it did not fail."""
     reason: str = ""
-    """Why it failed, in one sentence."""
+    """Why the trial failed, in one sentence."""
 
     @property
     def epoch(self) -> int:
@@ -98,7 +96,7 @@ class TrialReport:
         return {
             "done": self.is_last,
             "epoch": self.epoch,
-            # NaN, since a rule of Ray's that compared None with a number would end the sweep
+            # NaN: if one of Ray's rules compared None with a number, the sweep would end
             **{name: math.nan if value is None else value for name, value in metrics.items()},
             _REPORT: self,
         }
@@ -113,7 +111,7 @@ class TrialReport:
 
 
 def ends_trial(result: Mapping[str, object]) -> bool:
-    """Whether a trial ends with a result: by itself, or because the scheduler stops it, which Tune
-    notes in the result alone.
+    """Returns whether a result is its trial's last: the trial ended, or the scheduler stops it.
+    Tune marks the latter only in the result.
     """
     return bool(result.get("done"))

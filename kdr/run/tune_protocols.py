@@ -1,7 +1,7 @@
-"""What kdr uses of Ray Tune's trials, controller and loggers, as protocols.
+"""Protocols for the parts of Ray Tune's trials, controller and loggers that kdr uses.
 
-Tune's own classes are typed in parts only; these name the attributes that we rely on, so that an
-upgrade of Ray has one page to be compared with (`ray.tune.experiment.Trial`, Ray 2.60).
+Tune's own classes are only partly typed. These protocols list the attributes that kdr relies on:
+compare them with `ray.tune.experiment.Trial` when Ray is upgraded (written for Ray 2.60).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ class TuneTrial(Protocol):
 
     @property
     def config(self) -> Mapping[str, object]:
-        """What the searcher or the grid handed over (`kdr.run.launched_trial`)."""
+        """The config from the searcher or the grid (`kdr.run.launched_trial`)."""
         ...
 
     @property
@@ -35,7 +35,7 @@ class TuneTrial(Protocol):
 
     @property
     def error_file(self) -> str | None:
-        """Where Ray writes why the trial's process died; None if it did not."""
+        """File in which Ray writes why the trial's process died; None if it did not die."""
         ...
 
 
@@ -48,7 +48,7 @@ class TuneController(Protocol):
 
 
 class LoggedRun(Protocol):
-    """A run as Ray's loggers see it: they take it for a trial of Tune."""
+    """A run as Ray's loggers see it: they treat it as a trial of Tune."""
 
     trial_id: str
     config: dict[str, object]

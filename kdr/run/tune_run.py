@@ -37,16 +37,16 @@ class Trials:
 
     source: Sequence[LaunchedTrial] | Searched
     needed: ResolvedResources
-    """What each trial takes."""
+    """Resources of each trial."""
     num_concurrent: int
     names: Names
     role: Role = "student"
     ended: Sequence[Ended] = ()
-    """This study's trials that ended before: their weights compete with those of new ones."""
+    """This study's trials that ended before: their weights compete with those of new trials."""
 
     @property
     def scheduler(self) -> TrialScheduler | None:
-        """What stops trials early, if anything."""
+        """The scheduler that stops trials early, if there is one."""
         return self.source.scheduler if isinstance(self.source, Searched) else None
 
 
@@ -54,12 +54,12 @@ def run_on_tune(driver: StudyDriver, trials: Trials, interruption: Interruption)
     """Runs trials until their source is exhausted, or a signal or a failure ends them.
 
     Args:
-        driver: of the study.
+        driver: the study's driver.
         trials: what to run.
-        interruption: a new one, for this run alone.
+        interruption: a new object, for this run alone.
 
     Raises:
-        StorageError: if the storage could not be written any more.
+        StorageError: if the storage was no longer writable.
     """
     events = _events(driver, trials, interruption)
     callbacks: list[tune.Callback] = [events]
@@ -133,9 +133,9 @@ def _tuner(driver: StudyDriver, trials: Trials, callbacks: list[tune.Callback]) 
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=trials.scheduler or InOrder(),
-            num_samples=1 if searcher is None else -1,  # -1: until the searcher answers FINISHED
+            num_samples=1 if searcher is None else -1,  # -1: until the searcher returns FINISHED
             max_concurrent_trials=trials.num_concurrent,
-            # one process trains one trial after another: starting one costs seconds
+            # one process trains one trial after another: starting a process takes seconds
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -154,8 +154,8 @@ def _actor_resources(needed: ResolvedResources) -> dict[str, float]:
     An actor with a gang takes nothing: Ray Train 2.60 always makes a placement group of its own for
     the workers, and an actor that held a CPU could wait for ever for workers that need it (ray
     #54305).
-    Tune refuses an empty request, hence the share of a resource that every head has. Can go when
-    Train's workers can be placed inside the group of their trial.
+    Tune refuses an empty request, hence the share of a resource that every head has. Both can go
+    when Train's workers can be placed inside the group of their trial.
     """
     if needed.workers > 1:
         return {"CPU": 0, "node:__internal_head__": 0.001}

@@ -16,8 +16,8 @@ from kdr.storage.patience import PATIENCE_S, patiently
 class StoredPath(Protocol):
     """A file or folder of a storage.
 
-    `LocalPath` is one on a file system, `ObjectPath` one in an object store. The first half has the
-    names and the behaviour of `pathlib.Path`; the second half is what the two do differently.
+    A `LocalPath` is on a file system, an `ObjectPath` in an object store. The first half has the
+    names and the behaviour of `pathlib.Path`; the second half covers the differences of the two.
     """
 
     @property
@@ -46,15 +46,15 @@ class StoredPath(Protocol):
         ...
 
     def exists(self) -> bool:
-        """Whether there is a file or folder here."""
+        """Returns whether there is a file or folder here."""
         ...
 
     def is_file(self) -> bool:
-        """Whether there is a file here."""
+        """Returns whether there is a file here."""
         ...
 
     def is_dir(self) -> bool:
-        """Whether there is a folder here."""
+        """Returns whether there is a folder here."""
         ...
 
     def iterdir(self) -> Iterator[Self]:
@@ -95,7 +95,7 @@ class StoredPath(Protocol):
 
     @property
     def appears_whole(self) -> bool:
-        """Whether files here are never cut off: readers see all of one or nothing."""
+        """Whether files here are never cut off: readers see a whole file or nothing."""
         ...
 
     @property
@@ -126,7 +126,7 @@ class StoredPath(Protocol):
         ...
 
     def arrow_source(self) -> Any:
-        """Returns what pyarrow opens to read this file with few requests."""
+        """Returns a source from which pyarrow reads this file with few requests."""
         ...
 
     def expose_at(self, place: Path) -> None:
@@ -162,7 +162,7 @@ def listed(folder: P, pattern: str = "*") -> list[P]:
 
     Args:
         folder: the folder.
-        pattern: which names, such as `part-*.parquet`.
+        pattern: pattern of the names, such as `part-*.parquet`.
 
     Raises:
         OSError: if the folder cannot be read. (`Path.glob` would return nothing, as for an empty
@@ -194,7 +194,7 @@ def store(
         try:
             with path.written_aside() as aside:
                 write(aside)
-        except RuntimeError as error:  # torch's own, which hides that the disk is full
+        except RuntimeError as error:  # raised by torch, and hides that the disk is full
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
     with storage_errors(path.parent):

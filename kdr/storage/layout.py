@@ -17,7 +17,7 @@ def _plain(name: str) -> str:
     key such as `../../etc` must not lead out of the storage.
 
     Raises:
-        StorageError: if it is not.
+        StorageError: if it is not a single path component.
     """
     if name in ("", ".", "..") or any(mark in name for mark in "/\\\0"):
         raise StorageError(
@@ -51,7 +51,7 @@ class Storage:
                 with these credentials.
         """
         if "://" not in str(root):
-            # KDR_STORAGE and --storage=~/runs reach us with the `~`, which the shell leaves alone
+            # the shell does not expand the `~` of --storage=~/runs
             return cls(LocalPath(root).expanduser().absolute())
         return cls(ObjectPath.at(str(root), patience_s=patience_s))
 
@@ -62,7 +62,7 @@ class Storage:
     @property
     def local(self) -> LocalPath:
         """The folder for files that must stay on this machine: the root itself if it is a folder,
-        otherwise one of its own.
+        otherwise a folder of its own.
         """
         return self.root.local_folder
 
@@ -72,7 +72,7 @@ class Storage:
         return self.root / "log" / "v1"
 
     def fragments(self, table: str, study: str) -> StoredPath:
-        """The folder of one table of one study in the log."""
+        """Returns the folder of one table of one study in the log."""
         return self.log / table / f"study={_plain(study)}"
 
     @property
@@ -82,8 +82,8 @@ class Storage:
 
     @property
     def data(self) -> LocalPath:
-        """Generated data sets and cached fingerprints. On this machine: every machine generates the
-        same ones.
+        """Generated data sets and cached fingerprints. They are on this machine, because every
+        machine generates the same ones.
         """
         return self.local / "data"
 
@@ -100,20 +100,22 @@ class Storage:
         return self.root / "trials"
 
     def trial(self, key: str) -> StoredPath:
-        """The folder of one trial: its checkpoint, and its student's weights if they are kept."""
+        """Returns a trial's folder: its checkpoint, and its student's weights if they are kept."""
         return self.trials / _plain(key)
 
     def restart_marker(self, key: str) -> StoredPath:
-        """Marker: restart this excluded trial from scratch."""
+        """Returns the marker file that restarts an excluded trial from scratch."""
         return self.trial(key) / "restart"
 
     def cancellation(self, key: str) -> StoredPath:
-        """Request to cancel a running trial, with the reason; checked after each epoch."""
+        """Returns the file that asks a running trial to end, with the reason; read after each
+        epoch.
+        """
         return self.trial(key) / "cancel"
 
     def micro_batch(self, key: str) -> StoredPath:
-        """How many images of a trial fit into memory at a time, as found by an attempt that ran out
-        of it.
+        """Returns the file with the micro-batch of a trial that fits into memory, as found by an
+        attempt that ran out of it.
         """
         return self.trial(key) / "micro-batch"
 
@@ -133,15 +135,15 @@ class Storage:
                 (self.trial(key) / name).unlink(missing_ok=True)
 
     def lock(self, key: str) -> LocalPath:
-        """Lock between processes of this machine that need the same teacher."""
+        """Returns the lock file for processes of this machine that need the same teacher."""
         return self.local / "trials" / _plain(key) / "lock"
 
     def hang(self, key: str, rank: int | str) -> LocalPath:
-        """Stack of a process that was ended because its trial hung; on the process's machine."""
+        """Returns the file for the stacks of a process that hung; on the process's machine."""
         return self.local / "trials" / _plain(key) / f"hang-{rank}.txt"
 
     def teacher(self, teacher_id: str) -> StoredPath:
-        """Measurements of one teacher: feature statistics and AP per data set."""
+        """Returns the folder with one teacher's feature statistics and AP per data set."""
         return self.root / "teachers" / _plain(teacher_id)
 
     @property
@@ -150,33 +152,33 @@ class Storage:
         return self.root / "drivers"
 
     def drivers(self, study: str) -> StoredPath:
-        """The claims of a study's driver, and of processes that want to become it."""
+        """Returns the folder with the claims of a study's driver and of its competitors."""
         return self.studies_with_drivers / _plain(study)
 
     def preflight(self, study: str) -> StoredPath:
-        """Measurements and pictures of one study's pre-flights."""
+        """Returns the folder with the measurements and pictures of one study's pre-flights."""
         return self.root / "preflight" / _plain(study)
 
     def marks(self, check: str) -> StoredPath:
-        """Files that the nodes of a cluster write for each other during one check of the
-        cluster.
+        """Returns the folder for files that the nodes of a cluster write for each other during one
+        check.
         """
         return self.root / f"check-{check}"
 
     def search(self, study: str) -> LocalPath:
-        """The Optuna journal of one study's search, which `optuna-dashboard` opens. On this
-        machine, because it is rebuilt from the log at each start.
+        """Returns the Optuna journal of one study's search, which `optuna-dashboard` opens. It is
+        on this machine, because it can be rebuilt from the log.
         """
         return self.local / "searches" / f"{_plain(study)}.journal"
 
     def loggers(self, study: str) -> LocalPath:
-        """Files of one study's loggers (TensorBoard and others), on this machine; never read by
-        kdr.
+        """Returns the folder for one study's loggers (TensorBoard and others), on this machine; kdr
+        never reads it.
         """
         return self.local / "loggers" / _plain(study)
 
     def output(self, study: str) -> LocalPath:
-        """What runs of one study in the background print, on this machine."""
+        """Returns the file with the output of one study's background runs, on this machine."""
         return self.local / "output" / f"{_plain(study)}.log"
 
     def name_of(self, path: StoredPath) -> str:

@@ -17,7 +17,7 @@ _HOST = re.sub(r"[^A-Za-z0-9]+", "-", platform.node()) or "host"
 
 
 class LocalPath(PosixPath):
-    """A `pathlib.Path` with the further methods of `kdr.storage.files.StoredPath`, documented
+    """A `pathlib.Path` with the additional methods of `kdr.storage.files.StoredPath`, documented
     there.
     """
 
@@ -37,7 +37,7 @@ class LocalPath(PosixPath):
         rename is atomic only within a file system.
         """
         self.parent.mkdir(parents=True, exist_ok=True)
-        # the suffix is what `remove_orphans` and the log's readers recognise
+        # `remove_orphans` and the log's readers recognise the suffix
         handle, name = tempfile.mkstemp(
             prefix=f".{self.name}-", suffix=f"-{_writer()}.tmp", dir=self.parent
         )
@@ -45,7 +45,8 @@ class LocalPath(PosixPath):
         aside = Path(name)
         try:
             yield aside
-            # without it, a power cut after the rename may leave an empty file under the final name
+            # without fsync, a power cut after the rename may leave an empty file under the final
+            # name
             with aside.open("rb+") as file:
                 os.fsync(file.fileno())
             aside.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
@@ -112,7 +113,7 @@ class LocalPath(PosixPath):
 
 
 def _writer() -> str:
-    """Names this process in a temporary file, so that others can check whether it still runs."""
+    """Returns this process's part of temporary file names; others check whether it still runs."""
     return f"{_HOST}-{os.getpid()}"
 
 

@@ -28,8 +28,8 @@ T = TypeVar("T")
 SCHEMES = ("s3", "gs")
 _LOCAL = "KDR_LOCAL"
 """Variable with the folder for files that stay on this machine."""
-# pyarrow raises a plain OSError without errno for every failure of a store, so the error's text is
-# all there is to tell failures apart. Where pyarrow gets error classes, these two lists can go.
+# pyarrow raises a plain OSError without errno for every failure of a store, so only the text of the
+# error distinguishes failures. These two lists can go when pyarrow has error classes.
 _AWAY = (
     "NETWORK_CONNECTION",
     "SLOW_DOWN",
@@ -59,7 +59,7 @@ _REFUSED = (
     "UNAUTHENTICATED",
     "Could not create a OAuth2 access token",
 )
-"""Parts that mean: the credentials are missing, or have no access to the bucket."""
+"""Parts of its messages that mean: the credentials are missing or have no access to the bucket."""
 _CREDENTIALS = {
     "s3": (
         "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, in the environment of every "
@@ -137,7 +137,7 @@ class ObjectPath:
 
     @property
     def parent(self) -> "ObjectPath":
-        """The part before it."""
+        """The path without its last part."""
         return replace(self, key=self.key.rpartition("/")[0])
 
     @property
@@ -154,15 +154,15 @@ class ObjectPath:
         return self.with_name(f"{self.stem}{suffix}")
 
     def exists(self) -> bool:
-        """Whether there is this object, or one below it."""
+        """Returns whether this object exists, or one below it."""
         return _found(self._ask(lambda store: store.get_file_info(self.key)))
 
     def is_file(self) -> bool:
-        """Whether there is this object."""
+        """Returns whether this object exists."""
         return bool(self._ask(lambda store: store.get_file_info(self.key)).is_file)
 
     def is_dir(self) -> bool:
-        """Whether there are objects below it."""
+        """Returns whether there are objects below it."""
         return next(self.iterdir(), None) is not None
 
     def iterdir(self) -> Iterator["ObjectPath"]:
@@ -197,8 +197,8 @@ class ObjectPath:
         return self.read_bytes().decode(encoding)
 
     def write_bytes(self, content: "bytes | mmap.mmap", /) -> None:
-        """Creates or overwrites the object: in one request, or, above 10 MB, in several of which
-        the last one makes the object appear.
+        """Creates or overwrites the object: in one request, or in several above 10 MB, the last of
+        which makes the object appear.
         """
 
         def write(store: Any) -> None:
@@ -224,7 +224,7 @@ class ObjectPath:
         """Deletes the object.
 
         Raises:
-            FileNotFoundError: if there is none, unless that is allowed.
+            FileNotFoundError: if there is no such object, unless `missing_ok` is true.
         """
         try:
             self._ask(lambda store: store.delete_file(self.key))
@@ -237,7 +237,7 @@ class ObjectPath:
         copies, never none.
 
         Raises:
-            FileNotFoundError: if there is none.
+            FileNotFoundError: if there is no such object.
         """
         self._ask(lambda store: store.copy_file(self.key, target.key))
         self.unlink(missing_ok=True)
@@ -310,7 +310,7 @@ class ObjectPath:
                 self.write_bytes(content)
 
     def _ask(self, action: Callable[[Any], T]) -> T:
-        """Returns what an action on the store returns, with retries while it is unreachable.
+        """Returns the result of an action on the store; retries while the store is unreachable.
 
         Raises:
             FileNotFoundError: if there is no such object.
@@ -363,13 +363,13 @@ def _found(info: Any) -> bool:
 
 
 def _reason(error: OSError) -> str:
-    """The store's own words, without the object's name and the request's number."""
+    """Returns the store's own message, without the object's name and the request's id."""
     return str(error).partition(" (Request ID")[0].rpartition("AWS Error ")[2].splitlines()[0]
 
 
 @functools.lru_cache
 def _store(scheme: str, bucket: str) -> Any:
-    """Pyarrow's file system for a bucket; cached, since each keeps connections open."""
+    """Returns pyarrow's file system for a bucket; cached, because each keeps connections open."""
     import pyarrow.fs
 
     if scheme == "gs":

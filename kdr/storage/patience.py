@@ -12,11 +12,11 @@ _say = logging.getLogger(__name__).warning
 PATIENCE_S = 300.0
 """How long a run retries."""
 BRIEF_S = 10.0
-"""How long anything retries while a user waits for it: a command that reads, the start of a run."""
+"""How long a command retries while a user waits for it: when it reads, or when a run starts."""
 _PAUSES_S = (1.0, 15.0)
-"""The first pause between two tries, which doubles up to the second value."""
-# Left out on purpose are ENOSPC, EROFS and EACCES: a full disk or a missing permission does not go
-# away by waiting, and a run that fails at once says so while someone is still watching.
+"""First and longest pause between two tries; pauses double in between."""
+# Left out on purpose are ENOSPC, EROFS and EACCES: waiting does not help against a full disk or a
+# missing permission, and a run should fail while someone is still watching.
 _PASSES = {
     errno.EAGAIN,
     errno.EINTR,
@@ -39,8 +39,8 @@ clients report while their server restarts."""
 
 
 def patiently(do: Callable[[], T], *, patience_s: float = PATIENCE_S) -> T:
-    """Returns what `do` returns, retrying while its storage is unreachable; logs the first failure
-    and the recovery.
+    """Returns the result of `do`; retries while its storage is unreachable, and logs the first
+    failure and the recovery.
 
     Args:
         do: what to do; must be safe to repeat.

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
@@ -65,6 +66,16 @@ def test_help_shows_an_example_of_the_command(name: str) -> None:
     result = CliRunner().invoke(app, [name, "--help"])
     assert result.exit_code == 0
     assert re.search(rf"kdr\s+{name} \S", result.stdout)
+
+
+@pytest.mark.parametrize(
+    "path", [*([name] for name in COMMANDS), *(["log", name] for name in LOG_COMMANDS)]
+)
+def test_help_fills_its_lines(path: list[str]) -> None:
+    text = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "80"}).stdout
+    lines = [line.strip() for line in text.partition("╭")[0].splitlines()]
+    for line, following in pairwise(lines):
+        assert not (line and following) or len(f"{line} {following.split()[0]}") > 78
 
 
 @pytest.mark.parametrize(

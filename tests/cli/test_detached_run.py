@@ -101,10 +101,10 @@ def test_it_runs_in_a_session_of_its_own_and_prints_to_a_file(
     }
     assert error == "on standard error"
     assert result.stdout.splitlines() == [
-        f"Study tiny runs in the background, process {child.pid}",
-        f"It prints to {output}",
+        f"Study tiny is running in the background (pid {child.pid})",
+        f"Output: {output}",
         "",
-        f"kdr status tiny --watch --storage '{storage}'    # follow it",
+        f"kdr status tiny --watch --storage '{storage}'    # watch it",
         f"kill {child.pid}    # end it; the same command resumes it",
     ]
 

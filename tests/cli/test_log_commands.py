@@ -46,8 +46,8 @@ def test_compact_reports_the_number_of_files_before_and_after(
         example_log.trial(key)
     num_rows = read_log(example_log.storage).trials.num_rows
     before = len(list(Path(str(example_log.storage.log)).glob("*/study=example/part-*")))
-    assert ask(log_compact).stdout == f"example: {before} files became 3\n"
-    assert ask(log_compact, "example").stdout == "example: 3 files became 3\n"
+    assert ask(log_compact).stdout == f"example: {before} files merged into 3\n"
+    assert ask(log_compact, "example").stdout == "example: 3 files merged into 3\n"
     assert read_log(example_log.storage).trials.num_rows == num_rows
     with pytest.raises(
         ConfigError, match=r"study nothing is not in the log .* \(studies there: example\)"

@@ -28,7 +28,7 @@ def test_the_teacher_is_trained_first_and_every_epoch_is_printed(trained: Traine
     assert [line.split("  ")[0] for line in lines[2:-1]] == ["epoch 1/2", "epoch 2/2"]
     for name in ("AP ", "AP50 ", "classification ", "kdr.foreground ", " images/s"):
         assert name in lines[3]
-    assert lines[-1] == f"Weights: {trained.weights}. The log: {trained.storage.log}"
+    assert lines[-1] == f"Weights: {trained.weights}. Log: {trained.storage.log}"
     states = list(read_log(trained.storage).states().values())
     assert {(state.role, state.state, state.epoch) for state in states} == {
         ("teacher", "completed", 1),

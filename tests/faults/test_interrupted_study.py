@@ -327,7 +327,7 @@ def test_a_cancelled_trial_ends_alone_and_an_excluded_one_runs_again(
     exclude(run.storage, excluded, "a broken disk")
     again = begin(*three)
     assert again.ended() == 0, again.text()
-    assert "1 trials run in" in again.text()
+    assert "1 trial run in" in again.text()
     log = read_log(run.storage)
     assert [state.state for state in students(log)] == ["completed", "cancelled", "completed"]
     assert events(log, excluded.key)[-3:] == [(1, "excluded"), (2, "started"), (2, "completed")]

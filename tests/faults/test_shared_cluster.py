@@ -63,7 +63,7 @@ def test_workers_are_packed_or_else_spread_and_a_study_without_room_waits(
         text = cluster.output(second)
         assert (first.returncode, second.returncode) == (0, 0), text + cluster.output(first)
         assert (
-            "Waiting for room: one trial needs 3 workers with 1 CPUs and 0 GPUs each; free are 1 "
+            "Waiting for room: one trial needs 3 workers with 1 CPUs and 0 GPUs each; free: 1 "
             "CPUs and 0 GPUs." in text
         )
         assert "first.yaml" in text[text.index("Held by: ") :]

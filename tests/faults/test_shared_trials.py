@@ -128,7 +128,7 @@ def test_a_study_that_waits_for_a_trial_trains_it_itself_once_the_other_driver_i
             second.close()
     finally:
         first.close()
-    assert "1 trials run in" in text
+    assert "1 trial run in" in text
     found = students_of(storage, "one")
     assert found == students_of(quiet, "one")
     [key] = found

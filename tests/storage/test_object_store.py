@@ -110,7 +110,7 @@ def test_the_commands_read_a_bucket(storage: Storage, example_log: Any) -> None:
     assert "abcdef" in command("status", "example")
     assert "0.5" in command("query", "SELECT AP FROM trials")
     assert "0.5" in command("table", "example", "--by", "distill.kdr.weight")
-    assert " files became 3" in command("log", "compact")
+    assert " files merged into 3" in command("log", "compact")
     assert command("log", "check").startswith(f"{storage.log}: 3 files of the log, no problem")
 
 

@@ -71,15 +71,15 @@ class LoggedTrial:
     attempt: int = 0
     """Counts from 1, over all runs of this key; 0 before the first attempt of this object."""
     reached: Reached = field(default_factory=Reached)
-    """How far the attempt has come."""
+    """Progress of the attempt."""
 
     _where: Mapping[str, str] = field(default_factory=dict, init=False)
 
     def epochs(self, engine: Engine) -> Epochs:
         """Yields the trial's epochs. Each is in the log before it is yielded.
 
-        If the study trains its teacher and that has no weights yet, the teacher is trained first.
-        If a trial with `micro_batch: auto` runs out of memory, the next attempt starts within this
+        If the study trains its teacher, and the teacher has no weights yet, it is trained first. If
+        a trial with `micro_batch: auto` runs out of memory, the next attempt starts within this
         iteration, with half as many images at a time; like any resumed trial it yields all epochs
         from the first.
 
@@ -92,7 +92,7 @@ class LoggedTrial:
             release_memory()
 
     def event(self, event: Event, **columns: Unpack[EventColumns]) -> None:
-        """Writes one event of this trial, with how far it has come."""
+        """Writes one event of this trial, with its progress."""
         more: dict[str, Any] = {
             **self.reached.columns(),
             **provenance(),
@@ -158,18 +158,18 @@ class LoggedTrial:
                 self.reached = self.reached.after(metrics)
                 if metrics.is_last:
                     self.event("completed", weights=self.storage.name_of(folder / "student.pt"))
-                    # The engine removes the checkpoint when it is asked for one epoch more. Only
-                    # now may it: a process killed before this event resumes from the checkpoint.
+                    # The engine removes the checkpoint when it is asked for one more epoch. That is
+                    # safe only now: a process killed before this event resumes from the checkpoint.
                     next(epochs, None)
                 elif (reason := cancel_reason(self.storage, self.trial.key)) is not None:
                     raise TrialFailure(CANCELLED, reason)
                 yield metrics
 
     def _retries_with_less(self, failure: OutOfMemory, folder: StoredPath) -> bool:
-        """Halves the images at a time of a trial that ran out of memory, for its next attempt.
+        """Halves the micro-batch of a trial that ran out of memory, for its next attempt.
 
         Raises:
-            OutOfMemory: if its settings fix the number, or one image is already too many.
+            OutOfMemory: if its settings fix the micro-batch, or one image is already too many.
         """
         with storage_errors(folder):
             smaller = patiently(partial(halve_micro_batch, self.trial, self.storage, failure))
@@ -214,7 +214,7 @@ class LoggedTrial:
 
     @contextlib.contextmanager
     def _failures_logged(self) -> Iterator[None]:
-        """Logs how the attempt failed, unless that is not for this process to say."""
+        """Logs the failure of an attempt, unless its process was lost or the storage failed."""
         try:
             yield
         except ProcessLostError:
@@ -259,7 +259,7 @@ def train_missing_teacher(trial: Trial, log: LogWriter, storage: Storage, engine
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        # again, now that the lock is held: another process may have trained it meanwhile
+        # check again, now that the lock is held: another process may have trained it meanwhile
         if not has_weights(teacher, storage):
             for _ in LoggedTrial(teacher, log, storage, role="teacher").epochs(engine):
                 pass
@@ -277,7 +277,7 @@ def teacher_of(trial: Trial) -> Trial | None:
 
 
 def has_weights(trial: Trial, storage: Storage) -> bool:
-    """Whether a trial's student was trained and kept, and the trial is not excluded."""
+    """Returns whether a trial's student was trained and kept, and the trial is not excluded."""
     return (storage.trial(trial.key) / "student.pt").exists() and not storage.restart_marker(
         trial.key
     ).exists()

@@ -1,6 +1,4 @@
-"""The Ray Tune trainable of a study: an actor that trains one trial after another and keeps what
-they share.
-"""
+"""The Ray Tune trainable of a study: an actor that trains one trial after another."""
 
 import math
 from collections.abc import Mapping
@@ -24,19 +22,19 @@ from kdr.training.metrics import EpochMetrics
 
 @dataclass(frozen=True)
 class ActorSettings:
-    """What all actors of one sweep share."""
+    """Settings that all actors of one sweep share."""
 
     storage: Storage
     study: str
     resources: ResolvedResources
-    """Of one trial."""
+    """Resources of one trial."""
     silence_s: float
     """Seconds without a batch after which a process of a trial ends itself."""
     role: Role = "student"
     """"teacher" for an actor that trains the study's teachers."""
     may_be_stopped: bool = False
     """Whether a scheduler stops trials early. Then any epoch may be the last, so each is written to
-    the log before the driver hears of it; otherwise rows wait for up to `FLUSH_EVERY_S`."""
+    the log before the driver receives it; otherwise rows wait for up to `FLUSH_EVERY_S`."""
 
 
 class TrialActor(tune.Trainable):
@@ -44,13 +42,13 @@ class TrialActor(tune.Trainable):
     teacher stay open between them.
 
     A trial that fails by itself (NaN, out of memory, bad data) is reported as ended, with its
-    failure, and the actor lives on. If a process dies, this one or one of the gang, Tune starts a
-    new actor, and the trial resumes from its checkpoint.
+    failure, and the actor stays alive. If a process dies, this one or one of the gang, Tune starts
+    a new actor, and the trial resumes from its checkpoint.
     """
 
-    # `tune.with_parameters` passes the settings, which the base class does not know of
+    # `tune.with_parameters` passes the settings, which the base class does not declare
     def setup(self, config: Mapping[str, object], *, settings: ActorSettings) -> None:  # type: ignore[override]
-        """Opens what trials share, and the first trial."""
+        """Opens the parts that trials share, and the first trial."""
         self._settings = settings
         flush_every_s = 0.0 if settings.may_be_stopped else FLUSH_EVERY_S
         self._log = LogWriter(settings.storage, settings.study, flush_every_s=flush_every_s)
@@ -58,7 +56,7 @@ class TrialActor(tune.Trainable):
         self._begin(LaunchedTrial.of_config(config))
 
     def reset_config(self, new_config: Mapping[str, object]) -> bool:
-        """Switches to the next trial. The one before ended or was stopped; its checkpoint was
+        """Switches to the next trial. The previous one ended or was stopped; its checkpoint was
         written before its last report.
         """
         self._end()
@@ -66,7 +64,7 @@ class TrialActor(tune.Trainable):
         return True
 
     def step(self) -> dict[str, object]:
-        """Trains to the next evaluated epoch, and returns the report of it."""
+        """Trains to the next evaluated epoch, and returns its report."""
         return self._next_report().as_result()
 
     def cleanup(self) -> None:
@@ -115,7 +113,7 @@ class TrialActor(tune.Trainable):
         return state if has_ended else None
 
     def _end(self) -> None:
-        """Releases the trial, and writes the rows that still wait."""
+        """Releases the trial, and writes pending rows."""
         self._epochs.close()
         self._log.flush()
 
@@ -130,7 +128,7 @@ class TrialActor(tune.Trainable):
                 if metrics.evaluation is not None:
                     return self._report(epochs, is_last=metrics.is_last)
         except ProcessLostError:
-            # Tune replaces this actor now, and rows that wait would be lost with it
+            # Tune replaces this actor now, and pending rows would be lost with it
             self._log.flush()
             raise
         except Exception as error:
@@ -166,7 +164,7 @@ def _engine(settings: ActorSettings) -> Engine:
         return InlineEngine(
             settings.storage, loader_workers=resources.loader_workers, silence_s=settings.silence_s
         )
-    # only here: most studies need nothing of Ray Train, which is slow to import
+    # imported only here: most studies do not need Ray Train, which is slow to import
     from kdr.run.engine.gang import Gang, GangSettings
 
     size = GangSettings(
@@ -187,7 +185,7 @@ def _failure_kind(error: Exception) -> str:
 
 
 def _report_of(state: TrialState) -> TrialReport:
-    """Returns the report of a trial whose end is in the log already."""
+    """Returns the report of a trial whose end is already in the log."""
     report = TrialReport(
         attempt=state.attempt, reached=Reached(state.epoch, state.metrics), is_last=True
     )
@@ -201,7 +199,7 @@ def _report_of(state: TrialState) -> TrialReport:
 
 
 def _numbers(metrics: EpochMetrics) -> dict[str, float]:
-    """Returns what loggers show of an epoch, by name."""
+    """Returns the numbers of an epoch that loggers show, by name."""
     found = metrics.evaluation.metrics if metrics.evaluation else {}
     return {
         "epoch": metrics.epoch,

@@ -1,4 +1,4 @@
-"""The count of attempts in a trial's folder, and leftovers that the next one must not use."""
+"""The count of attempts in a trial's folder, and leftovers that the next attempt must not use."""
 
 from kdr.results.check import LogProblem, quarantine
 from kdr.results.saved_weights import file_damage
@@ -9,7 +9,7 @@ from kdr.storage.layout import Storage
 def num_attempts(storage: Storage, key: str) -> int:
     """Returns how many attempts a trial has had.
 
-    Counted in the trial's folder and not in the log: Tune retries a trial whose process died before
+    Counted in the trial's folder, not in the log: Tune retries a trial whose process died before
     anyone reads the log again, and the attempt that died may not have written a row.
     """
     path = _attempts(storage, key)
@@ -30,14 +30,14 @@ def drop_excluded(storage: Storage, key: str) -> None:
     """
     mark = storage.restart_marker(key)
     if mark.exists():
-        # the mark goes last: a process killed in between drops them again
+        # the marker goes last: if this process is killed in between, the next one drops them again
         storage.forget_weights(key)
         mark.unlink()
 
 
 def quarantine_damaged_checkpoint(storage: Storage, key: str) -> str | None:
-    """Quarantines a damaged checkpoint and returns a note of it for the log; None if it is whole.
-    The trial starts over and computes the same numbers again.
+    """Quarantines a damaged checkpoint and returns a note for the log; None if it is intact. The
+    trial starts over and computes the same numbers again.
     """
     checkpoint = storage.trial(key) / "checkpoint.pt"
     damage = file_damage(checkpoint) if checkpoint.exists() else None

@@ -23,13 +23,13 @@ from kdr.storage.layout import Storage
 
 COMPARED = ("ray", "torch", "torchvision", "numpy")
 """Packages whose versions must be equal on all nodes, in addition to Python and kdr: Ray requires
-it, and the others decide the last digits of a result."""
+equal versions of itself, and the other packages affect the last digits of a result."""
 _MIB_PER_GIB = 1024
 
 
 @dataclass(frozen=True)
 class Questions:
-    """What every node must report."""
+    """The questions to every node."""
 
     storage: Storage
     marks: StoredPath
@@ -51,7 +51,7 @@ class GpuMemory:
 
 @dataclass(frozen=True)
 class Answers:
-    """What one node reports."""
+    """The answers of one node."""
 
     node: str
     """The node's name, for messages."""
@@ -150,7 +150,7 @@ def _contents(questions: Questions) -> tuple[dict[str, str], tuple[str, ...]]:
         for number, data in enumerate(questions.data, 1)
     }
     asked |= {source: partial(content_id, source) for source in questions.weights}
-    # by content, not by path: a path may exist on every node and hold other files on each
+    # by content, not by path: a path may exist on every node but hold different files
     contents: dict[str, str] = {}
     problems: list[str] = []
     for name, identity in asked.items():
@@ -187,7 +187,7 @@ def _num_gpus_usable() -> int:
 
 
 def _gpu_memory() -> tuple[GpuMemory, ...]:
-    """Asks the driver, since torch would allocate hundreds of MiB on each GPU to answer."""
+    """Asks nvidia-smi, because torch would allocate hundreds of MiB on each GPU to answer."""
     command = [
         "nvidia-smi",
         "--query-gpu=name,memory.free,memory.total",

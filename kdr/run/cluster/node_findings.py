@@ -1,4 +1,4 @@
-"""Judges the answers of a cluster's nodes: can a study run on all of them, and if not, the fix."""
+"""Judges the answers of a cluster's nodes: whether a study can run on all, and the fix if not."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,9 +84,9 @@ def _storage(
             "shared storage",
             "failed",
             text,
-            "Mount it there, writable for the user of Ray",
+            "Mount it there, writable by the user of Ray",
         )
-    # writable everywhere, but not the same folder: such as a local disk at the same path
+    # writable everywhere, but not the same folder: for example a local disk at the same path
     blind = {node: f"no files of {_named(marks)}" for node, marks in unread.items() if marks}
     if blind:
         text = (
@@ -97,7 +97,7 @@ def _storage(
             "shared storage",
             "failed",
             text,
-            "Name a folder that all nodes mount, such as on NFS, or an object store",
+            "Name a folder that all nodes mount, for example on NFS, or an object store",
         )
     return Finding(
         "shared storage",
@@ -115,7 +115,7 @@ def _contents(answers: Sequence[Answers]) -> Iterator[Finding]:
             f"on {_named(where)}: {problem}",
             "Copy it to the same path there, or mount it",
         )
-    # a file that is missing on some nodes is a problem of theirs above; here those that have it
+    # files missing on some nodes are reported above; this compares the nodes that have them
     names = dict.fromkeys(name for one in answers for name in one.contents)
     for name in names:
         found = {one.node: one.contents[name] for one in answers if name in one.contents}
@@ -144,7 +144,8 @@ def _gpus(answers: Sequence[Answers]) -> Iterator[Finding]:
             )
             yield Finding("GPUs", "failed", text, fix)
         for gpu in one.gpus:
-            # a desktop or an idle CUDA context takes some hundred MiB, another training far more
+            # a desktop or an idle CUDA context uses a few hundred MiB, another training run far
+            # more
             if gpu.free_gib < gpu.total_gib / 2:
                 text = (
                     f"{one.node}: {gpu.name} has {gpu.free_gib:.1f} of {gpu.total_gib:.1f} GiB free"
@@ -153,7 +154,7 @@ def _gpus(answers: Sequence[Answers]) -> Iterator[Finding]:
                     "GPUs",
                     "warning",
                     text,
-                    "A trial or a process outside Ray uses it: see nvidia-smi",
+                    "A trial or a process outside Ray is using it: see nvidia-smi",
                 )
     kinds: dict[str, int] = {}
     for gpu in (gpu for one in answers for gpu in one.gpus):

@@ -33,7 +33,7 @@ def _commit() -> tuple[str | None, bool | None]:
             subprocess.run, cwd=folder, capture_output=True, text=True, timeout=10, check=True
         )
         if not run(["git", "ls-files", "--", Path(__file__).name]).stdout:
-            # an installed copy inside another repository, such as in its .venv
+            # an installed copy inside another repository, for example in its .venv
             return None, None
         commit = run(["git", "rev-parse", "HEAD"]).stdout.strip()
         return commit, bool(

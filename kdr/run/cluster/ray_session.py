@@ -44,7 +44,7 @@ _OTHER_PORTS = {
     "8265": "that is the dashboard's port",
     "10001": "that is the port of Ray Client, which cannot run Tune",
 }
-"""Ports of a head that users take for its address."""
+"""Ports of a head node that users mistake for its address."""
 
 
 @contextlib.contextmanager
@@ -67,7 +67,7 @@ def ray_session(address: str | None, *, send_code: bool = False) -> Iterator[Non
 
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # on a full disk Tune's snapshot fails first, with a traceback, before kdr reports it properly
+    # on a full disk Tune's snapshot fails first, with a traceback, before kdr reports the problem
     logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
     started = not ray.is_initialized()
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -104,9 +104,10 @@ def ray_session(address: str | None, *, send_code: bool = False) -> Iterator[Non
 def _separate_process_groups() -> Iterator[None]:
     """Starts Ray's processes in process groups of their own.
 
-    `timeout` and a closed terminal send their signal to the whole group of this process. Ray's
-    processes would die of it at once, and this process with them, before a graceful shutdown. Ray
-    2.60 has no setting for it, so the function with which it starts processes is replaced.
+    `timeout` and a closed terminal send their signal to the whole group of this process. The signal
+    would end Ray's processes at once, and with them this process, before a graceful shutdown. Ray
+    2.60 has no setting for this, so the block replaces the function with which Ray starts
+    processes.
     """
     services: Any = importlib.import_module("ray._private.services")
     popen = services.ConsolePopen
@@ -118,10 +119,10 @@ def _separate_process_groups() -> Iterator[None]:
 
 
 def local_ray_ends(within_s: float = 1.0) -> bool:
-    """Whether a process of the local Ray ends within a second.
+    """Returns whether a process of the local Ray ends within a second.
 
-    It does if SIGTERM was sent to every process of a machine or container. A call to Ray would then
-    block for a minute, or Ray would end this process.
+    This happens if SIGTERM was sent to every process of a machine or container. A call to Ray would
+    then block for a minute, or Ray would end this process.
     """
     from ray._private.worker import _global_node
 
@@ -134,7 +135,7 @@ def local_ray_ends(within_s: float = 1.0) -> bool:
 
 
 def job_runtime_env(code: Path | None) -> dict[str, Any]:
-    """Returns the runtime_env of every process of the job: what to add to that of `ray job submit`.
+    """Returns the runtime_env of the job's processes, to be added to that of `ray job submit`.
 
     Args:
         code: an empty folder into which kdr is copied for Ray to send, unless the job already sent

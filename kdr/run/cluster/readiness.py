@@ -80,8 +80,8 @@ def _asked(
 ) -> tuple[dict[str, Answers | Silent], dict[str, list[str]]]:
     """Returns node -> its answer, and name of a node -> the nodes whose marks it cannot read.
 
-    In three rounds, each on all nodes at once: first all write their marks, then all read those of
-    the others, then all remove them.
+    Works in three rounds, each on all nodes at once: all write their marks, then read those of the
+    others, then remove them.
     """
     until = time.monotonic() + ANSWER_WITHIN_S
     given = {
@@ -118,7 +118,7 @@ def _on_each(
     names: Mapping[str, str],
     until: float,
 ) -> dict[str, Any]:
-    """Runs a function on several nodes at the same time; returns its results, or why there is none.
+    """Runs a function on several nodes at the same time; returns its results, or `Silent`, by node.
 
     Args:
         arguments: id of a node -> the function's arguments there, the last one a mapping of
@@ -127,7 +127,7 @@ def _on_each(
         names: id of a node -> its name, for messages.
         until: monotonic time at which to stop waiting.
     """
-    # no CPUs, so that a node whose CPUs all train trials of others still answers
+    # no CPUs, so that a node answers even if other studies' trials use all its CPUs
     task = ray.remote(num_cpus=0)(function)
     running = {
         node: (

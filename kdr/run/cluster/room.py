@@ -12,7 +12,7 @@ from kdr.run.observer import Observer
 
 _CHECK_EVERY_S = 1.0
 _MAX_COMMAND = 200
-"""Most characters of a command that are printed."""
+"""Longest command that is printed, in characters; longer ones are cut off."""
 
 
 def wait_for_room(needed: ResolvedResources, observer: Observer) -> None:
@@ -39,17 +39,17 @@ def wait_for_room(needed: ResolvedResources, observer: Observer) -> None:
 
 
 def has_room(needed: ResolvedResources, free: Sequence[Node]) -> bool:
-    """Whether one trial fits into the free resources of the nodes."""
+    """Returns whether one trial fits into the free resources of the nodes."""
     return sum(num_workers(node, needed) for node in free) >= needed.workers
 
 
 def waiting_text(needed: ResolvedResources, free: Sequence[Node], others: Sequence[str]) -> str:
-    """Returns what a study waits for, and the commands of other drivers that hold resources."""
+    """Returns the message of a waiting study, with the commands of drivers that hold resources."""
     cpus, gpus = (sum(node.get(name, 0.0) for node in free) for name in ("CPU", "GPU"))
     held_by = ", ".join(map(_short, others)) or "processes that have just ended"
     return (
-        f"Waiting for room: one trial needs {needed}; free are {cpus:g} CPUs and {gpus:g} "
-        f"GPUs. Held by: {held_by}"
+        f"Waiting for room: one trial needs {needed}; free: {cpus:g} CPUs and {gpus:g} GPUs. Held "
+        f"by: {held_by}"
     )
 
 

@@ -1,4 +1,4 @@
-"""What one trial takes of a cluster, and how many trials fit on its nodes."""
+"""Resources of one trial, and how many trials fit on the nodes of a cluster."""
 
 import math
 import os
@@ -17,7 +17,7 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class ResolvedResources:
-    """What one trial takes: a study's `resources` after `auto` became a number of GPUs."""
+    """Resources of one trial: a study's `resources` with `auto` replaced by a number of GPUs."""
 
     workers: int = 1
     cpus_per_worker: float = 1
@@ -44,7 +44,7 @@ class ResolvedResources:
 
 
 def resolve(resources: Resources, nodes: Sequence[Node]) -> ResolvedResources:
-    """Returns what one trial takes; `auto` is one GPU per worker if any node has a GPU, else
+    """Returns the resources of one trial; `auto` is one GPU per worker if any node has a GPU, else
     none.
     """
     gpus = resources.gpus_per_worker

@@ -19,7 +19,7 @@ to the process and then to its group, so the process receives it twice."""
 
 
 class Terminated(BaseException):
-    """SIGTERM came, and its grace period is over. Caught by the command line alone.
+    """SIGTERM was received, and its grace period is over. Only the command line catches this.
 
     A BaseException, so that no `except Exception` around a trial turns it into a failed trial.
     """
@@ -48,14 +48,14 @@ class GracePeriod:
         self, grace_s: float, end: Callable[[], None], on_start: Callable[[], None] = ignore
     ) -> None:
         self.has_started = False
-        """Whether SIGTERM has come."""
+        """Whether SIGTERM was received."""
         self._grace_s, self._end, self._has_ended, self._on_start = grace_s, end, False, on_start
         self._started_at = -math.inf
         self._before: dict[int, Any] = {}
         self._terminals: list[int] = []
 
     def end_now(self) -> None:
-        """Ends the work, unless that has been done."""
+        """Ends the work, unless it has been ended already."""
         signal.setitimer(signal.ITIMER_REAL, 0)  # no alarm may interrupt the clean-up
         if not self._has_ended:
             self._has_ended = True
@@ -103,16 +103,16 @@ class GracePeriod:
 
 
 class Interruption:
-    """Context around `Tuner.fit()` that records whether SIGINT or SIGTERM came.
+    """Context around `Tuner.fit()` that records whether SIGINT or SIGTERM was received.
 
-    Tune 2.60 installs its own SIGINT handler and neither returns nor raises that it was
-    interrupted. On SIGINT it restores the handler that it found, stops its trials and returns as if
-    all had finished; so if the original handler is back, SIGINT came. Without one, Tune's handler
-    stays and would swallow a Ctrl-C after the sweep; leaving this context removes it. All of this
-    can go once `Tuner.fit()` reports an interruption and cleans up its handler.
+    Tune 2.60 installs its own SIGINT handler and does not report that it was interrupted. On SIGINT
+    it restores the handler that it found, stops its trials and returns as if all had finished; so
+    if the original handler is back, SIGINT was received. Without SIGINT, Tune's handler stays and
+    would swallow a Ctrl-C after the sweep; leaving this context removes it. All of this can go once
+    `Tuner.fit()` reports an interruption and cleans up its handler.
 
-    Tune does not handle SIGTERM. It is passed on as SIGINT when every running trial has reported
-    once more, so that no epoch is lost, or when the grace period is over.
+    Tune does not handle SIGTERM. The signal is passed on as SIGINT once every running trial has
+    reported once more, so that no epoch is lost, or the grace period is over.
 
     Args:
         grace_s: seconds from SIGTERM to the end of the running trials.
@@ -133,7 +133,7 @@ class Interruption:
 
     @property
     def is_ending(self) -> bool:
-        """Whether SIGTERM has come, so that no trial may start."""
+        """Whether SIGTERM was received, so that no trial may start."""
         return self._grace.has_started
 
     def end_now(self) -> None:
@@ -150,7 +150,7 @@ class Interruption:
                 self._grace.end_now()
 
     def __enter__(self) -> "Interruption":
-        # a user's setting would leave SIGINT without a handler that stops the trials
+        # if the user has set it, no handler would stop the trials on SIGINT
         os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "0"
         self._before = signal.getsignal(signal.SIGINT)
         self._grace.__enter__()

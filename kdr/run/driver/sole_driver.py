@@ -2,7 +2,7 @@
 
 A claim is a file of its own, and a process that sees another live claim does not start. The storage
 only has to list files that exist. No lock and no exclusive create is needed, because neither works
-on every NFS server and object store. On NFS a listing may be seconds old, but writing the own claim
+on every NFS server and object store. On NFS a listing may be seconds old, but writing its own claim
 into the folder makes the client list it again. See docs/decisions/claims-without-a-lock.md.
 """
 
@@ -28,8 +28,8 @@ from kdr.storage.layout import Storage
 BEAT_S = 10.0
 """Seconds between two heartbeats."""
 DEAD_AFTER_S = 60.0
-"""A driver on another machine without a heartbeat for this many seconds is dead. The seconds are
-those of the observer's clock: times written by another machine are not compared, since clocks
+"""A driver on another machine without a heartbeat for this many seconds is dead. The clock is that
+of the process that checks: times written by another machine are not compared, because clocks
 differ."""
 
 
@@ -52,7 +52,7 @@ class Claim:
     since: str
     """When it claimed the study, for messages."""
     held: bool = False
-    """Whether it runs the study. Until then it is still checking for other claims."""
+    """Whether its process runs the study. Until then, it is still checking for other claims."""
     beat: int = 0
     """Number of heartbeats so far."""
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -65,7 +65,7 @@ class Claim:
 
     @property
     def has_died_here(self) -> bool:
-        """Whether a process of this machine wrote it and no longer runs."""
+        """Whether a process of this machine wrote it and has ended."""
         return self.is_here and _born(self.pid) != self.born
 
     def __str__(self) -> str:
@@ -122,11 +122,11 @@ class _Seen:
 
 
 class Claims:
-    """The claims on one study, this process's own among them once it is taken.
+    """The claims on one study, including this process's own once it is taken.
 
     Args:
         folder: the folder of the claims.
-        study: its name.
+        study: the study's name.
     """
 
     def __init__(self, folder: StoredPath, study: str) -> None:
@@ -143,8 +143,8 @@ class Claims:
     def take(self, on_waiting: Callable[[str], None]) -> None:
         """Claims the study for this process as soon as there is no other live claim.
 
-        The own claim is written first and the others are read afterwards. Of two processes that do
-        so at the same time, at least one sees the other, whatever the order of their steps.
+        It writes its own claim first and reads the others afterwards. If two processes do so at the
+        same time, at least one sees the other, whatever the order of their steps.
 
         Raises:
             BusyError: if another driver runs the study.
@@ -181,7 +181,7 @@ class Claims:
         self._write(self.own)
 
     def withdraw(self) -> None:
-        """Removes the own claim."""
+        """Removes this process's claim."""
         self._path(self.own).unlink(missing_ok=True)
 
     def beat_until(self, over: threading.Event, on_lost: Callable[[], None]) -> None:
@@ -189,8 +189,8 @@ class Claims:
         while not over.wait(BEAT_S):
             try:
                 present = {claim.name: claim for claim in self.all()}
-                # this process was suspended for longer than DEAD_AFTER_S, such as by a closed lid,
-                # and another driver removed its claim or already runs the study
+                # this process was suspended for longer than DEAD_AFTER_S, for example by a closed
+                # lid, and another driver removed its claim or already runs the study
                 if self.own.name not in present or any(
                     claim.held for name, claim in present.items() if name != self.own.name
                 ):
@@ -225,13 +225,13 @@ class Claims:
         return living
 
     def _is_alive(self, claim: Claim) -> bool:
-        """Whether a live process is certain: it is on this machine, or a heartbeat was seen to
-        follow another.
+        """Returns whether a claim's process is certainly alive: it is on this machine, or at least
+        two of its heartbeats were seen.
         """
         return claim.is_here or self._seen[claim.name].has_beaten
 
     def all(self) -> list[Claim]:
-        """Returns every claim to the study, also those of dead drivers."""
+        """Returns every claim on the study, including those of dead drivers."""
         found = []
         for path in listed(self._folder, "*.json"):
             # withdrawn since the listing, or not a claim
@@ -256,7 +256,7 @@ class Claims:
 def driver_of(storage: Storage, study: str) -> Claim | None:
     """Returns the claim of the driver that runs a study; None if there is none.
 
-    If it is on this machine, its process is alive. On another machine it may have died: its claim
+    If the driver is on this machine, it is alive. On another machine it may have died: its claim
     stays until the next driver finds it silent.
     """
     claims = Claims(storage.drivers(study), study)
@@ -271,7 +271,7 @@ def trials_of(folder: StoredPath, name: str) -> StoredPath:
 
 
 def _machine() -> str:
-    """Identifies this boot of this machine, and the container; empty if unknown.
+    """Returns an identifier of this machine, its boot and the container; empty if unknown.
 
     A host name is not enough: containers may share it, and after a reboot pids start again. Without
     /proc (macOS) every claim is treated as another machine's, which costs DEAD_AFTER_S, not safety.

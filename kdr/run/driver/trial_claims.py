@@ -2,7 +2,7 @@
 
 Studies share trials: a baseline, a teacher. Each driver keeps a file beside its claim on its study,
 with the keys of the trials that it trains or is about to train. It adds a key to this file first,
-then reads the files of all other live drivers, and withdraws the key if another one has it. Two
+then reads the files of all other live drivers, and withdraws the key if another driver has it. Two
 drivers that want the same trial may both withdraw, but never both start.
 """
 
@@ -18,9 +18,9 @@ from kdr.storage.layout import Storage
 from kdr.storage.patience import patiently
 
 _CHECKS, _CHECK_EVERY_S = 10, 0.1
-"""How often, and at which interval, the driver with priority checks whether the other one, which
-claimed the trial at the same time, has withdrawn. If both simply withdrew, both would retry at the
-same time again."""
+"""How often, and every how many seconds, the driver with priority checks whether the other driver,
+which claimed the trial at the same time, has withdrawn. If both simply withdrew, both would retry
+at the same time again."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class TrialClaims:
     Args:
         storage: the study's storage.
         study: the study being run.
-        driver: name of the driver's claim on it, from `sole_driver`.
+        driver: name of the driver's claim on the study, from `sole_driver`.
     """
 
     def __init__(self, storage: Storage, study: str, driver: str) -> None:
@@ -58,7 +58,7 @@ class TrialClaims:
             trials_of(self._storage.drivers(self._study), self._driver).unlink(missing_ok=True)
 
     def take(self, keys: Collection[str]) -> set[str]:
-        """Claims those of the trials that no other driver trains.
+        """Claims the trials that no other driver trains.
 
         Returns:
             The keys claimed by this driver, now or before.
@@ -67,7 +67,7 @@ class TrialClaims:
             StorageError: if the storage is not writable.
         """
         new = set(keys) - self._own
-        # not even written if another driver has them, so that waiting for it disturbs nobody
+        # a key that another driver has is not even written, so that waiting disturbs no driver
         new -= {key for holder in self.holders(new) for key in holder.keys}
         if not new:
             return self._own & set(keys)
@@ -80,8 +80,8 @@ class TrialClaims:
             if not holders or any(holder.claim.name < self._driver for holder in holders):
                 break
             time.sleep(_CHECK_EVERY_S)
-        # with priority, too, if the other one did not withdraw: it had finished checking before
-        # this one wrote, and trains already
+        # even with priority, this driver withdraws if the other one stays: that one had finished
+        # checking before this one wrote, and already trains
         if holders:
             new -= {key for holder in holders for key in holder.keys}
             self._write(self._own | new)
@@ -95,8 +95,8 @@ class TrialClaims:
             self._write(self._own)
 
     def holders(self, keys: Collection[str]) -> list[Holder]:
-        """Returns the other drivers that train any of these trials, or are about to, with these of
-        their keys.
+        """Returns the other drivers that train any of these trials, or are about to, with the
+        shared keys of each.
         """
         found = patiently(self._others_keys) if keys else []
         shared = (Holder(study, claim, of_it & frozenset(keys)) for study, claim, of_it in found)
@@ -123,7 +123,7 @@ class TrialClaims:
 
 
 def _keys_of(folder: StoredPath, claim: Claim) -> frozenset[str]:
-    # it has none yet or has just ended, or the file is not a driver's
+    # the driver has no trials yet or has just ended, or the file is not a driver's
     with contextlib.suppress(FileNotFoundError, ValueError):
         return frozenset(json.loads(trials_of(folder, claim.name).read_text(encoding="utf-8")))
     return frozenset()

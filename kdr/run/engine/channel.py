@@ -1,8 +1,8 @@
-"""Messages between a gang's owner and its workers: a mailbox per rank, and one for the owner, in
-one small process.
+"""Messages between a gang's owner and its workers, through mailboxes in a small process.
 
-An idle worker waits for its mailbox and not in a collective: over NCCL a collective keeps the GPU
-busy while it waits, and fails at the process group's timeout (half an hour).
+Each rank has a mailbox, and so has the owner. An idle worker waits for its mailbox, not in a
+collective: over NCCL a collective keeps the GPU busy while it waits, and fails at the process
+group's timeout (half an hour).
 """
 
 import asyncio
@@ -77,13 +77,13 @@ class GangChannel:
         ray.get(self._actor.send.remote(order))
 
     def next_trial(self, rank: int) -> Trial:
-        """Waits until a rank gets its next trial."""
+        """Waits for the next trial of a rank."""
         order = self._next_order(rank)
         assert isinstance(order, Trial), order
         return order
 
     def is_stopped(self, rank: int) -> bool:
-        """Waits for the answer to the epoch that a rank finished: whether the trial ends here."""
+        """Waits for the owner's answer to an epoch; returns whether the trial ends here."""
         order = self._next_order(rank)
         assert isinstance(order, Stop), order
         return order.now

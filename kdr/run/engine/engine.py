@@ -1,6 +1,4 @@
-"""How a trial actor trains a trial: in its own process, or on a gang of workers
-(`kdr.run.engine.gang`).
-"""
+"""Engines: how an actor trains a trial, in its own process or on a gang of workers."""
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +22,7 @@ class ProcessLostError(Exception):
 
 
 class Engine(Protocol):
-    """Trains one trial after another, and keeps what they share."""
+    """Trains one trial after another, and keeps the parts that they share."""
 
     @property
     def where(self) -> Mapping[str, str]:
@@ -40,7 +38,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Releases what the engine holds; it can be used again."""
+        """Releases what the engine holds; the engine can be used again."""
         ...
 
 

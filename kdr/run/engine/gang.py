@@ -1,7 +1,6 @@
-"""A gang: workers that train one trial after another together, in one TorchTrainer of Ray Train
-that stays warm.
+"""A gang: workers that train trials together, in a TorchTrainer of Ray Train that stays warm.
 
-Starting a TorchTrainer takes many seconds, handing its workers another trial takes milliseconds.
+Starting a TorchTrainer takes many seconds; handing its workers another trial takes milliseconds.
 Its training function (`kdr.run.engine.worker`) therefore never returns: it waits for a trial,
 trains it, and waits for the owner's answer after each epoch.
 
@@ -61,8 +60,8 @@ class Gang:
 
     Args:
         settings: size and restarts.
-        storage: where checkpoints and weights go; every node must see it.
-        study: name of the study, whose folder takes Ray's files.
+        storage: where checkpoints and weights go; every node must have access to it.
+        study: name of the study; Ray's files go to its folder.
     """
 
     def __init__(self, settings: GangSettings, storage: Storage, study: str) -> None:
@@ -98,13 +97,13 @@ class Gang:
             try:
                 yield report
             except GeneratorExit:
-                # the caller stops the trial here; the workers wait for an answer all the same
+                # the caller stops the trial here; the workers still wait for an answer
                 channel.send(Stop(True))
                 raise
             channel.send(Stop(report.is_last))
             if report.is_last:
-                # Here and not in rank 0, as `fit()` does alone: nobody waits for rank 0, and the
-                # study may end, and be checked, before a slow worker has removed its files.
+                # Here, and not in rank 0 as `fit()` does without a gang: nothing waits for rank 0,
+                # and the study may end, and be checked, before a slow worker has removed its files.
                 self._storage.forget_progress(trial.key)
                 return
 
@@ -152,7 +151,7 @@ class Gang:
                 resources_per_worker={"CPU": settings.cpus_per_worker, **gpus},
             ),
             run_config=ray.train.RunConfig(
-                # a name of its own each time: a Train run of a known name resumes that run
+                # a new name each time: a Train run of a known name resumes that run
                 name=f"gang-{uuid.uuid4().hex[:12]}",
                 storage_path=str(self._storage.ray / self._study),
             ),
@@ -173,8 +172,8 @@ class Gang:
 def remove_leftover_groups() -> None:
     """Removes the placement groups that this job still holds; called when none of its trials runs.
 
-    A gang that was killed while it waited for its group cannot remove it: it learns the group's id
-    from its workers. Ray removes it only where its dashboard runs (2.60).
+    A gang that was killed while it waited for its group could not remove it: only its workers know
+    the group's id. Ray removes it only where its dashboard runs (2.60).
     """
     job = ray.get_runtime_context().get_job_id()
     for name, group in placement_group_table().items():
@@ -183,7 +182,7 @@ def remove_leftover_groups() -> None:
 
 
 def _fit(trainer: TorchTrainer, channel: GangChannel) -> None:
-    """Runs the trainer in a thread, and reports that it ended, and why."""
+    """Runs the trainer in a thread, and reports when and why it ended."""
     try:
         trainer.fit()
         reason = "the workers ended"

@@ -22,13 +22,13 @@ _RESET_EVERY_S = 1.0
 
 @dataclass
 class Watchdog:
-    """Watches one trial in this process; one at a time.
+    """Watches a trial in this process, one trial at a time.
 
     Args:
         storage: the storage with the trial's folder.
         key: the trial's key.
         limit_s: longest time between two batches.
-        rank: of this process among those that train the trial.
+        rank: rank of this process among those that train the trial.
     """
 
     storage: Storage
@@ -65,7 +65,7 @@ class Watchdog:
 
         def noted(batches: Iterable[Batch], count: int, purpose: str) -> Iterable[Batch]:
             for batch in track(batches, count, purpose):
-                # a limit below 10 s, as tests use it, needs more frequent resets
+                # a limit below 10 s, as in tests, needs more frequent resets
                 if time.monotonic() - self._set_at >= min(_RESET_EVERY_S, self.limit_s / 10):
                     self._set()
                 yield batch
@@ -87,6 +87,6 @@ def hang_of(storage: Storage, key: str) -> str | None:
     for path in sorted(storage.hang(key, 0).parent.glob(storage.hang(key, "*").name)):
         found.append(f"{path.stem}:\n{path.read_text(errors='replace').strip()}")
         path.unlink(missing_ok=True)
-    # a process that was killed otherwise leaves its file, too, but an empty one
+    # a process that was killed in another way also leaves its file, but an empty one
     texts = [text for text in found if "Timeout" in text]
     return "\n\n".join(texts) or None

@@ -1,6 +1,4 @@
-"""The loop of every worker of a gang: it trains one trial after another, in step with the other
-ranks.
-"""
+"""The loop of a gang's worker: trains one trial after another, in step with the other ranks."""
 
 import contextlib
 import socket
@@ -28,7 +26,7 @@ _SEEN_BY_ALL = ("non_finite_loss", "not_calibrated")
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What every worker of a gang is given."""
+    """Settings that every worker of a gang receives."""
 
     channel: GangChannel
     storage: Storage
@@ -63,7 +61,7 @@ def serve(given: dict[str, WorkerSettings]) -> None:
 
 
 def _train(trial: Trial, settings: WorkerSettings, ranks: Ranks, shared: SharedParts) -> None:
-    """Trains one trial; returns when it ended on every rank, raises when this worker must end."""
+    """Trains one trial; returns once it has ended on every rank, raises if this worker must end."""
     channel = settings.channel
     try:
         with contextlib.closing(_watched_epochs(trial, settings, ranks, shared)) as epochs:

@@ -1,4 +1,4 @@
-"""The budget of a search: what the study allows, and what is used over all of its sessions."""
+"""The budget of a search: the study's limits, and what its sessions have used so far."""
 
 import time
 from collections.abc import Callable
@@ -9,11 +9,11 @@ from kdr.config.search import Search
 
 @dataclass(frozen=True)
 class Used:
-    """What earlier sessions of a study used."""
+    """The part of a budget that earlier sessions used."""
 
     trials: int = 0
-    """Trials charged to the budget, those included that were interrupted and will resume. A trial
-    that another study ran costs nothing."""
+    """Trials charged to the budget, including interrupted trials that will resume. A trial that
+    another study ran costs nothing."""
     hours: float = 0.0
     """Wall-clock hours in which sessions trained."""
     gpu_hours: float = 0.0
@@ -21,13 +21,13 @@ class Used:
 
 
 class SearchBudget:
-    """Counts what a search uses against what it may use.
+    """Counts the use of a search's budget.
 
     Args:
         search: the study's search, with its limits.
-        used: by earlier sessions.
+        used: the part that earlier sessions used.
         gpus_per_trial: GPUs that each trial holds.
-        clock: seconds that pass.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class SearchBudget:
     @property
     def has_time_left(self) -> bool:
         """Whether a trial may still start, by `hours` and `gpu_hours`. Running trials count with
-        the GPU-hours they used up to now; none is stopped when the time is up.
+        their GPU-hours so far; none is stopped when the time is up.
         """
         hours = self._hours_before + self._hours_since(self._begin)
         gpu_hours = self._gpu_hours + sum(map(self._gpu_hours_since, self._started.values()))

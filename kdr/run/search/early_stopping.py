@@ -1,8 +1,8 @@
 """Early stopping: Ray's own rules, with trials named by key and epochs as the time axis.
 
-- By key, so that a resumed study keeps its rungs, and a resumed trial is the one they know.
+- By key, so that a resumed study keeps its rungs and they recognise a resumed trial.
 - By epoch, because Tune's `training_iteration` restarts at 1 when a trial is retried.
-- Evaluated epochs only: Ray's rules (2.60) compare whatever a result holds, and a missing metric
+- Evaluated epochs only: Ray's rules (2.60) compare any value in a result, and a missing metric
   would end the sweep with a TypeError.
 """
 
@@ -34,27 +34,27 @@ class KeyedTrial:
 
 
 class StoppingRule(Protocol):
-    """One of Ray's schedulers, as far as its decisions depend on a trial's id and results alone."""
+    """One of Ray's schedulers that decides by a trial's id and results alone."""
 
     def on_trial_add(self, controller: TuneController | None, trial: KeyedTrial, /) -> None:
-        """A trial waits to start."""
+        """Called when a trial waits to start."""
 
     def on_trial_error(self, controller: TuneController | None, trial: KeyedTrial, /) -> None:
-        """A trial failed."""
+        """Called when a trial failed."""
 
     def on_trial_result(
         self, controller: TuneController | None, trial: KeyedTrial, result: Result, /
     ) -> str:
-        """Returns whether a trial continues."""
+        """Returns Ray's word for whether a trial continues."""
         ...
 
     def on_trial_complete(
         self, controller: TuneController | None, trial: KeyedTrial, result: Result, /
     ) -> None:
-        """A trial ended."""
+        """Called when a trial ended."""
 
     def on_trial_remove(self, controller: TuneController | None, trial: KeyedTrial, /) -> None:
-        """A trial was removed before it started."""
+        """Called when a trial was removed before it started."""
 
     def debug_string(self) -> str:
         """Returns the rule's state for people."""
@@ -80,12 +80,12 @@ class StudyScheduler(InOrder):
             self._replay(KeyedTrial(key), values)
 
     def on_trial_add(self, tune_controller: TuneController | None, trial: TuneTrial) -> None:
-        """A trial waits to start, for the first time or again."""
+        """Adds a trial that waits to start, for the first time or again."""
         super().on_trial_add(tune_controller, trial)
         self._rule.on_trial_add(tune_controller, _keyed(trial))
 
     def on_trial_error(self, tune_controller: TuneController | None, trial: TuneTrial) -> None:
-        """A trial failed."""
+        """Passes on that a trial failed."""
         self._rule.on_trial_error(tune_controller, _keyed(trial))
 
     def on_trial_result(
@@ -105,14 +105,14 @@ class StudyScheduler(InOrder):
         trial: TuneTrial,
         result: Result,
     ) -> None:
-        """A trial ended, by itself or stopped. If it was stopped, the rule has seen its last result
-        already, as `on_trial_result`.
+        """Passes the last result of a trial to the rule, unless the rule stopped the trial: then it
+        has seen this result in `on_trial_result`.
         """
         if self._is_news(_keyed(trial), TrialReport.of_result(result)):
             self._rule.on_trial_complete(tune_controller, _keyed(trial), result)
 
     def on_trial_remove(self, tune_controller: TuneController | None, trial: TuneTrial) -> None:
-        """A trial was removed before it started."""
+        """Passes on that a trial was removed before it started."""
         self._rule.on_trial_remove(tune_controller, _keyed(trial))
 
     def debug_string(self) -> str:
@@ -120,16 +120,16 @@ class StudyScheduler(InOrder):
         return str(self._rule.debug_string())
 
     def _replay(self, trial: KeyedTrial, values: Mapping[int, float]) -> None:
-        # As completions: the rules record those without a decision, and what an earlier session
-        # decided about these epochs stays decided.
+        # As completions, which the rules record without a decision: the earlier session has already
+        # decided about these epochs.
         for epoch, value in sorted(values.items()):
             if self._is_new(trial, epoch, value):
                 self._rule.on_trial_add(None, trial)
                 self._rule.on_trial_complete(None, trial, {"epoch": epoch, self._searched: value})
 
     def _is_news(self, trial: KeyedTrial, report: TrialReport | None) -> bool:
-        """Whether a report is of an evaluated epoch that the rule has not seen; a retried trial
-        repeats some.
+        """Returns whether a report has an evaluated epoch that the rule has not seen; a retried
+        trial repeats some epochs.
         """
         return report is not None and self._is_new(
             trial, report.epoch, report.value(self._searched)
@@ -177,7 +177,8 @@ def _rule(stop_early: EarlyStopping, *, metric: str, max_epochs: int) -> Stoppin
             mode="max",
             grace_period=stop_early.median.grace_epochs,
             min_samples_required=stop_early.median.min_trials,
-            # else it pauses a trial while others wait (Ray 2.60), and the trial loses its actor
+            # by default it pauses a trial while others wait (Ray 2.60), and the trial loses its
+            # actor
             min_time_slice=math.inf,  # type: ignore[arg-type]
         )
         return cast("StoppingRule", median)

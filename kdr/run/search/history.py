@@ -17,19 +17,19 @@ _ENDS: dict[str, End] = {
     "completed": "completed",
     "stopped_early": "stopped_early",
     "failed": "failed",
-    # somebody's decision to cancel says nothing about the settings: like a failure, no result
+    # a user's decision to cancel says nothing about the settings: no result, as for a failure
     "cancelled": "failed",
 }
-"""State of an ended trial -> how a search takes it."""
+"""State of an ended trial -> how a search counts it."""
 
 
 @dataclass(frozen=True)
 class History:
     """The past of one study's search; without arguments, of a search that never ran.
 
-    Trials that another study completed are known here, too: equal keys have equal numbers. Those
-    that it stopped early, or that failed there, are not: its rules are not this study's. An
-    excluded trial counts as not ended.
+    Trials that another study completed are known here, too: equal keys have equal numbers. Trials
+    that another study stopped early, or that failed there, are not: its rules are not this study's.
+    An excluded trial counts as not ended.
     """
 
     known: Mapping[str, KnownTrial] = field(default_factory=dict)
@@ -40,7 +40,8 @@ class History:
     used: Used = field(default_factory=Used)
     """What earlier sessions used of the budget."""
     reached: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
-    """Key -> {epoch: metric} of this study's trials: what early stopping has decided already."""
+    """Key -> {epoch: metric} of this study's trials, for epochs after which early stopping let them
+    continue."""
     own: frozenset[str] = frozenset()
     """Keys of the trials that this study ran itself."""
     states: Mapping[str, TrialState] = field(default_factory=dict)
@@ -96,7 +97,7 @@ class History:
         )
 
     def progress(self, metric: str) -> Iterator[TrialUpdate]:
-        """Yields this study's ended trials in the form of an observer's updates."""
+        """Yields this study's ended trials as updates for an observer."""
         for key, state in self.states.items():
             if key in self.known:
                 yield TrialUpdate(
@@ -114,10 +115,10 @@ class History:
 def _planned(
     log: Log, study: Study, states: Mapping[str, TrialState], own: Mapping[str, TrialState]
 ) -> list[str]:
-    """Returns the keys of trials that this study noted and never ran, and that nobody completed.
+    """Returns the keys of trials that this study noted but never ran, and that no study completed.
 
     Either the driver was killed between note and start, or another study was training the trial,
-    and its attempt came to nothing that counts here.
+    and its attempt gave no result that counts here.
     """
     noted = dict.fromkeys(
         row["key"]
@@ -143,7 +144,7 @@ def _known(state: TrialState, log: Log, metric: str, point: Point | None) -> Kno
 def _decided(log: Log, key: str, metric: str, *, resumes: bool) -> dict[int, float]:
     """Returns the epochs of a trial after which early stopping let it continue.
 
-    Of a trial that resumes, the last epoch is left out: the driver may have been killed before it
+    If the trial resumes, its last epoch is left out: the driver may have been killed before it
     could stop the trial there. The trial reports that epoch again.
     """
     values = _by_epoch(log, key, metric)

@@ -27,10 +27,10 @@ STATES: dict[End, TrialState] = {
     "stopped_early": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
-"""How a trial ended -> Optuna's state of it."""
+"""How a trial ended -> its state in Optuna."""
 
 Values = Mapping[str, object]
-"""Setting by path."""
+"""Values of settings by path."""
 
 
 def suggest_from(asked: optuna.Trial) -> Suggest:
@@ -44,7 +44,8 @@ def suggest_from(asked: optuna.Trial) -> Suggest:
         if parameter.choice is not None:
             label = asked.suggest_categorical(path, [_label(member) for member in parameter.choice])
             return next(member for member in parameter.choice if _label(member) == label)
-        # a yes or no per member: with a category per subset, Optuna could not see what two share
+        # a yes or no per member: with a category per subset, Optuna could not see what two subsets
+        # share
         return [
             member
             for member in parameter.subset or ()
@@ -95,7 +96,7 @@ def _encoded(space: Space, values: Values) -> tuple[dict[str, Any], dict[str, Ba
 
 
 def _distributions(path: str, parameter: Parameter) -> dict[str, BaseDistribution]:
-    """Returns Optuna's parameters for one of ours: one for each member of a subset, else one."""
+    """Returns Optuna's distributions of a parameter: one per member of a subset, otherwise one."""
     if parameter.float_ is not None:
         return {path: FloatDistribution(*parameter.float_, log=parameter.log)}
     if parameter.int_ is not None:
@@ -109,8 +110,8 @@ def _distributions(path: str, parameter: Parameter) -> dict[str, BaseDistributio
 
 
 def _value(known: KnownTrial) -> float | None:
-    """Returns the value by which Optuna ranks a trial. A pruned one gets its last intermediate
-    value, as `Study.tell` (Optuna 5) gives it.
+    """Returns the value by which Optuna ranks a trial. A pruned trial gets its last intermediate
+    value, as in `Study.tell` (Optuna 5).
     """
     if known.end == "stopped_early" and known.intermediate:
         return known.intermediate[max(known.intermediate)]
@@ -118,9 +119,7 @@ def _value(known: KnownTrial) -> float | None:
 
 
 def _label(member: object) -> str:
-    """Returns a member of a choice as text: Optuna stores no lists, and takes 1 and true for
-    equal.
-    """
+    """Returns a choice's member as text: Optuna stores no lists, and treats 1 and true as equal."""
     return canonical_json(member)
 
 

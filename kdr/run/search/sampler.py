@@ -33,12 +33,12 @@ not count as draws, because the next session draws them again."""
 
 @dataclass
 class Proposal:
-    """A point whose result the sampler waits for."""
+    """A point for whose result the sampler waits."""
 
     point: Point
     """Value by path."""
     asked: optuna.Trial
-    """Optuna's trial of it."""
+    """Optuna's trial of the point."""
     intermediate: dict[int, float] = field(default_factory=dict)
     """Epoch -> value, as reported so far."""
 
@@ -55,7 +55,7 @@ class StoredSampler:
     def __init__(self, study: Study, journal: Path, known: Mapping[str, KnownTrial]) -> None:
         assert study.search is not None
         self.space = space_of(study)
-        optuna.logging.set_verbosity(optuna.logging.ERROR)  # else a line for each trial
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # otherwise it prints a line per trial
         self._optuna = _open_study(study, journal, known)
         self._search = study.search
         # in this order: what a killed process left must not count as a draw
@@ -70,8 +70,8 @@ class StoredSampler:
     def propose(self) -> Proposal:
         """Returns a point of the sampler's choice.
 
-        Each draw gets a sampler of its own, seeded by how many draws came before. So a study that
-        was killed continues with the points that it would have drawn.
+        Each draw gets a sampler of its own, seeded by the number of earlier draws, so that a killed
+        study continues with the points that it would have drawn.
         """
         self._optuna.sampler = _sampler(self._search, self._num_draws)
         self._num_draws += 1
@@ -79,12 +79,12 @@ class StoredSampler:
         return Proposal(draw(self.space, suggest_from(asked)), asked)
 
     def propose_given(self, point: Point) -> Proposal:
-        """Returns a proposal of the caller's point; the sampler learns from it as from its own."""
+        """Returns a proposal for the caller's point; the sampler learns from it as from its own."""
         self._optuna.enqueue_trial(optuna_params(self.space, point))
         return self.propose()
 
     def name(self, proposal: Proposal, key: str) -> None:
-        """Notes which trial a proposal turned out to be."""
+        """Notes the key of a proposal's trial."""
         proposal.asked.set_user_attr("key", key)
 
     def report(self, proposal: Proposal, epoch: int, value: float) -> None:
@@ -96,8 +96,8 @@ class StoredSampler:
     def tell(self, proposal: Proposal, known: KnownTrial) -> None:
         """Passes on how the trial of a proposal ended.
 
-        The epochs of a trial that was stopped early are part of its result. Of others they are left
-        out, because each is a line of the journal, and each line an fsync.
+        The epochs of a trial that was stopped early are part of its result. For other trials they
+        are left out, because each epoch is a line of the journal, and each line costs an fsync.
         """
         if known.end == "stopped_early":
             for epoch, value in sorted(known.intermediate.items()):
@@ -143,8 +143,8 @@ class StoredSampler:
 
 
 def _open_study(study: Study, journal: Path, known: Mapping[str, KnownTrial]) -> optuna.Study:
-    """Opens the Optuna study in a journal; starts over if it is not of this space, or has results
-    that the log does not have, such as those of a trial that was excluded since.
+    """Opens the Optuna study in a journal; starts over if it belongs to another space, or has
+    results that the log does not have, such as those of a trial that has since been excluded.
     """
     assert study.search is not None
     space_id = key_of(
@@ -171,7 +171,7 @@ def _open_study(study: Study, journal: Path, known: Mapping[str, KnownTrial]) ->
 
 
 def _agrees(stored: FrozenTrial, known: KnownTrial | None) -> bool:
-    """Whether the journal's result of an ended trial is the log's."""
+    """Returns whether the journal and the log agree about an ended trial."""
     if known is None:
         return False
     both_complete = stored.state == TrialState.COMPLETE and known.end == "completed"
@@ -179,7 +179,7 @@ def _agrees(stored: FrozenTrial, known: KnownTrial | None) -> bool:
 
 
 def _drop_torn_lines(journal: Path) -> None:
-    """Cuts a journal at the line that a killed process left torn.
+    """Truncates a journal before the first torn line, which a killed process left.
 
     Optuna 5.0 appends to a torn line, and from then on refuses the file (optuna #5138). Can go when
     its `JournalFileBackend` drops torn lines itself.
@@ -207,16 +207,16 @@ def _sampler(search: Search, number: int) -> BaseSampler:
     seeded = search.sampler.tpe or search.sampler.random
     seed = address(seeded.seed if seeded else 0, "draw", number) % 2**32
     if search.sampler.tpe is not None:
-        # without `group`, TPE draws parameters that are not in every trial one by one
+        # without `group`, TPE draws each parameter that is not in every trial by itself
         with _experimental():
             return TPESampler(seed=seed, multivariate=True, group=True)
-    # a grid, too: its cells come as given points, and nothing is left to draw
+    # also for a grid: its cells are given points, so nothing is drawn
     return RandomSampler(seed=seed)
 
 
 @contextlib.contextmanager
 def _experimental() -> Iterator[None]:
-    """Silences Optuna's warning about its experimental parts that kdr uses: `group` of TPE, and
+    """Silences Optuna's warnings about the experimental parts that kdr uses: `group` of TPE, and
     metric names for the dashboard.
     """
     with warnings.catch_warnings():

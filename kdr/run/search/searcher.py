@@ -1,7 +1,7 @@
-"""The search of a study in Ray Tune's form: which trial runs next, and when the search is over.
+"""A study's search as a searcher of Ray Tune: which trial runs next, and when the search ends.
 
 How Tune 2.60 calls a searcher:
-- `suggest` answers with a config, `None` (ask again later) or `FINISHED` (never ask again).
+- `suggest` returns a config, `None` (ask again later) or `FINISHED` (never ask again).
 - The last result of a trial comes through `on_trial_complete` alone, whether the trial reached its
   end or was stopped. The retry of a crashed trial is not announced at all.
 - Tune pickles its configuration, and the searcher in it, once when a sweep starts. kdr never reads
@@ -46,12 +46,12 @@ class Launcher(Protocol):
         ...
 
     def note(self, trial: Trial, point: Point) -> None:
-        """Notes that the study uses a trial which it does not start now: another study completed
-        it, or another driver trains it.
+        """Notes that the study uses a trial that it does not start now: another study completed it,
+        or another driver trains it.
         """
 
     def launch(self, trial: Trial, point: Point, *, trials_known: int) -> LaunchedTrial:
-        """Notes a trial that starts now, and returns it in the form for Tune."""
+        """Notes a trial that starts now, and returns it in Tune's form."""
         ...
 
 
@@ -74,8 +74,8 @@ class StudySearcher(Searcher):
         study: a study with a search, whose space was checked.
         journal: file of the Optuna journal.
         history: the study's past. Its known trials do not run again; its interrupted ones do, and
-            are charged already.
-        budget: what may be used.
+            are already charged.
+        budget: the budget of the search.
         launcher: claims and notes trials, and puts them into Tune's form.
         make_trial: gives a trial its identity.
     """
@@ -105,12 +105,12 @@ class StudySearcher(Searcher):
         """Tune's id -> the trial."""
         self.budget = budget
         self.num_answered = 0
-        """Proposals of the sampler that needed no run: their trial was known or running."""
+        """Proposals of the sampler that needed no run: their trial was already known or running."""
         self.refused: list[ConfigError] = []
-        """Why proposals were not valid trials; the sampler takes them for failed."""
+        """Why proposals were not valid trials; the sampler counts them as failed."""
         self.claimed_by_others: set[str] = set()
-        """Keys of trials that were due and that another driver trains. Their proposals stay open,
-        as after a kill: the next session takes them up."""
+        """Keys of due trials that another driver trains. Their proposals stay open, as after a
+        kill: the next session takes them up."""
 
     def suggest(self, trial_id: str) -> dict[str, object] | str:  # type: ignore[override]
         """Returns Tune's config of the next trial, or `FINISHED` if budget or space is used up."""
@@ -122,7 +122,7 @@ class StudySearcher(Searcher):
             return self.FINISHED
         self._running[trial_id] = running
         self.budget.trial_started(trial_id)
-        # so that after a kill the journal has the trial of this proposal
+        # so that the journal has this proposal's trial even after a kill
         self._sampler.name(running.proposal, running.trial.key)
         point = dict(running.proposal.point)
         launched = self._launcher.launch(
@@ -139,7 +139,7 @@ class StudySearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, object] | None = None, error: bool = False
     ) -> None:
-        """Passes the end of a trial to the sampler, with how far it came if it was stopped."""
+        """Passes the end of a trial to the sampler, with the epochs of a stopped trial."""
         running = self._running.pop(trial_id, None)
         if running is None:
             return
@@ -157,8 +157,8 @@ class StudySearcher(Searcher):
         """Does nothing: the journal is on disk, and the log is a study's memory."""
 
     def __getstate__(self) -> dict[str, object]:
-        """The study's name alone: a searcher restored from Tune's files would be a second memory
-        beside the log, and Optuna's locks cannot be pickled.
+        """Returns the study's name alone: a searcher restored from Tune's files would be a second
+        memory beside the log, and Optuna's locks cannot be pickled.
         """
         return {"study": self._study.study}
 
@@ -166,7 +166,7 @@ class StudySearcher(Searcher):
         try:
             return bool(point_of(self._sampler.space, point))
         except OutsideSpaceError:
-            return False  # the space was changed since
+            return False  # the space has changed since
 
     def _listed_points(self) -> Iterator[Point]:
         yield from enqueued_points(self._study, self._sampler.space)
@@ -186,7 +186,7 @@ class StudySearcher(Searcher):
 
     def _next(self) -> _Running | None:
         if (interrupted := self._next_interrupted()) is not None:
-            return interrupted  # charged already: it resumes even if the budget is used up
+            return interrupted  # already charged: it resumes even if the budget is used up
         if not self.budget.has_trials_left:
             return None
         running = self._next_listed()
@@ -211,7 +211,7 @@ class StudySearcher(Searcher):
                 continue
             if trial.key not in self._known:
                 return _Running(trial, self._sampler.propose_given(point))
-            # this study's own result is in the sampler already; another study's is news to it
+            # the sampler already has this study's own results, but not another study's
             if self._is_another_studys(trial.key):
                 self._answer(trial, self._sampler.propose_given(point))
         return None
@@ -221,7 +221,7 @@ class StudySearcher(Searcher):
             proposal = self._sampler.propose()
             trial = self._trial_at(proposal.point)
             if trial is None:
-                # counts as failed, so that the sampler avoids the place
+                # counts as failed, so that the sampler avoids this region
                 self._sampler.tell(proposal, KnownTrial(key="", end="failed"))
             elif trial.key in self._known:
                 self._answer(trial, proposal)
@@ -234,8 +234,8 @@ class StudySearcher(Searcher):
         return None
 
     def _answer(self, trial: Trial, proposal: Proposal) -> None:
-        """Passes the known end of a trial to the sampler. If another study ran it, this one notes
-        that it uses it, once.
+        """Passes the known end of a trial to the sampler. If another study ran the trial, this
+        study notes that it uses it, once.
         """
         self._sampler.name(proposal, trial.key)
         self._sampler.tell(proposal, self._known[trial.key])
@@ -245,11 +245,11 @@ class StudySearcher(Searcher):
             self._launcher.note(trial, proposal.point)
 
     def _is_another_studys(self, key: str) -> bool:
-        """Whether another study ran a known trial, and this one has not asked for it yet."""
+        """Returns whether another study ran a known trial that this one has not used yet."""
         return self._known[key].parameters is None
 
     def _is_taken(self, key: str) -> bool:
-        """Whether a trial is running, here or under another driver."""
+        """Returns whether a trial is running, here or under another driver."""
         return key in self.claimed_by_others or self._running_with(key) is not None
 
     def _trial_at(self, point: Point) -> Trial | None:
@@ -270,7 +270,7 @@ class StudySearcher(Searcher):
     def _ended(self, running: _Running, report: TrialReport | None) -> KnownTrial:
         value = report.value(self._search.metric) if report else None
         end: End = "stopped_early"
-        # a metric that is NaN is a failure: Optuna takes no NaN for a value
+        # a metric that is NaN counts as a failure: Optuna accepts no NaN as a value
         if report is None or value is None:
             end = "failed"
         elif report.epoch >= running.trial.config.training.epochs:

@@ -9,16 +9,16 @@ from kdr.run.tune_protocols import TuneController, TuneTrial
 class InOrder(FIFOScheduler):
     """Starts trials in the order in which they were added.
 
-    Two differences to Ray's FIFOScheduler (2.60), each of which can go when Ray has it:
+    Differs from Ray's FIFOScheduler (2.60) in two ways; each can go when Ray does the same:
 
-    - That one searches all trials for the next, the ended ones included, at each step of Tune's
-      loop: the more trials a study has behind it, the more each further one costs. This one
-      searches the live ones.
-    - That one may choose a trial whose process is still starting. Under `reuse_actors` Tune gives
-      a chosen trial the process that another trial left, ends the process that was starting, and
-      starts one again for the next trial. While trials are shorter than a start (seconds), no
-      second process ever gets ready, and everything runs in the first. So a trial that was chosen
-      before comes after those that were not.
+    - Ray's scheduler searches all trials for the next one, even the ended ones, at each step of
+      Tune's loop: the more trials have ended, the more each new one costs. This one searches only
+      live trials.
+    - Ray's scheduler may choose a trial whose process is still starting. Under `reuse_actors`, Tune
+      gives the chosen trial a process that another trial has left, ends the process that was
+      starting, and starts a new one for the next trial. While trials are shorter than the start of
+      a process (seconds), no second process ever becomes ready, and all trials run in the first. So
+      here a trial that was chosen before comes after all others.
     """
 
     def __init__(self) -> None:
@@ -26,15 +26,15 @@ class InOrder(FIFOScheduler):
         self._places: dict[str, int] = {}
         """Tune's id of a trial -> its place in the order."""
         self._chosen: set[str] = set()
-        """Trials for which a process starts, unless they took a free one."""
+        """Trials whose process is starting, unless they took a free one."""
 
     def on_trial_add(self, tune_controller: TuneController | None, trial: TuneTrial) -> None:  # noqa: ARG002
-        """A trial waits to start. A retried trial keeps its place."""
+        """Adds a trial that waits to start; a retried trial keeps its place."""
         self._places.setdefault(trial.trial_id, len(self._places))
         self._chosen.discard(trial.trial_id)
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> TuneTrial | None:  # type: ignore[override]
-        """Returns the first trial that waits; paused ones come after all others."""
+        """Returns the first waiting trial; paused trials come after all others."""
         waiting = [
             trial
             for trial in tune_controller.get_live_trials()

@@ -54,7 +54,7 @@ def test_the_message_names_what_is_needed_what_is_free_and_who_holds_the_rest() 
         others,
     )
     assert text.startswith(
-        "Waiting for room: one trial needs 2 workers with 4 CPUs and 1 GPUs each; free are 4 CPUs "
+        "Waiting for room: one trial needs 2 workers with 4 CPUs and 1 GPUs each; free: 4 CPUs "
         "and 1 GPUs. Held by: python orchestrate.py run /kdr/a.yaml, xxx"
     )
     assert len(text) < 400
