@@ -80,7 +80,7 @@ def _entry(path: Path, level: int) -> tuple[str, str]:
 
 
 def _first_sentence(path: Path) -> str:
-    """Returns it from a module's docstring, the comment at a file's head, or a page's title."""
+    """Returns a file's first sentence: of its docstring, the comment at its head, or its title."""
     if not path.is_file():
         return ""
     text = path.read_text(encoding="utf-8")

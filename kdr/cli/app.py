@@ -98,7 +98,7 @@ NEED_NO_ARGUMENT = ("init", "doctor", "schema")
 def _help(command: Callable[..., None]) -> str:
     """Returns the help of a command: its docstring, with each paragraph on one line.
 
-    Typer wraps paragraphs to the terminal, but keeps the line breaks of the docstring, too.
+    Typer (0.29) wraps paragraphs to the terminal, but also keeps their own line breaks.
     """
     paragraphs = (inspect.getdoc(command) or "").split("\n\n")
     return "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)

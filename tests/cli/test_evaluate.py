@@ -138,7 +138,7 @@ def test_weights_of_an_unknown_trial_need_data(
         shutil.copy(trained.weights.with_name(name), tmp_path)
     with pytest.raises(
         ConfigError,
-        match=rf"--data: is needed, because trial {trained.key} of .* is not in the log of ",
+        match=rf"--data: required, because trial {trained.key} of .* is not in the log of ",
     ):
         invoke(evaluate.command, tmp_path / "student.pt", "--storage", tmp_path / "other")
     again = invoke(

@@ -294,7 +294,8 @@ def test_gpu_hours_without_gpus_are_refused_because_they_would_never_be_used_up(
     with pytest.raises(
         ResourcesError,
         match=(
-            r"search\.gpu_hours: needs trials that hold GPUs, got 2 and none .* Use search\.trials"
+            r"search\.gpu_hours: needs trials that hold GPUs, got 2 for trials that hold none .*"
+            r" Use search\.trials"
         ),
     ):
         run_study(study, storage=Storage.at(tmp_path), observer=Recorder())
