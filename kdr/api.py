@@ -40,7 +40,7 @@ TableFormat = Literal["md", "latex", "csv", "json", "html"]
 
 
 def plan_study(study: Study, *, storage: str | Path = "runs") -> StudyPlan:
-    """Returns what a study would run: its trials, those that are known, and warnings.
+    """Returns what a study would run: its trials, how many are known, and warnings.
 
     Neither torch nor Ray is imported, and nothing is written.
 

@@ -20,7 +20,9 @@ def command(
     study: Annotated[
         Path | None,
         typer.Argument(
-            metavar="STUDY", help="Study file; what it needs is checked, too.", show_default=False
+            metavar="STUDY",
+            help="Study file; its requirements are checked, too.",
+            show_default=False,
         ),
     ] = None,
     storage: StorageOption = DEFAULT_STORAGE,

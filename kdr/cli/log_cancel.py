@@ -14,10 +14,10 @@ def command(
     ] = "no reason given",
     storage: StorageOption = DEFAULT_STORAGE,
 ) -> None:
-    """End a running trial after its current epoch; its study continues with the next trial.
+    """End a running trial after its current epoch.
 
-    Works from any machine that can write to the storage. A cancelled trial runs again only with
-    `kdr run --rerun`, or after `kdr log exclude`.
+    Its study continues with the next trial. Works from any machine that can write to the storage. A
+    cancelled trial runs again only with `kdr run --rerun`, or after `kdr log exclude`.
 
     Example: kdr log cancel KEY --reason "the loss does not fall"
     """

@@ -16,9 +16,10 @@ def command(
     ] = None,
     storage: StorageOption = DEFAULT_STORAGE,
 ) -> None:
-    """Merge the small files of a study's log into one per table; safe while studies run.
+    """Merge the small files of a log; safe while studies run.
 
-    `kdr run` does the same at its end. The next compaction deletes the merged files.
+    Each study gets one file per table. `kdr run` does the same at its end. The next compaction
+    deletes the merged files.
 
     Example: kdr log compact quickstart
     """

@@ -15,10 +15,10 @@ def command(
     undo: Annotated[bool, typer.Option("--undo", help="Count an excluded trial again.")] = False,
     storage: StorageOption = DEFAULT_STORAGE,
 ) -> None:
-    """Exclude a trial's result: it no longer counts, and its study trains it from scratch.
+    """Exclude a trial's result; its study trains it again.
 
-    Appends an event to the log and removes no row. The next `kdr run` of the study notices; a run
-    in progress does not.
+    The result no longer counts, and the trial restarts from scratch. Appends an event to the log
+    and removes no row. The next `kdr run` of the study notices; a run in progress does not.
 
     For example:
 

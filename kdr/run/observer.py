@@ -1,4 +1,4 @@
-"""What a run reports to its observer: the command line, a program, or a test."""
+"""Reports from a run to its observer: the command line, a program, or a test."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol

@@ -25,7 +25,7 @@ def run_claimed_first(
     Args:
         driver: the study's driver.
         wanted: keys of the trials, in order.
-        run: runs the trials with these keys; receives the log as of now.
+        run: runs the trials with these keys; receives the current log.
         missing: returns the keys of the trials that still have to run, given a log.
 
     Returns:

@@ -55,7 +55,7 @@ def run_study(
         storage: where log, checkpoints and weights go.
         observer: receives phases, findings and the progress of trials.
         address: a Ray cluster to join; None starts Ray on this machine.
-        send_code: send this kdr to the nodes of the cluster, in place of what is installed there.
+        send_code: send this kdr to the nodes of the cluster, in place of the one installed there.
         rerun: run trials again even if their results are known.
         preflight: check the cluster's nodes (`kdr.run.cluster.readiness`), and the study's base
             trial once its teacher is trained (`kdr.run.preflight`).

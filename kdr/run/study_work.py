@@ -37,13 +37,14 @@ def work_of(study: Study, storage: Storage, *, rerun: bool) -> StudyWork | None:
     """Returns the work left in a study; None if there is none.
 
     Writes which trials the study uses, and cleans up after drivers that were killed before they
-    could. Never None for a search: only its sampler can find that nothing is left.
+    could. Never None for a search: only its sampler knows when nothing is left.
     """
     make_trial = trial_maker(study, storage)
     past = read_log(storage)
     listed = None if study.search is not None else TrialList(study, make_trial)
     if listed is None:
-        # the base trial represents all: a point with another teacher trains that in its own attempt
+        # the base trial represents all: a point with another teacher trains its teacher in its
+        # attempt
         missing = [make_trial(study.base)]
     else:
         missing = _noted(listed, study, storage, past, rerun=rerun)

@@ -21,8 +21,8 @@ import kdr
 from kdr.errors import ResourcesError
 from kdr.run.cluster.trial_resources import Node
 
-# Ray and Tune read these when they are imported or when a process starts. Without those that are 0
-# one trial prints 64 lines, and Tune writes JSON, CSV and TensorBoard files that nobody asked for.
+# Ray and Tune read these when they are imported or when a process starts. Without the zeros, one
+# trial prints 64 lines, and Tune writes JSON, CSV and TensorBoard files that nobody asked for.
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

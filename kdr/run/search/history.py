@@ -1,4 +1,4 @@
-"""The past of a search, read from the log: ended and interrupted trials, and what they used."""
+"""The past of a search, read from the log: ended and interrupted trials, and the budget used."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -38,14 +38,14 @@ class History:
     """Points of this study's trials that started or were planned and have not ended. They run
     first."""
     used: Used = field(default_factory=Used)
-    """What earlier sessions used of the budget."""
+    """The part of the budget that earlier sessions used."""
     reached: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     """Key -> {epoch: metric} of this study's trials, for epochs after which early stopping let them
     continue."""
     own: frozenset[str] = frozenset()
     """Keys of the trials that this study ran itself."""
     states: Mapping[str, TrialState] = field(default_factory=dict)
-    """State of every trial that this study uses, whichever study ran it."""
+    """State of every trial that this study uses, no matter which study ran it."""
     numbers: Mapping[str, int] = field(default_factory=dict)
     """Key -> number of each of this study's trials, from 1, in the order they were planned."""
 
