@@ -14,7 +14,7 @@ import numpy as np
 
 _MOST_TERMS = 10_000
 """More terms than the continued fraction needs: the number of terms grows with the root of df."""
-_NUM_PANELS, _NODES_PER_PANEL = 12, 32
+_NUM_PANELS, _NODES_PER_PANEL = 8, 24
 _normal_cdf = np.vectorize(NormalDist().cdf, otypes=[float])
 
 
