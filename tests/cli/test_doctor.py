@@ -181,8 +181,8 @@ def test_the_used_part_of_another_librarys_file_is_reported(
         finding.text for finding in study_detectors(study, storage) if finding.name == "teacher"
     )
     assert (
-        "teacher.pth: loaded 100% of the backbone, 100% of the neck, 90% of the head; 2 with other "
-        "shape or classes: " in loaded
+        "teacher.pth: loaded 100% of the backbone, 100% of the neck, 90% of the head; 2 with "
+        "different shape or classes: " in loaded
     )
     assert used.endswith("part of its head has no weights: features only")
 

@@ -167,6 +167,10 @@ class Slurm:
 def test_the_slurm_script_starts_ray_on_all_nodes_and_the_study_on_the_head(tmp_path: Path) -> None:
     job = Slurm(tmp_path, "exit 1")
     assert job.process.wait(30) == 1, "SLURM gets the exit code of the study"
+    # the script does not wait for the background commands that start Ray
+    end = time.monotonic() + 30
+    while not job.has_recorded("n2: ray start") and time.monotonic() < end:
+        time.sleep(0.05)
     lines = job.notes.read_text().splitlines()
     temp = "--temp-dir=/tmp/ray-12345 --disable-usage-stats"
     assert sorted(lines) == [  # in any order, because they start concurrently
