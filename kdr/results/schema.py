@@ -36,21 +36,17 @@ EVENTS: tuple[str, ...] = typing.get_args(Event)
 `included` undoes `excluded`."""
 
 # A clock that is set back must not reorder the rows of one process. So time is measured from the
-# start of the process with the monotonic clock, unless the system clock is ahead of that. The two
-# drift apart by microseconds, so the newest time is a lower bound, too.
-_START = datetime.now(UTC), time.monotonic()
-_newest = _START[0]
+# start of the process with the monotonic clock, unless the system clock is ahead of that. The
+# monotonic clock is read first: read second, it would lag behind by the microseconds in between.
+_START = time.monotonic(), datetime.now(UTC)
 
 
 def utc_now() -> datetime:
     """Returns the time in UTC. It does not go back within a process if the system clock is set
     back.
     """
-    global _newest
-    start, ticks = _START
-    elapsed = timedelta(seconds=time.monotonic() - ticks)
-    _newest = max(_newest, datetime.now(UTC), start + elapsed)
-    return _newest
+    ticks, start = _START
+    return max(datetime.now(UTC), start + timedelta(seconds=time.monotonic() - ticks))
 
 
 def later_than(known: datetime) -> datetime:
